@@ -1,0 +1,110 @@
+"""From an `ImageSet` to what the network eats: shuffled, augmented in worker processes, normalised on the device."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from augment import AlbumentationsEngine, build_policy
+from config import TrainConfig
+from data import ImageSet
+from runtime import AUGMENTATION, ORDER, Runtime, available_cores, derived_seed
+
+Batch = tuple[Tensor, Tensor]  # images float32 [B,3,H,W], channels_last, normalised; labels int64 [B]; on the device
+
+
+class Normalise:
+    """uint8 images [B,3,H,W] -> float32 on `device`, channels_last, of mean 0 and deviation 1 by the data set's
+    channel statistics `mean` and `std`, in [0, 1]."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
+        self.device = device
+        self.shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
+        self.factor = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return (images - self.shift) * self.factor
+
+
+class TrainBatches:
+    """The training images of any epoch, in batches of `config.batch_size`, the last one what is left.
+
+    Order and augmentation follow from (seed, epoch, position in the epoch's order) alone: neither the number
+    of workers nor a resume changes what the network sees.
+    """
+
+    def __init__(
+        self, images: ImageSet, config: TrainConfig, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
+    ):
+        self.images = len(images)
+        self.device = runtime.device
+        self.normalise = Normalise(mean, std, runtime.device)
+        self.workers = min(4, available_cores()) if config.num_workers is None else config.num_workers
+        self.order = _EpochOrder(len(images), config.batch_size, config.seed)
+        engine = AlbumentationsEngine(build_policy(config.augment), mean)
+        self.loader = DataLoader(
+            _AugmentedBatches(images, engine, config.seed),
+            batch_size=None,  # the data set hands out whole batches
+            sampler=self.order,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=runtime.device.type == "cuda",
+            generator=torch.Generator(),  # or each epoch would draw from the global one
+        )
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of `epoch`, counted from 1."""
+        self.order.epoch = epoch
+        for images, labels in self.loader:
+            yield self.normalise(images), labels.to(self.device, non_blocking=True)
+
+
+class _EpochOrder(Sampler):
+    """Yields, batch by batch, (epoch, place of the batch's first image in the epoch's order, image indices [B])."""
+
+    def __init__(self, images: int, batch_size: int, seed: int):
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
+        order = torch.randperm(self.images, generator=generator)
+        for first in range(0, self.images, self.batch_size):
+            yield self.epoch, first, order[first : first + self.batch_size]
+
+
+class _AugmentedBatches(Dataset):
+    """What a worker does: (epoch, place, indices) -> augmented uint8 images [B,3,32,32] and their labels."""
+
+    def __init__(self, images: ImageSet, engine: AlbumentationsEngine, seed: int):
+        self.images, self.engine, self.seed = images, engine, seed
+
+    def __getitem__(self, key: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
+        epoch, first, chosen = key
+        images = self.images.images[chosen].numpy()
+        augmented = self.engine(images, self.seed, epoch, AUGMENTATION, first)
+        return torch.from_numpy(augmented), self.images.labels[chosen]
+
+
+class EvalBatches:
+    """All images of a set, once, in order and unchanged but for the normalisation; iterable any number of times."""
+
+    def __init__(
+        self, images: ImageSet, batch_size: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+    ):
+        self.set, self.batch_size, self.device = images, batch_size, device
+        self.normalise = Normalise(mean, std, device)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = (self.set.images.split(self.batch_size), self.set.labels.split(self.batch_size))
+        for images, labels in zip(*parts, strict=True):
+            yield self.normalise(images), labels.to(self.device)

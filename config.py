@@ -1,0 +1,231 @@
+"""Every setting of a run, once: name, type, default, range, group and help.
+
+The command line, the validation, the copy kept in a snapshot and the README's table of flags are all
+derived from `TrainConfig`. `python config.py` prints that table.
+"""
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class UserError(Exception):
+    """The request was wrong (flags, files, data): one line for the user, who can put it right. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """The request was right and the run failed all the same: one line for the user. Exit code 1."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of numbers in the usual notation: `Interval("[0, 1)")` holds 0 and not 1."""
+
+    text: str
+
+    def __contains__(self, number: float) -> bool:
+        low, high = (float(end) for end in self.text[1:-1].split(","))
+        above = number >= low if self.text[0] == "[" else number > low
+        below = number <= high if self.text[-1] == "]" else number < high
+        return above and below
+
+
+GROUPS = {
+    "data": "data",
+    "augmentation": "augmentation",
+    "recipe": "training recipe",
+    "precision": "precision and speed",
+    "evaluation": "evaluation and figures",
+    "snapshots": "snapshots",
+    "output": "where things go",
+}
+
+
+def _flag(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    within: str | None = None,
+    choices: Sequence[str] | None = None,
+    unset: str | None = None,
+) -> Any:
+    """A field of `TrainConfig`. `unset` says in words what a default of None stands for."""
+    meta = {
+        "group": group,
+        "help": help,
+        "within": Interval(within) if within else None,
+        "choices": choices,
+        "unset": unset,
+    }
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The validated, immutable settings of one run; each field is the command-line flag of the same name.
+
+    Raises `UserError` when built from a value of the wrong type or outside its range.
+    """
+
+    # fmt: off
+    dataset: str = _flag("cifar10", "data", "cifar10 (downloaded once), folder (train/<class>/*, test/<class>/*) or digits (ships with scikit-learn)", choices=("cifar10", "folder", "digits"))
+    data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder")
+    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own")
+    limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
+    limit_test: int = _flag(0, "data", "the same for the test images; 0: all", within="[0, inf)")
+    val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated every epoch", within="[0, 1)")
+    num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores")
+
+    augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
+    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off")
+
+    epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]")
+    batch_size: int = _flag(512, "recipe", "images a step", within="[1, 1000000]")
+    lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
+    min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; cosine in between, stepped per batch", within="[0, inf)")
+    warmup_epochs: int = _flag(0, "recipe", "epochs of linear warm-up before the cosine", within="[0, 1000000]")
+    momentum: float = _flag(0.9, "recipe", "Nesterov momentum of SGD; 0: plain SGD", within="[0, 1)")
+    weight_decay: float = _flag(5e-4, "recipe", "L2 penalty on all parameters", within="[0, inf)")
+    max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
+    dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")
+    seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
+    deterministic: bool = _flag(False, "recipe", "deterministic algorithms only: the same figures every time on one machine, slower on CUDA")
+
+    amp: bool = _flag(False, "precision", "mixed precision: autocast in --amp_dtype")
+    amp_dtype: str = _flag("auto", "precision", "auto: bf16, or fp16 on CUDA devices without it; fp16 scales the loss and needs CUDA", choices=("auto", "bf16", "fp16"))
+    device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
+    keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held")
+
+    select: str = _flag("last", "evaluation", "which model the report describes; best keeps best_model.pth as --save_best does", choices=("last", "best"))
+    plot_training: bool = _flag(True, "evaluation", "draw training_curves.png and learning_rate_schedule.png")
+    plot_evaluation: bool = _flag(True, "evaluation", "draw confusion_matrix.png and class_metrics.png")
+    plot_freq: int = _flag(50, "evaluation", "epochs between redrawings of the curves during the run; 0: only at the end", within="[0, 1000000]")
+
+    save_best: bool = _flag(False, "snapshots", "keep best_model.pth, replaced only when the accuracy improves")
+    snapshot_freq: int = _flag(5, "snapshots", "epochs between numbered snapshots (last.pth is written every epoch); 0: none", within="[0, 1000000]")
+    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off")
+
+    log_dir: str = _flag("./log", "output", "log and history of each run")
+    snapshot_dir: str = _flag("./snapshots_complete", "output", "snapshots")
+    plot_dir: str = _flag("./plots_complete", "output", "figures, metrics.json and classification_report.txt")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            _check(spec, getattr(self, spec.name))
+        if self.min_lr > self.lr:
+            raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; lower it"
+            )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether best_model.pth is kept: asked for, or needed by the report."""
+        return self.save_best or self.select == "best"
+
+
+def _check(spec: dataclasses.Field, value: Any) -> None:
+    """Raises `UserError` unless `value` fits the field's type, choices and range."""
+    if value is None and spec.default is None:
+        return
+    kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
+    fits = type(value) in kinds or (float in kinds and type(value) is int)
+    if not fits:
+        raise UserError(f"--{spec.name} {value!r} is not of type {kinds[0].__name__}")
+    if spec.metadata["choices"] and value not in spec.metadata["choices"]:
+        raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}")
+    within = spec.metadata["within"]
+    if within and not (math.isfinite(value) and value in within):
+        raise UserError(f"--{spec.name} {value:g} is out of range; it must be a finite number in {within.text}")
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise UserError(f"--{spec.name} is empty or holds a null character; give it a value or leave it out")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong request raises `UserError` instead of printing a usage text and leaving."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags `names` of `TrainConfig`, in their groups.
+
+    With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
+    given over settings from elsewhere (a snapshot).
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    wanted = set(names)
+    for key, title in GROUPS.items():
+        specs = [f for f in dataclasses.fields(TrainConfig) if f.metadata["group"] == key and f.name in wanted]
+        group = parser.add_argument_group(title) if specs else None
+        for spec in specs:
+            _add_flag(group, spec, defaults)
+    return parser
+
+
+def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
+    default = spec.default if defaults else argparse.SUPPRESS
+    text = spec.metadata["help"].replace("%", "%%")
+    if spec.metadata["unset"] and defaults:
+        text += f" (default: {spec.metadata['unset']})"
+        default = argparse.SUPPRESS
+    if spec.type is bool:
+        group.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+        return
+    kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
+    kind = kinds[0]
+    metavar = {int: "N", float: "X", str: "NAME" if spec.name == "dataset_name" else "PATH"}[kind]
+    if spec.metadata["choices"]:
+        metavar = "|".join(spec.metadata["choices"])
+    group.add_argument(f"--{spec.name}", type=kind, default=default, metavar=metavar, help=text)
+
+
+def parse_config(argv: Sequence[str], description: str) -> TrainConfig:
+    """The settings that a command line asks for. Raises `UserError`; `--help` prints and leaves with 0."""
+    names = [spec.name for spec in dataclasses.fields(TrainConfig)]
+    return TrainConfig(**vars(build_parser(description, names).parse_args(argv)))
+
+
+def changed_settings(before: TrainConfig, now: TrainConfig) -> str:
+    """What differs between two settings, in words; empty where nothing does."""
+    pairs = [(spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in dataclasses.fields(now)]
+    return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+
+
+def config_from_dict(settings: dict[str, Any]) -> TrainConfig:
+    """The settings kept in a snapshot; names that this version does not know are left out."""
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in settings.items() if name in known})
+
+
+def flags_table() -> str:
+    """All flags as a Markdown table, for the README."""
+    rows = ["| flag | default | range | meaning |", "|---|---|---|---|"]
+    for key, title in GROUPS.items():
+        rows.append(f"| **{title}** | | | |")
+        for spec in dataclasses.fields(TrainConfig):
+            meta = spec.metadata
+            if meta["group"] != key:
+                continue
+            within = meta["within"].text if meta["within"] else " ".join(meta["choices"] or ())
+            default = meta["unset"] or ("on" if spec.default is True else "off" if spec.default is False else spec.default)
+            name = f"--{spec.name}` / `--no-{spec.name}" if spec.type is bool else f"--{spec.name}"
+            rows.append(f"| `{name}` | {default} | {within} | {meta['help']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(flags_table())

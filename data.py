@@ -1,0 +1,277 @@
+"""Finding, fetching, checking and reading images: every data set becomes uint8 arrays in memory, once."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision import datasets
+from tqdm import tqdm
+
+from config import TrainConfig, UserError
+from runtime import write_atomically
+
+SIZE = 32  # pixels: height and width of every image
+SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+CACHE_NAME = ".cifarnet_32x32.npz"
+
+# Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 [N,3,32,32], their labels int64 [N], and the names that the labels count."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: np.ndarray) -> "ImageSet":
+        """The part at the indices (or where the mask) `chosen` is true, in order."""
+        where = torch.from_numpy(chosen)
+        return ImageSet(self.images[where], self.labels[where], self.classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on, selects by and reports on, and the channel statistics to normalise with, in [0, 1]."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_splits(config: TrainConfig, say: Callable[[str], None]) -> Splits:
+    """Reads the data set that `config` names, fetching it first where that is possible.
+
+    `say` is told once about what the user should know. Raises `UserError` for anything that keeps the images
+    from being read, or that does not fit together.
+    """
+    if config.dataset == "cifar10":
+        train, test = _read_cifar10(Path(config.data_dir), say)
+    elif config.dataset == "folder":
+        train, test = _read_folder(Path(config.data_dir), say)
+    else:
+        train, test = _read_digits()
+    train = limited(train, config.limit_train, "--limit_train")
+    test = limited(test, config.limit_test, "--limit_test")
+    train, val = hold_back(train, config.val_fraction)
+    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if config.dataset == "cifar10" else channel_statistics(train.images)
+    own_names = {"cifar10": "CIFAR-10", "digits": "digits", "folder": Path(config.data_dir).resolve().name}
+    return Splits(config.dataset_name or own_names[config.dataset], train, val, test, mean, std)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images [N,3,H,W], in [0, 1]; no deviation is 0."""
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()  # [3,256]
+    share = counts / counts.sum(dim=1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ values
+    std = (share @ values**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _rank_in_class(labels: Tensor) -> np.ndarray:
+    """For each image its place, int64 [N], in a fixed random order of the images of its class."""
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
+    sizes = np.bincount(labels.numpy())
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[by_class] = np.concatenate([np.arange(size) for size in sizes])
+    return ranks
+
+
+def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
+    """A fixed part of `limit` images, as many of each class as there are of every other; all for 0.
+
+    Raises `UserError`, which names `flag`, for fewer images than classes.
+    """
+    if limit == 0 or limit >= len(images):
+        return images
+    if limit < len(images.classes):
+        raise UserError(f"{flag} {limit} is fewer than the {len(images.classes)} classes; take one image each at least")
+    order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
+    return images.take(np.sort(order[:limit]))
+
+
+def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
+    """(the rest, `fraction` of each class, rounded down); (all, None) for 0. Raises `UserError` where that is none."""
+    if fraction == 0:
+        return images, None
+    sizes = np.bincount(images.labels.numpy(), minlength=len(images.classes))
+    held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
+    if not held.any():
+        raise UserError(f"--val_fraction {fraction:g} holds back no image of classes this small; raise it")
+    return images.take(~held), images.take(held)
+
+
+# --- digits ---------------------------------------------------------------------------------------------------
+
+
+def _read_digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's 1,797 handwritten digits, 8x8 with values 0 to 16, as 32x32 RGB; a fifth is for testing."""
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images).float().mul_(255 / 16)[:, None]  # [N,1,8,8]
+    grey = torch.nn.functional.interpolate(grey, (SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
+    images = grey.expand(-1, 3, -1, -1).contiguous()
+    digits = ImageSet(images, torch.from_numpy(bunch.target).long(), tuple(str(d) for d in range(10)))
+    train, test = hold_back(digits, 0.2)
+    return train, test
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------------------
+
+
+def _read_cifar10(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+    """torchvision's CIFAR-10 under `root`, downloaded and verified where it is not there yet."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--data_dir {root} is a file; name a directory")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # torchvision sets none: a silent server would hold the run for ever
+    try:
+        try:
+            parts = [datasets.CIFAR10(root, train=train) for train in (True, False)]
+        except RuntimeError:  # not there, or its checksums do not match
+            say(f"downloading CIFAR-10 (170 MB) to {root}")
+            parts = [datasets.CIFAR10(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as problem:
+        raise UserError(
+            f"cannot get CIFAR-10 into {root} ({_one_line(problem)}); put {datasets.CIFAR10.filename} from "
+            f"{datasets.CIFAR10.url} there by hand, or try --dataset digits, which needs no network"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    sets = []
+    for part in parts:
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        sets.append(ImageSet(images, torch.tensor(part.targets), tuple(part.classes)))
+    return sets[0], sets[1]
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(str(problem).split()) or type(problem).__name__
+
+
+# --- folders --------------------------------------------------------------------------------------------------
+
+
+def _read_folder(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+    """`root`/train/<class>/* and `root`/test/<class>/*, decoded once and kept beside them in one file."""
+    classes, files = _list_folder(root)
+    listing = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path, _, _ in files]
+    fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    cache = root / CACHE_NAME
+    images = _load_decoded(cache, fingerprint, len(files))
+    if images is None:
+        images = _decode_all([path for path, _, _ in files], say)
+        try:
+            write_atomically(cache, lambda file: np.savez(file, images=images, fingerprint=np.array(fingerprint)))
+        except OSError as problem:
+            say(f"decoded images are kept in memory only: {cache} cannot be written ({problem.strerror})")
+    pixels = torch.from_numpy(images)
+    labels = torch.tensor([label for _, _, label in files])
+    is_test = np.array([split == "test" for _, split, _ in files])
+    both = ImageSet(pixels, labels, classes)
+    return both.take(~is_test), both.take(is_test)
+
+
+def _list_folder(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
+    """The classes, and (path, "train" or "test", label) of every image, in a fixed order.
+
+    Raises `UserError` for what is missing, empty or does not fit together.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory")
+    classes: tuple[str, ...] = ()
+    files = []
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
+        found = sorted(d.name for d in (root / split).iterdir() if d.is_dir() and not d.name.startswith("."))
+        if split == "train":
+            classes = tuple(found)
+            if len(classes) < 2:
+                raise UserError(f"{root / split} has {len(classes)} class folders; two are needed at least")
+        strange = sorted(set(found) - set(classes))
+        if strange or not found:
+            what = f"has the class {strange[0]!r}, which train lacks" if strange else "has no class folders"
+            raise UserError(f"{root / split} {what}; rename or remove it, or add what is missing")
+        for name in found:
+            paths = [p for p in (root / split / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+            paths = sorted(p for p in paths if not p.name.startswith("."))
+            if not paths:
+                raise UserError(f"{root / split / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            files += [(path, split, classes.index(name)) for path in paths]
+    return classes, files
+
+
+def _load_decoded(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
+    """The decoded images uint8 [count,3,32,32], or None where they are missing, damaged or of another tree."""
+    # OSError: missing or unreadable; ValueError, KeyError: no such arrays; the rest: a damaged archive
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with np.load(cache, allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) == fingerprint:
+                images = kept["images"]
+                if images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8:
+                    return images
+    return None
+
+
+def _decode_all(paths: list[Path], say: Callable[[str], None]) -> np.ndarray:
+    images = np.empty((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
+    resized = 0
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(read_image, paths)
+        try:
+            for i, (pixels, original_size) in enumerate(tqdm(decoded, "decoding", len(paths), leave=False, disable=None)):
+                images[i] = pixels
+                resized += original_size != (SIZE, SIZE)
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if resized:
+        say(f"resized {resized} of {len(paths)} images to {SIZE}x{SIZE}")
+    return images
+
+
+def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image file as uint8 [3,32,32], and its own (width, height).
+
+    Its exif rotation is respected, 16-bit grey is scaled to 8 bits, what is transparent becomes black, and
+    another size is resized without regard to its proportions. Raises `UserError` naming an unreadable file.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of tags and profiles that play no part here
+            image = ImageOps.exif_transpose(image)
+            size = image.size
+            if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
+                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", size, "black"), image.convert("RGBA"))
+            image = image.convert("RGB")
+            if size != (SIZE, SIZE):
+                image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
+            return np.asarray(image).transpose(2, 0, 1), size
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as problem:
+        raise UserError(f"cannot read the image {path} ({_one_line(problem)}); repair or remove it") from None

@@ -1,0 +1,231 @@
+"""Trains CIFARNet and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import plots
+from augment import AlbumentationsEngine, build_policy
+from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config
+from data import Splits, limited, load_splits
+from evaluate import headline, load_model, report_on, write_evaluation
+from model import build_model, model_table, parameter_count
+from runtime import RunLog, Runtime, peak_memory, run_command, start, writable_directory
+from snapshots import BEST, LAST, bring_best, find_newest, load, move_aside, numbered, save
+from train import Trainer
+
+DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C."""
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(argv: list[str]) -> None:
+    config = parse_config(argv, DESCRIPTION)
+    runtime = start(config)
+    if config.preview_augment:
+        _preview(config)
+        return
+    log_dir, snapshot_dir, plot_dir = (
+        writable_directory(getattr(config, flag), f"--{flag}") for flag in ("log_dir", "snapshot_dir", "plot_dir")
+    )
+    with RunLog(log_dir) as log:
+        log.line(f"python main.py {shlex.join(argv)}")
+        splits = load_splits(config, log.line)
+        _check_sizes(config, splits)
+        model = build_model(config, len(splits.train.classes))
+        trainer = Trainer(model, splits, config, runtime)
+        _describe(log, config, runtime, splits, trainer)
+        recorder = Recorder(trainer, log, snapshot_dir, plot_dir)
+        source = _resume(trainer, log, snapshot_dir)
+        for row in trainer.history:
+            log.row(row)
+        try:
+            trainer.fit(recorder.on_epoch_end)
+        except KeyboardInterrupt:
+            log.line(f"interrupted after epoch {trainer.epoch}; go on with:")
+            log.line(f"  python main.py {shlex.join([*argv, '--resume', 'auto'])}")
+            raise
+        recorder.finish(source)
+
+
+def _check_sizes(config: TrainConfig, splits: Splits) -> None:
+    if config.batch_size > len(splits.train):
+        raise UserError(f"--batch_size {config.batch_size} is larger than the training set of {len(splits.train)}; lower it")
+
+
+def _preview(config: TrainConfig) -> None:
+    """Draws eight training images, and eight augmented versions of each, as the first epochs would see them."""
+    path = Path(config.preview_augment)
+    splits = load_splits(config, print)
+    images = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment").images[:8].numpy()
+    engine = AlbumentationsEngine(build_policy(config.augment), splits.mean)
+    versions = [engine(images, config.seed, epoch) for epoch in range(1, 9)]
+    try:
+        plots.augmentations(images, versions, path)
+    except OSError as problem:
+        raise UserError(f"--preview_augment {path}: cannot write there ({problem.strerror}); name another file") from None
+    print(f"written to {path}")
+
+
+def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer) -> None:
+    """What the log opens with: settings, versions, device, data set, model."""
+    settings = dataclasses.asdict(config).items()
+    log.line("settings: " + ", ".join(f"{name}={value}" for name, value in settings))
+    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
+    log.line(f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
+    precision = str(runtime.amp_dtype or torch.float32).removeprefix("torch.")
+    log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {precision}, "
+             f"{trainer.batches.workers} workers")  # fmt: skip
+    if runtime.keeps_memory:
+        log.line("memory: freed activations stay inside the process; --no-keep_memory gives them back, and is slower")
+    val = f", {len(splits.val)} validation" if splits.val is not None else ""
+    mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
+    log.line(f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
+             f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}")  # fmt: skip
+    if splits.val is None:
+        log.line("selection: no validation images (--val_fraction 0), the test set is evaluated every epoch")
+    log.line(model_table(trainer.model))
+    count = parameter_count(trainer.model)
+    log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
+
+
+def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
+    """Goes on from the snapshot that --resume names, if any, and makes room for this run's own.
+
+    Returns the snapshot gone on from. Raises `UserError` where it does not fit.
+    """
+    config, source = trainer.config, None
+    if config.resume == "auto":
+        source, passed_over = find_newest(snapshot_dir)
+        for why in passed_over:
+            log.line(f"passed over: {why}")
+        if source is None:
+            log.line(f"nothing to resume in {snapshot_dir}: starting anew")
+    elif config.resume:
+        source = Path(config.resume)
+    in_place = False
+    if source is not None:
+        state = load(source)
+        trainer.load_state(state)
+        in_place = source.resolve().parent == snapshot_dir.resolve()
+        changes = changed_settings(dataclasses.replace(config_from_dict(state.config), resume=config.resume), config)
+        log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+        if state.epoch >= config.epochs:
+            log.line(f"the run of {config.epochs} epochs is finished: evaluating only")
+            return source
+    moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0)
+    if moved:
+        log.line(f"moved the snapshots of an earlier run to {moved}")
+    if source is not None and config.keeps_best and trainer.best_epoch:
+        if not bring_best(source, snapshot_dir, trainer.epoch):
+            log.line(f"there is no {BEST} of epoch {trainer.best_epoch} beside {source}: the best is sought anew")
+            trainer.best_accuracy, trainer.best_epoch = 0.0, 0
+    return source
+
+
+class Recorder:
+    """Keeps what a run leaves behind: log lines, history, snapshots, figures."""
+
+    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path):
+        self.trainer, self.log, self.snapshot_dir, self.plot_dir = trainer, log, snapshot_dir, plot_dir
+        self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
+        self.started = time.perf_counter()
+        self.epochs_here = 0
+        self.unsaved: set[str] = set()
+
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
+        """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
+        epoch, config = row["epoch"], self.config
+        if config.keeps_best and self.trainer.best_epoch == epoch:
+            self._save(self.snapshot_dir / BEST)
+        if config.snapshot_freq and epoch % config.snapshot_freq == 0:
+            self._save(numbered(self.snapshot_dir, epoch))
+        self._save(self.snapshot_dir / LAST)
+        self.log.row(row)
+        self.epochs_here += 1
+        self.log.line(self._epoch_line(row))
+        if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
+            self._draw_training()
+
+    def _save(self, path: Path) -> None:
+        try:
+            save(self.trainer.state(), path)
+            self.unsaved.discard(path.name)
+        except OSError as problem:
+            self.unsaved.add(path.name)
+            self.log.line(f"warning: {path} could not be written ({problem.strerror}); the former one is kept")
+
+    def _epoch_line(self, row: dict[str, Any]) -> str:
+        held_out = "test" if row["val_loss"] is None else "val"
+        left = (time.perf_counter() - self.started) / self.epochs_here * (self.config.epochs - row["epoch"])
+        parts = [
+            f"epoch {row['epoch']}/{self.config.epochs}",
+            f"lr {row['lr']:.3g}",
+            f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
+            f"{held_out} {row[f'{held_out}_loss']:.4f} {row[f'{held_out}_accuracy']:.2%}",
+            f"{row['seconds']:.1f} s",
+            f"{row['images_per_second']:.0f} img/s",
+            f"data wait {row['data_wait']:.1%}",
+            f"grad norm {row['grad_norm']:.2f}, {row['clipped']:.0%} clipped",
+            f"best {self.trainer.best_accuracy:.2%} ({self.trainer.best_epoch})",
+            f"left {_clock(left)}",
+        ]
+        if row["skipped_steps"]:
+            parts.insert(-2, f"{row['skipped_steps']} steps skipped by the fp16 scaler")
+        return " | ".join(parts)
+
+    def _draw_training(self) -> None:
+        if not self.config.plot_training or not self.trainer.history:
+            return
+        trainer, epochs = self.trainer, self.config.epochs
+        title = f"{self.splits.name}: epoch {trainer.epoch} of {epochs}"
+        try:
+            plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png")
+            plots.learning_rate_schedule(
+                trainer.rate, trainer.total_steps, epochs, trainer.epoch, self.plot_dir / "learning_rate_schedule.png"
+            )
+        except OSError as problem:
+            self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
+
+    def finish(self, source: Path | None) -> None:
+        """The report on the finished run, `source` being the snapshot it went on from.
+
+        Raises `RunError` where a snapshot or the report could not be written.
+        """
+        self._draw_training()
+        at_end = self.snapshot_dir / LAST if self.epochs_here or source is None else source
+        last = report_on(self.trainer.model, self.trainer.state(), self.splits, at_end, self.config, self.runtime)
+        best, best_path = None, at_end.parent / BEST
+        if self.config.keeps_best and best_path.exists():
+            model, state = load_model(best_path, self.splits, self.config, self.runtime)
+            best = report_on(model, state, self.splits, best_path, self.config, self.runtime)
+        chosen = best if self.config.select == "best" and best else last
+        write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
+        for name, report in (("last", last), ("best", best)):
+            if report:
+                self.log.line(f"{name} model, epoch {report.epoch}: top-1 {report.top1:.2%}, top-3 {report.top3:.2%}, "
+                              f"top-5 {report.top5:.2%}, macro F1 {report.macro['f1']:.4f}, loss {report.loss:.4f}")  # fmt: skip
+        self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
+        self.log.line(f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}")
+        if self.unsaved:
+            raise RunError(f"{', '.join(sorted(self.unsaved))} could not be written to {self.snapshot_dir}; see the log")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

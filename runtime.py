@@ -1,0 +1,251 @@
+"""What the process needs before any tensor exists: allocator, threads, device, seeds; and where it writes."""
+
+import contextlib
+import csv
+import ctypes
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config import TrainConfig, UserError
+
+
+# What a random draw is for: `derived_seed(seed, epoch, purpose, ...)` keeps one purpose's draws from another's.
+INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how tensors are computed."""
+
+    device: torch.device
+    device_name: str
+    amp_dtype: torch.dtype | None  # None: no autocast
+    threads: int
+    keeps_memory: bool  # freed activations stay inside the process
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context that forward passes run in."""
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+
+def start(config: TrainConfig) -> Runtime:
+    """Sets the process up for `config`. Call it before the first tensor.
+
+    Raises `UserError` for a device that is not there, or a precision that it does not have.
+    """
+    device = _pick_device(config.device)
+    keeps_memory = config.keep_memory and device.type == "cpu" and _keep_freed_memory()
+    threads = available_cores()
+    torch.set_num_threads(threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; no effect on the CPU's float32
+    torch.backends.cudnn.allow_tf32 = True
+    torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return Runtime(device, name, _pick_amp_dtype(config, device), threads, keeps_memory)
+
+
+def _pick_device(name: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, usable in there.items() if usable))
+    if not there[name]:
+        usable = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise UserError(f"--device {name}: there is no such device here; usable: {usable}")
+    return torch.device(name)
+
+
+def _pick_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    if config.amp_dtype == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp_dtype fp16 needs CUDA, and the device is {device.type}; use bf16")
+    if not config.amp:
+        return None
+    if config.amp_dtype == "fp16" or (
+        config.amp_dtype == "auto" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    ):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def available_cores() -> int:
+    """The cores that this process may use, by its affinity and its cgroup's quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # "max 100000" without a quota
+        cores = min(cores, round(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def _keep_freed_memory() -> bool:
+    """Tells glibc not to hand large freed blocks back to the kernel; False where the C library is another.
+
+    A training step frees and allocates gigabytes of activations. By default glibc maps each of them anew,
+    and the kernel zeroes every page again: most of a step's time on the CPU.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def derived_seed(*parts: int) -> int:
+    """A 63-bit seed from whole numbers in [0, 2**32); different parts, their number included, give independent seeds."""
+    words = (len(parts), *parts)  # SeedSequence takes (1,) and (1, 0) for the same
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's generators, for `set_random_state`."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts back what `random_state` read; another number of CUDA devices is left as it is."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def writable_directory(path: str | Path, flag: str) -> Path:
+    """`path` as a directory that exists and takes new files. Raises `UserError` that names `flag`."""
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as problem:
+        raise UserError(f"{flag} {path}: cannot write there ({problem.strerror}); choose another directory") from None
+    return directory
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Has `write` fill a file beside `path`, flushes it to disk and renames it to `path`.
+
+    Whatever happens, `path` holds either its former content or all of the new. Raises `OSError`.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class RunLog:
+    """The log file of one run, its CSV history beside it, and the terminal.
+
+    Each line reaches the file at once, so that `tail -f` follows it; the terminal gets the same lines,
+    without disturbing a progress bar.
+    """
+
+    def __init__(self, directory: Path):
+        self.path, self._file = _new_log_file(directory)
+        self._csv: TextIO | None = None
+        self._failed = False
+
+    def line(self, text: str) -> None:
+        """Writes `text`, one line or several, to the log and the terminal."""
+        tqdm.write(text)
+        if "\n" not in text:
+            text = f"{time.strftime('%H:%M:%S')} {text}"
+        self._write(lambda: print(text, file=self._file, flush=True))
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Adds a row to the CSV; the first one brings its keys as the header, None becomes a blank."""
+
+        def write() -> None:
+            if self._csv is None:
+                self._csv = self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8")
+                csv.writer(self._csv).writerow(row)
+            csv.writer(self._csv).writerow(row.values())
+            self._csv.flush()
+
+        self._write(write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """A log that cannot be written (a full disk) is told once and does not end the run."""
+        try:
+            write()
+        except OSError as problem:
+            if not self._failed:
+                tqdm.write(f"warning: the log cannot be written ({problem.strerror}); the run goes on", sys.stderr)
+            self._failed = True
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None) -> None:
+        if problem is not None:  # the terminal hears of it from `run_command`, or by a traceback
+            what = f"error: {problem}" if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
+            self._write(lambda: print(what, file=self._file))
+        for file in (self._file, self._csv):
+            if file:
+                self._write(file.close)
+
+
+def _new_log_file(directory: Path) -> tuple[Path, TextIO]:
+    while True:
+        path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"
+        try:
+            return path, path.open("x", encoding="utf-8", buffering=1)
+        except FileExistsError:  # another run started within this second
+            time.sleep(0.1)
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs `command` and returns its exit code; an error of the user's or the run's becomes one line on stderr."""
+    try:
+        command()
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,135 @@
+"""Saving, finding, checking and loading snapshots, and keeping those of earlier runs."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import shutil
+import time
+import typing
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import UserError
+from runtime import write_atomically
+
+LAST, BEST = "last.pth", "best_model.pth"
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on after `epoch` finished epochs, and all that an evaluation needs."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any]
+    epoch: int
+    best_accuracy: float  # of the epochs so far, in [0, 1], by validation images where there are any, else by test
+    best_epoch: int  # 0: none yet
+    history: list[dict[str, Any]]  # a row an epoch
+    config: dict[str, Any]
+    random_state: dict[str, Any]
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    dataset: str
+
+
+def numbered(directory: Path, epoch: int) -> Path:
+    """The path of the numbered snapshot of `epoch`."""
+    return directory / f"snapshot_epoch_{epoch:04d}.pth"
+
+
+def save(state: TrainState, path: Path) -> None:
+    """Writes `state` to `path`, whole or not at all. Raises `OSError`."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    buffer = io.BytesIO()  # torch turns the error of a failing disk into one that does not name its cause
+    torch.save(fields, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load(path: Path) -> TrainState:
+    """Reads the snapshot `path`, onto the CPU. Raises `UserError` for anything that is none.
+
+    Only tensors and plain values are read: a pickle that would run code is refused.
+    """
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "is not there"
+        raise UserError(f"the snapshot {path} {what}; name a .pth file that a run wrote")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of foreign files is said below in one line
+            fields = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # a damaged or crafted file can raise anything
+        if "unsupported global" in str(problem).lower():
+            raise UserError(f"{path} is refused: it holds code, not only data; use a snapshot that a run wrote") from None
+        raise UserError(f"{path} is truncated, damaged or no snapshot; use another one") from None
+    for field in dataclasses.fields(TrainState):
+        kind = typing.get_origin(field.type) or field.type
+        if not isinstance(fields, dict) or not isinstance(fields.get(field.name), kind):
+            raise UserError(f"{path} is no CIFARNet snapshot: it has no {field.name!r} as a run writes it")
+    return TrainState(**{field.name: fields[field.name] for field in dataclasses.fields(TrainState)})
+
+
+def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
+    """The intact snapshot of the highest epoch in `directory` (None: there is none), and why others were passed over."""
+    passed_over, newest, newest_epoch = [], None, -1
+    for path in [directory / LAST, *sorted(directory.glob("snapshot_epoch_*.pth"))]:
+        if path.exists():
+            try:
+                epoch = load(path).epoch
+            except UserError as problem:
+                passed_over.append(str(problem))
+                continue
+            if epoch > newest_epoch:
+                newest, newest_epoch = path, epoch
+    return newest, passed_over
+
+
+def move_aside(directory: Path, keep_up_to: int) -> Path | None:
+    """Moves the snapshots of later epochs than `keep_up_to` into a new dated subfolder, and returns that.
+
+    None where there was nothing to move. An unreadable snapshot is moved too: nothing is overwritten.
+    Raises `OSError`.
+    """
+    later = []
+    for path in sorted(directory.glob("*.pth")):
+        number = re.fullmatch(r"snapshot_epoch_(\d+)\.pth", path.name)
+        epoch = int(number[1]) if number else _epoch_of(path)
+        if keep_up_to == 0 or epoch is None or epoch > keep_up_to:
+            later.append(path)
+    if not later:
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        folder = directory / (f"before_{stamp}" + (f"-{attempt}" if attempt else ""))
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    for path in later:
+        os.replace(path, folder / path.name)
+    return folder
+
+
+def _epoch_of(path: Path) -> int | None:
+    try:
+        return load(path).epoch
+    except UserError:
+        return None
+
+
+def bring_best(source: Path, directory: Path, epoch: int) -> bool:
+    """Whether best_model.pth of an epoch up to `epoch` is in `directory`, copied from beside `source` if need be."""
+    for place in (directory, source.parent):
+        best = place / BEST
+        if best.exists() and (_epoch_of(best) or epoch + 1) <= epoch:
+            if place != directory:
+                write_atomically(directory / BEST, lambda file, best=best: shutil.copyfileobj(best.open("rb"), file))
+            return True
+    return False
