@@ -51,7 +51,7 @@ class AlbumentationsEngine:
     `mean` is the data set's, of each channel, in [0, 1].
     """
 
-    def __init__(self, policy: Policy, mean: tuple[float, float, float]):
+    def __init__(self, policy: Policy, mean: tuple[float, float, float]) -> None:
         self.transforms = _albumentations(policy, tuple(round(255 * m) for m in mean))
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:

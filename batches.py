@@ -18,7 +18,7 @@ class Normalise:
     """uint8 images [B,3,H,W] -> float32 on `device`, channels_last, of mean 0 and deviation 1 by the data set's
     channel statistics `mean` and `std`, in [0, 1]."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         self.device = device
         self.shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
         self.factor = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
@@ -37,7 +37,7 @@ class TrainBatches:
 
     def __init__(
         self, images: ImageSet, config: TrainConfig, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
-    ):
+    ) -> None:
         self.images = len(images)
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
@@ -68,7 +68,7 @@ class TrainBatches:
 class _EpochOrder(Sampler):
     """Yields, batch by batch, (epoch, place of the batch's first image in the epoch's order, image indices [B])."""
 
-    def __init__(self, images: int, batch_size: int, seed: int):
+    def __init__(self, images: int, batch_size: int, seed: int) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.epoch = 1
 
@@ -85,7 +85,7 @@ class _EpochOrder(Sampler):
 class _AugmentedBatches(Dataset):
     """What a worker does: (epoch, place, indices) -> augmented uint8 images [B,3,32,32] and their labels."""
 
-    def __init__(self, images: ImageSet, engine: AlbumentationsEngine, seed: int):
+    def __init__(self, images: ImageSet, engine: AlbumentationsEngine, seed: int) -> None:
         self.images, self.engine, self.seed = images, engine, seed
 
     def __getitem__(self, key: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class EvalBatches:
 
     def __init__(
         self, images: ImageSet, batch_size: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
-    ):
+    ) -> None:
         self.set, self.batch_size, self.device = images, batch_size, device
         self.normalise = Normalise(mean, std, device)
 

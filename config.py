@@ -166,7 +166,9 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
     With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
     given over settings from elsewhere (a snapshot).
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     wanted = set(names)
     for key, title in GROUPS.items():
         specs = [f for f in dataclasses.fields(TrainConfig) if f.metadata["group"] == key and f.name in wanted]
@@ -221,7 +223,9 @@ def flags_table() -> str:
             if meta["group"] != key:
                 continue
             within = meta["within"].text if meta["within"] else " ".join(meta["choices"] or ())
-            default = meta["unset"] or ("on" if spec.default is True else "off" if spec.default is False else spec.default)
+            default = meta["unset"] or (
+                "on" if spec.default is True else "off" if spec.default is False else spec.default
+            )
             name = f"--{spec.name}` / `--no-{spec.name}" if spec.type is bool else f"--{spec.name}"
             rows.append(f"| `{name}` | {default} | {within} | {meta['help']} |")
     return "\n".join(rows)

@@ -26,6 +26,7 @@ SIZE = 32  # pixels: height and width of every image
 SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 CACHE_NAME = ".cifarnet_32x32.npz"
+SERVER_PATIENCE = 20  # seconds without a byte; torchvision tries twice
 
 # Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -147,7 +148,7 @@ def _read_cifar10(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, Ima
     if root.exists() and not root.is_dir():
         raise UserError(f"--data_dir {root} is a file; name a directory")
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none: a silent server would hold the run for ever
+    socket.setdefaulttimeout(SERVER_PATIENCE)  # torchvision sets none: a silent server would hold the run for ever
     try:
         try:
             parts = [datasets.CIFAR10(root, train=train) for train in (True, False)]
@@ -241,9 +242,9 @@ def _decode_all(paths: list[Path], say: Callable[[str], None]) -> np.ndarray:
     images = np.empty((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
     resized = 0
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(read_image, paths)
+        decoded = tqdm(pool.map(read_image, paths), "decoding", len(paths), leave=False, disable=None)
         try:
-            for i, (pixels, original_size) in enumerate(tqdm(decoded, "decoding", len(paths), leave=False, disable=None)):
+            for i, (pixels, original_size) in enumerate(decoded):
                 images[i] = pixels
                 resized += original_size != (SIZE, SIZE)
         except UserError:

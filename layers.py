@@ -14,7 +14,7 @@ class DepthwiseConv2d(nn.Conv2d):
     of an undilated convolution of stride 1 (`bench.py` has the figures).
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1):
+    def __init__(self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel_size - 1) // 2
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False)
 
@@ -77,7 +77,7 @@ class DepthwiseSeparableConv2d(nn.Sequential):
     """Depthwise 3x3, then pointwise 1x1, nothing in between (Howard et al. 2017, arXiv 1704.04861, without the
     inner normalisation): [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__(
             DepthwiseConv2d(in_channels, 3, stride, dilation),
             nn.Conv2d(in_channels, out_channels, 1, bias=False),

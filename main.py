@@ -61,7 +61,7 @@ def _run(argv: list[str]) -> None:
 
 def _check_sizes(config: TrainConfig, splits: Splits) -> None:
     if config.batch_size > len(splits.train):
-        raise UserError(f"--batch_size {config.batch_size} is larger than the training set of {len(splits.train)}; lower it")
+        raise UserError(f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it")
 
 
 def _preview(config: TrainConfig) -> None:
@@ -74,7 +74,7 @@ def _preview(config: TrainConfig) -> None:
     try:
         plots.augmentations(images, versions, path)
     except OSError as problem:
-        raise UserError(f"--preview_augment {path}: cannot write there ({problem.strerror}); name another file") from None
+        raise UserError(f"--preview_augment {path}: cannot write it ({problem.strerror}); name another") from None
     print(f"written to {path}")
 
 
@@ -83,7 +83,9 @@ def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits
     settings = dataclasses.asdict(config).items()
     log.line("settings: " + ", ".join(f"{name}={value}" for name, value in settings))
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
-    log.line(f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
+    log.line(
+        f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
+    )
     precision = str(runtime.amp_dtype or torch.float32).removeprefix("torch.")
     log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {precision}, "
              f"{trainer.batches.workers} workers")  # fmt: skip
@@ -124,20 +126,22 @@ def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
         if state.epoch >= config.epochs:
             log.line(f"the run of {config.epochs} epochs is finished: evaluating only")
             return source
-    moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0)
-    if moved:
-        log.line(f"moved the snapshots of an earlier run to {moved}")
-    if source is not None and config.keeps_best and trainer.best_epoch:
-        if not bring_best(source, snapshot_dir, trainer.epoch):
+    try:
+        moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0)
+        if moved:
+            log.line(f"moved the snapshots of an earlier run to {moved}")
+        if source is not None and config.keeps_best and not bring_best(source, snapshot_dir, trainer.best_epoch):
             log.line(f"there is no {BEST} of epoch {trainer.best_epoch} beside {source}: the best is sought anew")
             trainer.best_accuracy, trainer.best_epoch = 0.0, 0
+    except OSError as problem:
+        raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
     return source
 
 
 class Recorder:
     """Keeps what a run leaves behind: log lines, history, snapshots, figures."""
 
-    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path):
+    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path) -> None:
         self.trainer, self.log, self.snapshot_dir, self.plot_dir = trainer, log, snapshot_dir, plot_dir
         self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
         self.started = time.perf_counter()
@@ -217,9 +221,12 @@ class Recorder:
                 self.log.line(f"{name} model, epoch {report.epoch}: top-1 {report.top1:.2%}, top-3 {report.top3:.2%}, "
                               f"top-5 {report.top5:.2%}, macro F1 {report.macro['f1']:.4f}, loss {report.loss:.4f}")  # fmt: skip
         self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
-        self.log.line(f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}")
+        self.log.line(
+            f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"
+        )
         if self.unsaved:
-            raise RunError(f"{', '.join(sorted(self.unsaved))} could not be written to {self.snapshot_dir}; see the log")
+            names = ", ".join(sorted(self.unsaved))
+            raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
 
 
 def _clock(seconds: float) -> str:

@@ -117,6 +117,4 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
         f"{tops}loss: {report.loss:.4f}\n\n"
     )
-    write_atomically(
-        directory / "classification_report.txt", lambda file: file.write((head + report.table).encode())
-    )
+    write_atomically(directory / "classification_report.txt", lambda file: file.write((head + report.table).encode()))

@@ -15,7 +15,7 @@ from layers import DepthwiseSeparableConv2d
 class ConvBlock(nn.Module):
     """conv 3x3 -> BN -> ReLU -> spatial dropout: [B,in,H,W] -> [B,out,H,W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
@@ -30,8 +30,14 @@ class SeparableBlock(nn.Module):
     [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)]."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, dropout: float, stride: int = 1, dilation: int = 1, shortcut: bool = True
-    ):
+        self,
+        in_channels: int,
+        out_channels: int,
+        dropout: float,
+        stride: int = 1,
+        dilation: int = 1,
+        shortcut: bool = True,
+    ) -> None:
         super().__init__()
         self.conv = DepthwiseSeparableConv2d(in_channels, out_channels, stride, dilation)
         self.bn = nn.BatchNorm2d(out_channels)
@@ -55,7 +61,7 @@ class CIFARNet(nn.Module):
     The receptive field before pooling is 15x15 pixels; the pooling makes any H and W possible.
     """
 
-    def __init__(self, classes: int = 10, dropout: float = 0.1):
+    def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
         super().__init__()
         self.c1 = ConvBlock(3, 40, dropout)
         self.c2 = SeparableBlock(40, 128, dropout)

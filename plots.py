@@ -37,13 +37,13 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -
     held_out = "val" if history[-1]["val_loss"] is not None else "test"
     named = {"val": "validation", "test": "test"}[held_out]
     epochs = [row["epoch"] for row in history]
-    marker = "o" if len(epochs) < 30 else ""
+    style = {"marker": "o" if len(epochs) < 30 else "", "ms": 3}
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         values = [row[f"{held_out}_{what}"] for row in history]
-        axes.plot(epochs, [row[f"train_{what}"] for row in history], marker, ls="-", ms=3, color=TRAIN, label="train")
-        axes.plot(epochs, values, marker, ls="-", ms=3, color=TEST, label=named)
+        axes.plot(epochs, [row[f"train_{what}"] for row in history], color=TRAIN, label="train", **style)
+        axes.plot(epochs, values, color=TEST, label=named, **style)
         _epoch_axis(axes, what, epochs[-1])
         if what == "accuracy":
             best = int(np.argmax(values))
@@ -62,7 +62,9 @@ def learning_rate_schedule(rate: Callable[[int], float], steps: int, epochs: int
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(at, rates, color=TRAIN)
-    axes.fill_between(at, rates, where=at <= done, color=TRAIN, alpha=0.15, lw=0, label=f"done: {done} of {epochs} epochs")
+    axes.fill_between(
+        at, rates, where=at <= done, color=TRAIN, alpha=0.15, lw=0, label=f"done: {done} of {epochs} epochs"
+    )
     _epoch_axis(axes, f"learning rate, {rates[0]:g} to {rates[-1]:g}", epochs)
     axes.set_xlim(0, epochs)
     axes.set_ylim(0, rates.max() * 1.05)
@@ -76,7 +78,7 @@ def confusion_matrix(report: Report, path: Path) -> None:
     counts = np.array(report.confusion_matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(16, max(4.5, 1.8 + 0.46 * len(names)))
-    figure = Figure(figsize=(2 * side + 1, side + 0.8), layout="constrained")
+    figure = Figure(figsize=(2 * side + 1, side), layout="constrained")
     figure.suptitle(f"{_shortened(report.dataset, 60)}: {report.images} test images, top-1 {report.top1:.2%}")
     panels = (("images", counts, "d"), ("share of the true class", shares, ".2f"))
     for axes, (title, values, form) in zip(figure.subplots(1, 2), panels, strict=True):
@@ -87,7 +89,9 @@ def confusion_matrix(report: Report, path: Path) -> None:
         if len(names) <= 20:
             for (row, column), value in np.ndenumerate(values):
                 dark = value > 0.6 * values.max()
-                axes.text(column, row, format(value, form), ha="center", va="center", fontsize=8, color="w" if dark else "k")
+                axes.text(
+                    column, row, format(value, form), ha="center", va="center", fontsize=8, color="w" if dark else "k"
+                )
     _write(figure, path)
 
 
@@ -116,7 +120,9 @@ def class_metrics(report: Report, path: Path) -> None:
     axes.axhline(report.macro["f1"], color="k", lw=1, ls="--", label=f"macro F1 {report.macro['f1']:.4f}")
     every = -(-len(names) // 50)
     shown = [_shortened(name, 18) for name in names[::every]]
-    axes.set_xticks(at[::every], shown, rotation=30 if len(names) > 6 else 0, ha="right" if len(names) > 6 else "center")
+    axes.set_xticks(
+        at[::every], shown, rotation=30 if len(names) > 6 else 0, ha="right" if len(names) > 6 else "center"
+    )
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from config import TrainConfig, UserError
 
-
 # What a random draw is for: `derived_seed(seed, epoch, purpose, ...)` keeps one purpose's draws from another's.
 INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's cgroup, version 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def available_cores() -> int:
     """The cores that this process may use, by its affinity and its cgroup's quota, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # "max 100000" without a quota
+        quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a quota
         cores = min(cores, round(int(quota) / int(period)))
     return max(1, cores)
 
@@ -159,16 +160,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     Whatever happens, `path` holds either its former content or all of the new. Raises `OSError`.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(name, path)
+        part.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            part.unlink()
         raise
 
 
@@ -185,7 +187,7 @@ class RunLog:
     without disturbing a progress bar.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path) -> None:
         self.path, self._file = _new_log_file(directory)
         self._csv: TextIO | None = None
         self._failed = False
@@ -223,7 +225,9 @@ class RunLog:
 
     def __exit__(self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None) -> None:
         if problem is not None:  # the terminal hears of it from `run_command`, or by a traceback
-            what = f"error: {problem}" if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
+            what = (
+                f"error: {problem}" if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
+            )
             self._write(lambda: print(what, file=self._file))
         for file in (self._file, self._csv):
             if file:

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import os
-import re
-import shutil
+import math
 import time
 import typing
 import warnings
@@ -68,7 +66,9 @@ def load(path: Path) -> TrainState:
             fields = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged or crafted file can raise anything
         if "unsupported global" in str(problem).lower():
-            raise UserError(f"{path} is refused: it holds code, not only data; use a snapshot that a run wrote") from None
+            raise UserError(
+                f"{path} is refused: it holds code, not only data; use a snapshot that a run wrote"
+            ) from None
         raise UserError(f"{path} is truncated, damaged or no snapshot; use another one") from None
     for field in dataclasses.fields(TrainState):
         kind = typing.get_origin(field.type) or field.type
@@ -99,10 +99,8 @@ def move_aside(directory: Path, keep_up_to: int) -> Path | None:
     Raises `OSError`.
     """
     later = []
-    for path in sorted(directory.glob("*.pth")):
-        number = re.fullmatch(r"snapshot_epoch_(\d+)\.pth", path.name)
-        epoch = int(number[1]) if number else _epoch_of(path)
-        if keep_up_to == 0 or epoch is None or epoch > keep_up_to:
+    for path in [directory / LAST, directory / BEST, *sorted(directory.glob("snapshot_epoch_*.pth"))]:
+        if path.exists() and (keep_up_to == 0 or (_epoch_of(path) or math.inf) > keep_up_to):
             later.append(path)
     if not later:
         return None
@@ -113,7 +111,7 @@ def move_aside(directory: Path, keep_up_to: int) -> Path | None:
             folder.mkdir()
             break
     for path in later:
-        os.replace(path, folder / path.name)
+        path.replace(folder / path.name)
     return folder
 
 
@@ -125,11 +123,12 @@ def _epoch_of(path: Path) -> int | None:
 
 
 def bring_best(source: Path, directory: Path, epoch: int) -> bool:
-    """Whether best_model.pth of an epoch up to `epoch` is in `directory`, copied from beside `source` if need be."""
-    for place in (directory, source.parent):
-        best = place / BEST
-        if best.exists() and (_epoch_of(best) or epoch + 1) <= epoch:
-            if place != directory:
-                write_atomically(directory / BEST, lambda file, best=best: shutil.copyfileobj(best.open("rb"), file))
-            return True
-    return False
+    """Whether best_model.pth of epoch `epoch` is in `directory`, copied from beside `source` if need be.
+
+    Raises `OSError`.
+    """
+    place = next((p for p in (directory, source.parent) if (p / BEST).exists() and _epoch_of(p / BEST) == epoch), None)
+    if place is not None and place != directory:
+        content = (place / BEST).read_bytes()
+        write_atomically(directory / BEST, lambda file: file.write(content))
+    return place is not None

@@ -121,7 +121,7 @@ class Trainer:
     what a snapshot keeps. Accuracy and loss are those of `splits.val` where there is one, else of the test set.
     """
 
-    def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime):
+    def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
         self.model = model.to(runtime.device)
         self.splits, self.config, self.runtime = splits, config, runtime
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
@@ -258,4 +258,6 @@ def load_weights(model: nn.Module, state: TrainState, classes: tuple[str, ...]) 
     try:
         model.load_state_dict(state.model)
     except RuntimeError:
-        raise UserError("the snapshot holds the weights of another network than this CIFARNet; use another one") from None
+        raise UserError(
+            "the snapshot holds the weights of another network than this CIFARNet; use another one"
+        ) from None

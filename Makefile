@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: smoke test test-slow train lint clean
+
+smoke: .venv/run.ok
+	$(BIN)/python main.py --dataset digits --epochs 10 --batch_size 64 --lr 0.3 --dropout 0
+
+test: .venv/dev.ok
+	$(BIN)/python -m pytest
+
+test-slow: .venv/dev.ok
+	$(BIN)/python -m pytest -m slow
+
+train: .venv/run.ok
+	$(BIN)/python run_complete_training.py
+
+lint: .venv/dev.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/run.ok: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev.ok: requirements-dev.txt .venv/run.ok
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

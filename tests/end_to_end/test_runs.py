@@ -1,0 +1,356 @@
+"""Whole runs, through the command line, as a user starts them."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, draw_tree
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = {"training_curves.png", "learning_rate_schedule.png", "confusion_matrix.png", "class_metrics.png"}
+TIMINGS = {"seconds", "images_per_second", "data_wait"}
+
+
+def rows_of(log_dir: Path) -> list[dict]:
+    """The newest history."""
+    with max(log_dir.glob("*.csv")).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log_text(log_dir: Path = Path("log")) -> str:
+    return max(log_dir.glob("*.log")).read_text(encoding="utf-8")
+
+
+def figures(plot_dir: Path = Path("plots_complete")) -> dict:
+    return json.loads((plot_dir / "metrics.json").read_text(encoding="utf-8"))
+
+
+def snapshot(name: str, directory: str = "snapshots_complete") -> dict:
+    return torch.load(Path(directory) / name, weights_only=True)
+
+
+def assert_same_state(a, b, where=""):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in TIMINGS:
+                assert_same_state(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def test_what_a_run_leaves_behind(command):
+    done = command("main", *QUICK, "--save_best", "--epochs", "3", "--plot_freq", "1")
+    assert (done.code, done.err) == (0, "")
+    assert {p.name for p in Path("plots_complete").iterdir()} == PICTURES | {
+        "metrics.json",
+        "classification_report.txt",
+    }
+    assert {p.name for p in Path("snapshots_complete").iterdir()} == {
+        "last.pth", "best_model.pth", "snapshot_epoch_0001.pth", "snapshot_epoch_0002.pth", "snapshot_epoch_0003.pth"
+    }  # fmt: skip
+
+    rows = rows_of(Path("log"))
+    assert list(rows[0])[:13] == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "test_top3",
+        "test_top5",
+        "seconds",
+        "images_per_second",
+        "data_wait",
+    ]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["lr"]) == 1e-6
+    assert {row["val_loss"] for row in rows} == {""}
+    for row in rows:
+        assert 0 <= float(row["test_accuracy"]) <= float(row["test_top3"]) <= float(row["test_top5"]) <= 1
+        assert 0 < float(row["data_wait"]) < 1
+
+    text = log_text()
+    for part in ("settings: ", "torch ", "device: cpu", "60 training", "Total params: 174,762", "epoch 3/3", "img/s"):
+        assert part in text
+    assert "\r" not in text
+    assert "%|" not in text
+
+    report = figures()
+    last = snapshot("last.pth")
+    assert report["top1"] == report["last"]["top1"] == float(rows[-1]["test_accuracy"])
+    assert report["loss"] == pytest.approx(float(rows[-1]["test_loss"]))
+    assert report["best"]["top1"] == max(float(row["test_accuracy"]) for row in rows) == last["best_accuracy"]
+    assert (report["images"], report["epoch"], report["dataset"]) == (40, 3, "digits")
+    assert np.sum(report["confusion_matrix"]) == 40
+    assert "the test set was evaluated every epoch" in Path("plots_complete/classification_report.txt").read_text()
+    assert last["epoch"] == 3
+    assert [row["epoch"] for row in last["history"]] == [1, 2, 3]
+    assert snapshot("best_model.pth")["epoch"] == last["best_epoch"]
+
+
+def test_without_plots_only_the_numbers(command):
+    assert command("main", *QUICK, "--epochs", "1", "--no-plot_training", "--no-plot_evaluation").code == 0
+    assert {p.name for p in Path("plots_complete").iterdir()} == {"metrics.json", "classification_report.txt"}
+
+
+def test_everything_switched_on_and_flags_win(command):
+    assert command("run_complete_training", *QUICK, "--epochs", "1", "--no-plot_training").code == 0
+    config = snapshot("last.pth")["config"]
+    assert (config["amp"], config["save_best"], config["plot_evaluation"]) == (True, True, True)
+    assert config["plot_training"] is False
+    assert Path("snapshots_complete/best_model.pth").exists()
+
+
+@pytest.mark.parametrize("amp", ["--amp", "--no-amp"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, workers):
+    flags = (*QUICK, "--epochs", "4", "--save_best", amp)
+    assert command("main", *flags, "--snapshot_dir", "whole", "--log_dir", "a").code == 0
+    assert command("main", *flags, "--snapshot_dir", "parts", "--log_dir", "b", "--num_workers", workers).code == 0
+    for name in ("last.pth", "best_model.pth", "snapshot_epoch_0003.pth", "snapshot_epoch_0004.pth"):
+        (Path("parts") / name).unlink(missing_ok=True)
+    done = command("main", *flags, "--snapshot_dir", "parts", "--log_dir", "b", "--resume", "auto")
+    assert done.code == 0
+    assert "resuming after epoch 2" in done.out
+    whole, parts = snapshot("last.pth", "whole"), snapshot("last.pth", "parts")
+    for key in ("model", "optimizer", "scheduler", "scaler", "epoch", "history", "random_state"):
+        assert_same_state(whole[key], parts[key], key)
+    assert [row["epoch"] for row in rows_of(Path("b"))] == ["1", "2", "3", "4"]
+
+
+def test_resuming_by_path_elsewhere_brings_the_best_along(command):
+    flags = (*QUICK, "--save_best")
+    assert command("main", *flags, "--epochs", "3", "--snapshot_dir", "a").code == 0
+    best = snapshot("last.pth", "a")["best_epoch"]
+    done = command("main", *flags, "--epochs", "4", "--snapshot_dir", "b", "--resume", "a/last.pth")
+    assert done.code == 0
+    assert "changed: " in done.out
+    assert "epochs 3 -> 4" in done.out
+    assert (Path("b") / "best_model.pth").exists()
+    assert snapshot("best_model.pth", "b")["epoch"] in (best, 4)
+    assert snapshot("last.pth", "a")["epoch"] == 3  # untouched
+
+
+def test_a_finished_run_is_only_evaluated(command):
+    assert command("main", *QUICK).code == 0
+    before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
+    first = figures()
+    Path("plots_complete/metrics.json").unlink()
+    done = command("main", *QUICK, "--resume", "auto")
+    assert done.code == 0
+    assert "evaluating only" in done.out
+    assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
+    assert dict(figures().items()) == first
+    assert len(rows_of(Path("log"))) == 2
+
+
+def test_auto_without_a_snapshot_starts_anew_and_passes_over_broken_ones(command):
+    Path("snapshots_complete").mkdir()
+    Path("snapshots_complete/last.pth").write_text("broken")
+    done = command("main", *QUICK, "--epochs", "1", "--resume", "auto")
+    assert done.code == 0
+    assert "passed over: " in done.out
+    assert "starting anew" in done.out
+    kept = list(Path("snapshots_complete").glob("before_*/last.pth"))
+    assert [path.read_text() for path in kept] == ["broken"]
+
+
+def test_a_new_run_keeps_an_older_ones_snapshots(command):
+    assert command("main", *QUICK).code == 0
+    before = Path("snapshots_complete/last.pth").read_bytes()
+    done = command("main", *QUICK, "--seed", "1", "--epochs", "1")
+    assert "moved the snapshots of an earlier run to " in done.out
+    moved = list(Path("snapshots_complete").glob("before_*"))
+    assert len(moved) == 1
+    assert (moved[0] / "last.pth").read_bytes() == before
+    assert {p.name for p in moved[0].iterdir()} == {"last.pth", "snapshot_epoch_0001.pth", "snapshot_epoch_0002.pth"}
+    assert snapshot("last.pth")["epoch"] == 1
+
+
+def test_validation_images_select_and_the_test_set_is_seen_once(command):
+    done = command("main", *QUICK, "--limit_train", "200", "--val_fraction", "0.2", "--select", "best")
+    assert done.code == 0
+    rows = rows_of(Path("log"))
+    assert all(row["val_accuracy"] and row["val_loss"] for row in rows)
+    assert all(row[name] == "" for row in rows for name in row if name.startswith("test_"))
+    report = figures()
+    assert report["snapshot"].endswith("best_model.pth")
+    assert report["selected_by"] == "best by validation accuracy"
+    assert report["top1"] == report["best"]["top1"]
+    assert report["epoch"] == snapshot("last.pth")["best_epoch"]
+
+
+def test_evaluate_repeats_the_runs_report(command, tree):
+    assert (
+        command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--save_best").code == 0
+    )
+    of_the_run = figures()
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again")
+    assert (done.code, done.err) == (0, "")
+    again = figures(Path("again"))
+    assert {k for k in again if again[k] != of_the_run[k]} == {"last", "best"}
+    assert {p.name for p in Path("again").iterdir()} == {
+        "confusion_matrix.png", "class_metrics.png", "metrics.json", "classification_report.txt"
+    }  # fmt: skip
+    other = draw_tree(Path("other"), classes=("bar", "star"))
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--data_dir", other)
+    assert done.code == 2
+    assert "tells 2 classes apart" in done.err
+    assert command("evaluate").code == 2
+    assert command("evaluate", "--snapshot", "missing.pth").code == 2
+
+
+def test_folders_of_strange_names_and_few_classes(command):
+    tree = draw_tree(Path("$tree_{"), classes=("$x_{", "<b>&amp;", "ünï 100%"))
+    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "7", "--epochs", "1")
+    assert (done.code, done.err) == (0, "")
+    report = figures()
+    assert list(report["per_class"]) == ["$x_{", "<b>&amp;", "ünï 100%"]
+    assert report["top5"] == report["top3"] == 1
+    assert report["dataset"] == "$tree_{"
+
+
+def test_the_preview_is_a_grid_and_no_run(command):
+    done = command("main", "--dataset", "digits", "--preview_augment", "grid.png")
+    assert (done.code, done.err) == (0, "")
+    with Image.open("grid.png") as image:
+        assert min(image.size) > 800
+    assert [p.name for p in Path().iterdir()] == ["grid.png"]
+    assert command("main", "--dataset", "digits", "--preview_augment", "missing/grid.png").code == 2
+
+
+def bad(*flags, **files):
+    return pytest.param(flags, files, id=" ".join(flags) or "files")
+
+
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [
+        bad("--epochs", "0"),
+        bad("--no-such-flag"),
+        bad("--lr", "nan"),
+        bad("--min_lr", "1"),
+        bad("--warmup_epochs", "2"),
+        bad("--dropout", "1.5"),
+        bad("--val_fraction", "1"),
+        bad("--batch_size", "61"),
+        bad("--limit_train", "3"),
+        bad("--device", "cuda"),
+        bad("--amp", "--amp_dtype", "fp16"),
+        bad("--dataset", "folder", "--data_dir", "missing"),
+        bad("--dataset", "folder", "--data_dir", "."),
+        bad("--dataset", "folder", "--data_dir", "a_file", a_file=b""),
+        bad("--dataset", "cifar10", "--data_dir", "a_file", a_file=b""),
+        bad("--resume", "missing.pth"),
+        bad("--resume", "."),
+        bad("--resume", "broken.pth", broken=b""),
+        bad("--log_dir", "a_file", a_file=b""),
+        bad("--snapshot_dir", "a_file/below", a_file=b""),
+        bad("--plot_dir", "/dev/null/x"),
+        bad("--preview_augment", "/dev/null/x.png"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, monkeypatch, flags, files):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, content in files.items():
+        Path(name if name == "a_file" else f"{name}.pth").write_bytes(content)
+    done = command("main", *QUICK, *flags)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.out + done.err
+
+
+def test_resuming_another_data_sets_snapshot_is_refused_and_loses_nothing(command, tree):
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
+    flags = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "4")
+    done = command("main", *flags, "--resume", "auto")
+    assert done.code == 2
+    assert "tells 10 classes apart" in done.err
+    assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
+    assert "error: " in log_text()
+
+
+def test_a_run_that_diverges_exits_with_1_and_keeps_what_was_good(command):
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    done = command("main", *QUICK, "--lr", "1e30", "--max_grad_norm", "0", "--save_best")
+    assert done.code == 1
+    assert done.err.startswith("error: the loss is no longer finite: epoch 1")
+    assert not Path("snapshots_complete/best_model.pth").exists()
+    assert list(Path("snapshots_complete").glob("before_*/last.pth"))
+
+
+def test_a_disk_that_fails_ends_with_1_after_the_report(command, monkeypatch):
+    def fail(state, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("main.save", fail)
+    done = command("main", *QUICK, "--epochs", "1")
+    assert done.code == 1
+    assert "last.pth" in done.err
+    assert "No space left on device" in log_text()
+    assert Path("plots_complete/metrics.json").exists()
+
+
+# --- as processes ---
+
+
+def start(directory: Path, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *QUICK, *flags], cwd=directory,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_process_prints_lines_without_bars_and_no_warnings(tmp_path):
+    with start(tmp_path, "--amp", "--num_workers", "2") as run:
+        out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (0, "")
+    assert "\r" not in out
+    assert out.count("\nepoch ") == 2
+
+
+def test_a_process_told_nonsense_exits_with_2(tmp_path):
+    with start(tmp_path, "--epochs", "none") as run:
+        out, err = run.communicate(timeout=120)
+    assert (run.returncode, out) == (2, "")
+    assert err == "error: argument --epochs: invalid int value: 'none'; see --help\n"
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    with start(tmp_path, "--epochs", "500", "--num_workers", "2") as run:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "snapshots_complete" / "last.pth").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert out.rstrip().endswith("--resume auto")
+
+
+def test_the_real_images_train(command, real_images):
+    flags = ("--dataset", "folder", "--data_dir", real_images, "--limit_train", "500", "--limit_test", "200")
+    done = command("main", *flags, "--batch_size", "50", "--epochs", "2", "--amp", "--dataset_name", "CIFAR-10, JPEG")
+    assert done.code == 0
+    assert figures()["dataset"] == "CIFAR-10, JPEG"
+    assert figures()["top1"] > 0.12  # one in ten by chance

@@ -1,0 +1,333 @@
+import hashlib
+import http.server
+import pickle
+import socket
+import tarfile
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_tree
+from PIL import Image
+from torchvision import datasets
+
+import data
+from config import TrainConfig, UserError
+from data import CACHE_NAME, channel_statistics, hold_back, load_splits, read_image
+
+
+def load(said=None, **settings):
+    return load_splits(TrainConfig(**settings), (said if said is not None else []).append)
+
+
+def test_digits_are_real_images_in_the_house_format():
+    splits = load(dataset="digits")
+    assert splits.name == "digits"
+    assert len(splits.train) + len(splits.test) == 1797
+    assert abs(len(splits.test) / 1797 - 0.2) < 0.01
+    for part in (splits.train, splits.test):
+        assert part.images.dtype is torch.uint8
+        assert part.images.shape[1:] == (3, 32, 32)
+        assert part.labels.dtype is torch.int64
+        assert part.classes == tuple("0123456789")
+        assert torch.equal(part.images[:, 0], part.images[:, 2])
+    assert splits.train.images.max() == 255
+    overlap = {bytes(i.numpy()) for i in splits.train.images} & {bytes(i.numpy()) for i in splits.test.images}
+    assert not overlap
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    pixels = images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)))
+    assert min(channel_statistics(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1]) > 0
+
+
+def test_limits_are_balanced_and_fixed():
+    splits = load(dataset="digits", limit_train=105, limit_test=20)
+    counts = splits.train.labels.bincount(minlength=10)
+    assert counts.sum() == 105
+    assert counts.max() - counts.min() == 1
+    assert (splits.test.labels.bincount(minlength=10) == 2).all()
+    assert torch.equal(load(dataset="digits", limit_train=105, seed=7).train.images, splits.train.images)
+    assert len(load(dataset="digits", limit_train=10**6).train) == len(load(dataset="digits").train)
+    with pytest.raises(UserError, match="--limit_test 9 is fewer than the 10 classes"):
+        load(dataset="digits", limit_test=9)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.29, 0.5, 0.999])
+def test_the_held_back_part_is_stratified_and_apart(fraction):
+    everything = load(dataset="digits").train
+    rest, held = hold_back(everything, fraction)
+    assert len(rest) + len(held) == len(everything)
+    expected = (everything.labels.bincount() * fraction + 1e-9).floor()
+    assert torch.equal(held.labels.bincount(minlength=10), expected.long())
+    both = sorted([bytes(i.numpy()) for i in rest.images] + [bytes(i.numpy()) for i in held.images])
+    assert both == sorted(bytes(i.numpy()) for i in everything.images)
+
+
+def test_a_share_too_small_to_hold_anything_back(tree):
+    with pytest.raises(UserError, match="holds back no image"):
+        load(dataset="folder", data_dir=str(tree), val_fraction=0.01)
+
+
+# --- folders ---
+
+
+def test_a_folder_is_read_as_it_is(tree):
+    splits = load(dataset="folder", data_dir=str(tree))
+    assert splits.name == "pictures"
+    assert splits.train.classes == ("bar", "disc")
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    path = tree / "test" / "disc" / "001.png"
+    expected = np.asarray(Image.open(path)).transpose(2, 0, 1)
+    assert (splits.test.images[4].numpy() == expected).all()
+    assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert load(dataset="folder", data_dir=str(tree), dataset_name="mine").name == "mine"
+
+
+def test_decoded_images_are_kept_and_renewed(tree, monkeypatch):
+    first = load(dataset="folder", data_dir=str(tree))
+    decoded = []
+    original = data.read_image
+    monkeypatch.setattr(data, "read_image", lambda path: decoded.append(path) or original(path))
+    again = load(dataset="folder", data_dir=str(tree))
+    assert not decoded
+    assert torch.equal(again.train.images, first.train.images)
+
+    Image.new("RGB", (32, 32), "red").save(tree / "train" / "bar" / "000.png")
+    changed = load(dataset="folder", data_dir=str(tree))
+    assert len(decoded) == 18
+    assert changed.train.images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+    (tree / "train" / "bar" / "000.png").unlink()
+    assert len(load(dataset="folder", data_dir=str(tree)).train) == 11
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "pickle", "other arrays"])
+def test_a_damaged_cache_is_rebuilt(tree, damage):
+    first = load(dataset="folder", data_dir=str(tree))
+    cache = tree / CACHE_NAME
+    content = cache.read_bytes()
+    if damage == "truncate":
+        cache.write_bytes(content[: len(content) // 2])
+    elif damage == "garbage":
+        cache.write_bytes(content[:500] + bytes(len(content) - 500))
+    elif damage == "empty":
+        cache.write_bytes(b"")
+    elif damage == "pickle":
+        cache.write_bytes(pickle.dumps({"images": 1}))
+    else:
+        np.savez(cache.open("wb"), images=np.zeros(3))
+    assert torch.equal(load(dataset="folder", data_dir=str(tree)).train.images, first.train.images)
+    assert len(cache.read_bytes()) == len(content)
+
+
+def test_a_tree_that_cannot_be_written_is_decoded_in_memory(tree, monkeypatch):
+    def refuse(path, write):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(data, "write_atomically", refuse)
+    said = []
+    assert len(load(said, dataset="folder", data_dir=str(tree)).train) == 12
+    assert not (tree / CACHE_NAME).exists()
+    assert "in memory only" in said[0]
+
+
+def test_other_sizes_are_resized_and_said_once(tmp_path):
+    said = []
+    splits = load(said, dataset="folder", data_dir=str(draw_tree(tmp_path / "t", size=(50, 20), suffix="bmp")))
+    assert splits.train.images.shape[1:] == (3, 32, 32)
+    assert said == ["resized 18 of 18 images to 32x32"]
+
+
+def save_image(path: Path, kind: str) -> None:
+    grey = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
+    if kind == "16-bit":
+        Image.fromarray(grey).save(path)
+    elif kind == "palette":
+        Image.fromarray((grey // 256).astype(np.uint8)).convert("P").save(path)
+    elif kind == "transparent":
+        image = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+        image.paste((200, 100, 50, 255), (0, 0, 16, 32))
+        image.save(path)
+    elif kind == "cmyk":
+        Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(path, "JPEG")
+    elif kind == "exif":
+        image = Image.new("RGB", (32, 32), "black")
+        image.paste("white", (0, 0, 32, 16))  # white above
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+        image.save(path, "PNG", exif=exif)
+    elif kind == "grey":
+        Image.fromarray((grey // 256).astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "palette", "transparent", "cmyk", "exif", "grey"])
+def test_images_of_every_mode_are_read_as_one_sees_them(tmp_path, kind):
+    path = tmp_path / "image.png"
+    save_image(path, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels, size = read_image(path)
+    assert size == (32, 32)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (3, 32, 32)
+    if kind in ("16-bit", "grey", "palette"):
+        expected = np.arange(32 * 32).reshape(32, 32) * 64 / 257
+        assert np.abs(pixels - expected).max() <= 1
+    elif kind == "transparent":
+        assert pixels[:, 0, 0].tolist() == [200, 100, 50]
+        assert pixels[:, 0, 31].tolist() == [0, 0, 0]
+    elif kind == "cmyk":
+        assert pixels[0].min() > 200
+        assert pixels[1].max() < 60
+    elif kind == "exif":
+        assert pixels[:, :, 31].min() == 255
+        assert pixels[:, :, 0].max() == 0
+
+
+def spoil(tree: Path, how: str) -> str:
+    """Damages the tree and returns what the message must name."""
+    if how == "missing":
+        return str(tree.rename(tree.with_name("elsewhere")).with_name("pictures"))
+    if how == "file":
+        tree.rename(tree.with_name("elsewhere"))
+        tree.write_text("")
+        return "is a file"
+    if how == "no test":
+        (tree / "test").rename(tree / "testing")
+        return str(tree / "test")
+    if how == "no train":
+        (tree / "train").rename(tree / "training")
+        return str(tree / "train")
+    if how == "one class":
+        (tree / "train" / "bar").rename(tree / "bar")
+        return "1 class folders"
+    if how == "empty class":
+        for path in (tree / "train" / "bar").iterdir():
+            path.unlink()
+        return str(tree / "train" / "bar")
+    if how == "strange class":
+        (tree / "test" / "bar").rename(tree / "test" / "zebra")
+        return "zebra"
+    if how == "empty test":
+        for path in sorted((tree / "test").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        return "no class folders"
+    broken = tree / "train" / "disc" / "002.png"
+    broken.write_bytes({"truncated": broken.read_bytes()[:300], "empty": b"", "text": b"not an image"}[how])
+    return str(broken)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing", "file", "no test", "no train", "one class", "empty class", "strange class", "empty test",
+        "truncated", "empty", "text",
+    ],
+)  # fmt: skip
+def test_a_folder_that_does_not_fit_is_one_line_that_names_it(tree, how):
+    named = spoil(tree, how)
+    with pytest.raises(UserError) as caught:
+        load(dataset="folder", data_dir=str(tree))
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_real_images(real_images):
+    splits = load(dataset="folder", data_dir=str(real_images))
+    assert (len(splits.train), len(splits.test), len(splits.train.classes)) == (50_000, 10_000, 10)
+    np.testing.assert_allclose(splits.mean, (0.4913, 0.4821, 0.4465), atol=1e-3)
+    np.testing.assert_allclose(splits.std, (0.2452, 0.2428, 0.2606), atol=1e-3)
+
+
+# --- CIFAR-10 ---
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A server of a small archive laid out as the official one; torchvision is told its checksums."""
+    served = tmp_path / "served"
+    batches = served / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sums = {}
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
+        (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}))
+    names = [f"class {i}" for i in range(10)]
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    for path in batches.iterdir():
+        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(batches, batches.name)
+    archive = served / "cifar-10-python.tar.gz"
+
+    handler = lambda *args: Quiet(*args, directory=str(served))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    yield archive
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_cifar10_is_downloaded_once(archive, tmp_path):
+    said = []
+    splits = load(said, data_dir=str(tmp_path / "data"))
+    assert (splits.name, len(splits.train), len(splits.test)) == ("CIFAR-10", 40, 20)
+    assert splits.mean == (0.4914, 0.4822, 0.4465)
+    assert len(said) == 1
+    archive.unlink()
+    again = load(said, data_dir=str(tmp_path / "data"))
+    assert len(said) == 1
+    assert torch.equal(again.train.images, splits.train.images)
+
+
+def test_a_download_with_the_wrong_checksum_is_refused(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(UserError, match="cannot get CIFAR-10") as caught:
+        load(data_dir=str(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data" / "cifar-10-batches-py").exists()
+
+
+def test_without_network_and_data_the_answer_says_what_to_do(tmp_path, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/cifar-10-python.tar.gz")
+    with pytest.raises(UserError, match=r"by hand, or try --dataset digits"):
+        load(data_dir=str(tmp_path / "data"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        load(data_dir=str(tmp_path / "file"))
+
+
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
+    """It accepts the connection and never answers. torchvision alone would wait for ever."""
+    monkeypatch.setattr(data, "SERVER_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz"
+        monkeypatch.setattr(datasets.CIFAR10, "url", url)
+        with pytest.raises(UserError, match="timed out"):
+            load(data_dir=str(tmp_path / "data"))
+    assert socket.getdefaulttimeout() is None

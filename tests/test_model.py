@@ -1,0 +1,93 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import TrainConfig
+from model import CIFARNet, build_model, model_table, parameter_count
+
+ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
+
+
+def test_parameters_row_by_row():
+    model = CIFARNet()
+    assert {name: parameter_count(part) for name, part in model.named_children()} == ROWS
+    assert parameter_count(model) == sum(ROWS.values()) == 174_762
+
+
+def test_convolutions_have_4d_weights_and_no_bias():
+    convolutions = [module for module in CIFARNet().modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 9
+    assert all(conv.weight.ndim == 4 and conv.bias is None for conv in convolutions)
+
+
+def test_shapes_block_by_block():
+    model, x = CIFARNet(classes=7).eval(), torch.randn(2, 3, 32, 32)
+    for block, shape in (("c1", (40, 32, 32)), ("c2", (128, 32, 32)), ("c3", (240, 32, 32)), ("c4", (384, 16, 16))):
+        x = getattr(model, block)(x)
+        assert x.shape == (2, *shape)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    assert model(torch.randn(1, 3, 45, 30)).shape == (1, 7)
+
+
+def reference_forward(state, x):
+    """The published table, written down a second time, in plain functional calls."""
+
+    def bn(x, name):
+        s = {key: state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")}
+        return F.batch_norm(x, s["running_mean"], s["running_var"], s["weight"], s["bias"], training=False)
+
+    def separable(x, name, channels, **settings):
+        x = F.conv2d(x, state[f"{name}.conv.0.weight"], groups=channels, **settings)
+        return bn(F.conv2d(x, state[f"{name}.conv.1.weight"]), f"{name}.bn")
+
+    def shortcut(x, name):
+        return bn(F.conv2d(x, state[f"{name}.shortcut.0.weight"]), f"{name}.shortcut.1")
+
+    x = F.relu(bn(F.conv2d(x, state["c1.conv.weight"], padding=1), "c1.bn"))
+    x = F.relu(separable(x, "c2", 40, padding=1) + shortcut(x, "c2"))
+    x = F.relu(separable(x, "c3", 128, padding=4, dilation=4) + shortcut(x, "c3"))
+    x = F.relu(separable(x, "c4", 240, padding=1, stride=2))
+    return F.linear(x.mean((2, 3)), state["head.weight"], state["head.bias"])
+
+
+def test_the_forward_pass_is_the_published_one():
+    torch.manual_seed(0)
+    model = CIFARNet(dropout=0.5)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 32, 32))  # moves the running statistics away from 0 and 1
+    model.eval()
+    images = torch.randn(4, 3, 32, 32)
+    state = {name: value.double() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(model(images).double(), reference_forward(state, images.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_spatial_dropout_drops_whole_channels_and_only_in_training():
+    model = CIFARNet(dropout=0.5)
+    images = torch.randn(2, 3, 32, 32)
+    assert all(module.p == 0.5 for module in model.modules() if isinstance(module, torch.nn.Dropout2d))
+    dropped = (model.c1(images) == 0).all(dim=3).all(dim=2)  # [B, channels]
+    assert 0.3 < dropped.float().mean() < 0.7
+    model.eval()
+    torch.testing.assert_close(model(images), model(images))
+
+
+def test_logits_are_32_bit_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CIFARNet()(torch.randn(2, 3, 32, 32)).dtype is torch.float32
+
+
+def test_the_table_changes_nothing():
+    model = build_model(TrainConfig(), 10).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    table = model_table(model)
+    assert "Total params: 174,762" in table
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_the_head_follows_the_data(classes):
+    assert parameter_count(build_model(TrainConfig(), classes)) == 174_762 - 3_850 + 385 * classes

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import plots
+from metrics import build_report
+from train import learning_rate
+
+STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
+
+
+def history(epochs: int, held_out: str = "test"):
+    other = "val" if held_out == "test" else "test"
+    rows = []
+    for epoch in range(1, epochs + 1):
+        rows.append({"epoch": epoch, "train_loss": 2 / epoch, "train_accuracy": 1 - 1 / (epoch + 1)})
+        for what, value in (("loss", 1.5 / epoch), ("accuracy", 1 - 1.2 / (epoch + 1))):
+            rows[-1] |= {f"{held_out}_{what}": value, f"{other}_{what}": None}
+    return rows
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert np.asarray(image.convert("L")).std() > 5  # something was drawn
+        return image.size
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 250])
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_curves(tmp_path, epochs, held_out):
+    plots.training_curves(history(epochs, held_out), "$x$ of <b>", tmp_path / "curves.png")
+    assert size_of(tmp_path / "curves.png") == (1320, 504)
+
+
+@pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])
+def test_schedule(tmp_path, epochs, done):
+    steps = epochs * 98
+    plots.learning_rate_schedule(
+        lambda step: learning_rate(step, steps, 0, 0.1, 1e-6), steps, epochs, done, tmp_path / "rate.png"
+    )
+    assert size_of(tmp_path / "rate.png") == (960, 504)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 20, 21, 150])
+def test_report_figures(tmp_path, classes):
+    names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
+    logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
+    report = build_report(logits, labels, names, "$pictures_{", "a.pth", 1, "not selected")
+    plots.confusion_matrix(report, tmp_path / "confusion.png")
+    plots.class_metrics(report, tmp_path / "classes.png")
+    for name in ("confusion.png", "classes.png"):
+        width, height = size_of(tmp_path / name)
+        assert 500 < width < 5000
+        assert 400 < height < 2500
+
+
+def test_augmentations(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    plots.augmentations(images, [images] * 8, tmp_path / "grid.png")
+    assert min(size_of(tmp_path / "grid.png")) > 800
+
+
+def test_a_figure_that_cannot_be_written_is_an_os_error(tmp_path):
+    with pytest.raises(OSError):
+        plots.training_curves(history(3), "title", tmp_path / "missing" / "curves.png")
+    assert not list(tmp_path.iterdir())

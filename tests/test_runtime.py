@@ -1,0 +1,111 @@
+import csv
+
+import pytest
+import torch
+
+import runtime
+from config import RunError, TrainConfig, UserError
+from runtime import RunLog, available_cores, derived_seed, run_command, start, writable_directory, write_atomically
+
+
+def test_seeds_depend_on_every_part_and_on_their_number():
+    parts = [(1,), (1, 0), (1, 0, 0), (0, 1), (1, 1), (42, 1, 2), (42, 2, 1)]
+    seeds = [derived_seed(*each) for each in parts]
+    assert len(set(seeds)) == len(parts)
+    assert seeds == [derived_seed(*each) for each in parts]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_seed_decides_the_initial_draws():
+    draws = []
+    for seed in (1, 1, 2):
+        start(TrainConfig(device="cpu", seed=seed))
+        draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_precision():
+    assert start(TrainConfig(device="cpu")).amp_dtype is None
+    assert start(TrainConfig(device="cpu", amp=True)).amp_dtype is torch.bfloat16
+    with pytest.raises(UserError, match="fp16 needs CUDA"):
+        start(TrainConfig(device="cpu", amp=True, amp_dtype="fp16"))
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"cuda: there is no such device here; usable: .*cpu"):
+        start(TrainConfig(device="cuda"))
+
+
+def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for quota, cores in (("max 100000", 8), ("250000 100000", 2), ("10000 100000", 1), ("nonsense", 8)):
+        (tmp_path / "cpu.max").write_text(quota)
+        monkeypatch.setattr(runtime, "CPU_QUOTA", tmp_path / "cpu.max")
+        assert available_cores() == cores
+
+
+def test_a_failed_write_leaves_the_former_content_and_no_litter(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half of the new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--log_dir"):
+        writable_directory(tmp_path / "file", "--log_dir")
+    with pytest.raises(UserError, match="--log_dir"):
+        writable_directory(tmp_path / "file" / "below", "--log_dir")
+
+
+def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
+    with RunLog(tmp_path) as log:
+        log.line("one line")
+        log.row({"epoch": 1, "loss": 0.5, "val": None})
+        log.row({"epoch": 2, "loss": 0.25, "val": None})
+        assert log.path.read_text().endswith("one line\n")
+        with log.path.with_suffix(".csv").open(newline="") as file:
+            assert list(csv.reader(file)) == [["epoch", "loss", "val"], ["1", "0.5", ""], ["2", "0.25", ""]]
+        with RunLog(tmp_path) as other:  # within the same second
+            assert other.path != log.path
+    assert capsys.readouterr().out == "one line\n"
+
+
+def test_the_log_tells_how_a_run_ended(tmp_path):
+    with pytest.raises(UserError), RunLog(tmp_path) as log:
+        raise UserError("too bad")
+    assert log.path.read_text() == "error: too bad\n"
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys):
+    with RunLog(tmp_path) as log:
+        log._file.close()
+        log._file = open("/dev/full", "w", buffering=1)  # noqa: PTH123, SIM115
+        log.line("first")
+        log.line("second")
+    printed = capsys.readouterr()
+    assert printed.out == "first\nsecond\n"
+    assert printed.err.count("the log cannot be written") == 1
+
+
+def test_exit_codes(capsys):
+    def fail(problem):
+        raise problem
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: fail(UserError("no"))) == 2
+    assert run_command(lambda: fail(RunError("no"))) == 1
+    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "error: no\n" * 2
+    with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
+        run_command(lambda: 1 / 0)

@@ -1,0 +1,162 @@
+import os
+import pickle
+from dataclasses import fields
+
+import pytest
+import torch
+
+from config import UserError
+from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, save
+
+
+def make_state(epoch: int = 3) -> TrainState:
+    return TrainState(
+        model={"weight": torch.arange(3.0)},
+        optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        scheduler={"step": 30, "total_steps": 100},
+        scaler={},
+        epoch=epoch,
+        best_accuracy=0.75,
+        best_epoch=2,
+        history=[{"epoch": 1, "val_loss": None, "lr": 0.1}],
+        config={"epochs": 10, "resume": None, "amp": True},
+        random_state={"cpu": torch.get_rng_state(), "cuda": []},
+        classes=["a", "ü"],
+        mean=[0.1, 0.2, 0.3],
+        std=[0.1, 0.2, 0.3],
+        dataset="pictures",
+    )
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path):
+    state = make_state()
+    save(state, tmp_path / LAST)
+    assert [p.name for p in tmp_path.iterdir()] == [LAST]
+    back = load(tmp_path / LAST)
+    assert all(equal(getattr(back, f.name), getattr(state, f.name)) for f in fields(TrainState))
+    raw = torch.load(tmp_path / LAST, weights_only=True)
+    assert set(raw) >= {
+        "model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "history", "config", "random_state",
+        "classes", "mean", "std",
+    }  # fmt: skip
+
+
+def test_a_disk_that_fails_leaves_the_former_snapshot(tmp_path, monkeypatch):
+    save(make_state(1), tmp_path / LAST)
+
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save(make_state(2), tmp_path / LAST)
+    assert load(tmp_path / LAST).epoch == 1
+    assert [p.name for p in tmp_path.iterdir()] == [LAST]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+def spoil(path, how):
+    if how == "missing":
+        return
+    if how == "directory":
+        path.mkdir()
+        return
+    save(make_state(), path)
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not a snapshot")
+    elif how == "crafted":
+        torch.save({"model": Bomb()}, path)
+    elif how == "bare pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif how == "weights alone":
+        torch.save({"weight": torch.ones(3)}, path)
+    elif how == "a tensor":
+        torch.save(torch.ones(3), path)
+    elif how == "wrong types":
+        fields = torch.load(path, weights_only=True)
+        torch.save(fields | {"epoch": "three"}, path)
+
+
+KINDS = ["missing", "directory", "truncated", "empty", "text", "crafted", "bare pickle", "weights alone", "a tensor",
+         "wrong types"]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", KINDS)
+def test_what_is_no_snapshot_is_refused_by_name_and_runs_nothing(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "some.pth"
+    spoil(path, how)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "exploded").exists()
+    if how == "crafted":
+        assert "holds code" in str(caught.value)
+
+
+def test_the_newest_intact_snapshot_is_found(tmp_path):
+    assert find_newest(tmp_path) == (None, [])
+    for epoch in (5, 10, 15):
+        save(make_state(epoch), numbered(tmp_path, epoch))
+    save(make_state(17), tmp_path / LAST)
+    assert find_newest(tmp_path) == (tmp_path / LAST, [])
+    spoil(tmp_path / LAST, "truncated")
+    spoil(numbered(tmp_path, 15), "text")
+    newest, passed_over = find_newest(tmp_path)
+    assert newest == numbered(tmp_path, 10)
+    assert [LAST in why or "0015" in why for why in passed_over] == [True, True]
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_new_run_moves_all_of_an_older_ones_snapshots(tmp_path):
+    for path in (numbered(tmp_path, 5), tmp_path / LAST, tmp_path / BEST):
+        save(make_state(5), path)
+    (tmp_path / "mine.pth").write_text("not of a run")
+    folder = move_aside(tmp_path, 0)
+    assert names(folder) == [BEST, LAST, "snapshot_epoch_0005.pth"]
+    assert names(tmp_path) == [folder.name, "mine.pth"]
+    assert move_aside(tmp_path, 0) is None
+    save(make_state(5), tmp_path / LAST)
+    assert move_aside(tmp_path, 0) != folder  # within the same second
+
+
+def test_going_back_moves_what_came_later(tmp_path):
+    for epoch in (5, 10, 15):
+        save(make_state(epoch), numbered(tmp_path, epoch))
+    save(make_state(15), tmp_path / LAST)
+    save(make_state(7), tmp_path / BEST)
+    assert names(move_aside(tmp_path, 10)) == [LAST, "snapshot_epoch_0015.pth"]
+    assert names(tmp_path)[1:] == [BEST, "snapshot_epoch_0005.pth", "snapshot_epoch_0010.pth"]
+
+
+def test_the_best_comes_along(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    assert not bring_best(old / LAST, new, 7)
+    save(make_state(7), old / BEST)
+    assert not bring_best(old / LAST, new, 6)  # another epoch's
+    assert bring_best(old / LAST, new, 7)
+    assert load(new / BEST).epoch == 7
+    assert bring_best(new / LAST, new, 7)
