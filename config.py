@@ -6,8 +6,8 @@ derived from `TrainConfig`. `python config.py` prints that table.
 
 import argparse
 import dataclasses
+import difflib
 import math
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class TrainConfig:
     data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder")
     dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own")
     limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
-    limit_test: int = _flag(0, "data", "the same for the test images; 0: all", within="[0, inf)")
+    limit_test: int = _flag(0, "data", "use a fixed, class-balanced part of this many test images; 0: all", within="[0, inf)")
     val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated every epoch", within="[0, 1)")
     num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores")
 
@@ -90,7 +90,7 @@ class TrainConfig:
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off")
 
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]")
-    batch_size: int = _flag(512, "recipe", "images a step", within="[1, 1000000]")
+    batch_size: int = _flag(512, "recipe", "images per step", within="[1, 1000000]")
     lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
     min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; cosine in between, stepped per batch", within="[0, inf)")
     warmup_epochs: int = _flag(0, "recipe", "epochs of linear warm-up before the cosine", within="[0, 1000000]")
@@ -140,7 +140,7 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
     """Raises `UserError` unless `value` fits the field's type, choices and range."""
     if value is None and spec.default is None:
         return
-    kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
+    kinds = typing.get_args(spec.type) or (spec.type,)  # of `int | None`, or the type itself
     fits = type(value) in kinds or (float in kinds and type(value) is int)
     if not fits:
         raise UserError(f"--{spec.name} {value!r} is not of type {kinds[0].__name__}")
@@ -157,7 +157,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but a wrong request raises `UserError` instead of printing a usage text and leaving."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}; see --help")
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = next((w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), "")
+        near = difflib.get_close_matches(unknown, flags, 1)
+        raise UserError(f"{message}; {f'did you mean {near[0]}?' if near else 'see --help'}")
 
 
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> argparse.ArgumentParser:
@@ -166,9 +169,7 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
     With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
     given over settings from elsewhere (a snapshot).
     """
-    parser = _Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = _Parser(description=description, allow_abbrev=False)
     wanted = set(names)
     for key, title in GROUPS.items():
         specs = [f for f in dataclasses.fields(TrainConfig) if f.metadata["group"] == key and f.name in wanted]
@@ -179,20 +180,27 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
 
 
 def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
-    default = spec.default if defaults else argparse.SUPPRESS
     text = spec.metadata["help"].replace("%", "%%")
-    if spec.metadata["unset"] and defaults:
-        text += f" (default: {spec.metadata['unset']})"
-        default = argparse.SUPPRESS
+    if defaults:
+        text += f" (default: {_shown_default(spec)})"
     if spec.type is bool:
-        group.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, default=default, help=text)
+        group.add_argument(
+            f"--{spec.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+        )
         return
-    kinds = typing.get_args(spec.type) if isinstance(spec.type, types.UnionType) else (spec.type,)
-    kind = kinds[0]
-    metavar = {int: "N", float: "X", str: "NAME" if spec.name == "dataset_name" else "PATH"}[kind]
+    kind = (typing.get_args(spec.type) or (spec.type,))[0]
+    metavar = {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["choices"]:
         metavar = "|".join(spec.metadata["choices"])
-    group.add_argument(f"--{spec.name}", type=kind, default=default, metavar=metavar, help=text)
+    metavar = {"dataset_name": "NAME", "resume": "PATH|auto"}.get(spec.name, metavar)
+    group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+
+
+def _shown_default(spec: dataclasses.Field) -> str:
+    """The default as people read it."""
+    if spec.metadata["unset"]:
+        return spec.metadata["unset"]
+    return {True: "on", False: "off"}[spec.default] if spec.type is bool else str(spec.default)
 
 
 def parse_config(argv: Sequence[str], description: str) -> TrainConfig:
@@ -223,11 +231,8 @@ def flags_table() -> str:
             if meta["group"] != key:
                 continue
             within = meta["within"].text if meta["within"] else " ".join(meta["choices"] or ())
-            default = meta["unset"] or (
-                "on" if spec.default is True else "off" if spec.default is False else spec.default
-            )
             name = f"--{spec.name}` / `--no-{spec.name}" if spec.type is bool else f"--{spec.name}"
-            rows.append(f"| `{name}` | {default} | {within} | {meta['help']} |")
+            rows.append(f"| `{name}` | {_shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
 
 

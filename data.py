@@ -178,7 +178,7 @@ def _one_line(problem: Exception) -> str:
 
 def _read_folder(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
     """`root`/train/<class>/* and `root`/test/<class>/*, decoded once and kept beside them in one file."""
-    classes, files = _list_folder(root)
+    classes, files = _list_folder(root, say)
     listing = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path, _, _ in files]
     fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     cache = root / CACHE_NAME
@@ -196,7 +196,7 @@ def _read_folder(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, Imag
     return both.take(~is_test), both.take(is_test)
 
 
-def _list_folder(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
+def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
     """The classes, and (path, "train" or "test", label) of every image, in a fixed order.
 
     Raises `UserError` for what is missing, empty or does not fit together.
@@ -217,6 +217,11 @@ def _list_folder(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, str, int
         if strange or not found:
             what = f"has the class {strange[0]!r}, which train lacks" if strange else "has no class folders"
             raise UserError(f"{root / split} {what}; rename or remove it, or add what is missing")
+        absent = sorted(set(classes) - set(found))
+        if absent:
+            say(
+                f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
+            )
         for name in found:
             paths = [p for p in (root / split / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
             paths = sorted(p for p in paths if not p.name.startswith("."))
@@ -230,7 +235,7 @@ def _load_decoded(cache: Path, fingerprint: str, count: int) -> np.ndarray | Non
     """The decoded images uint8 [count,3,32,32], or None where they are missing, damaged or of another tree."""
     # OSError: missing or unreadable; ValueError, KeyError: no such arrays; the rest: a damaged archive
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(cache, allow_pickle=False) as kept:
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:
                 images = kept["images"]
                 if images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8:

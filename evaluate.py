@@ -1,6 +1,5 @@
 """A snapshot's evaluation files: `python evaluate.py --snapshot snapshots_complete/best_model.pth`."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,17 +87,17 @@ def _evaluate(argv: Sequence[str]) -> None:
     inherited = {name: getattr(trained, name) for name in FROM_SNAPSHOT}
     if "dataset" in given or "data_dir" in given:
         inherited["dataset_name"] = None  # the name of other images
-    config = dataclasses.replace(TrainConfig(), **inherited, **{n: v for n, v in given.items() if n not in inherited})
-    config = dataclasses.replace(config, **given)
+    config = TrainConfig(**(inherited | given))
     directory = writable_directory(config.plot_dir, "--plot_dir")
     runtime = start(config)
     splits = load_splits(config, print)
     model, state = load_model(snapshot, splits, config, runtime)
     report = report_on(model, state, splits, snapshot, config, runtime)
-    figures = headline(report)
     write_evaluation(report, config, directory, None, None)
-    print(f"{report.dataset}, {report.images} test images, {snapshot} (epoch {report.epoch}): top-1 {figures['top1']:.4f}, "
-          f"top-3 {figures['top3']:.4f}, top-5 {figures['top5']:.4f}, loss {figures['loss']:.4f}")  # fmt: skip
+    tops = ", ".join(f"top-{k} {share:.4f}" for k, share in report.tops().items())
+    print(
+        f"{report.dataset}, {report.images} test images, {snapshot} (epoch {report.epoch}): {tops}, loss {report.loss:.4f}"
+    )
     print(f"written to {directory}")
 
 

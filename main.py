@@ -39,12 +39,13 @@ def _run(argv: list[str]) -> None:
     log_dir, snapshot_dir, plot_dir = (
         writable_directory(getattr(config, flag), f"--{flag}") for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
-    with RunLog(log_dir) as log:
+    with RunLog() as log:
         log.line(f"python main.py {shlex.join(argv)}")
         splits = load_splits(config, log.line)
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
         trainer = Trainer(model, splits, config, runtime)
+        log.open(log_dir)
         _describe(log, config, runtime, splits, trainer)
         recorder = Recorder(trainer, log, snapshot_dir, plot_dir)
         source = _resume(trainer, log, snapshot_dir)
@@ -67,6 +68,8 @@ def _check_sizes(config: TrainConfig, splits: Splits) -> None:
 def _preview(config: TrainConfig) -> None:
     """Draws eight training images, and eight augmented versions of each, as the first epochs would see them."""
     path = Path(config.preview_augment)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--preview_augment {path}: it will be a PNG file; end its name in .png")
     splits = load_splits(config, print)
     images = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment").images[:8].numpy()
     engine = AlbumentationsEngine(build_policy(config.augment), splits.mean)
@@ -218,8 +221,9 @@ class Recorder:
         write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
         for name, report in (("last", last), ("best", best)):
             if report:
-                self.log.line(f"{name} model, epoch {report.epoch}: top-1 {report.top1:.2%}, top-3 {report.top3:.2%}, "
-                              f"top-5 {report.top5:.2%}, macro F1 {report.macro['f1']:.4f}, loss {report.loss:.4f}")  # fmt: skip
+                tops = ", ".join(f"top-{k} {share:.2%}" for k, share in report.tops().items())
+                self.log.line(f"{name} model, epoch {report.epoch}: {tops}, macro F1 {report.macro['f1']:.4f}, "
+                              f"loss {report.loss:.4f}")  # fmt: skip
         self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
         self.log.line(
             f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"

@@ -71,6 +71,10 @@ class Report:
     selected_by: str  # how the epoch was chosen, in words
     table: str  # scikit-learn's classification report
 
+    def tops(self) -> dict[int, float]:
+        """The top-k accuracies of the ks that there are classes for."""
+        return {k: top for k, top in ((1, self.top1), (3, self.top3), (5, self.top5)) if k <= len(self.per_class)}
+
 
 def build_report(
     logits: Tensor, labels: Tensor, classes: tuple[str, ...], dataset: str, snapshot: str, epoch: int, selected_by: str
@@ -108,9 +112,7 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     write_atomically(directory / "metrics.json", lambda file: file.write(text.encode()))
 
-    ks = [(k, value) for k, value in ((1, report.top1), (3, report.top3), (5, report.top5))]
-    classes = len(report.per_class)
-    tops = "".join(f"top-{k} accuracy: {value:.4f}\n" for k, value in ks if k <= classes)
+    tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     head = (
         f"{report.dataset}: {report.images} test images\n"
         f"snapshot: {report.snapshot} (epoch {report.epoch}, {report.selected_by})\n"

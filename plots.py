@@ -26,7 +26,7 @@ def _write(figure: Figure, path: Path) -> None:
 def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
     axes.set_title(title)
     axes.set_xlabel("epoch")
-    axes.set_xlim(0, max(2, epochs + 1))
+    axes.set_xlim(0, epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -36,6 +36,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -
     """Loss and accuracy over the epochs, training beside validation or test, the best epoch marked."""
     held_out = "val" if history[-1]["val_loss"] is not None else "test"
     named = {"val": "validation", "test": "test"}[held_out]
+    history = [row for row in history if row[f"{held_out}_loss"] is not None]  # a resume may have changed the kind
     epochs = [row["epoch"] for row in history]
     style = {"marker": "o" if len(epochs) < 30 else "", "ms": 3}
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -92,14 +93,20 @@ def confusion_matrix(report: Report, path: Path) -> None:
                 axes.text(
                     column, row, format(value, form), ha="center", va="center", fontsize=8, color="w" if dark else "k"
                 )
+    figure.get_layout_engine().set(h_pad=0.12)
     _write(figure, path)
 
 
 def _name_ticks(axes: Axes, names: list[str]) -> None:
     every = -(-len(names) // 50)
     shown = [_shortened(name, 18) for name in names[::every]]
-    axes.set_xticks(range(0, len(names), every), shown, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(0, len(names), every), shown, **_tilt(shown))
     axes.set_yticks(range(0, len(names), every), shown)
+
+
+def _tilt(names: list[str]) -> dict[str, Any]:
+    """How to write names under an axis: upright where they are short."""
+    return {} if max(map(len, names)) <= 3 else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
 def _shortened(name: str, limit: int) -> str:
@@ -120,16 +127,14 @@ def class_metrics(report: Report, path: Path) -> None:
     axes.axhline(report.macro["f1"], color="k", lw=1, ls="--", label=f"macro F1 {report.macro['f1']:.4f}")
     every = -(-len(names) // 50)
     shown = [_shortened(name, 18) for name in names[::every]]
-    axes.set_xticks(
-        at[::every], shown, rotation=30 if len(names) > 6 else 0, ha="right" if len(names) > 6 else "center"
-    )
-    axes.set_ylim(0, 1)
+    axes.set_xticks(at[::every], shown, **_tilt(shown))
+    axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{_shortened(report.dataset, 60)}: {report.images} test images, by class")
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    figure.legend(ncols=4, loc="outside lower center", frameon=False)
     _write(figure, path)
 
 

@@ -114,7 +114,7 @@ def _keep_freed_memory() -> bool:
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
 
 
 def peak_memory() -> int:
@@ -184,19 +184,34 @@ class RunLog:
     """The log file of one run, its CSV history beside it, and the terminal.
 
     Each line reaches the file at once, so that `tail -f` follows it; the terminal gets the same lines,
-    without disturbing a progress bar.
+    without disturbing a progress bar. The file is made by `open()`, with the lines so far: a request that is
+    refused before leaves none.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path, self._file = _new_log_file(directory)
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._file: TextIO | None = None
         self._csv: TextIO | None = None
+        self._early: list[str] = []
         self._failed = False
+
+    def open(self, directory: Path) -> None:
+        """Starts the file, named after the time, in `directory`."""
+        self.path, self._file = _new_log_file(directory)
+        for text in self._early:
+            self._write_line(text)
 
     def line(self, text: str) -> None:
         """Writes `text`, one line or several, to the log and the terminal."""
         tqdm.write(text)
         if "\n" not in text:
             text = f"{time.strftime('%H:%M:%S')} {text}"
+        if self._file is None:
+            self._early.append(text)
+        else:
+            self._write_line(text)
+
+    def _write_line(self, text: str) -> None:
         self._write(lambda: print(text, file=self._file, flush=True))
 
     def row(self, row: dict[str, Any]) -> None:
@@ -224,11 +239,11 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None) -> None:
-        if problem is not None:  # the terminal hears of it from `run_command`, or by a traceback
-            what = (
+        if isinstance(problem, Exception) and self._file:  # the terminal hears of it elsewhere
+            said = (
                 f"error: {problem}" if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
             )
-            self._write(lambda: print(what, file=self._file))
+            self._write_line(said)
         for file in (self._file, self._csv):
             if file:
                 self._write(file.close)

@@ -246,6 +246,9 @@ class Trainer:
             raise UserError(f"the snapshot's optimizer does not fit this run ({problem}); start a new run") from None
         self.epoch, self.history = state.epoch, list(state.history)
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
+        validated = bool(state.history) and state.history[-1]["val_loss"] is not None
+        if validated != (self.splits.val is not None):  # accuracies on other images are no match for each other
+            self.best_accuracy, self.best_epoch = 0.0, 0
 
 
 def load_weights(model: nn.Module, state: TrainState, classes: tuple[str, ...]) -> None:

@@ -50,6 +50,13 @@ def test_a_wrong_request_is_one_line_that_names_what_is_wrong(argv):
     assert caught.value.exit_code == 2
 
 
+def test_a_misspelt_flag_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"did you mean --epochs\?"):
+        parse("--epohcs", "3")
+    with pytest.raises(UserError, match="see --help"):
+        parse("--epochs", "three")
+
+
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type is bool])
 def test_every_switch_has_both_forms(name):
     assert getattr(parse(f"--{name}"), name) is True

@@ -69,26 +69,42 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 
 def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
-    with RunLog(tmp_path) as log:
+    with RunLog() as log:
+        log.open(tmp_path)
         log.line("one line")
         log.row({"epoch": 1, "loss": 0.5, "val": None})
         log.row({"epoch": 2, "loss": 0.25, "val": None})
         assert log.path.read_text().endswith("one line\n")
         with log.path.with_suffix(".csv").open(newline="") as file:
             assert list(csv.reader(file)) == [["epoch", "loss", "val"], ["1", "0.5", ""], ["2", "0.25", ""]]
-        with RunLog(tmp_path) as other:  # within the same second
+        with RunLog() as other:
+            other.open(tmp_path)  # within the same second
             assert other.path != log.path
     assert capsys.readouterr().out == "one line\n"
 
 
 def test_the_log_tells_how_a_run_ended(tmp_path):
-    with pytest.raises(UserError), RunLog(tmp_path) as log:
+    for problem, told in ((UserError("too bad"), "error: too bad\n"), (KeyboardInterrupt(), "")):
+        with pytest.raises(type(problem)), RunLog() as log:
+            log.open(tmp_path)
+            raise problem
+        assert log.path.read_text() == told
+
+
+def test_a_request_refused_early_leaves_no_log(tmp_path):
+    with pytest.raises(UserError), RunLog() as log:
+        log.line("said early")
         raise UserError("too bad")
-    assert log.path.read_text() == "error: too bad\n"
+    assert not list(tmp_path.iterdir())
+    with RunLog() as log:
+        log.line("said early")
+        log.open(tmp_path)
+    assert log.path.read_text().endswith("said early\n")
 
 
 def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys):
-    with RunLog(tmp_path) as log:
+    with RunLog() as log:
+        log.open(tmp_path)
         log._file.close()
         log._file = open("/dev/full", "w", buffering=1)  # noqa: PTH123, SIM115
         log.line("first")

@@ -228,6 +228,24 @@ def test_folders_of_strange_names_and_few_classes(command):
     assert report["dataset"] == "$tree_{"
 
 
+def test_a_validated_run_goes_on_without_validation(command):
+    flags = (*QUICK, "--limit_train", "100", "--save_best")
+    assert command("main", *flags, "--epochs", "1", "--val_fraction", "0.4").code == 0
+    done = command("main", *flags, "--epochs", "2", "--resume", "auto")
+    assert done.code == 0, done.err
+    assert snapshot("last.pth")["best_epoch"] == 2  # by test images only the second epoch was measured
+
+
+def test_a_class_without_test_images_is_told(command, tree):
+    for path in (tree / "test" / "disc").iterdir():
+        path.unlink()
+    (tree / "test" / "disc").rmdir()
+    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--epochs", "1")
+    assert done.code == 0
+    assert "lacks disc" in done.out
+    assert figures()["per_class"]["disc"]["support"] == 0
+
+
 def test_the_preview_is_a_grid_and_no_run(command):
     done = command("main", "--dataset", "digits", "--preview_augment", "grid.png")
     assert (done.code, done.err) == (0, "")
@@ -266,6 +284,7 @@ def bad(*flags, **files):
         bad("--snapshot_dir", "a_file/below", a_file=b""),
         bad("--plot_dir", "/dev/null/x"),
         bad("--preview_augment", "/dev/null/x.png"),
+        bad("--preview_augment", "x.jpg"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, monkeypatch, flags, files):
@@ -287,7 +306,7 @@ def test_resuming_another_data_sets_snapshot_is_refused_and_loses_nothing(comman
     assert done.code == 2
     assert "tells 10 classes apart" in done.err
     assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
-    assert "error: " in log_text()
+    assert len(list(Path("log").glob("*.log"))) == 2
 
 
 def test_a_run_that_diverges_exits_with_1_and_keeps_what_was_good(command):
