@@ -7,7 +7,6 @@ derived from `TrainConfig`. `python config.py` prints that table.
 import argparse
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -147,8 +146,10 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
     if spec.metadata["choices"] and value not in spec.metadata["choices"]:
         raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}")
     within = spec.metadata["within"]
-    if within and not (math.isfinite(value) and value in within):
-        raise UserError(f"--{spec.name} {value:g} is out of range; it must be a finite number in {within.text}")
+    # whole numbers may be too large for a float
+    if within and not (abs(value) < 1e300 and value in within):
+        shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
+        raise UserError(f"--{spec.name} {shown} is out of range; it must be a finite number in {within.text}")
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise UserError(f"--{spec.name} is empty or holds a null character; give it a value or leave it out")
 

@@ -14,7 +14,7 @@ from data import Splits, load_splits
 from metrics import Report, build_report, predict, write_report
 from model import build_model
 from runtime import Runtime, run_command, start, writable_directory
-from snapshots import TrainState, load
+from snapshots import BEST, TrainState, load
 from train import load_weights
 
 FLAGS = (
@@ -30,15 +30,14 @@ def report_on(
     """The report on `model`, which `state` describes and `snapshot` holds, over the test images of `splits`."""
     batches = EvalBatches(splits.test, config.batch_size, runtime.device, tuple(state.mean), tuple(state.std))
     logits, labels = predict(model, batches, runtime)
-    return build_report(
-        logits, labels, splits.test.classes, splits.name, str(snapshot), state.epoch, _selected_by(state, snapshot)
-    )
+    how = _selected_by(state, snapshot) if splits.name == state.dataset else f"trained on {state.dataset}"
+    return build_report(logits, labels, splits.test.classes, splits.name, str(snapshot), state.epoch, how)
 
 
 def _selected_by(state: TrainState, snapshot: Path) -> str:
     """How the snapshot's epoch was chosen, and what part the test set had in it."""
     validated = config_from_dict(state.config).val_fraction > 0
-    if state.epoch == state.best_epoch and snapshot.name.startswith("best"):
+    if snapshot.name == BEST:
         return "best by " + ("validation accuracy" if validated else "test accuracy, evaluated every epoch")
     return "chosen without test images" if validated else "not selected; the test set was evaluated every epoch"
 

@@ -66,7 +66,7 @@ def _check_sizes(config: TrainConfig, splits: Splits) -> None:
 
 
 def _preview(config: TrainConfig) -> None:
-    """Draws eight training images, and eight augmented versions of each, as the first epochs would see them."""
+    """Draws eight training images, and eight augmented versions of each, drawn as in training."""
     path = Path(config.preview_augment)
     if path.suffix.lower() != ".png":
         raise UserError(f"--preview_augment {path}: it will be a PNG file; end its name in .png")

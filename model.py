@@ -9,7 +9,7 @@ import torchsummary
 from torch import Tensor, nn
 
 from config import TrainConfig
-from layers import DepthwiseSeparableConv2d
+from layers import DepthwiseSeparableConv2d, PointwiseConv2d, pointwise_norm, use_plain_forms
 
 
 class ConvBlock(nn.Module):
@@ -43,20 +43,19 @@ class SeparableBlock(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.shortcut = None
         if shortcut:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            self.shortcut = nn.Sequential(PointwiseConv2d(in_channels, out_channels), nn.BatchNorm2d(out_channels))
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn(self.conv(x))
+        depthwise, pointwise = self.conv
+        y = pointwise_norm(depthwise(x), pointwise, self.bn)
         if self.shortcut is not None:
-            y = y + self.shortcut(x)
+            y = y + pointwise_norm(x, *self.shortcut)
         return self.dropout(torch.relu(y))
 
 
 class CIFARNet(nn.Module):
-    """Images [B,3,H,W] (normalised floats; 32x32 in training) -> logits float32 [B,classes].
+    """Images [B,3,H,W] (normalised floats; 32x32 in training) -> logits [B,classes], in 32 bits under autocast too.
 
     The receptive field before pooling is 15x15 pixels; the pooling makes any H and W possible.
     """
@@ -74,7 +73,7 @@ class CIFARNet(nn.Module):
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
         x = self.c4(x)  # [B, 384, 16, 16]
-        x = x.mean(dim=(2, 3), dtype=torch.float32)  # [B, 384]
+        x = x.mean(dim=(2, 3), dtype=self.head.weight.dtype)  # [B, 384]
         with torch.autocast(x.device.type, enabled=False):  # 16 bits would make ties of close logits
             return self.head(x)  # [B, classes]
 
@@ -91,7 +90,7 @@ def parameter_count(model: nn.Module) -> int:
 
 def model_table(model: nn.Module) -> str:
     """torchsummary's table of layers, output shapes and parameters; neither `model` nor a random state changes."""
-    twin = copy.deepcopy(model).cpu().eval()
+    twin = use_plain_forms(copy.deepcopy(model).cpu().eval())  # what is fused would be missing from the table
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(table):
         torchsummary.summary(twin, (3, 32, 32), device="cpu")

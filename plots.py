@@ -134,7 +134,7 @@ def class_metrics(report: Report, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{_shortened(report.dataset, 60)}: {report.images} test images, by class")
-    figure.legend(ncols=4, loc="outside lower center", frameon=False)
+    figure.legend(ncols=4, loc="outside upper center", frameon=False)
     _write(figure, path)
 
 

@@ -58,8 +58,7 @@ def start(config: TrainConfig) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; no effect on the CPU's float32
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return Runtime(device, name, _pick_amp_dtype(config, device), threads, keeps_memory)
@@ -108,13 +107,24 @@ def _keep_freed_memory() -> bool:
     """Tells glibc not to hand large freed blocks back to the kernel; False where the C library is another.
 
     A training step frees and allocates gigabytes of activations. By default glibc maps each of them anew,
-    and the kernel zeroes every page again: most of a step's time on the CPU.
+    and the kernel zeroes every page again: most of a step's time on the CPU. The heap, which the blocks then
+    come from, is also to consist of huge pages; to say so for memory that it does not have yet, a block of the
+    size of a training run is taken, told about and given back, untouched.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h; a threshold of -1 is none
+    kept = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size, page, madv_hugepage = 8 << 30, 2 << 20, 14
+    block = libc.malloc(size)
+    if block:
+        libc.madvise(-(-block // page) * page, size - page, madv_hugepage)
+        libc.free(block)
+    return bool(kept)
 
 
 def peak_memory() -> int:
@@ -203,7 +213,8 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Writes `text`, one line or several, to the log and the terminal."""
-        tqdm.write(text)
+        with contextlib.suppress(BrokenPipeError):  # who reads along may stop; the run does not
+            tqdm.write(text)
         if "\n" not in text:
             text = f"{time.strftime('%H:%M:%S')} {text}"
         if self._file is None:

@@ -29,7 +29,7 @@ def test_the_published_recipe_is_the_default():
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""), ("--epochs",),
+        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""), ("--epochs", "9" * 401), ("--epochs",), ("--epochs", "9" * 401),
         ("--lr", "0"), ("--lr", "-0.1"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "1e999"), ("--lr", "fast"),
         ("--min_lr", "0.2"), ("--min_lr", "-1"), ("--min_lr", "nan"), ("--weight_decay", "-1"),
         ("--warmup_epochs", "250"), ("--warmup_epochs", "3", "--epochs", "3"), ("--warmup_epochs", "-1"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layers import DepthwiseConv2d, DepthwiseSeparableConv2d
+from layers import DepthwiseConv2d, DepthwiseSeparableConv2d, PointwiseConv2d, pointwise_norm, use_plain_forms
 
 FORMS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1)]  # stride, dilation
 SIZES = [(32, 32), (16, 24), (15, 17), (20, 31), (7, 12), (1, 1), (3, 8)]
@@ -70,6 +70,53 @@ def test_frozen_parts_get_no_gradient():
     layer(images).sum().backward()
     assert layer.weight.grad is None
     assert images.grad is not None
+
+
+def conv_and_norm(dtype, plain: bool):
+    torch.manual_seed(0)
+    conv, bn = PointwiseConv2d(6, 10).to(dtype), nn.BatchNorm2d(10).to(dtype)
+    nn.init.uniform_(bn.weight, 0.5, 2)
+    nn.init.normal_(bn.bias)
+    block = nn.ModuleList([conv, bn])
+    return use_plain_forms(block) if plain else block
+
+
+def images_with_offsets(batch, dtype):
+    """Channels whose means are several deviations from 0, where a variance is easily lost in rounding."""
+    images = torch.randn(batch, 6, 9, 7, dtype=torch.float64) + torch.arange(-3, 3).view(1, 6, 1, 1)
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_the_folded_normalisation_equals_batch_norm(dtype, tolerance, batch):
+    fast, plain = conv_and_norm(dtype, False), conv_and_norm(dtype, True)
+    for _ in range(3):  # the running statistics move
+        images = images_with_offsets(batch, dtype)
+        results = []
+        for block in (fast, plain):
+            x = images.clone().requires_grad_()
+            y = pointwise_norm(x, *block)
+            (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)).sum().backward()
+            results.append([y, x.grad, *(p.grad for p in block.parameters())])
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+        for ours, expected in zip(fast.buffers(), plain.buffers(), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+    fast.eval()
+    plain.eval()
+    torch.testing.assert_close(pointwise_norm(images, *fast), pointwise_norm(images, *plain), rtol=1e-4, atol=1e-4)
+
+
+def test_the_folded_normalisation_agrees_to_16_bits_under_autocast():
+    fast, exact = conv_and_norm(torch.float32, False), conv_and_norm(torch.float32, True)
+    images = images_with_offsets(64, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pointwise_norm(images.bfloat16(), *fast)
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.float(), pointwise_norm(images, *exact), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(fast[1].running_var, exact[1].running_var, rtol=0.01, atol=0)
+    torch.testing.assert_close(fast[1].running_mean, exact[1].running_mean, rtol=0.01, atol=1e-3)
 
 
 def test_the_state_is_that_of_plain_convolutions():

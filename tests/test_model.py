@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from config import TrainConfig
+from layers import use_plain_forms
 from model import CIFARNet, build_model, model_table, parameter_count
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
@@ -61,6 +62,21 @@ def test_the_forward_pass_is_the_published_one():
     images = torch.randn(4, 3, 32, 32)
     state = {name: value.double() for name, value in model.state_dict().items()}
     torch.testing.assert_close(model(images).double(), reference_forward(state, images.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_fast_and_plain_forms_are_the_same_function():
+    """In 64 bits nothing hides behind rounding: outputs, every gradient, every running statistic."""
+    torch.manual_seed(0)
+    fast = CIFARNet(dropout=0.0).double()
+    plain = use_plain_forms(copy.deepcopy(fast))
+    images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    for model in (fast, plain):
+        F.cross_entropy(model(images), labels).backward()
+    for (name, ours), expected in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-9, atol=1e-12, msg=name)
+    for (name, ours), expected in zip(fast.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12, msg=name)
+    torch.testing.assert_close(fast.eval()(images), plain.eval()(images), rtol=1e-9, atol=1e-12)
 
 
 def test_spatial_dropout_drops_whole_channels_and_only_in_training():

@@ -125,3 +125,14 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == "error: no\n" * 2
     with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
         run_command(lambda: 1 / 0)
+
+
+def test_a_reader_who_leaves_does_not_end_the_run(tmp_path, monkeypatch):
+    def leave(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runtime.tqdm, "write", leave)
+    with RunLog() as log:
+        log.open(tmp_path)
+        log.line("goes on")
+    assert log.path.read_text().endswith("goes on\n")
