@@ -73,9 +73,9 @@ class CIFARNet(nn.Module):
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
         x = self.c4(x)  # [B, 384, 16, 16]
-        x = x.mean(dim=(2, 3), dtype=self.head.weight.dtype)  # [B, 384]
+        x = x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # [B, 384], and a gradient that is channels_last
         with torch.autocast(x.device.type, enabled=False):  # 16 bits would make ties of close logits
-            return self.head(x)  # [B, classes]
+            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
 
 
 def build_model(config: TrainConfig, classes: int) -> CIFARNet:
