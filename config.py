@@ -102,6 +102,7 @@ class TrainConfig:
 
     amp: bool = _flag(False, "precision", "mixed precision: autocast in --amp_dtype")
     amp_dtype: str = _flag("auto", "precision", "auto: bf16, or fp16 on CUDA devices without it; fp16 scales the loss and needs CUDA", choices=("auto", "bf16", "fp16"))
+    compile: bool = _flag(False, "precision", "torch.compile the training step: up to a minute at the start; on CUDA with CUDA graphs, on the CPU a C++ compiler is needed")
     device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
     keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held")
 

@@ -152,9 +152,9 @@ class DepthwiseSeparableConv2d(nn.Sequential):
         )
 
 
-def use_plain_forms(model: nn.Module) -> nn.Module:
-    """Has every layer of `model` computed by torch's own modules, one after the other; returns `model`."""
+def use_plain_forms(model: nn.Module, *kinds: type[nn.Module]) -> nn.Module:
+    """Has the layers of `model` of these kinds (none: of all) computed by torch's own modules; returns `model`."""
     for module in model.modules():
-        if isinstance(module, DepthwiseConv2d | PointwiseConv2d):
+        if isinstance(module, kinds or (DepthwiseConv2d, PointwiseConv2d)):
             module.plain = True
     return model

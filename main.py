@@ -161,6 +161,8 @@ class Recorder:
         self._save(self.snapshot_dir / LAST)
         self.log.row(row)
         self.epochs_here += 1
+        if config.compile and self.epochs_here == 1:
+            self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
         self.log.line(self._epoch_line(row))
         if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
             self._draw_training()

@@ -1,6 +1,7 @@
 """The training loop: optimizer, schedule, mixed precision, clipping. It reads no files and knows no listener."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from batches import Batch, EvalBatches, TrainBatches
 from config import RunError, TrainConfig, UserError
 from data import Splits
+from layers import PointwiseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
 from snapshots import TrainState
@@ -42,6 +44,7 @@ class EpochStats(NamedTuple):
     skipped: int  # steps that the fp16 scaler left out
     seconds: float
     data_wait: float  # share of `seconds` spent waiting for the next batch
+    first_step: float  # seconds; with torch.compile, the compilation
     bad_step: int  # the first step, from 0, with a loss or gradient that was not finite; -1: none
 
 
@@ -95,6 +98,8 @@ def train_one_epoch(
             clipped += norm > (max_grad_norm or math.inf)
             infinite += ~finite
         images_seen += len(labels)
+        if step == 0:
+            first_step = time.perf_counter() - started - waited
         bar.update()
         if not bar.disable and (step + 1) % refresh == 0:
             bar.set_postfix(loss=f"{loss_sum.item() / images_seen:.4f}", acc=f"{correct.item() / images_seen:.2%}")
@@ -110,8 +115,22 @@ def train_one_epoch(
         skipped=skipped,
         seconds=seconds,
         data_wait=waited / seconds,
+        first_step=first_step,
         bad_step=int(bad_step),
     )
+
+
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model`, sharing its weights, as torch.compile makes it; on CUDA its kernels are launched as graphs.
+
+    Raises `UserError` without the C++ compiler that the CPU's needs.
+    """
+    if device.type == "cuda":
+        return torch.compile(model, mode="reduce-overhead")
+    if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        raise UserError("--compile needs a C++ compiler on the CPU, and there is none (g++, clang++); leave it off")
+    # the compiler fuses passes over plain normalisations, and makes the folded ones slower (bench.py)
+    return torch.compile(use_plain_forms(model, PointwiseConv2d))
 
 
 class Trainer:
@@ -123,6 +142,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
         self.model = model.to(runtime.device)
+        self.step_model = compiled(self.model, runtime.device) if config.compile else self.model
         self.splits, self.config, self.runtime = splits, config, runtime
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
@@ -136,6 +156,7 @@ class Trainer:
             fused=runtime.device.type in ("cpu", "cuda"),  # one pass over the weights instead of several
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp_dtype is torch.float16)
+        self.first_step = 0.0  # seconds that the first step of this process took
         self.epoch = 0  # finished
         self.history: list[dict[str, Any]] = []
         self.best_accuracy, self.best_epoch = 0.0, 0
@@ -162,7 +183,7 @@ class Trainer:
         name = f"epoch {epoch}/{self.config.epochs}"
         with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=None) as bar:
             stats = train_one_epoch(
-                self.model,
+                self.step_model,
                 self.batches.epoch(epoch),
                 self.optimizer,
                 self.scaler,
@@ -177,6 +198,7 @@ class Trainer:
             held_out = scores(*predict(self.model, self.held_out, self.runtime))
         if not math.isfinite(held_out.loss):
             self._stop_not_finite(epoch, len(self.batches) - 1)
+        self.first_step = self.first_step or stats.first_step
         self.epoch = epoch
         if self.best_epoch == 0 or held_out.top1 > self.best_accuracy:
             self.best_accuracy, self.best_epoch = held_out.top1, epoch

@@ -155,6 +155,21 @@ def test_going_on_from_a_state_equals_not_stopping():
         assert torch.equal(value, second.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
+def test_a_compiled_step_trains_the_same():
+    plain, compiled = make_trainer(epochs=1, dropout=0.0), make_trainer(epochs=1, dropout=0.0, compile=True)
+    for trainer in (plain, compiled):
+        trainer.fit(lambda row: None)
+    assert compiled.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=1e-3)
+    assert compiled.state().model.keys() == plain.state().model.keys()
+
+
+def test_without_a_compiler_the_flag_is_refused(monkeypatch):
+    monkeypatch.setattr("train.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        make_trainer(compile=True)
+
+
 def test_this_runs_flags_win_over_the_snapshots():
     trainer = make_trainer(weight_decay=0.25, momentum=0.5)
     trainer.load_state(make_trainer(weight_decay=0.1).state())
