@@ -24,8 +24,8 @@ class Normalise:
         self.factor = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        return (images - self.shift) * self.factor
+        images = images.to(self.device, non_blocking=True).float().sub_(self.shift).mul_(self.factor)
+        return images.contiguous(memory_format=torch.channels_last)  # last: half the time of the other way round
 
 
 class TrainBatches:
@@ -117,7 +117,7 @@ class _BatchesOnDevice:
             group = batches[start : start + self.ahead]
             chosen = torch.cat([indices for _, _, indices in group]).to(self.engine.device, non_blocking=True)
             first = group[0][1]
-            images = self.engine.apply(self.images[chosen], draws.part(first, first + len(chosen)))
+            images = self.engine.apply(self.images.index_select(0, chosen), draws.part(first, first + len(chosen)))
             yield from zip(images.split(size), self.labels[chosen].split(size), strict=True)
 
 
