@@ -86,6 +86,7 @@ class TrainConfig:
     num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores")
 
     augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
+    augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off")
 
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]")

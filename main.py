@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import plots
-from augment import AlbumentationsEngine, build_policy
+from augment import build_engine
 from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config
 from data import Splits, limited, load_splits
 from evaluate import headline, load_model, report_on, write_evaluation
@@ -34,7 +34,7 @@ def _run(argv: list[str]) -> None:
     config = parse_config(argv, DESCRIPTION)
     runtime = start(config)
     if config.preview_augment:
-        _preview(config)
+        _preview(config, runtime)
         return
     log_dir, snapshot_dir, plot_dir = (
         writable_directory(getattr(config, flag), f"--{flag}") for flag in ("log_dir", "snapshot_dir", "plot_dir")
@@ -65,14 +65,14 @@ def _check_sizes(config: TrainConfig, splits: Splits) -> None:
         raise UserError(f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it")
 
 
-def _preview(config: TrainConfig) -> None:
+def _preview(config: TrainConfig, runtime: Runtime) -> None:
     """Draws eight training images, and eight augmented versions of each, drawn as in training."""
     path = Path(config.preview_augment)
     if path.suffix.lower() != ".png":
         raise UserError(f"--preview_augment {path}: it will be a PNG file; end its name in .png")
     splits = load_splits(config, print)
     images = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment").images[:8].numpy()
-    engine = AlbumentationsEngine(build_policy(config.augment), splits.mean)
+    engine = build_engine(config, splits.mean, runtime.device)
     versions = [engine(images, config.seed, epoch) for epoch in range(1, 9)]
     try:
         plots.augmentations(images, versions, path)
@@ -150,6 +150,7 @@ class Recorder:
         self.started = time.perf_counter()
         self.epochs_here = 0
         self.unsaved: set[str] = set()
+        self.told_of_wait = False
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
@@ -164,6 +165,10 @@ class Recorder:
         if config.compile and self.epochs_here == 1:
             self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
         self.log.line(self._epoch_line(row))
+        if row["data_wait"] > 0.1 and config.augment_engine == "albumentations" and not self.told_of_wait:
+            self.told_of_wait = True  # once a run
+            self.log.line(f"{row['data_wait']:.0%} of the epoch went by waiting for data: more --num_workers (now "
+                          f"{self.trainer.batches.workers}) where cores are idle, or --augment_engine batched")  # fmt: skip
         if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
             self._draw_training()
 

@@ -30,8 +30,9 @@ def test_normalised_values():
     np.testing.assert_allclose(normalised.numpy(), expected, atol=1e-5)
 
 
-def test_an_epoch_shows_each_image_once_the_last_batch_what_is_left():
-    train = batches_of(numbered_images(50), augment="none")
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_an_epoch_shows_each_image_once_the_last_batch_what_is_left(engine):
+    train = batches_of(numbered_images(50), augment="none", augment_engine=engine)
     assert len(train) == 4
     orders = []
     for epoch in (1, 2):
@@ -56,18 +57,49 @@ def test_the_number_of_workers_changes_nothing(workers):
             assert torch.equal(a_labels, b_labels)
 
 
-def test_epochs_seeds_and_batches_draw_anew():
+def test_the_batched_engine_needs_no_workers_and_shows_the_same_images_in_the_same_order():
+    images = numbered_images(50)
+    batched = batches_of(images, num_workers=3, augment_engine="batched")
+    assert batched.workers == 0
+    for (a, a_labels), (b, b_labels) in zip(batched.epoch(3), batches_of(images).epoch(3), strict=True):
+        assert torch.equal(a_labels, b_labels)
+        assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+def test_the_batched_engine_sees_the_same_images_in_batches_of_any_size(batch_size):
+    images = numbered_images(50)
+    epochs = (batches_of(images, augment_engine="batched", batch_size=size).epoch(2) for size in (batch_size, 16))
+    one, other = (torch.cat([x for x, _ in epoch]) for epoch in epochs)
+    assert torch.equal(one, other)
+    assert torch.equal(images.images, numbered_images(50).images)
+
+
+def test_batches_augmented_together_or_alone_are_the_same():
+    images = numbered_images(50)
+    together, alone = (batches_of(images, augment_engine="batched") for _ in range(2))
+    alone.loader.ahead = 1
+    assert together.loader.ahead > 1
+    for (a, _), (b, _) in zip(together.epoch(1), alone.epoch(1), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_epochs_seeds_and_batches_draw_anew(engine):
     images = ImageSet(numbered_images(50).images[:1].expand(40, -1, -1, -1).contiguous() + 200, torch.zeros(40), ())
-    first, second = (torch.cat([x for x, _ in batches_of(images).epoch(epoch)]) for epoch in (1, 2))
-    other = torch.cat([x for x, _ in batches_of(images, seed=1).epoch(1)])
-    again = torch.cat([x for x, _ in batches_of(images).epoch(1)])
+    first, second = (
+        torch.cat([x for x, _ in batches_of(images, augment_engine=engine).epoch(epoch)]) for epoch in (1, 2)
+    )
+    other = torch.cat([x for x, _ in batches_of(images, augment_engine=engine, seed=1).epoch(1)])
+    again = torch.cat([x for x, _ in batches_of(images, augment_engine=engine).epoch(1)])
     assert torch.equal(first, again)
     for one, two in ((first, second), (first, other), (first[:16], first[16:32])):
         assert not torch.equal(one, two)
 
 
-def test_the_global_generator_is_left_alone():
-    train = batches_of(numbered_images(20))
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_the_global_generator_is_left_alone(engine):
+    train = batches_of(numbered_images(20), augment_engine=engine)
     state = torch.get_rng_state()
     list(train.epoch(1))
     assert torch.equal(torch.get_rng_state(), state)

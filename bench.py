@@ -1,0 +1,265 @@
+"""How fast training is here, against the plain loop and the machine's ceiling: `python bench.py [--json FILE]`.
+
+Each measurement runs in a process of its own, since the allocator's setting is the process's, and the
+processes take turns for several rounds, since machines have moods; what is printed are the medians.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from augment import build_engine
+from batches import EvalBatches
+from config import TrainConfig, UserError
+from data import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
+from layers import use_plain_forms
+from metrics import predict
+from model import CIFARNet, build_model
+from runtime import available_cores, peak_memory, run_command, start
+from train import Trainer, compiled
+
+BATCH = 512
+
+
+def _random_images(count: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
+
+
+def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
+    """The median time of `work`, after `warm_up` runs that do not count."""
+    taken = []
+    for i in range(warm_up + times):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if i >= warm_up:
+            taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+# --- what is measured: each returns a rate, per second ---------------------------------------------------------
+
+
+def matmul(device: str, dtype: torch.dtype) -> float:
+    """Multiplications and additions of a square matrix product: the ceiling of everything below."""
+    torch.set_num_threads(available_cores())
+    a = torch.randn(4096, 4096, device=device).to(dtype)
+    return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
+
+
+class _PlainImages(Dataset):
+    """As one writes it first: an image at a time, normalised on the CPU."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images, self.labels = images.images.permute(0, 2, 3, 1).contiguous().numpy(), images.labels
+        self.transform = A.Compose(
+            [
+                A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_CONSTANT, fill=(125, 123, 114)),
+                A.RandomCrop(32, 32),
+                A.HorizontalFlip(p=0.5),
+                A.Affine(translate_percent=(-0.0625, 0.0625), scale=(0.9, 1.1), rotate=(-15, 15), p=0.5),
+                A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.5),
+                A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(16, 16), hole_width_range=(16, 16), p=0.5),
+                A.Normalize(CIFAR10_MEAN, CIFAR10_STD),
+                A.ToTensorV2(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(image=self.images[i])["image"], self.labels[i]
+
+
+def plain_loop(device: str, steps: int) -> float:
+    """Images a second of the loop that a practitioner writes first: NCHW, float32, torch's defaults."""
+    model = use_plain_forms(CIFARNet()).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    loader = DataLoader(_PlainImages(_random_images(BATCH * (steps + 1))), BATCH, shuffle=True, num_workers=2)
+    taken = []
+    started = time.perf_counter()
+    for images, labels in loader:
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        taken.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return BATCH / statistics.median(taken[1:])
+
+
+def step(device: str, amp: bool, plain: bool, compile_it: bool, steps: int) -> float:
+    """Images a second of the project's step alone, on one batch that is at hand."""
+    config = TrainConfig(device=device, amp=amp)
+    runtime = start(config)
+    model = build_model(config, 10).to(runtime.device)
+    if plain:
+        use_plain_forms(model)
+    forward = compiled(model, runtime.device) if compile_it else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    images = torch.randn(BATCH, 3, 32, 32, device=runtime.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH, device=runtime.device) % 10
+
+    def one() -> None:
+        with runtime.autocast():
+            loss = F.cross_entropy(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return BATCH / _seconds(one, 3, steps)
+
+
+def training(device: str, amp: bool, engine: str, steps: int) -> float:
+    """Images a second of main.py's own loop, augmentation and workers included."""
+    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=3)
+    runtime = start(config)
+    images = _random_images(BATCH * steps)
+    splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
+    trainer = Trainer(build_model(config, 10), splits, config, runtime)
+    rows: list[dict] = []
+    trainer.fit(rows.append)
+    return statistics.median(row["images_per_second"] for row in rows[1:])
+
+
+def augmentation(engine: str, steps: int) -> float:
+    """Images a second of an augmentation engine on one core."""
+    torch.set_num_threads(1)
+    run = build_engine(TrainConfig(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
+    images = _random_images(BATCH).images.numpy()
+    return BATCH / _seconds(lambda: run(images, 0), 2, steps)
+
+
+def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
+    """Images a second of the evaluation pass."""
+    config = TrainConfig(device=device, amp=amp)
+    runtime = start(config)
+    model = build_model(config, 10).to(runtime.device)
+    if plain:
+        use_plain_forms(model)
+    batches = EvalBatches(_random_images(BATCH * 4), BATCH, runtime.device, CIFAR10_MEAN, CIFAR10_STD)
+    return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, steps)
+
+
+def measurements(device: str, quick: bool) -> dict[str, Callable[[], float]]:
+    """Every measurement by its name, in the order of the table."""
+    n = 2 if quick else 4
+    named: dict[str, Callable[[], float]] = {
+        "matrix product, fp32": lambda: matmul(device, torch.float32),
+        "matrix product, bf16": lambda: matmul(device, torch.bfloat16),
+        "plain loop, fp32": lambda: plain_loop(device, 1 if quick else 2),
+    }
+    for dtype in ("fp32", "bf16"):
+        amp = dtype == "bf16"
+        named[f"main.py, {dtype}, albumentations"] = lambda amp=amp: training(device, amp, "albumentations", n)
+        named[f"main.py, {dtype}, batched"] = lambda amp=amp: training(device, amp, "batched", n)
+        named[f"step, {dtype}, plain forms"] = lambda amp=amp: step(device, amp, True, False, n)
+        named[f"step, {dtype}, fast forms"] = lambda amp=amp: step(device, amp, False, False, n)
+        named[f"step, {dtype}, compiled"] = lambda amp=amp: step(device, amp, False, True, n)
+        named[f"evaluation, {dtype}, plain forms"] = lambda amp=amp: evaluation(device, amp, True, n)
+        named[f"evaluation, {dtype}, fast forms"] = lambda amp=amp: evaluation(device, amp, False, n)
+    for engine in ("albumentations", "batched"):
+        named[f"augmentation, one core, {engine}"] = lambda engine=engine: augmentation(engine, n)
+    return named
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: exit code 0, 1 where a measurement failed, 2 with one line for a wrong request."""
+    return run_command(lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _bench(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Measures training speed; ten minutes on two cores, --quick two.")
+    parser.add_argument("--quick", action="store_true", help="one round of fewer steps")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name holds this")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    device = start(TrainConfig(device=options.device)).device.type if options.device == "auto" else options.device
+    named = measurements(device, options.quick)
+    if options.child:
+        print(json.dumps({"rate": named[options.child](), "memory": peak_memory()}))
+        return
+    chosen = [name for name in named if options.only in name and not (options.quick and "compiled" in name)]
+    if not chosen:
+        raise UserError(f"--only {options.only}: no measurement has that in its name")
+    found: dict[str, list[dict]] = {name: [] for name in chosen}
+    for round_ in range(1 if options.quick else 3):
+        for name in chosen if round_ == 0 else [n for n in chosen if "compiled" not in n]:
+            print(f"\rround {round_ + 1}: {name:45}", end="", file=sys.stderr, flush=True)
+            found[name].append(_in_child(name, device, options.quick))
+    print(f"\r{'':55}\r", end="", file=sys.stderr)
+    figures = {
+        name: {"rate": statistics.median(r["rate"] for r in runs), "memory": max(r["memory"] for r in runs)}
+        for name, runs in found.items()
+    }
+    machine = start(TrainConfig(device=device)).device_name
+    print(f"{machine}, {available_cores()} cores, torch {torch.__version__}, python {platform.python_version()}\n")
+    print(table(figures))
+    if options.json:
+        content = json.dumps({"machine": machine, "cores": available_cores(), "figures": figures}, indent=2)
+        try:
+            Path(options.json).write_text(content + "\n")
+        except OSError as problem:
+            raise UserError(f"--json {options.json}: cannot write it ({problem.strerror}); name another file") from None
+
+
+def _in_child(name: str, device: str, quick: bool) -> dict:
+    command = [sys.executable, __file__, "--child", name, "--device", device, *(["--quick"] if quick else [])]
+    # OpenBLAS kernels that a system may have pinned do not concern torch, but would slow numpy
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
+    child = subprocess.run(command, capture_output=True, text=True, env=clean)
+    if child.returncode != 0:
+        raise UserError(f"the measurement {name!r} failed: {child.stderr.strip().splitlines()[-1]}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def flops_per_image() -> float:
+    """Multiplications and additions of a training step, per image: three times those of the forward pass."""
+    with FlopCounterMode(display=False) as counter:
+        use_plain_forms(CIFARNet()).eval()(torch.zeros(1, 3, 32, 32))
+    return 3 * counter.get_total_flops()
+
+
+def table(figures: dict[str, dict]) -> str:
+    """The figures as a Markdown table: rates, ratios to the plain loop, shares of the matrix product's ceiling."""
+    rows = ["| measured | rate | times the plain loop | share of ceiling | peak memory |", "|---|---|---|---|---|"]
+    plain = figures.get("plain loop, fp32", {}).get("rate")
+    for name, figure in figures.items():
+        rate, trains = figure["rate"], name.startswith(("plain", "main", "step"))
+        shown = f"{rate / 1e9:,.0f} GFLOP/s" if name.startswith("matrix") else f"{rate:,.0f} img/s"
+        ratio = f"{rate / plain:.1f}" if plain and trains else ""
+        ceiling = figures.get(f"matrix product, {'bf16' if 'bf16' in name else 'fp32'}", {}).get("rate")
+        share = f"{rate * flops_per_image() / ceiling:.0%}" if ceiling and trains else ""
+        rows.append(f"| {name} | {shown} | {ratio} | {share} | {figure['memory'] / 2**30:.1f} GiB |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
