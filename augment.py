@@ -163,7 +163,7 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
         return torch.randint(low, high + 1, (count, 2), generator=generator)
 
     shift = round(policy.shift * SIZE)
-    ranges = {name: getattr(policy, name) for name in ("brightness", "contrast", "saturation")}
+    gains = policy.brightness, policy.contrast, policy.saturation
     return Draws(
         offset=torch.where(chance(policy.crop_p)[:, None], whole(0, 2 * policy.pad), policy.pad),
         flip=chance(policy.flip_p),
@@ -172,7 +172,7 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
         scale=uniform(1 - policy.scale, 1 + policy.scale),
         rotate=uniform(-policy.rotate, policy.rotate),
         jitter=chance(policy.jitter_p),
-        factors=torch.stack([*(uniform(1 - x, 1 + x) for x in ranges.values()), uniform(-policy.hue, policy.hue)], 1),
+        factors=torch.stack([*(uniform(1 - x, 1 + x) for x in gains), uniform(-policy.hue, policy.hue)], 1),
         order=torch.rand(count, 4, generator=generator).argsort(1),
         hole=chance(policy.hole_p),
         corner=whole(0, SIZE - policy.hole),
@@ -180,7 +180,7 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
 
 
 class BatchedEngine:
-    """Carries out a `Policy` on whole batches, on `device`: a few dozen tensor operations for all images.
+    """Carries out a `Policy` on whole batches, on `device`, with tensor operations only.
 
     Pixels are those of `AlbumentationsEngine` for the same draws, within the tolerances of
     tests/test_augment_batched.py: its conventions, and its 8-bit values between two steps, are kept.
@@ -311,11 +311,9 @@ def _turn_hue(values: Tensor, turn: Tensor) -> None:
 
 def build_engine(
     config: TrainConfig, mean: tuple[float, float, float], device: torch.device
-) -> "AlbumentationsEngine | BatchedEngine":
+) -> AlbumentationsEngine | BatchedEngine:
     """The engine that --augment_engine names, with the policy that --augment names."""
     policy = build_policy(config.augment)
-    return (
-        BatchedEngine(policy, mean, device)
-        if config.augment_engine == "batched"
-        else AlbumentationsEngine(policy, mean)
-    )
+    if config.augment_engine == "batched":
+        return BatchedEngine(policy, mean, device)
+    return AlbumentationsEngine(policy, mean)
