@@ -5,8 +5,9 @@ from dataclasses import fields
 import pytest
 import torch
 
+import snapshots
 from config import UserError
-from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, save
+from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, pack, prune
 
 
 def make_state(epoch: int = 3) -> TrainState:
@@ -26,6 +27,10 @@ def make_state(epoch: int = 3) -> TrainState:
         std=[0.1, 0.2, 0.3],
         dataset="pictures",
     )
+
+
+def save(state: TrainState, path) -> None:
+    snapshots.save(pack(state), path)
 
 
 def equal(a, b) -> bool:
