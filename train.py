@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -114,6 +114,13 @@ def train_one_epoch(
     )
 
 
+def _checked(batches: Iterable[Batch], check: Callable[[], None]) -> Iterator[Batch]:
+    """`batches`, with a call of `check` once each has been dealt with."""
+    for batch in batches:
+        yield batch
+        check()
+
+
 class Trainer:
     """Trains `model` by the recipe in `config`, an epoch at a time.
 
@@ -150,12 +157,16 @@ class Trainer:
         warmup = self.config.warmup_epochs * len(self.batches)
         return learning_rate(step, self.total_steps, warmup, self.config.lr, self.config.min_lr)
 
-    def fit(self, on_epoch_end: Callable[[dict[str, Any]], None]) -> None:
-        """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite."""
-        while self.epoch < self.config.epochs:
-            on_epoch_end(self._run_epoch(self.epoch + 1))
+    def fit(self, on_epoch_end: Callable[[dict[str, Any]], None], check: Callable[[], None] = lambda: None) -> None:
+        """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite.
 
-    def _run_epoch(self, epoch: int) -> dict[str, Any]:
+        `check()` is called after every step and every epoch; what it raises ends the training there.
+        """
+        while self.epoch < self.config.epochs:
+            on_epoch_end(self._run_epoch(self.epoch + 1, check))
+            check()
+
+    def _run_epoch(self, epoch: int, check: Callable[[], None]) -> dict[str, Any]:
         started = time.perf_counter()
         torch.manual_seed(derived_seed(self.config.seed, epoch, DROPOUT))
         steps_before = (epoch - 1) * len(self.batches)
@@ -163,7 +174,7 @@ class Trainer:
         with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=None) as bar:
             stats = train_one_epoch(
                 self.model,
-                self.batches.epoch(epoch),
+                _checked(self.batches.epoch(epoch), check),
                 self.optimizer,
                 self.scaler,
                 self.runtime,
@@ -174,7 +185,7 @@ class Trainer:
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
-            held_out = scores(*predict(self.model, self.held_out, self.runtime))
+            held_out = scores(*predict(self.model, _checked(self.held_out, check), self.runtime))
         if not math.isfinite(held_out.loss):
             self._stop_not_finite(epoch, len(self.batches) - 1)
         self.epoch = epoch
