@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import shutil
 import tarfile
 import tempfile
 import time
@@ -138,8 +139,12 @@ def _md5_of(path: Path) -> str:
 def unpack(archive: Path, root: Path, folder: str) -> None:
     """Unpacks `folder` of a tar archive to `root`/`folder`: nothing of it before all of it has been read.
 
+    Only for one process at a time.
+
     Raises `OSError`; also for a member that would land outside, or is more than a file, a folder or a link inside.
     """
+    for leftover in root.glob(".unpacking-*"):  # of a killed process
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as staging:
         try:
             with tarfile.open(archive) as tar:
