@@ -15,7 +15,7 @@ import torch
 
 import plots
 from augment import AlbumentationsEngine, build_policy
-from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config
+from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
 from evaluate import headline, load_model, report_on, write_evaluation
 from model import build_model, model_table, parameter_count
@@ -91,7 +91,7 @@ def _preview(config: TrainConfig) -> None:
 def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer) -> None:
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
-    log.line("settings: " + ", ".join(f"{name}={value}" for name, value in settings))
+    log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
     log.line(
         f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)

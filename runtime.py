@@ -341,17 +341,19 @@ class Signals:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises from there as workers, signalled too, end
         if not self._deferred:
             raise Interrupted(signum)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Until the end of the block, only `check` raises."""
+        """Until the end of the block, which checks too, only `check` raises."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        self.check()
 
     def check(self) -> None:
         """Raises `Interrupted` if there was a signal."""
