@@ -239,6 +239,7 @@ def test_an_archive_is_unpacked_over_what_was_there(tmp_path):
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "good").write_text("damaged")
     (tmp_path / "inside" / "mine").write_text("mine")
+    (tmp_path / ".unpacking-half").mkdir()  # of a killed process
     unpack(archive, tmp_path, "inside")
     assert (tmp_path / "inside" / "good").read_text() == "good"
     assert (tmp_path / "inside" / "mine").read_text() == "mine"
