@@ -18,11 +18,20 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class RunError(UserError):
     """The request was right and the run failed all the same: one line for the user. Exit code 1."""
 
     exit_code = 1
+
+
+def printable(text: str) -> str:
+    """`text` with what is no visible character (line breaks, terminal commands, broken bytes) written as an escape:
+    names of files and folders can hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,20 @@ def _flag(
     within: str | None = None,
     choices: Sequence[str] | None = None,
     unset: str | None = None,
+    on_resume: str = "keep",
 ) -> Any:
-    """A field of `TrainConfig`. `unset` says in words what a default of None stands for."""
+    """A field of `TrainConfig`. `unset` says in words what a default of None stands for.
+
+    `on_resume` says what a resumed run may do with it: "keep", because another value alters the result; "raise";
+    or "change".
+    """
     meta = {
         "group": group,
         "help": help,
         "within": Interval(within) if within else None,
         "choices": choices,
         "unset": unset,
+        "on_resume": on_resume,
     }
     return field(default=default, metadata=meta)
 
@@ -78,18 +93,20 @@ class TrainConfig:
 
     # fmt: off
     dataset: str = _flag("cifar10", "data", "cifar10 (downloaded once), folder (train/<class>/*, test/<class>/*) or digits (ships with scikit-learn)", choices=("cifar10", "folder", "digits"))
-    data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder")
-    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own")
+    data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder", on_resume="change")
+    data_url: str | None = _flag(None, "data", "another address (http, https or file) of the archive that cifar10 is downloaded as", unset="the official server", on_resume="change")
+    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own", on_resume="change")
     limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
     limit_test: int = _flag(0, "data", "use a fixed, class-balanced part of this many test images; 0: all", within="[0, inf)")
     val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated every epoch", within="[0, 1)")
-    num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores")
+    num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores", on_resume="change")
+    skip_bad_images: bool = _flag(False, "data", "go on without the images of a folder that cannot be read, and list them")
 
     augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
     augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
-    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off")
+    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off", on_resume="change")
 
-    epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]")
+    epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
     batch_size: int = _flag(512, "recipe", "images per step", within="[1, 1000000]")
     lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
     min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; cosine in between, stepped per batch", within="[0, inf)")
@@ -105,20 +122,22 @@ class TrainConfig:
     amp_dtype: str = _flag("auto", "precision", "auto: bf16, or fp16 on CUDA devices without it; fp16 scales the loss and needs CUDA", choices=("auto", "bf16", "fp16"))
     compile: bool = _flag(False, "precision", "torch.compile the training step: up to a minute at the start; on CUDA with CUDA graphs, on the CPU a C++ compiler is needed")
     device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
-    keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held")
+    keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held", on_resume="change")
 
-    select: str = _flag("last", "evaluation", "which model the report describes; best keeps best_model.pth as --save_best does", choices=("last", "best"))
-    plot_training: bool = _flag(True, "evaluation", "draw training_curves.png and learning_rate_schedule.png")
-    plot_evaluation: bool = _flag(True, "evaluation", "draw confusion_matrix.png and class_metrics.png")
-    plot_freq: int = _flag(50, "evaluation", "epochs between redrawings of the curves during the run; 0: only at the end", within="[0, 1000000]")
+    select: str = _flag("last", "evaluation", "which model the report describes; best keeps best_model.pth as --save_best does", choices=("last", "best"), on_resume="change")
+    plot_training: bool = _flag(True, "evaluation", "draw training_curves.png and learning_rate_schedule.png", on_resume="change")
+    plot_evaluation: bool = _flag(True, "evaluation", "draw confusion_matrix.png and class_metrics.png", on_resume="change")
+    plot_freq: int = _flag(50, "evaluation", "epochs between redrawings of the curves during the run; 0: only at the end", within="[0, 1000000]", on_resume="change")
 
-    save_best: bool = _flag(False, "snapshots", "keep best_model.pth, replaced only when the accuracy improves")
-    snapshot_freq: int = _flag(5, "snapshots", "epochs between numbered snapshots (last.pth is written every epoch); 0: none", within="[0, 1000000]")
-    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off")
+    save_best: bool = _flag(False, "snapshots", "keep best_model.pth, replaced only when the accuracy improves", on_resume="change")
+    snapshot_freq: int = _flag(5, "snapshots", "epochs between numbered snapshots (last.pth is written every epoch); 0: none", within="[0, 1000000]", on_resume="change")
+    keep_snapshots: int = _flag(0, "snapshots", "how many numbered snapshots stay, the newest; 0: all", within="[0, inf)", on_resume="change")
+    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off", on_resume="change")
+    resume_override: bool = _flag(False, "snapshots", "let --resume go on with flags that alter the result", on_resume="change")
 
-    log_dir: str = _flag("./log", "output", "log and history of each run")
-    snapshot_dir: str = _flag("./snapshots_complete", "output", "snapshots")
-    plot_dir: str = _flag("./plots_complete", "output", "figures, metrics.json and classification_report.txt")
+    log_dir: str = _flag("./log", "output", "log and history of each run", on_resume="change")
+    snapshot_dir: str = _flag("./snapshots_complete", "output", "snapshots", on_resume="change")
+    plot_dir: str = _flag("./plots_complete", "output", "figures, metrics.json and classification_report.txt", on_resume="change")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -195,7 +214,7 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
     metavar = {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["choices"]:
         metavar = "|".join(spec.metadata["choices"])
-    metavar = {"dataset_name": "NAME", "resume": "PATH|auto"}.get(spec.name, metavar)
+    metavar = {"dataset_name": "NAME", "data_url": "URL", "resume": "PATH|auto"}.get(spec.name, metavar)
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
@@ -212,10 +231,15 @@ def parse_config(argv: Sequence[str], description: str) -> TrainConfig:
     return TrainConfig(**vars(build_parser(description, names).parse_args(argv)))
 
 
-def changed_settings(before: TrainConfig, now: TrainConfig) -> str:
-    """What differs between two settings, in words; empty where nothing does."""
-    pairs = [(spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in dataclasses.fields(now)]
-    return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], list[str]]:
+    """What differs between the settings of a run and of its resumption, in words: (what may, what may not)."""
+    words: tuple[list[str], list[str]] = ([], [])
+    for spec in dataclasses.fields(now):
+        old, new, rule = getattr(before, spec.name), getattr(now, spec.name), spec.metadata["on_resume"]
+        if old != new:
+            allowed = rule == "change" or (rule == "raise" and new > old)
+            words[0 if allowed else 1].append(f"{spec.name} {old} -> {new}")
+    return words
 
 
 def config_from_dict(settings: dict[str, Any]) -> TrainConfig:

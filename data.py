@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import json
-import socket
 import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +18,14 @@ from torch import Tensor
 from torchvision import datasets
 from tqdm import tqdm
 
-from config import TrainConfig, UserError
-from runtime import write_atomically
+from config import TrainConfig, UserError, printable
+from download import fetch, unpack
+from runtime import exclusive, remove_leftovers, write_atomically
 
 SIZE = 32  # pixels: height and width of every image
 SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 CACHE_NAME = ".cifarnet_32x32.npz"
-SERVER_PATIENCE = 20  # seconds without a byte; torchvision tries twice
 
 # Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -69,9 +68,9 @@ def load_splits(config: TrainConfig, say: Callable[[str], None]) -> Splits:
     from being read, or that does not fit together.
     """
     if config.dataset == "cifar10":
-        train, test = _read_cifar10(Path(config.data_dir), say)
+        train, test = _read_cifar10(Path(config.data_dir), config.data_url, say)
     elif config.dataset == "folder":
-        train, test = _read_folder(Path(config.data_dir), say)
+        train, test = _read_folder(Path(config.data_dir), config.skip_bad_images, say)
     else:
         train, test = _read_digits()
     train = limited(train, config.limit_train, "--limit_train")
@@ -79,7 +78,8 @@ def load_splits(config: TrainConfig, say: Callable[[str], None]) -> Splits:
     train, val = hold_back(train, config.val_fraction)
     mean, std = (CIFAR10_MEAN, CIFAR10_STD) if config.dataset == "cifar10" else channel_statistics(train.images)
     own_names = {"cifar10": "CIFAR-10", "digits": "digits", "folder": Path(config.data_dir).resolve().name}
-    return Splits(config.dataset_name or own_names[config.dataset], train, val, test, mean, std)
+    name = printable(config.dataset_name or own_names[config.dataset])
+    return Splits(name, train, val, test, mean, std)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -143,25 +143,30 @@ def _read_digits() -> tuple[ImageSet, ImageSet]:
 # --- CIFAR-10 -------------------------------------------------------------------------------------------------
 
 
-def _read_cifar10(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
-    """torchvision's CIFAR-10 under `root`, downloaded and verified where it is not there yet."""
+def _read_cifar10(root: Path, url: str | None, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+    """torchvision's CIFAR-10 under `root`, downloaded (from `url`, if given) and verified where it is not there yet.
+
+    Each file's checksum is verified by torchvision before it is read.
+    """
     if root.exists() and not root.is_dir():
         raise UserError(f"--data_dir {root} is a file; name a directory")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SERVER_PATIENCE)  # torchvision sets none: a silent server would hold the run for ever
+    official = datasets.CIFAR10
     try:
         try:
-            parts = [datasets.CIFAR10(root, train=train) for train in (True, False)]
+            parts = [official(root, train=train) for train in (True, False)]
         except RuntimeError:  # not there, or its checksums do not match
             say(f"downloading CIFAR-10 (170 MB) to {root}")
-            parts = [datasets.CIFAR10(root, train=train, download=True) for train in (True, False)]
+            root.mkdir(parents=True, exist_ok=True)
+            with exclusive(root, "--data_dir"):
+                fetch(url or official.url, root / official.filename, official.tgz_md5, say)
+                unpack(root / official.filename, root, official.base_folder)
+            parts = [official(root, train=train) for train in (True, False)]
     except (OSError, RuntimeError) as problem:
         raise UserError(
-            f"cannot get CIFAR-10 into {root} ({_one_line(problem)}); put {datasets.CIFAR10.filename} from "
-            f"{datasets.CIFAR10.url} there by hand, or try --dataset digits, which needs no network"
+            f"cannot get CIFAR-10 into {root} ({_one_line(problem)}); run again to go on, name another address with "
+            f"--data_url, put {official.filename} from {official.url} there by hand, or try --dataset digits, which "
+            f"needs no network"
         ) from None
-    finally:
-        socket.setdefaulttimeout(before)
     sets = []
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
@@ -176,24 +181,48 @@ def _one_line(problem: Exception) -> str:
 # --- folders --------------------------------------------------------------------------------------------------
 
 
-def _read_folder(root: Path, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
-    """`root`/train/<class>/* and `root`/test/<class>/*, decoded once and kept beside them in one file."""
-    classes, files = _list_folder(root, say)
-    listing = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path, _, _ in files]
+def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+    """`root`/train/<class>/* and `root`/test/<class>/*, decoded once and kept beside them in one file.
+
+    With `skip_bad` what cannot be read is left out, and told.
+    """
+    try:
+        classes, files = _list_folder(root, say)
+        listing = [[str(path.relative_to(root)), *_stamp(path)] for path, _, _ in files]
+        remove_leftovers(root)
+    except OSError as problem:
+        raise UserError(f"cannot read {problem.filename} ({problem.strerror}); repair or remove it") from None
     fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     cache = root / CACHE_NAME
-    images = _load_decoded(cache, fingerprint, len(files))
-    if images is None:
-        images = _decode_all([path for path, _, _ in files], say)
+    decoded = _load_decoded(cache, fingerprint, len(files))
+    if decoded is None or (decoded.problems and not skip_bad):  # to fail at the first
+        decoded = _decode_all([path for path, _, _ in files], skip_bad, say)
+        arrays = {"images": decoded.images, "bad": decoded.bad, "problems": np.array(decoded.problems, dtype=str)}
         try:
-            write_atomically(cache, lambda file: np.savez(file, images=images, fingerprint=np.array(fingerprint)))
+            write_atomically(cache, lambda file: np.savez(file, fingerprint=np.array(fingerprint), **arrays))
         except OSError as problem:
             say(f"decoded images are kept in memory only: {cache} cannot be written ({problem.strerror})")
-    pixels = torch.from_numpy(images)
+    for problem in decoded.problems:
+        say(f"skipped: {problem}")
+    pixels = torch.from_numpy(decoded.images)
     labels = torch.tensor([label for _, _, label in files])
     is_test = np.array([split == "test" for _, split, _ in files])
+    good = np.ones(len(files), dtype=bool)
+    good[decoded.bad] = False
     both = ImageSet(pixels, labels, classes)
-    return both.take(~is_test), both.take(is_test)
+    train, test = both.take(~is_test & good), both.take(is_test & good)
+    left = train.labels.bincount(minlength=len(classes))
+    if not left.all() or not len(test):
+        which = root / "train" / classes[int(left.argmin())] if not left.all() else root / "test"
+        raise UserError(f"no image in {which} can be read; repair them")
+    return train, test
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file; zeros for a broken link, which decoding will name."""
+    if not path.exists():
+        return 0, 0
+    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
@@ -213,6 +242,9 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
             classes = tuple(found)
             if len(classes) < 2:
                 raise UserError(f"{root / split} has {len(classes)} class folders; two are needed at least")
+        broken = [name for name in found if not name.isprintable()]
+        if broken:
+            raise UserError(f"{root / split} has a class whose name cannot be printed: {broken[0]!r}; rename it")
         strange = sorted(set(found) - set(classes))
         if strange or not found:
             what = f"has the class {strange[0]!r}, which train lacks" if strange else "has no class folders"
@@ -231,33 +263,59 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
     return classes, files
 
 
-def _load_decoded(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
-    """The decoded images uint8 [count,3,32,32], or None where they are missing, damaged or of another tree."""
-    # OSError: missing or unreadable; ValueError, KeyError: no such arrays; the rest: a damaged archive
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+class _Decoded(NamedTuple):
+    images: np.ndarray  # uint8 [N,3,32,32]
+    bad: np.ndarray  # int64: which of them could not be read, and are black
+    problems: list[str]  # why not
+
+
+def _load_decoded(cache: Path, fingerprint: str, count: int) -> _Decoded | None:
+    """The decoded images, `count` of them, or None where they are missing, damaged or of another tree."""
+    with contextlib.suppress(Exception):  # a damaged archive can raise anything
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:
                 images = kept["images"]
                 if images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8:
-                    return images
+                    return _Decoded(images, kept["bad"], kept["problems"].tolist())
     return None
 
 
-def _decode_all(paths: list[Path], say: Callable[[str], None]) -> np.ndarray:
-    images = np.empty((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
-    resized = 0
-    with ThreadPoolExecutor() as pool:
-        decoded = tqdm(pool.map(read_image, paths), "decoding", len(paths), leave=False, disable=None)
+def _decode_all(paths: list[Path], skip_bad: bool, say: Callable[[str], None]) -> _Decoded:
+    images = np.zeros((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
+    resized, bad, problems = 0, [], []
+
+    def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
         try:
-            for i, (pixels, original_size) in enumerate(decoded):
-                images[i] = pixels
-                resized += original_size != (SIZE, SIZE)
-        except UserError:
+            return _decode(path)
+        except UserError as problem:
+            return problem
+
+    with _no_warnings(), ThreadPoolExecutor() as pool:
+        decoded = tqdm(pool.map(attempt, paths), "decoding", len(paths), leave=False, disable=None)
+        try:
+            for i, outcome in enumerate(decoded):
+                if isinstance(outcome, UserError):
+                    if not skip_bad:
+                        raise outcome
+                    bad.append(i)
+                    problems.append(str(outcome))
+                else:
+                    images[i], original_size = outcome
+                    resized += original_size != (SIZE, SIZE)
+        except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if resized:
         say(f"resized {resized} of {len(paths)} images to {SIZE}x{SIZE}")
-    return images
+    return _Decoded(images, np.array(bad, dtype=np.int64), problems)
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Without warnings of tags and profiles that play no part here. For one thread at a time: the filters are global."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
@@ -266,9 +324,15 @@ def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     Its exif rotation is respected, 16-bit grey is scaled to 8 bits, what is transparent becomes black, and
     another size is resized without regard to its proportions. Raises `UserError` naming an unreadable file.
     """
+    with _no_warnings():
+        return _decode(path)
+
+
+def _decode(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of tags and profiles that play no part here
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("not a file, or a broken link")
+        with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             size = image.size
             if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
@@ -279,5 +343,5 @@ def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
             if size != (SIZE, SIZE):
                 image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
             return np.asarray(image).transpose(2, 0, 1), size
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as problem:
+    except Exception as problem:  # a damaged file can raise anything
         raise UserError(f"cannot read the image {path} ({_one_line(problem)}); repair or remove it") from None

@@ -19,9 +19,9 @@ from train import load_weights
 
 FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
-    "plot_evaluation", "plot_dir",
+    "plot_evaluation", "plot_dir", "data_url", "skip_bad_images",
 )  # fmt: skip
-FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp")
+FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images")
 
 
 def report_on(

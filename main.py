@@ -1,6 +1,7 @@
 """Trains CIFARNet and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
 
 import dataclasses
+import math
 import platform
 import shlex
 import sys
@@ -14,19 +15,19 @@ import torch
 
 import plots
 from augment import build_engine
-from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config
+from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
 from evaluate import headline, load_model, report_on, write_evaluation
 from model import build_model, model_table, parameter_count
-from runtime import RunLog, Runtime, peak_memory, run_command, start, writable_directory
-from snapshots import BEST, LAST, bring_best, find_newest, load, move_aside, numbered, save
+from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, run_command, start, writable_directory
+from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, pack, prune, save
 from train import Trainer
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C."""
+    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C, 143 after SIGTERM."""
     return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
 
 
@@ -39,7 +40,7 @@ def _run(argv: list[str]) -> None:
     log_dir, snapshot_dir, plot_dir = (
         writable_directory(getattr(config, flag), f"--{flag}") for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
-    with RunLog() as log:
+    with RunLog() as log, exclusive(snapshot_dir, "--snapshot_dir"):
         log.line(f"python main.py {shlex.join(argv)}")
         splits = load_splits(config, log.line)
         _check_sizes(config, splits)
@@ -51,13 +52,22 @@ def _run(argv: list[str]) -> None:
         source = _resume(trainer, log, snapshot_dir)
         for row in trainer.history:
             log.row(row)
-        try:
-            trainer.fit(recorder.on_epoch_end)
-        except KeyboardInterrupt:
-            log.line(f"interrupted after epoch {trainer.epoch}; go on with:")
-            log.line(f"  python main.py {shlex.join([*argv, '--resume', 'auto'])}")
-            raise
-        recorder.finish(source)
+        with Signals() as signals:
+            try:
+                _train(trainer, recorder, signals)
+                recorder.finish(source)
+            except KeyboardInterrupt as signal:
+                recorder.leave(f"{signal}: ended after epoch {trainer.epoch}", argv)
+                raise
+
+
+def _train(trainer: Trainer, recorder: "Recorder", signals: Signals) -> None:
+    try:
+        with signals.deferred():
+            trainer.fit(recorder.on_epoch_end, signals.check)
+    except RuntimeError:
+        signals.check()  # a worker that got the signal too is no failure
+        raise
 
 
 def _check_sizes(config: TrainConfig, splits: Splits) -> None:
@@ -84,7 +94,7 @@ def _preview(config: TrainConfig, runtime: Runtime) -> None:
 def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer) -> None:
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
-    log.line("settings: " + ", ".join(f"{name}={value}" for name, value in settings))
+    log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
     log.line(
         f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
@@ -124,8 +134,7 @@ def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
         state = load(source)
         trainer.load_state(state)
         in_place = source.resolve().parent == snapshot_dir.resolve()
-        changes = changed_settings(dataclasses.replace(config_from_dict(state.config), resume=config.resume), config)
-        log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+        _say_changes(trainer, state, source, log)
         if state.epoch >= config.epochs:
             log.line(f"the run of {config.epochs} epochs is finished: evaluating only")
             return source
@@ -141,6 +150,34 @@ def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
     return source
 
 
+def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
+    """Tells what is not as it was in the run that `source` is from.
+
+    Raises `UserError` for what would alter its result, unless --resume_override.
+    """
+    config, splits = trainer.config, trainer.splits
+    former = config_from_dict(state.config)
+    of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
+    allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
+    pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
+    if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
+        altering = ["the training images (their channel statistics are others)"]
+    if altering and not config.resume_override:
+        raise UserError(
+            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, or add "
+            f"--resume_override to go on all the same"
+        )
+    changes = ", ".join(allowed + altering)
+    log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+    if config.epochs > former.epochs and state.history:
+        step = state.epoch * len(trainer.batches)
+        log.line(
+            f"--epochs {config.epochs} stretches the schedule: the learning rate, {state.history[-1]['lr']:.3g} at the "
+            f"end of epoch {state.epoch}, goes on at {trainer.rate(step):.3g} and reaches --min_lr in epoch "
+            f"{config.epochs}; a run that had {config.epochs} epochs from the start would end elsewhere"
+        )
+
+
 class Recorder:
     """Keeps what a run leaves behind: log lines, history, snapshots, figures."""
 
@@ -149,17 +186,19 @@ class Recorder:
         self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
         self.started = time.perf_counter()
         self.epochs_here = 0
-        self.unsaved: set[str] = set()
         self.told_of_wait = False
+        self.unsaved: dict[Path, bytes] = {}  # snapshots yet to be written, or to be tried again
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
         epoch, config = row["epoch"], self.config
+        content = pack(self.trainer.state())
         if config.keeps_best and self.trainer.best_epoch == epoch:
-            self._save(self.snapshot_dir / BEST)
+            self.unsaved[self.snapshot_dir / BEST] = content
         if config.snapshot_freq and epoch % config.snapshot_freq == 0:
-            self._save(numbered(self.snapshot_dir, epoch))
-        self._save(self.snapshot_dir / LAST)
+            self.unsaved[numbered(self.snapshot_dir, epoch)] = content
+        self.unsaved[self.snapshot_dir / LAST] = content
+        self._write_snapshots()
         self.log.row(row)
         self.epochs_here += 1
         if config.compile and self.epochs_here == 1:
@@ -172,13 +211,20 @@ class Recorder:
         if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
             self._draw_training()
 
-    def _save(self, path: Path) -> None:
+    def _write_snapshots(self) -> None:
+        for path in sorted(self.unsaved, key=lambda path: path.name == LAST):  # False, then True
+            try:
+                save(self.unsaved[path], path)
+                del self.unsaved[path]
+            except OSError as problem:
+                self.log.line(
+                    f"warning: {path} could not be written ({problem.strerror}); the former one is kept, and it is "
+                    f"tried again"
+                )
         try:
-            save(self.trainer.state(), path)
-            self.unsaved.discard(path.name)
+            prune(self.snapshot_dir, self.config.keep_snapshots)
         except OSError as problem:
-            self.unsaved.add(path.name)
-            self.log.line(f"warning: {path} could not be written ({problem.strerror}); the former one is kept")
+            self.log.line(f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})")
 
     def _epoch_line(self, row: dict[str, Any]) -> str:
         held_out = "test" if row["val_loss"] is None else "val"
@@ -212,16 +258,27 @@ class Recorder:
         except OSError as problem:
             self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
 
+    def leave(self, why: str, argv: list[str]) -> None:
+        """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""
+        self._write_snapshots()
+        self._draw_training()
+        if (self.snapshot_dir / LAST).exists():  # else nothing was finished here, and the same command starts again
+            argv = [*argv, "--resume", "auto"]
+        self.log.line(f"{why}; go on with:")
+        self.log.line(f"  python main.py {shlex.join(argv)}")
+
     def finish(self, source: Path | None) -> None:
         """The report on the finished run, `source` being the snapshot it went on from.
 
         Raises `RunError` where a snapshot or the report could not be written.
         """
         self._draw_training()
+        if self.unsaved:
+            self._write_snapshots()
         at_end = self.snapshot_dir / LAST if self.epochs_here or source is None else source
         last = report_on(self.trainer.model, self.trainer.state(), self.splits, at_end, self.config, self.runtime)
         best, best_path = None, at_end.parent / BEST
-        if self.config.keeps_best and best_path.exists():
+        if self.config.keeps_best and best_path.exists() and best_path not in self.unsaved:
             model, state = load_model(best_path, self.splits, self.config, self.runtime)
             best = report_on(model, state, self.splits, best_path, self.config, self.runtime)
         chosen = best if self.config.select == "best" and best else last
@@ -236,7 +293,7 @@ class Recorder:
             f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"
         )
         if self.unsaved:
-            names = ", ".join(sorted(self.unsaved))
+            names = ", ".join(sorted(path.name for path in self.unsaved))
             raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
 
 

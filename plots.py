@@ -1,5 +1,6 @@
 """Figures, as PNG files, from a history or a report."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def _write(figure: Figure, path: Path) -> None:
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    gc.collect()  # a figure holds itself in circles, and megabytes of pixels: over many epochs they would pile up
 
 
 def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:

@@ -3,15 +3,19 @@
 import contextlib
 import csv
 import ctypes
+import errno
+import fcntl
+import io
 import os
 import platform
 import resource
+import signal
 import sys
 import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -153,7 +157,10 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def writable_directory(path: str | Path, flag: str) -> Path:
-    """`path` as a directory that exists and takes new files. Raises `UserError` that names `flag`."""
+    """`path` as a directory that exists, takes new files, and is rid of what killed writers left in it.
+
+    Raises `UserError` that names `flag`.
+    """
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -161,6 +168,7 @@ def writable_directory(path: str | Path, flag: str) -> Path:
             pass
     except OSError as problem:
         raise UserError(f"{flag} {path}: cannot write there ({problem.strerror}); choose another directory") from None
+    remove_leftovers(directory)
     return directory
 
 
@@ -173,15 +181,75 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `remove_leftovers` that the writer lives
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        part.replace(path)
+            part.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            part.replace(path)
+        _flush_directory(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def _flush_directory(directory: Path) -> None:
+    """Flushes the names in `directory` to disk: without it, a power loss could undo a renaming."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # a file system that flushes no directories
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes the unfinished files of `write_atomically` whose writers were killed."""
+    for part in directory.glob(".*.????????.part"):
+        with contextlib.suppress(OSError), part.open("ab") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path, flag: str) -> Iterator[None]:
+    """Keeps other processes out of `directory` meanwhile. Raises `UserError` that names `flag` where one is inside.
+
+    The lock is a POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
+    """
+    path = directory / ".lock"
+    while True:
+        try:
+            file = path.open("a+")
+        except OSError as problem:
+            raise UserError(f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another") from None
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            if problem.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read() or "just started"
+                file.close()
+                raise UserError(
+                    f"{flag} {directory} is in use by another run ({holder}); wait for its end or choose another"
+                ) from None  # any other error: the file system knows no locks
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                break
+        file.close()  # the former holder removed this file between our opening and locking it
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _umask() -> int:
@@ -264,18 +332,72 @@ def _new_log_file(directory: Path) -> tuple[Path, TextIO]:
     while True:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"
         try:
-            return path, path.open("x", encoding="utf-8", buffering=1)
+            return path, path.open("x", encoding="utf-8", errors="backslashreplace", buffering=1)
         except FileExistsError:  # another run started within this second
             time.sleep(0.1)
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user, or the machine's, wish that the command ends: Ctrl-C or SIGTERM. Exit code 130 or 143."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Signals:
+    """Meanwhile, SIGINT and SIGTERM raise `Interrupted`: at once or, inside `deferred()`, at the next `check()`.
+
+    A second signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._deferred = False
+
+    def __enter__(self) -> "Signals":
+        self._former = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for signum, handler in self._former.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.received = signum
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises from there as workers, signalled too, end
+        if not self._deferred:
+            raise Interrupted(signum)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Until the end of the block, which checks too, only `check` raises."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Interrupted` if there was a signal."""
+        if self.received:
+            raise Interrupted(self.received)
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Runs `command` and returns its exit code; an error of the user's or the run's becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters, a name of many
     try:
-        command()
+        with Signals():
+            command()
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as problem:
+        return getattr(problem, "exit_code", 130)
     return 0

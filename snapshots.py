@@ -1,7 +1,8 @@
-"""Saving, finding, checking and loading snapshots, and keeping those of earlier runs."""
+"""Saving, finding, checking, rotating and loading snapshots, and keeping those of earlier runs."""
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import time
@@ -17,6 +18,8 @@ from config import UserError
 from runtime import write_atomically
 
 LAST, BEST = "last.pth", "best_model.pth"
+SEAL = b"sha256:"  # and 64 hexadecimal digits: the comment that ends the zip archive which a snapshot is
+SEAL_LENGTH = len(SEAL) + 64
 
 
 @dataclass
@@ -44,12 +47,34 @@ def numbered(directory: Path, epoch: int) -> Path:
     return directory / f"snapshot_epoch_{epoch:04d}.pth"
 
 
-def save(state: TrainState, path: Path) -> None:
-    """Writes `state` to `path`, whole or not at all. Raises `OSError`."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    buffer = io.BytesIO()  # torch turns the error of a failing disk into one that does not name its cause
-    torch.save(fields, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+def pack(state: TrainState) -> bytes:
+    """`state` as the content of a snapshot file: a copy, which later training does not change.
+
+    It is what `torch.save` writes, and after it, where zip archives have room for a comment, the checksum of all
+    bytes before: `torch.load` alone would not notice a weight that changed on the disk.
+    """
+    buffer = io.BytesIO()
+    torch.save({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, buffer)
+    archive = buffer.getvalue()[:-2] + SEAL_LENGTH.to_bytes(2, "little")  # the comment's length ends the archive
+    return archive + SEAL + hashlib.sha256(archive).hexdigest().encode()
+
+
+def save(content: bytes, path: Path) -> None:
+    """Writes what `pack` made to `path`, whole or not at all. Raises `OSError`."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Removes all numbered snapshots in `directory` but the `keep` newest; none for 0. Raises `OSError`."""
+    if keep:
+        for path in _all_numbered(directory)[:-keep]:
+            path.unlink()
+
+
+def _all_numbered(directory: Path) -> list[Path]:
+    """The numbered snapshots in `directory`, the oldest first."""
+    found = [path for path in directory.glob("snapshot_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
 def load(path: Path) -> TrainState:
@@ -63,13 +88,17 @@ def load(path: Path) -> TrainState:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of foreign files is said below in one line
-            fields = torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+            fields = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged or crafted file can raise anything
         if "unsupported global" in str(problem).lower():
             raise UserError(
                 f"{path} is refused: it holds code, not only data; use a snapshot that a run wrote"
             ) from None
         raise UserError(f"{path} is truncated, damaged or no snapshot; use another one") from None
+    archive, seal = content[:-SEAL_LENGTH], content[-SEAL_LENGTH:]
+    if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(archive).hexdigest().encode():
+        raise UserError(f"{path} is damaged: its checksum does not fit its content; use another one")
     for field in dataclasses.fields(TrainState):
         kind = typing.get_origin(field.type) or field.type
         if not isinstance(fields, dict) or not isinstance(fields.get(field.name), kind):
@@ -80,7 +109,7 @@ def load(path: Path) -> TrainState:
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The intact snapshot of the highest epoch in `directory` (None: there is none), and why others were passed over."""
     passed_over, newest, newest_epoch = [], None, -1
-    for path in [directory / LAST, *sorted(directory.glob("snapshot_epoch_*.pth"))]:
+    for path in [directory / LAST, *_all_numbered(directory)]:
         if path.exists():
             try:
                 epoch = load(path).epoch
@@ -99,7 +128,7 @@ def move_aside(directory: Path, keep_up_to: int) -> Path | None:
     Raises `OSError`.
     """
     later = []
-    for path in [directory / LAST, directory / BEST, *sorted(directory.glob("snapshot_epoch_*.pth"))]:
+    for path in [directory / LAST, directory / BEST, *_all_numbered(directory)]:
         if path.exists() and (keep_up_to == 0 or (_epoch_of(path) or math.inf) > keep_up_to):
             later.append(path)
     if not later:

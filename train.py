@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -133,6 +133,13 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     return torch.compile(use_plain_forms(model, PointwiseConv2d))
 
 
+def _checked(batches: Iterable[Batch], check: Callable[[], None]) -> Iterator[Batch]:
+    """`batches`, with a call of `check` once each has been dealt with."""
+    for batch in batches:
+        yield batch
+        check()
+
+
 class Trainer:
     """Trains `model` by the recipe in `config`, an epoch at a time.
 
@@ -171,12 +178,16 @@ class Trainer:
         warmup = self.config.warmup_epochs * len(self.batches)
         return learning_rate(step, self.total_steps, warmup, self.config.lr, self.config.min_lr)
 
-    def fit(self, on_epoch_end: Callable[[dict[str, Any]], None]) -> None:
-        """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite."""
-        while self.epoch < self.config.epochs:
-            on_epoch_end(self._run_epoch(self.epoch + 1))
+    def fit(self, on_epoch_end: Callable[[dict[str, Any]], None], check: Callable[[], None] = lambda: None) -> None:
+        """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite.
 
-    def _run_epoch(self, epoch: int) -> dict[str, Any]:
+        `check()` is called after every step and every epoch; what it raises ends the training there.
+        """
+        while self.epoch < self.config.epochs:
+            on_epoch_end(self._run_epoch(self.epoch + 1, check))
+            check()
+
+    def _run_epoch(self, epoch: int, check: Callable[[], None]) -> dict[str, Any]:
         started = time.perf_counter()
         torch.manual_seed(derived_seed(self.config.seed, epoch, DROPOUT))
         steps_before = (epoch - 1) * len(self.batches)
@@ -184,7 +195,7 @@ class Trainer:
         with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=None) as bar:
             stats = train_one_epoch(
                 self.step_model,
-                self.batches.epoch(epoch),
+                _checked(self.batches.epoch(epoch), check),
                 self.optimizer,
                 self.scaler,
                 self.runtime,
@@ -195,7 +206,7 @@ class Trainer:
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
-            held_out = scores(*predict(self.model, self.held_out, self.runtime))
+            held_out = scores(*predict(self.model, _checked(self.held_out, check), self.runtime))
         if not math.isfinite(held_out.loss):
             self._stop_not_finite(epoch, len(self.batches) - 1)
         self.first_step = self.first_step or stats.first_step

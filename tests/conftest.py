@@ -1,16 +1,25 @@
 """What several rooms' tests share: small image trees, and the commands run in process."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, configuration, settings
 from PIL import Image
 
 import evaluate
 import main
 import run_complete_training
+
+_hypothesis = tempfile.TemporaryDirectory()  # else it keeps a folder in the working directory
+configuration.set_hypothesis_home_dir(_hypothesis.name)
+settings.register_profile(
+    "few", max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("few")
 
 COMMANDS = {"main": main.main, "evaluate": evaluate.main, "run_complete_training": run_complete_training.main}
 QUICK = (

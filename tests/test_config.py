@@ -1,10 +1,24 @@
 import dataclasses
+import math
 import re
+import typing
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from config import GROUPS, Interval, TrainConfig, UserError, config_from_dict, flags_table, parse_config
+from config import (
+    GROUPS,
+    Interval,
+    TrainConfig,
+    UserError,
+    changed_settings,
+    config_from_dict,
+    flags_table,
+    parse_config,
+    printable,
+)
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
@@ -94,6 +108,102 @@ def test_settings_of_the_wrong_type_are_refused(settings):
 def test_intervals(text, inside, outside):
     assert all(x in Interval(text) for x in inside)
     assert not any(x in Interval(text) for x in outside)
+
+
+def test_what_a_resumed_run_may_change():
+    before = parse("--epochs", "10")
+    assert changed_settings(before, before) == ([], [])
+    now = dataclasses.replace(before, num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True)
+    may, may_not = changed_settings(before, now)
+    assert may == [
+        "num_workers None -> 2",
+        "epochs 10 -> 12",
+        "keep_snapshots 0 -> 3",
+        "plot_dir ./plots_complete -> p",
+    ]
+    assert may_not == ["lr 0.1 -> 0.2", "amp False -> True"]
+    assert changed_settings(now, before)[1][0] == "epochs 12 -> 10"
+
+
+def test_only_what_leaves_the_result_alone_may_change():
+    free = {name for name, field in FIELDS.items() if field.metadata["on_resume"] == "change"}
+    assert free == {
+        "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory", "select",
+        "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq", "keep_snapshots", "resume",
+        "resume_override", "log_dir", "snapshot_dir", "plot_dir",
+    }  # fmt: skip
+    assert {name for name, field in FIELDS.items() if field.metadata["on_resume"] == "raise"} == {"epochs"}
+
+
+# --- any settings, any command line ---
+
+
+def values(field: dataclasses.Field) -> st.SearchStrategy:
+    """What the field may hold."""
+    kinds = typing.get_args(field.type) or (field.type,)
+    within = field.metadata["within"]
+    low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
+    if field.metadata["choices"]:
+        some = st.sampled_from(field.metadata["choices"])
+    elif bool in kinds:
+        some = st.booleans()
+    elif int in kinds:
+        some = st.integers(math.ceil(low), 2**40 if high == math.inf else int(high))
+    elif float in kinds:
+        some = st.floats(
+            low, None if high == math.inf else high, allow_nan=False, allow_infinity=False,
+            exclude_min=within.text[0] == "(", exclude_max=within.text[-1] == ")" and high != math.inf,
+        )  # fmt: skip
+    else:
+        some = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)
+    return some | st.none() if field.default is None else some
+
+
+def command_line(settings: dict) -> list[str]:
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+@given(st.fixed_dictionaries({}, optional={name: values(field) for name, field in FIELDS.items()}))
+def test_any_settings_survive_a_snapshot_and_a_command_line(settings):
+    try:
+        config = TrainConfig(**settings)
+    except UserError as problem:
+        assert re.search(r"--(min_lr|warmup_epochs) ", str(problem))  # no value alone is wrong
+        assume(False)
+    assert config_from_dict(dataclasses.asdict(config)) == config
+    assert parse(*command_line(settings)) == config
+    assert changed_settings(config, config) == ([], [])
+
+
+WORDS = st.sampled_from(
+    [f"--{name}" for name in FIELDS] + ["--no-amp", "-1", "0", "1", "1e-3", "inf", "auto", "--", "-h"]
+)
+
+
+@given(st.lists(WORDS | st.tuples(WORDS, st.text()).map("=".join) | st.text(), max_size=6))
+def test_any_command_line_is_accepted_or_one_line(words):
+    try:
+        assert isinstance(parse(*words), TrainConfig)
+    except UserError as problem:
+        assert str(problem).isprintable()
+        assert str(problem)
+    except SystemExit as left:
+        assert left.code == 0
+        assert "-h" in words
+
+
+@given(st.text())
+def test_messages_are_one_printable_line_without_loss(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert str(UserError(text)) == shown
+    assert printable(shown) == shown
 
 
 def test_the_readme_shows_the_flags_as_they_are():

@@ -1,10 +1,13 @@
 import hashlib
 import http.server
+import os
 import pickle
 import socket
+import struct
 import tarfile
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image
 from torchvision import datasets
 
 import data
+import download
 from config import TrainConfig, UserError
 from data import CACHE_NAME, channel_statistics, hold_back, load_splits, read_image
 
@@ -94,8 +98,8 @@ def test_a_folder_is_read_as_it_is(tree):
 def test_decoded_images_are_kept_and_renewed(tree, monkeypatch):
     first = load(dataset="folder", data_dir=str(tree))
     decoded = []
-    original = data.read_image
-    monkeypatch.setattr(data, "read_image", lambda path: decoded.append(path) or original(path))
+    original = data._decode
+    monkeypatch.setattr(data, "_decode", lambda path: decoded.append(path) or original(path))
     again = load(dataset="folder", data_dir=str(tree))
     assert not decoded
     assert torch.equal(again.train.images, first.train.images)
@@ -123,7 +127,8 @@ def test_a_damaged_cache_is_rebuilt(tree, damage):
     elif damage == "pickle":
         cache.write_bytes(pickle.dumps({"images": 1}))
     else:
-        np.savez(cache.open("wb"), images=np.zeros(3))
+        with cache.open("wb") as file:
+            np.savez(file, images=np.zeros(3))
     assert torch.equal(load(dataset="folder", data_dir=str(tree)).train.images, first.train.images)
     assert len(cache.read_bytes()) == len(content)
 
@@ -247,6 +252,133 @@ def test_the_real_images(real_images):
     np.testing.assert_allclose(splits.std, (0.2452, 0.2428, 0.2606), atol=1e-3)
 
 
+# --- what else can be wrong with a tree ---
+
+
+def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.new("RGB", (32, 32), "red").save(outside / "red.png")
+    (tree / "train" / "bar" / "zz.png").symlink_to(outside / "red.png")
+    (tree / "train" / "disc").rename(outside / "disc")
+    (tree / "train" / "disc").symlink_to(outside / "disc")
+    splits = load(dataset="folder", data_dir=str(tree))
+    assert splits.train.labels.tolist() == [0] * 7 + [1] * 6
+    assert splits.train.images[6, :, 0, 0].tolist() == [255, 0, 0]
+    (outside / "red.png").unlink()
+    with pytest.raises(UserError, match=r"zz\.png \(not a file, or a broken link\)"):
+        load(dataset="folder", data_dir=str(tree))
+    (tree / "train" / "bar" / "zz.png").unlink()
+    (tree / "train" / "bar" / "zz.png").symlink_to("zz.png")
+    with pytest.raises(UserError, match=r"zz\.png"):
+        load(dataset="folder", data_dir=str(tree))
+
+
+def test_names_that_differ_in_case_stay_apart(tmp_path):
+    tree = draw_tree(tmp_path / "t", classes=("a", "A"))
+    for name in ("B", "b"):
+        Image.new("RGB", (32, 32), "red").save(tree / "train" / "a" / f"{name}.png")
+    Image.new("RGB", (32, 32), "red").save(tree / "train" / "a" / "C.PNG")
+    splits = load(dataset="folder", data_dir=str(tree))
+    assert splits.train.classes == ("A", "a")
+    assert splits.train.labels.bincount().tolist() == [6, 9]
+
+
+def test_a_class_with_one_image(tree):
+    for path in sorted((tree / "train" / "bar").iterdir())[1:]:
+        path.unlink()
+    splits = load(dataset="folder", data_dir=str(tree), val_fraction=0.4)
+    assert splits.train.labels.bincount().tolist() == [1, 4]
+    assert splits.val.labels.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", os.fsdecode(b"latin\xe9")])
+def test_class_names_that_cannot_be_printed_are_refused_in_one_line(tree, name):
+    try:
+        for split in ("train", "test"):
+            (tree / split / "disc").rename(tree / split / name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(UserError, match="cannot be printed") as caught:
+        load(dataset="folder", data_dir=str(tree))
+    assert str(caught.value).isprintable()
+
+
+def bad_image(path: Path, kind: str) -> None:
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a bomb":  # says of itself that it is 60,000 pixels wide and high
+        Image.new("1", (32, 32)).save(path)
+        content = bytearray(path.read_bytes())
+        content[16:24] = struct.pack(">II", 60_000, 60_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+    elif kind == "two lines":
+        bad_image(path.with_name("two\nlines.png"), "text")
+    else:
+        whole = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(whole).save(path)
+        path.write_bytes({"truncated": path.read_bytes()[:999], "empty": b"", "text": b"not an image"}[kind])
+
+
+BAD = ["a folder", "a pipe", "a bomb", "two lines", "truncated", "empty", "text"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_images_are_named_or_skipped(tree, kind):
+    bad_image(tree / "train" / "bar" / "bad.png", kind)
+    with pytest.raises(UserError, match="cannot read the image") as caught:
+        load(dataset="folder", data_dir=str(tree))
+    assert str(tree / "train" / "bar") in str(caught.value)
+    assert str(caught.value).isprintable()
+    for _ in range(2):  # decoded, and from the cache
+        said = []
+        splits = load(said, dataset="folder", data_dir=str(tree), skip_bad_images=True)
+        assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
+        assert said == [f"skipped: {caught.value}"]
+    with pytest.raises(UserError, match="cannot read the image"):  # nor does the cache hide it
+        load(dataset="folder", data_dir=str(tree))
+
+
+def test_a_class_of_bad_images_only_is_an_error(tree):
+    for path in (tree / "train" / "disc").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no image in .*disc can be read"):
+        load(dataset="folder", data_dir=str(tree), skip_bad_images=True)
+
+
+def test_a_cache_of_another_tree_is_not_used(tree, tmp_path):
+    load(dataset="folder", data_dir=str(tree))
+    other = draw_tree(tmp_path / "other", classes=("bar", "disc"), train=6, test=3)
+    Image.new("RGB", (32, 32), "red").save(other / "train" / "bar" / "000.png")
+    (other / CACHE_NAME).write_bytes((tree / CACHE_NAME).read_bytes())
+    splits = load(dataset="folder", data_dir=str(other))
+    assert splits.train.images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_of_an_animation_the_first_picture_is_taken(tmp_path, suffix):
+    path = tmp_path / f"moving.{suffix}"
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    assert np.abs(read_image(path)[0][:, 5, 5].astype(int) - [255, 0, 0]).max() <= 2
+
+
+def test_a_wrong_suffix_and_a_large_image_do_no_harm(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", "BMP")
+    assert read_image(tmp_path / "a.png")[0][0].min() == 255
+    Image.new("L", (10_000, 10_000), 200).save(tmp_path / "b.png")  # Pillow warns of such
+    assert read_image(tmp_path / "b.png")[0].min() == 200
+
+
+def test_decoding_leaves_the_warning_filters_alone(tree):
+    before = list(warnings.filters)
+    load(dataset="folder", data_dir=str(tree))
+    assert warnings.filters == before
+
+
 # --- CIFAR-10 ---
 
 
@@ -302,6 +434,35 @@ def test_cifar10_is_downloaded_once(archive, tmp_path):
     assert torch.equal(again.train.images, splits.train.images)
 
 
+def test_another_address_of_the_archive(archive, tmp_path):
+    elsewhere = tmp_path / "elsewhere.tar.gz"
+    archive.rename(elsewhere)
+    assert len(load(data_dir=str(tmp_path / "a"), data_url=elsewhere.as_uri()).train) == 40
+    assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    with pytest.raises(UserError, match=r"cannot get CIFAR-10 .*No such file.*--data_url"):
+        load(data_dir=str(tmp_path / "b"), data_url=archive.as_uri())
+    with pytest.raises(UserError, match="--data_url"):
+        load(data_dir=str(tmp_path / "b"), data_url="ftp://127.0.0.1/a.tar.gz")
+
+
+def test_an_archive_put_there_by_hand_is_used_and_damaged_files_are_renewed(archive, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    archive.rename(root / archive.name)  # the server has nothing more to give
+    assert len(load(data_dir=str(root)).train) == 40
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    assert len(load(data_dir=str(root)).train) == 40
+    assert not (tmp_path / "exploded").exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.mkdir, (self.path,))
+
+
 def test_a_download_with_the_wrong_checksum_is_refused(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
     with pytest.raises(UserError, match="cannot get CIFAR-10") as caught:
@@ -315,6 +476,7 @@ def test_without_network_and_data_the_answer_says_what_to_do(tmp_path, monkeypat
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(download, "PATIENCE", 0)
     with pytest.raises(UserError, match=r"by hand, or try --dataset digits"):
         load(data_dir=str(tmp_path / "data"))
     (tmp_path / "file").write_text("")
@@ -323,11 +485,10 @@ def test_without_network_and_data_the_answer_says_what_to_do(tmp_path, monkeypat
 
 
 def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
-    """It accepts the connection and never answers. torchvision alone would wait for ever."""
-    monkeypatch.setattr(data, "SERVER_PATIENCE", 0.2)
+    """It accepts the connection and never answers."""
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz"
         monkeypatch.setattr(datasets.CIFAR10, "url", url)
         with pytest.raises(UserError, match="timed out"):
             load(data_dir=str(tmp_path / "data"))
-    assert socket.getdefaulttimeout() is None

@@ -1,11 +1,29 @@
 import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import runtime
 from config import RunError, TrainConfig, UserError
-from runtime import RunLog, available_cores, derived_seed, run_command, start, writable_directory, write_atomically
+from runtime import (
+    Interrupted,
+    RunLog,
+    Signals,
+    available_cores,
+    derived_seed,
+    exclusive,
+    run_command,
+    start,
+    writable_directory,
+    write_atomically,
+)
 
 
 def test_seeds_depend_on_every_part_and_on_their_number():
@@ -66,6 +84,61 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         writable_directory(tmp_path / "file", "--log_dir")
     with pytest.raises(UserError, match="--log_dir"):
         writable_directory(tmp_path / "file" / "below", "--log_dir")
+
+
+def test_only_what_killed_writers_left_is_removed(tmp_path):
+    (tmp_path / ".last.pth.abcd_123.part").write_bytes(b"half")
+    (tmp_path / "archive.part").write_bytes(b"a download")
+    other = (
+        "import pathlib, sys, runtime\n"
+        "def write(file): print('writing', flush=True); sys.stdin.read()\n"
+        "runtime.write_atomically(pathlib.Path('file'), write)\n"
+    )
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, "-c", other], cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        writable_directory(tmp_path, "--x")
+        left = sorted(path.name for path in tmp_path.iterdir())
+        writer.stdin.close()
+        assert writer.wait() == 0
+    assert left[1:] == ["archive.part"]
+    assert left[0].startswith(".file.")  # of a writer that lives
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.part", "file"]
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path):
+    for _ in range(2):
+        with exclusive(tmp_path, "--x"):
+            assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"--x .* cannot lock it"), exclusive(tmp_path, "--x"):
+        pass
+
+
+def test_signals_wait_while_deferred():
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, Signals() as signals:
+        with signals.deferred():
+            signals.check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+            went_on = True
+        pytest.fail("the end of the block checks")
+    assert went_on
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_terminal_of_few_characters_is_no_bug(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run_command(lambda: print("ünï")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"\\xfcn\\xef\n"
 
 
 def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):

@@ -1,12 +1,16 @@
 import os
 import pickle
-from dataclasses import fields
+import stat
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import snapshots
 from config import UserError
-from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, save
+from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, pack, prune
 
 
 def make_state(epoch: int = 3) -> TrainState:
@@ -26,6 +30,10 @@ def make_state(epoch: int = 3) -> TrainState:
         std=[0.1, 0.2, 0.3],
         dataset="pictures",
     )
+
+
+def save(state: TrainState, path) -> None:
+    snapshots.save(pack(state), path)
 
 
 def equal(a, b) -> bool:
@@ -60,6 +68,76 @@ def test_a_disk_that_fails_leaves_the_former_snapshot(tmp_path, monkeypatch):
         save(make_state(2), tmp_path / LAST)
     assert load(tmp_path / LAST).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
+
+
+def test_the_directory_is_flushed_after_the_renaming(tmp_path, monkeypatch):
+    """Or a power loss could bring the former file back."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(stat.S_ISDIR(os.fstat(handle).st_mode)))
+    save(make_state(1), tmp_path / LAST)
+    assert flushed == [False, True]
+
+
+NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
+
+
+@given(
+    history=st.lists(st.dictionaries(st.text(), NUMBERS), max_size=3),
+    config=st.dictionaries(st.text(), NUMBERS | st.booleans() | st.text()),
+    classes=st.lists(st.text()),
+    weights=st.lists(st.floats(width=32, allow_nan=False), max_size=5),
+    dataset=st.text(),
+    epoch=st.integers(0, 10**6),
+)
+def test_any_state_comes_back(tmp_path, history, config, classes, weights, dataset, epoch):
+    changes = {"history": history, "config": config, "classes": classes, "dataset": dataset, "epoch": epoch}
+    state = replace(make_state(), model={"weight": torch.tensor(weights)}, **changes)
+    save(state, tmp_path / LAST)
+    assert equal(vars(load(tmp_path / LAST)), vars(state))
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_changed_bit_is_noticed_or_harmless(tmp_path, place, bit):
+    content = bytearray(pack(make_state()))
+    content[int(place * len(content))] ^= 1 << bit
+    (tmp_path / LAST).write_bytes(content)
+    try:
+        assert equal(vars(load(tmp_path / LAST)), vars(make_state()))
+    except UserError as problem:
+        assert str(tmp_path / LAST) in str(problem)
+
+
+def test_a_changed_weight_is_noticed(tmp_path):
+    content = pack(make_state())
+    ones = torch.ones(3).numpy().tobytes()
+    assert content.count(ones) == 1
+    (tmp_path / LAST).write_bytes(content.replace(ones, torch.tensor([1.0, 1.0, 2.0]).numpy().tobytes()))
+    torch.load(tmp_path / LAST, weights_only=True)  # alone, it notices nothing
+    with pytest.raises(UserError, match="checksum does not fit"):
+        load(tmp_path / LAST)
+
+
+def test_a_snapshot_without_a_checksum_is_read(tmp_path):
+    """Of an earlier version, or edited and saved again by hand."""
+    torch.save(vars(make_state(7)), tmp_path / LAST)
+    assert load(tmp_path / LAST).epoch == 7
+
+
+def test_the_newest_numbered_ones_are_kept(tmp_path):
+    for epoch in (9998, 9999, 10000, 10001):
+        numbered(tmp_path, epoch).touch()
+    for path in (tmp_path / LAST, tmp_path / BEST, tmp_path / "snapshot_epoch_old.pth"):
+        path.touch()
+    prune(tmp_path, 0)
+    assert len(names(tmp_path)) == 7
+    prune(tmp_path, 2)
+    assert names(tmp_path) == [
+        BEST,
+        LAST,
+        "snapshot_epoch_10000.pth",
+        "snapshot_epoch_10001.pth",
+        "snapshot_epoch_old.pth",
+    ]
 
 
 class Bomb:

@@ -1,0 +1,477 @@
+"""Runs that are killed, interrupted, crowded out or told to go on differently: nothing is lost, nothing changes."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from PIL import Image
+from test_runs import assert_same_state, log_text, rows_of, snapshot
+
+import main
+import plots
+import snapshots
+
+RUN = (
+    *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--no-plot_evaluation"),
+    *("--snapshot_freq", "2", "--keep_snapshots", "1"),
+)
+LONG = (*QUICK, "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
+STATE = ("model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "best_epoch", "history", "random_state")
+
+
+# --- in the process of a run ---
+
+
+def kill_myself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(number: int, owner: object, name: str, *, after: bool = False) -> None:
+    """Has the process kill itself at the `number`-th call of `owner.name`, before or after what the call does."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def fatal(*args, **kwargs):
+        last = next(calls) == number
+        if last and not after:
+            if name == "savefig":
+                args[1].write(b"half a picture")
+                args[1].flush()
+            kill_myself()
+        result = original(*args, **kwargs)
+        if last:
+            kill_myself()
+        return result
+
+    setattr(owner, name, fatal)
+
+
+FAULTS = {
+    "inside a write": lambda number: at_call(number, os, "fsync"),
+    "before a renaming": lambda number: at_call(number, Path, "replace"),
+    "after a renaming": lambda number: at_call(number, Path, "replace", after=True),
+    "inside a plot": lambda number: at_call(number, plots.Figure, "savefig"),
+}
+
+
+def live(directory: Path, flags: tuple[str, ...], fault: str, number: int) -> None:
+    """The process of one run, in a session of its own, as a terminal would start it."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of its workers: Linux's default, which this process lost
+    os.chdir(directory)
+    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    if fault:
+        FAULTS[fault](number)
+    sys.exit(main.main(flags))
+
+
+# --- in the test ---
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes quickly: they are forked from one that has imported everything and computed nothing."""
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    yield context.Process
+    if former is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = former
+
+
+@pytest.fixture
+def begin(processes):
+    """`begin(directory, *flags)` -> a run in a process of its own; what still lives after the test is ended."""
+    begun = []
+
+    def run(directory: Path, *flags: str, fault: str = "", number: int = 0):
+        directory.mkdir(exist_ok=True)
+        process = processes(target=live, args=(directory, tuple(str(flag) for flag in flags), fault, number))
+        process.start()
+        begun.append(process)
+        return process
+
+    yield run
+    for process in begun:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def end(process, code: int = 0) -> None:
+    process.join(120)
+    assert process.exitcode == code
+
+
+def wait_for(condition: Callable[[], object], process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for_an_epoch(directory: Path, process) -> None:
+    wait_for((directory / "snapshots_complete" / "last.pth").exists, process)
+
+
+def assert_same_run(directory: Path, reference: Path) -> None:
+    """The snapshots of both hold the same, best_model.pth included, and neither has others.
+
+    A best_model.pth that was ahead of last.pth when the run was killed is moved aside and made again.
+    """
+    ours, theirs = directory / "snapshots_complete", reference / "snapshots_complete"
+    names = sorted(p.name for p in theirs.iterdir())
+    assert sorted(p.name for p in ours.iterdir() if p.is_file()) == names
+    for name in names:
+        a, b = (torch.load(where / name, weights_only=True) for where in (ours, theirs))
+        for key in STATE:
+            assert_same_state(a[key], b[key], f"{name} {key}")
+
+
+def assert_all_intact(directory: Path) -> None:
+    for path in directory.glob("snapshots_complete/[!.]*.pth"):
+        snapshots.load(path)
+    for path in directory.glob("plots_complete/[!.]*.png"):
+        with Image.open(path) as image:
+            image.load()
+
+
+@pytest.fixture(scope="module")
+def reference(processes, tmp_path_factory) -> Path:
+    """A run that nothing befell."""
+    directory = tmp_path_factory.mktemp("reference")
+    process = processes(target=live, args=(directory, RUN, "", 0))
+    process.start()
+    end(process)
+    return directory
+
+
+def finish_and_compare(begin, directory: Path, reference: Path) -> None:
+    end(begin(directory, *RUN, "--resume", "auto"))
+    assert_same_run(directory, reference)
+    assert not list(directory.glob("*/.*"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [("inside a write", 9), ("before a renaming", 8), ("after a renaming", 3), ("inside a plot", 3)],
+)
+def test_a_run_killed_at_a_bad_moment_goes_on_as_if_nothing_had_been(begin, tmp_path, reference, fault, number):
+    end(begin(tmp_path / "run", *RUN, fault=fault, number=number), -signal.SIGKILL)
+    assert_all_intact(tmp_path / "run")
+    finish_and_compare(begin, tmp_path / "run", reference)
+
+
+def kill_at_random(begin, directory: Path, longest: float, workers: int, random: random.Random) -> bool:
+    """Whether a run in `directory` was killed before it was through."""
+    process = begin(directory, *RUN, "--resume", "auto", "--num_workers", workers)
+    process.join(random.uniform(0, longest))
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    assert_all_intact(directory)
+    return process.exitcode != 0
+
+
+def test_a_run_killed_at_random_moments(begin, tmp_path, reference):
+    moments = random.Random()
+    kills = sum(kill_at_random(begin, tmp_path / "run", 2, workers, moments) for workers in (0, 2, 0))
+    assert kills
+    finish_and_compare(begin, tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_many_random_moments(begin, tmp_path, reference):
+    """After each kill one copy of what is left runs to its end, and another is killed again."""
+    moments, kills, run = random.Random(), {"random": 0}, tmp_path / "run"
+    started = time.monotonic()
+    finish_and_compare(begin, tmp_path / "copy", reference)
+    longest = time.monotonic() - started
+    while kills["random"] < 16:
+        if kill_at_random(begin, run, longest, kills["random"] % 3, moments):
+            kills["random"] += 1
+            shutil.rmtree(tmp_path / "copy")
+            shutil.copytree(run, tmp_path / "copy")
+            finish_and_compare(begin, tmp_path / "copy", reference)
+        else:
+            assert_same_run(run, reference)
+            shutil.rmtree(run)
+    for fault in FAULTS:
+        shutil.rmtree(run, ignore_errors=True)
+        kills[fault] = 0
+        for _ in range(3):
+            process = begin(run, *RUN, "--resume", "auto", fault=fault, number=moments.randint(1, 6))
+            process.join(120)
+            assert process.exitcode in (0, -signal.SIGKILL)
+            kills[fault] += process.exitcode != 0
+            assert_all_intact(run)
+        finish_and_compare(begin, run, reference)
+    print(f"killed: {kills}")
+    assert sum(kills.values()) >= 20
+    assert all(kills.values())
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_after_the_step_and_the_command_printed_goes_on(
+    begin, tmp_path, reference, signum, code, workers
+):
+    process = begin(tmp_path / "run", *RUN, "--num_workers", workers)
+    wait_for_an_epoch(tmp_path / "run", process)
+    os.killpg(process.pid, signum)  # as a terminal and a service manager do: to the workers too
+    end(process, code)
+    output = (tmp_path / "run" / "output").read_text()
+    assert "Traceback" not in output
+    assert f"{signum.name}: ended after epoch " in output
+    assert output.rstrip().endswith("--resume auto")
+    assert (tmp_path / "run" / "plots_complete" / "training_curves.png").exists()
+    again = output.splitlines()[-1].split()
+    assert again[:2] == ["python", "main.py"]
+    end(begin(tmp_path / "run", *again[2:]))
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_signal_before_the_first_epoch_prints_what_starts_again(command, monkeypatch):
+    """--resume auto would start anew here, and the snapshot named would be forgotten."""
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    flags = (*QUICK, "--snapshot_dir", "b", "--resume", "snapshots_complete/last.pth")
+    monkeypatch.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("main.Recorder.on_epoch_end", lambda *args: None)
+    done = command("main", *flags)
+    assert done.code == 143
+    assert done.out.rstrip().endswith("--snapshot_dir b --resume snapshots_complete/last.pth")
+
+
+def test_a_second_signal_ends_at_once(command, monkeypatch):
+    """The second comes while the first is not yet dealt with: os._exit, which no `finally` holds up."""
+
+    class LeftAtOnce(BaseException):
+        pass
+
+    def leave(code):
+        raise LeftAtOnce(code)
+
+    def two_signals(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr("runtime.os._exit", leave)
+    monkeypatch.setattr("train.Trainer._run_epoch", two_signals)
+    with pytest.raises(LeftAtOnce, match="143"):
+        command("main", *QUICK)
+
+
+def test_a_signal_while_images_are_read_ends_too(command, tree, monkeypatch):
+    monkeypatch.setattr("data._list_folder", lambda root: os.kill(os.getpid(), signal.SIGTERM))
+    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree)
+    assert (done.code, done.err) == (143, "")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# --- two at once ---
+
+
+def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(begin, tmp_path, command):
+    first = begin(tmp_path, *LONG, "--num_workers", "2")
+    wait_for_an_epoch(tmp_path, first)
+    for _ in range(2):  # being refused takes nothing away from the first
+        done = command("main", *QUICK, "--log_dir", "other")
+        assert done.code == 2
+        assert done.err.startswith(
+            f"error: --snapshot_dir snapshots_complete is in use by another run (process {first.pid})"
+        )
+        assert done.err.count("\n") == 1
+    assert not list(Path("snapshots_complete").glob("before_*"))
+    first.kill()  # its workers live on for a while
+    first.join()
+    done = command("main", *LONG, "--epochs", "1", "--resume", "auto", "--resume_override", "--no-plot_evaluation")
+    assert done.code == 0
+    assert "evaluating only" in done.out
+
+
+# --- disks that fail ---
+
+
+def fail_at(monkeypatch, fails: Callable[[int, str], bool]) -> None:
+    """Has writing a snapshot fail where `fails(attempt, name)`; attempts of each name count from 1."""
+    attempts: dict[str, int] = {}
+
+    def save(content, path):
+        attempts[path.name] = attempts.get(path.name, 0) + 1
+        if fails(attempts[path.name], path.name):
+            raise OSError(28, "No space left on device")
+        snapshots.save(content, path)
+
+    monkeypatch.setattr(main, "save", save)
+
+
+def test_what_could_not_be_written_is_written_later_as_it_would_have_been(command, monkeypatch, tmp_path, reference):
+    fail_at(monkeypatch, lambda attempt, name: attempt == 1)
+    done = command("main", *RUN)
+    assert (done.code, done.err) == (0, "")
+    assert "best_model.pth could not be written (No space left on device)" in log_text()
+    assert_same_run(tmp_path, reference)
+
+
+def test_a_best_model_that_never_could_be_written_ends_with_1(command, monkeypatch):
+    fail_at(monkeypatch, lambda attempt, name: name == "best_model.pth")
+    done = command("main", *RUN, "--select", "best")
+    assert done.code == 1
+    assert done.err == "error: best_model.pth could not be written to snapshots_complete; see the log\n"
+    assert snapshot("last.pth")["epoch"] == 5
+    assert Path("plots_complete/metrics.json").exists()
+
+
+# --- numbers that go wrong ---
+
+
+def test_a_loss_that_stops_being_finite_later_leaves_the_last_good_epoch(command, monkeypatch):
+    original = main.Trainer._run_epoch
+
+    def poisoned(self, epoch, check):
+        if epoch == 3:
+            self.model.head.bias.data[0] = float("nan")
+        return original(self, epoch, check)
+
+    monkeypatch.setattr(main.Trainer, "_run_epoch", poisoned)
+    done = command("main", *RUN)
+    assert done.code == 1
+    assert done.err.startswith("error: the loss is no longer finite: epoch 3, step 1 of 3, learning rate 0.0")
+    assert done.err.count("\n") == 1
+    assert "--lr" in done.err
+    assert snapshot("last.pth")["epoch"] == 2
+    assert snapshot("best_model.pth")["epoch"] <= 2
+
+
+def test_steps_that_the_fp16_scaler_left_out_are_counted_in_the_log(command, monkeypatch):
+    scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))  # every gradient overflows
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler)
+    done = command("main", *QUICK, "--epochs", "1", "--no-plot_evaluation")
+    assert (done.code, done.err) == (0, "")
+    assert rows_of(Path("log"))[0]["skipped_steps"] == "3"
+    assert "| 3 steps skipped by the fp16 scaler |" in log_text()
+
+
+# --- other flags, damage, rotation ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--lr", "0.2", "--seed", "7"), "lr 0.1 -> 0.2, seed 42 -> 7"),
+        (("--epochs", "2"), "epochs 3 -> 2"),
+        (("--limit_test", "30"), "limit_test 40 -> 30"),
+    ],
+)
+def test_flags_that_alter_the_result_are_refused_unless_told(command, flags, named):
+    run = (*QUICK, "--epochs", "3", "--snapshot_freq", "2")
+    assert command("main", *run).code == 0
+    Path("snapshots_complete/last.pth").unlink()
+    before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
+    done = command("main", *run, *flags, "--resume", "auto")
+    assert done.code == 2
+    assert done.err.startswith(f"error: {named} would alter the result of the run in snapshots_complete/snapshot_epoch")
+    assert done.err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
+    done = command("main", *run, *flags, "--resume", "auto", "--resume_override")
+    assert done.code == 0
+    assert f"changed: {named}" in done.out
+
+
+def test_flags_that_do_not_alter_the_result_pass(command, tmp_path, reference):
+    shutil.copytree(reference, tmp_path / "copy")
+    (tmp_path / "copy" / "snapshots_complete" / "last.pth").unlink()
+    others = ("--num_workers", "1", "--no-plot_training", "--plot_dir", "p", "--log_dir", "l", "--snapshot_freq", "5")
+    done = command("main", *RUN, *others, "--snapshot_dir", "copy/snapshots_complete", "--resume", "auto")
+    assert (done.code, done.err) == (0, "")
+    assert "changed: num_workers 0 -> 1" in done.out
+    for key in STATE:
+        ours, theirs = (snapshot("last.pth", where / "snapshots_complete") for where in (tmp_path / "copy", reference))
+        assert_same_state(ours[key], theirs[key], key)
+
+
+def test_other_images_under_the_same_flags_are_noticed(command, tree):
+    flags = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "4")
+    assert command("main", *flags, "--epochs", "1").code == 0
+    Image.new("RGB", (32, 32), "red").save(tree / "train" / "bar" / "000.png")
+    done = command("main", *flags, "--epochs", "1", "--resume", "auto")
+    assert done.code == 2
+    assert "the training images" in done.err
+
+
+def test_more_epochs_go_on_and_say_what_becomes_of_the_schedule(command):
+    assert command("main", *QUICK, "--epochs", "2").code == 0
+    done = command("main", *QUICK, "--epochs", "4", "--resume", "auto")
+    assert (done.code, done.err) == (0, "")
+    rates = [float(row["lr"]) for row in rows_of(Path("log"))]
+    assert rates[1] == 1e-6 < rates[2]
+    assert (
+        "--epochs 4 stretches the schedule: the learning rate, 1e-06 at the end of epoch 2, goes on at 0.0" in done.out
+    )
+
+
+def test_a_changed_weight_is_noticed_and_an_older_snapshot_taken(command, tmp_path, reference):
+    shutil.copytree(reference / "snapshots_complete", tmp_path / "snapshots_complete")
+    last = Path("snapshots_complete/last.pth")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    done = command("main", *RUN, "--resume", "auto")
+    assert done.code == 0
+    assert "passed over: snapshots_complete/last.pth is damaged: its checksum does not fit" in done.out
+    assert "resuming after epoch 4 from snapshots_complete/snapshot_epoch_0004.pth" in done.out
+    moved = next(Path("snapshots_complete").glob("before_*"))
+    assert (moved / "last.pth").read_bytes() == content
+    assert_same_run(tmp_path, reference)
+
+
+def test_old_numbered_snapshots_go_and_others_stay(command):
+    Path("snapshots_complete").mkdir()
+    Path("snapshots_complete/snapshot_epoch_mine.pth").write_text("mine")
+    assert command("main", *QUICK, "--epochs", "4", "--keep_snapshots", "2").code == 0
+    assert sorted(p.name for p in Path("snapshots_complete").iterdir()) == [
+        "last.pth", "snapshot_epoch_0003.pth", "snapshot_epoch_0004.pth", "snapshot_epoch_mine.pth"
+    ]  # fmt: skip
+
+
+# --- many epochs ---
+
+
+@pytest.mark.slow
+def test_memory_and_handles_stay_flat(begin, tmp_path):
+    flags = (*QUICK, "--epochs", "60", "--plot_freq", "1", "--save_best", "--num_workers", "1")
+    process = begin(tmp_path / "run", *flags)
+
+    def measured(epoch: int) -> tuple[float, int, int]:
+        """Resident MiB, open handles and threads once `epoch` is over."""
+        wait_for((tmp_path / "run" / "snapshots_complete" / f"snapshot_epoch_{epoch:04d}.pth").exists, process)
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        handles = list(Path(f"/proc/{process.pid}/fd").iterdir())
+        return int(status["VmRSS"].split()[0]) / 1024, len(handles), int(status["Threads"])
+
+    early, late = measured(15), measured(59)
+    end(process)
+    print(f"after 15 epochs {early}, after 59 {late}")
+    assert late[0] - early[0] < 25
+    assert late[1] - early[1] <= 3  # one written at this moment, and its directory
+    assert late[2] <= early[2]
