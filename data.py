@@ -121,8 +121,9 @@ def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | N
         return images, None
     sizes = np.bincount(images.labels.numpy(), minlength=len(images.classes))
     held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
-    if not held.any():
-        raise UserError(f"--val_fraction {fraction:g} holds back no image of classes this small; raise it")
+    if not held.any() or held.all():
+        what = "no image" if not held.any() else "every image"
+        raise UserError(f"--val_fraction {fraction:g} holds back {what} of classes this small; choose another")
     return images.take(~held), images.take(held)
 
 

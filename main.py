@@ -20,7 +20,7 @@ from data import Splits, limited, load_splits
 from evaluate import headline, load_model, report_on, write_evaluation
 from model import build_model, model_table, parameter_count
 from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, run_command, start, writable_directory
-from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, pack, prune, save
+from snapshots import BEST, LAST, TrainState, find_best, find_newest, load, move_aside, numbered, pack, prune, save
 from train import Trainer
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -46,10 +46,12 @@ def _run(argv: list[str]) -> None:
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
         trainer = Trainer(model, splits, config, runtime)
-        log.open(log_dir)
-        _describe(log, config, runtime, splits, trainer)
-        recorder = Recorder(trainer, log, snapshot_dir, plot_dir)
         source = _resume(trainer, log, snapshot_dir)
+        log.open(log_dir)  # the request is accepted
+        _describe(log, config, runtime, splits, trainer)
+        if trainer.epoch < config.epochs:
+            _make_room(trainer, log, snapshot_dir, source)
+        recorder = Recorder(trainer, log, snapshot_dir, plot_dir)
         for row in trainer.history:
             log.row(row)
         with Signals() as signals:
@@ -116,9 +118,9 @@ def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits
 
 
 def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
-    """Goes on from the snapshot that --resume names, if any, and makes room for this run's own.
+    """Takes over the state of the snapshot that --resume names, if any, and returns its path.
 
-    Returns the snapshot gone on from. Raises `UserError` where it does not fit.
+    Raises `UserError` where it does not fit.
     """
     config, source = trainer.config, None
     if config.resume == "auto":
@@ -129,25 +131,34 @@ def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
             log.line(f"nothing to resume in {snapshot_dir}: starting anew")
     elif config.resume:
         source = Path(config.resume)
-    in_place = False
-    if source is not None:
-        state = load(source)
-        trainer.load_state(state)
-        in_place = source.resolve().parent == snapshot_dir.resolve()
-        _say_changes(trainer, state, source, log)
-        if state.epoch >= config.epochs:
-            log.line(f"the run of {config.epochs} epochs is finished: evaluating only")
-            return source
+    if source is None:
+        return None
+    state = load(source)
+    trainer.load_state(state)
+    _say_changes(trainer, state, source, log)
+    if state.epoch >= config.epochs:
+        log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
+        if config.select == "best" and not find_best(source, source.parent, trainer.best_epoch):
+            raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
+    return source
+
+
+def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
+    """Keeps an earlier run's snapshots from being overwritten, and the best one of the run that goes on at hand."""
+    in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
+    best = find_best(source, snapshot_dir, trainer.best_epoch) if source else None
     try:
-        moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0)
+        content = best.read_bytes() if best else None
+        moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0, trainer.best_epoch)
         if moved:
             log.line(f"moved the snapshots of an earlier run to {moved}")
-        if source is not None and config.keeps_best and not bring_best(source, snapshot_dir, trainer.best_epoch):
-            log.line(f"there is no {BEST} of epoch {trainer.best_epoch} beside {source}: the best is sought anew")
-            trainer.best_accuracy, trainer.best_epoch = 0.0, 0
+        if content and trainer.config.keeps_best and not (snapshot_dir / BEST).exists():
+            save(content, snapshot_dir / BEST)
     except OSError as problem:
         raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
-    return source
+    if source and trainer.config.keeps_best and not best:
+        log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
+        trainer.best_accuracy, trainer.best_epoch = 0.0, 0
 
 
 def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
@@ -275,10 +286,14 @@ class Recorder:
         self._draw_training()
         if self.unsaved:
             self._write_snapshots()
-        at_end = self.snapshot_dir / LAST if self.epochs_here or source is None else source
-        last = report_on(self.trainer.model, self.trainer.state(), self.splits, at_end, self.config, self.runtime)
-        best, best_path = None, at_end.parent / BEST
-        if self.config.keeps_best and best_path.exists() and best_path not in self.unsaved:
+        if self.epochs_here or source is None:
+            at_end, model, state = self.snapshot_dir / LAST, self.trainer.model, self.trainer.state()
+        else:  # nothing was trained here: the statistics and settings that count are the snapshot's
+            at_end = source
+            model, state = load_model(source, self.splits, self.config, self.runtime)
+        last = report_on(model, state, self.splits, at_end, self.config, self.runtime)
+        best, best_path = None, find_best(at_end, at_end.parent, state.best_epoch)
+        if self.config.keeps_best and best_path and best_path not in self.unsaved:
             model, state = load_model(best_path, self.splits, self.config, self.runtime)
             best = report_on(model, state, self.splits, best_path, self.config, self.runtime)
         chosen = best if self.config.select == "best" and best else last

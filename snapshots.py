@@ -18,6 +18,9 @@ from config import UserError
 from runtime import write_atomically
 
 LAST, BEST = "last.pth", "best_model.pth"
+HISTORY_KEYS = {"epoch", "lr"} | {
+    f"{part}_{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")
+}
 SEAL = b"sha256:"  # and 64 hexadecimal digits: the comment that ends the zip archive which a snapshot is
 SEAL_LENGTH = len(SEAL) + 64
 
@@ -103,7 +106,24 @@ def load(path: Path) -> TrainState:
         kind = typing.get_origin(field.type) or field.type
         if not isinstance(fields, dict) or not isinstance(fields.get(field.name), kind):
             raise UserError(f"{path} is no CIFARNet snapshot: it has no {field.name!r} as a run writes it")
-    return TrainState(**{field.name: fields[field.name] for field in dataclasses.fields(TrainState)})
+    state = TrainState(**{field.name: fields[field.name] for field in dataclasses.fields(TrainState)})
+    if not _is_sound(state):
+        raise UserError(f"{path} is no CIFARNet snapshot: its figures do not fit together; use another one")
+    return state
+
+
+def _is_sound(state: TrainState) -> bool:
+    """Whether what the lists of `state` hold can be what a run wrote."""
+    return (
+        state.epoch >= 1
+        and 0 <= state.best_epoch <= state.epoch
+        and len(state.classes) >= 2
+        and all(isinstance(name, str) for name in state.classes)
+        and len(state.mean) == len(state.std) == 3
+        and all(isinstance(value, float) and math.isfinite(value) for value in [*state.mean, *state.std])
+        and min(state.std) > 0
+        and all(isinstance(row, dict) and row.keys() >= HISTORY_KEYS for row in state.history)
+    )
 
 
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
@@ -121,16 +141,20 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     return newest, passed_over
 
 
-def move_aside(directory: Path, keep_up_to: int) -> Path | None:
-    """Moves the snapshots of later epochs than `keep_up_to` into a new dated subfolder, and returns that.
+def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | None:
+    """Moves the snapshots of later epochs than `keep_up_to`, and a best one of another epoch than `best_epoch`, into
+    a new dated subfolder, and returns that.
 
     None where there was nothing to move. An unreadable snapshot is moved too: nothing is overwritten.
     Raises `OSError`.
     """
     later = []
-    for path in [directory / LAST, directory / BEST, *_all_numbered(directory)]:
+    for path in [directory / LAST, *_all_numbered(directory)]:
         if path.exists() and (keep_up_to == 0 or (_epoch_of(path) or math.inf) > keep_up_to):
             later.append(path)
+    best = directory / BEST
+    if best.exists() and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
+        later.append(best)
     if not later:
         return None
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -151,13 +175,10 @@ def _epoch_of(path: Path) -> int | None:
         return None
 
 
-def bring_best(source: Path, directory: Path, epoch: int) -> bool:
-    """Whether best_model.pth of epoch `epoch` is in `directory`, copied from beside `source` if need be.
-
-    Raises `OSError`.
-    """
-    place = next((p for p in (directory, source.parent) if (p / BEST).exists() and _epoch_of(p / BEST) == epoch), None)
-    if place is not None and place != directory:
-        content = (place / BEST).read_bytes()
-        write_atomically(directory / BEST, lambda file: file.write(content))
-    return place is not None
+def find_best(source: Path, directory: Path, epoch: int) -> Path | None:
+    """The snapshot of epoch `epoch`, the best of the run that `source` is of: best_model.pth in `directory` or beside
+    `source`, or `source` itself; None where there is none."""
+    for path in (directory / BEST, source.parent / BEST, source):
+        if path.exists() and _epoch_of(path) == epoch:
+            return path
+    return None

@@ -272,6 +272,11 @@ class Trainer:
             self.optimizer.load_state_dict(state.optimizer)
             for group, settings in zip(self.optimizer.param_groups, own, strict=True):
                 group.update(settings)  # this run's flags, not the snapshot's
+            momenta = {p: self.optimizer.state[p].get("momentum_buffer") for p in self.model.parameters()}
+            if any(m is not None for m in momenta.values()) and any(
+                m is None or m.shape != p.shape for p, m in momenta.items()
+            ):
+                raise ValueError("its momenta are not those of the weights")
             if self.scaler.is_enabled() and state.scaler:
                 self.scaler.load_state_dict(state.scaler)
             set_random_state(state.random_state)

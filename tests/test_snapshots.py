@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 import snapshots
 from config import UserError
-from snapshots import BEST, LAST, TrainState, bring_best, find_newest, load, move_aside, numbered, pack, prune
+from snapshots import (
+    BEST,
+    HISTORY_KEYS,
+    LAST,
+    TrainState,
+    find_best,
+    find_newest,
+    load,
+    move_aside,
+    numbered,
+    pack,
+    prune,
+)
 
 
 def make_state(epoch: int = 3) -> TrainState:
@@ -21,8 +33,8 @@ def make_state(epoch: int = 3) -> TrainState:
         scaler={},
         epoch=epoch,
         best_accuracy=0.75,
-        best_epoch=2,
-        history=[{"epoch": 1, "val_loss": None, "lr": 0.1}],
+        best_epoch=min(2, epoch),
+        history=[dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": 1, "val_loss": None}],
         config={"epochs": 10, "resume": None, "amp": True},
         random_state={"cpu": torch.get_rng_state(), "cuda": []},
         classes=["a", "ü"],
@@ -190,6 +202,21 @@ def test_what_is_no_snapshot_is_refused_by_name_and_runs_nothing(tmp_path, monke
         assert "holds code" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"classes": [1, 2]}, {"classes": ["a"]}, {"mean": ["a", "b", "c"]}, {"mean": []}, {"std": [0.0, 1.0, 1.0]},
+        {"history": [{}]}, {"history": [1]}, {"epoch": -3}, {"epoch": 0}, {"best_epoch": 9},
+        {"mean": [float("nan")] * 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_figures_that_no_run_writes_are_refused(tmp_path, wrong):
+    save(TrainState(**{**make_state().__dict__, **wrong}), tmp_path / LAST)
+    with pytest.raises(UserError, match="do not fit together"):
+        load(tmp_path / LAST)
+
+
 def test_the_newest_intact_snapshot_is_found(tmp_path):
     assert find_newest(tmp_path) == (None, [])
     for epoch in (5, 10, 15):
@@ -224,7 +251,7 @@ def test_going_back_moves_what_came_later(tmp_path):
         save(make_state(epoch), numbered(tmp_path, epoch))
     save(make_state(15), tmp_path / LAST)
     save(make_state(7), tmp_path / BEST)
-    assert names(move_aside(tmp_path, 10)) == [LAST, "snapshot_epoch_0015.pth"]
+    assert names(move_aside(tmp_path, 10, 7)) == [LAST, "snapshot_epoch_0015.pth"]
     assert names(tmp_path)[1:] == [BEST, "snapshot_epoch_0005.pth", "snapshot_epoch_0010.pth"]
 
 
@@ -232,9 +259,13 @@ def test_the_best_comes_along(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    assert not bring_best(old / LAST, new, 7)
+    assert find_best(old / LAST, new, 7) is None
     save(make_state(7), old / BEST)
-    assert not bring_best(old / LAST, new, 6)  # another epoch's
-    assert bring_best(old / LAST, new, 7)
-    assert load(new / BEST).epoch == 7
-    assert bring_best(new / LAST, new, 7)
+    assert find_best(old / LAST, new, 6) is None  # another epoch's
+    assert find_best(old / LAST, new, 7) == old / BEST
+    save(make_state(6), new / BEST)
+    assert find_best(old / LAST, new, 7) == old / BEST
+    save(make_state(7), new / BEST)
+    assert find_best(old / LAST, new, 7) == new / BEST
+    save(make_state(9), numbered(old, 9))
+    assert find_best(numbered(old, 9), new, 9) == numbered(old, 9)

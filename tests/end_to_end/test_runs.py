@@ -149,6 +149,38 @@ def test_resuming_by_path_elsewhere_brings_the_best_along(command):
     assert snapshot("last.pth", "a")["epoch"] == 3  # untouched
 
 
+def test_a_best_snapshot_that_is_not_the_best_is_kept_and_not_believed(command):
+    flags = (*QUICK, "--epochs", "3")
+    assert command("main", *flags, "--save_best").code == 0
+    snapshots = Path("snapshots_complete")
+    best = snapshot("last.pth")["best_epoch"]
+    other = next(epoch for epoch in (1, 2, 3) if epoch != best)
+    stale = (snapshots / f"snapshot_epoch_000{other}.pth").read_bytes()
+    (snapshots / "best_model.pth").write_bytes(stale)
+
+    done = command("main", *flags, "--resume", "auto", "--save_best")
+    assert done.code == 0
+    report = figures()
+    assert report["best"] is None or report["best"]["epoch"] == best
+    done = command("main", *flags, "--resume", "auto", "--select", "best")
+    assert done.code == (0 if best == 3 else 2), done.err
+
+    done = command("main", *QUICK, "--epochs", "4", "--resume", "auto", "--save_best")
+    assert done.code == 0
+    kept = [path.read_bytes() for path in snapshots.glob("before_*/best_model.pth")]
+    assert kept == [stale]
+
+
+def test_what_a_finished_run_is_told_now_does_not_change_its_report(command):
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    first = figures()
+    assert (
+        command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--limit_train", "0", "--resume_override").code
+        == 0
+    )
+    assert figures() == first
+
+
 def test_a_finished_run_is_only_evaluated(command):
     assert command("main", *QUICK).code == 0
     before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
@@ -279,6 +311,7 @@ def bad(*flags, **files):
         bad("--dataset", "cifar10", "--data_dir", "a_file", a_file=b""),
         bad("--resume", "missing.pth"),
         bad("--resume", "."),
+        bad("--val_fraction", "0.9999999999"),
         bad("--resume", "broken.pth", broken=b""),
         bad("--log_dir", "a_file", a_file=b""),
         bad("--snapshot_dir", "a_file/below", a_file=b""),
