@@ -374,6 +374,7 @@ def test_a_wrong_suffix_and_a_large_image_do_no_harm(tmp_path):
 
 
 def test_decoding_leaves_the_warning_filters_alone(tree):
+    Image.new("1", (10_000, 9_000)).save(tree / "train" / "bar" / "large.png")  # Pillow warns of such
     before = list(warnings.filters)
     load(dataset="folder", data_dir=str(tree))
     assert warnings.filters == before
