@@ -7,6 +7,7 @@ derived from `TrainConfig`. `python config.py` prints that table.
 import argparse
 import dataclasses
 import difflib
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
         raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}")
     within = spec.metadata["within"]
     # whole numbers may be too large for a float
-    if within and not (abs(value) < 1e300 and value in within):
+    if within and not (abs(value) <= sys.float_info.max and value in within):
         shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
         raise UserError(f"--{spec.name} {shown} is out of range; it must be a finite number in {within.text}")
     if isinstance(value, str) and (not value.strip() or "\0" in value):

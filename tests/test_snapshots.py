@@ -94,12 +94,12 @@ NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
 
 
 @given(
-    history=st.lists(st.dictionaries(st.text(), NUMBERS), max_size=3),
+    history=st.lists(st.fixed_dictionaries(dict.fromkeys(HISTORY_KEYS, NUMBERS)), max_size=3),
     config=st.dictionaries(st.text(), NUMBERS | st.booleans() | st.text()),
-    classes=st.lists(st.text()),
+    classes=st.lists(st.text(), min_size=2),
     weights=st.lists(st.floats(width=32, allow_nan=False), max_size=5),
     dataset=st.text(),
-    epoch=st.integers(0, 10**6),
+    epoch=st.integers(2, 10**6),
 )
 def test_any_state_comes_back(tmp_path, history, config, classes, weights, dataset, epoch):
     changes = {"history": history, "config": config, "classes": classes, "dataset": dataset, "epoch": epoch}

@@ -282,7 +282,7 @@ def test_a_second_signal_ends_at_once(command, monkeypatch):
 
 
 def test_a_signal_while_images_are_read_ends_too(command, tree, monkeypatch):
-    monkeypatch.setattr("data._list_folder", lambda root: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("data._list_folder", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
