@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, draw_tree
+from conftest import DRAWN, QUICK, draw_tree
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,7 +54,7 @@ def assert_same_state(a, b, where=""):
 
 
 def test_what_a_run_leaves_behind(command):
-    done = command("main", *QUICK, "--save_best", "--epochs", "3", "--plot_freq", "1")
+    done = command("main", *DRAWN, "--save_best", "--epochs", "3", "--plot_freq", "1")
     assert (done.code, done.err) == (0, "")
     assert {p.name for p in Path("plots_complete").iterdir()} == PICTURES | {
         "metrics.json",
@@ -107,12 +107,12 @@ def test_what_a_run_leaves_behind(command):
 
 
 def test_without_plots_only_the_numbers(command):
-    assert command("main", *QUICK, "--epochs", "1", "--no-plot_training", "--no-plot_evaluation").code == 0
+    assert command("main", *QUICK, "--epochs", "1").code == 0
     assert {p.name for p in Path("plots_complete").iterdir()} == {"metrics.json", "classification_report.txt"}
 
 
 def test_everything_switched_on_and_flags_win(command):
-    assert command("run_complete_training", *QUICK, "--epochs", "1", "--no-plot_training").code == 0
+    assert command("run_complete_training", *QUICK, "--epochs", "1", "--plot_evaluation").code == 0
     config = snapshot("last.pth")["config"]
     assert (config["amp"], config["save_best"], config["plot_evaluation"]) == (True, True, True)
     assert config["plot_training"] is False
@@ -252,7 +252,7 @@ def test_evaluate_repeats_the_runs_report(command, tree):
 
 def test_folders_of_strange_names_and_few_classes(command):
     tree = draw_tree(Path("$tree_{"), classes=("$x_{", "<b>&amp;", "ünï 100%"))
-    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "7", "--epochs", "1")
+    done = command("main", *DRAWN, "--dataset", "folder", "--data_dir", tree, "--batch_size", "7", "--epochs", "1")
     assert (done.code, done.err) == (0, "")
     report = figures()
     assert list(report["per_class"]) == ["$x_{", "<b>&amp;", "ünï 100%"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import DRAWN, QUICK
 from PIL import Image
 from test_runs import assert_same_state, log_text, rows_of, snapshot
 
@@ -22,10 +22,10 @@ import plots
 import snapshots
 
 RUN = (
-    *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--no-plot_evaluation"),
+    *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--plot_training"),
     *("--snapshot_freq", "2", "--keep_snapshots", "1"),
 )
-LONG = (*QUICK, "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
+LONG = (*QUICK, "--plot_training", "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
 STATE = ("model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "best_epoch", "history", "random_state")
 
 
@@ -459,7 +459,7 @@ def test_old_numbered_snapshots_go_and_others_stay(command):
 
 @pytest.mark.slow
 def test_memory_and_handles_stay_flat(begin, tmp_path):
-    flags = (*QUICK, "--epochs", "60", "--plot_freq", "1", "--save_best", "--num_workers", "1")
+    flags = (*DRAWN, "--epochs", "60", "--plot_freq", "1", "--save_best", "--num_workers", "1")
     process = begin(tmp_path / "run", *flags)
 
     def measured(epoch: int) -> tuple[float, int, int]:
