@@ -62,7 +62,7 @@ def start(config: TrainConfig) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return Runtime(device, name, _pick_amp_dtype(config, device), threads, keeps_memory)
