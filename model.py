@@ -9,7 +9,7 @@ import torchsummary
 from torch import Tensor, nn
 
 from config import TrainConfig
-from layers import DepthwiseSeparableConv2d, PointwiseConv2d, pointwise_norm, use_plain_forms
+from layers import DenseConv2d, DepthwiseSeparableConv2d, norm_relu_dropout, use_plain_forms
 
 
 class ConvBlock(nn.Module):
@@ -17,12 +17,12 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv = DenseConv2d(in_channels, out_channels, 3)
         self.bn = nn.BatchNorm2d(out_channels)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(torch.relu(self.bn(self.conv(x))))
+        return norm_relu_dropout([(x, self.conv, self.bn)], self.dropout)
 
 
 class SeparableBlock(nn.Module):
@@ -43,15 +43,15 @@ class SeparableBlock(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.shortcut = None
         if shortcut:
-            self.shortcut = nn.Sequential(PointwiseConv2d(in_channels, out_channels), nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         depthwise, pointwise = self.conv
-        y = pointwise_norm(depthwise(x), pointwise, self.bn)
+        branches = [(depthwise(x), pointwise, self.bn)]
         if self.shortcut is not None:
-            y = y + pointwise_norm(x, *self.shortcut)
-        return self.dropout(torch.relu(y))
+            branches.append((x, *self.shortcut))
+        return norm_relu_dropout(branches, self.dropout)
 
 
 class CIFARNet(nn.Module):
@@ -65,7 +65,8 @@ class CIFARNet(nn.Module):
         self.c1 = ConvBlock(3, 40, dropout)
         self.c2 = SeparableBlock(40, 128, dropout)
         self.c3 = SeparableBlock(128, 240, dropout, dilation=4)
-        self.c4 = SeparableBlock(240, 384, dropout, stride=2, shortcut=False)
+        self.c4 = SeparableBlock(240, 384, 0.0, stride=2, shortcut=False)
+        self.dropout = nn.Dropout(dropout)  # of c4's channels, once each is a number: the mean of zeros is zero
         self.head = nn.Linear(384, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,9 +74,15 @@ class CIFARNet(nn.Module):
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
         x = self.c4(x)  # [B, 384, 16, 16]
-        x = x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # [B, 384], and a gradient that is channels_last
+        x = self.dropout(_average(x))  # [B, 384]
         with torch.autocast(x.device.type, enabled=False):  # 16 bits would make ties of close logits
             return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+
+
+def _average(x: Tensor) -> Tensor:
+    """The mean of each channel, [B,C,H,W] -> [B,C], as a product of matrices: a sixth of the time of `mean`."""
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C], and a gradient that is channels_last
+    return torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
 
 
 def build_model(config: TrainConfig, classes: int) -> CIFARNet:

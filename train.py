@@ -15,7 +15,7 @@ from tqdm import tqdm
 from batches import Batch, EvalBatches, TrainBatches
 from config import RunError, TrainConfig, UserError
 from data import Splits
-from layers import PointwiseConv2d, use_plain_forms
+from layers import DenseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
 from snapshots import TrainState
@@ -130,7 +130,7 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError("--compile needs a C++ compiler on the CPU, and there is none (g++, clang++); leave it off")
     # the compiler fuses passes over plain normalisations, and makes the folded ones slower (bench.py)
-    return torch.compile(use_plain_forms(model, PointwiseConv2d))
+    return torch.compile(use_plain_forms(model, DenseConv2d))
 
 
 def _checked(batches: Iterable[Batch], check: Callable[[], None]) -> Iterator[Batch]:

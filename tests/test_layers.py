@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layers import DepthwiseConv2d, DepthwiseSeparableConv2d, PointwiseConv2d, pointwise_norm, use_plain_forms
+from layers import DenseConv2d, DepthwiseConv2d, DepthwiseSeparableConv2d, norm_relu_dropout, use_plain_forms
 
 FORMS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1)]  # stride, dilation
 SIZES = [(32, 32), (16, 24), (15, 17), (20, 31), (7, 12), (1, 1), (3, 8)]
@@ -72,13 +72,15 @@ def test_frozen_parts_get_no_gradient():
     assert images.grad is not None
 
 
-def conv_and_norm(dtype, plain: bool):
+def branches(dtype, plain: bool, kernel_sizes):
     torch.manual_seed(0)
-    conv, bn = PointwiseConv2d(6, 10).to(dtype), nn.BatchNorm2d(10).to(dtype)
-    nn.init.uniform_(bn.weight, 0.5, 2)
-    nn.init.normal_(bn.bias)
-    block = nn.ModuleList([conv, bn])
-    return use_plain_forms(block) if plain else block
+    pairs = nn.ModuleList()
+    for kernel_size in kernel_sizes:
+        conv, bn = DenseConv2d(6, 10, kernel_size).to(dtype), nn.BatchNorm2d(10).to(dtype)
+        nn.init.uniform_(bn.weight, 0.5, 2)
+        nn.init.normal_(bn.bias)
+        pairs.append(nn.ModuleList([conv, bn]))
+    return use_plain_forms(pairs) if plain else pairs
 
 
 def images_with_offsets(batch, dtype):
@@ -87,36 +89,57 @@ def images_with_offsets(batch, dtype):
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def run(pairs, inputs, dropout):
+    return norm_relu_dropout([(x, *pair) for x, pair in zip(inputs, pairs, strict=True)], dropout)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("kernel_sizes", [(1,), (3,), (1, 1), (3, 1, 1)])
 @pytest.mark.parametrize("batch", [1, 2, 33])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_the_folded_normalisation_equals_batch_norm(dtype, tolerance, batch):
-    fast, plain = conv_and_norm(dtype, False), conv_and_norm(dtype, True)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
+def test_the_folded_normalisation_equals_batch_norm(dtype, tolerance, batch, kernel_sizes, p):
+    fast, plain = branches(dtype, False, kernel_sizes), branches(dtype, True, kernel_sizes)
     for _ in range(3):  # the running statistics move
-        images = images_with_offsets(batch, dtype)
+        images = [images_with_offsets(batch, dtype) for _ in kernel_sizes]
         results = []
-        for block in (fast, plain):
-            x = images.clone().requires_grad_()
-            y = pointwise_norm(x, *block)
+        for pairs in (fast, plain):
+            torch.manual_seed(1)  # of the dropped channels
+            inputs = [x.clone().requires_grad_() for x in images]
+            y = run(pairs, inputs, nn.Dropout2d(p))
             (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)).sum().backward()
-            results.append([y, x.grad, *(p.grad for p in block.parameters())])
+            results.append([y, *(x.grad for x in inputs), *(q.grad for q in pairs.parameters())])
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+        fast.zero_grad()
+        plain.zero_grad()
         for ours, expected in zip(fast.buffers(), plain.buffers(), strict=True):
             torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
     fast.eval()
     plain.eval()
-    torch.testing.assert_close(pointwise_norm(images, *fast), pointwise_norm(images, *plain), rtol=1e-4, atol=1e-4)
+    dropout = nn.Dropout2d(p).eval()
+    torch.testing.assert_close(run(fast, images, dropout), run(plain, images, dropout), rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_and_parameters_that_need_no_gradient_get_none():
+    (pair,) = pairs = branches(torch.float32, False, (3,))
+    pair[1].bias.requires_grad_(False)
+    images = images_with_offsets(4, torch.float32)
+    run(pairs, [images], nn.Dropout2d(0.1)).sum().backward()
+    assert images.grad is None
+    assert pair[1].bias.grad is None
+    assert pair[0].weight.grad is not None
 
 
 def test_the_folded_normalisation_agrees_to_16_bits_under_autocast():
-    fast, exact = conv_and_norm(torch.float32, False), conv_and_norm(torch.float32, True)
-    images = images_with_offsets(64, torch.float32)
+    fast, exact = branches(torch.float32, False, (3, 1)), branches(torch.float32, True, (3, 1))
+    images = [images_with_offsets(64, torch.float32) for _ in range(2)]
     with torch.autocast("cpu", torch.bfloat16):
-        y = pointwise_norm(images.bfloat16(), *fast)
+        y = run(fast, images, nn.Dropout2d(0))
     assert y.dtype is torch.bfloat16
-    torch.testing.assert_close(y.float(), pointwise_norm(images, *exact), rtol=0.02, atol=0.1)
-    torch.testing.assert_close(fast[1].running_var, exact[1].running_var, rtol=0.01, atol=0)
-    torch.testing.assert_close(fast[1].running_mean, exact[1].running_mean, rtol=0.01, atol=1e-3)
+    torch.testing.assert_close(y.float(), run(exact, images, nn.Dropout2d(0)), rtol=0.02, atol=0.2)
+    for ours, expected in zip(fast, exact, strict=True):
+        torch.testing.assert_close(ours[1].running_var, expected[1].running_var, rtol=0.01, atol=0)
+        torch.testing.assert_close(ours[1].running_mean, expected[1].running_mean, rtol=0.01, atol=2e-3)
 
 
 def test_the_state_is_that_of_plain_convolutions():
