@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -39,7 +40,7 @@ class TrainBatches:
     def __init__(
         self, images: ImageSet, config: TrainConfig, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        self.images = len(images)
+        self.images, self.config = len(images), config
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
         self.order = _EpochOrder(len(images), config.batch_size, config.seed)
@@ -64,10 +65,14 @@ class TrainBatches:
         return len(self.order)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch`, counted from 1."""
+        """The batches of `epoch`, counted from 1, resized to its `config.image_size`."""
         self.order.epoch = epoch
+        size = self.config.image_size(epoch)
         for images, labels in self.loader:
-            yield self.normalise(images), labels.to(self.device, non_blocking=True)
+            images = self.normalise(images)
+            if size != images.shape[-1]:
+                images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            yield images, labels.to(self.device, non_blocking=True)
 
 
 class _EpochOrder(Sampler):

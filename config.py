@@ -8,9 +8,11 @@ import argparse
 import dataclasses
 import difflib
 import sys
+import tomllib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -107,13 +109,22 @@ class TrainConfig:
     augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off", on_resume="change")
 
+    recipe: str | None = _flag(None, "recipe", "read flags from this TOML file; what the command line says wins", unset="off", on_resume="change")
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
     batch_size: int = _flag(512, "recipe", "images per step", within="[1, 1000000]")
+    image_sizes: str | None = _flag(None, "recipe", "sides in pixels, as in 16,20,24,28,32: the run in as many equal parts, its training images resized to them; evaluation is always at 32", unset="32 throughout")
+    optimizer: str = _flag("sgd", "recipe", "muon: orthogonalised updates for the dense convolutions, sgd for the rest", choices=("sgd", "adamw", "muon"))
     lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
-    min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; cosine in between, stepped per batch", within="[0, inf)")
-    warmup_epochs: int = _flag(0, "recipe", "epochs of linear warm-up before the cosine", within="[0, 1000000]")
-    momentum: float = _flag(0.9, "recipe", "Nesterov momentum of SGD; 0: plain SGD", within="[0, 1)")
-    weight_decay: float = _flag(5e-4, "recipe", "L2 penalty on all parameters", within="[0, inf)")
+    min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; --schedule in between, stepped per batch", within="[0, inf)")
+    schedule: str = _flag("cosine", "recipe", "how the learning rate falls", choices=("cosine", "linear"))
+    warmup_epochs: int = _flag(0, "recipe", "epochs of linear warm-up before the schedule", within="[0, 1000000]")
+    momentum: float = _flag(0.9, "recipe", "Nesterov momentum of sgd (0: none), first beta of adamw", within="[0, 1)")
+    muon_lr: float = _flag(0.1, "recipe", "learning rate of muon's convolutions, in place of --lr", within="(0, inf)")
+    muon_momentum: float = _flag(0.6, "recipe", "Nesterov momentum of muon's convolutions", within="[0, 1)")
+    weight_decay: float = _flag(5e-4, "recipe", "L2 penalty (adamw: decoupled; muon's convolutions have unit rows instead)", within="[0, inf)")
+    decay_norms: bool = _flag(True, "recipe", "weight decay on normalisations and biases too")
+    label_smoothing: float = _flag(0.0, "recipe", "share of each training label spread evenly over all classes", within="[0, 1)")
+    ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
     dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")
     seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
@@ -125,6 +136,8 @@ class TrainConfig:
     device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
     keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held", on_resume="change")
 
+    evaluate: str = _flag("raw", "evaluation", "which weights the accuracies, the best model and the report are of; ema: the averaged ones, of --ema_decay", choices=("raw", "ema"))
+    eval_freq: int = _flag(1, "evaluation", "epochs between evaluations; 0: only after the last one, which is always evaluated", within="[0, 1000000]")
     select: str = _flag("last", "evaluation", "which model the report describes; best keeps best_model.pth as --save_best does", choices=("last", "best"), on_resume="change")
     plot_training: bool = _flag(True, "evaluation", "draw training_curves.png and learning_rate_schedule.png", on_resume="change")
     plot_evaluation: bool = _flag(True, "evaluation", "draw confusion_matrix.png and class_metrics.png", on_resume="change")
@@ -150,6 +163,24 @@ class TrainConfig:
             raise UserError(
                 f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; lower it"
             )
+        if self.evaluate == "ema" and self.ema_decay == 0:
+            raise UserError("--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out")
+        sizes = (self.image_sizes or "32").split(",")
+        if not all(size.strip().isdecimal() and 8 <= int(size) <= 32 for size in sizes):
+            raise UserError(
+                f"--image_sizes {self.image_sizes} is no list of whole numbers from 8 to 32, as in 16,24,32"
+            )
+        if len(sizes) > self.epochs:
+            raise UserError(f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out")
+
+    def image_size(self, epoch: int) -> int:
+        """The side in pixels of the training images in `epoch`, counted from 1."""
+        sizes = (self.image_sizes or "32").split(",")
+        return int(sizes[(epoch - 1) * len(sizes) // self.epochs])
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the model is evaluated after `epoch`, counted from 1."""
+        return epoch == self.epochs or (self.eval_freq > 0 and epoch % self.eval_freq == 0)
 
     @property
     def keeps_best(self) -> bool:
@@ -215,7 +246,9 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
     metavar = {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["choices"]:
         metavar = "|".join(spec.metadata["choices"])
-    metavar = {"dataset_name": "NAME", "data_url": "URL", "resume": "PATH|auto"}.get(spec.name, metavar)
+    metavar = {"dataset_name": "NAME", "data_url": "URL", "resume": "PATH|auto", "image_sizes": "N,N,..."}.get(
+        spec.name, metavar
+    )
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
@@ -226,10 +259,36 @@ def _shown_default(spec: dataclasses.Field) -> str:
     return {True: "on", False: "off"}[spec.default] if spec.type is bool else str(spec.default)
 
 
-def parse_config(argv: Sequence[str], description: str) -> TrainConfig:
-    """The settings that a command line asks for. Raises `UserError`; `--help` prints and leaves with 0."""
-    names = [spec.name for spec in dataclasses.fields(TrainConfig)]
-    return TrainConfig(**vars(build_parser(description, names).parse_args(argv)))
+def parse_config(argv: Sequence[str], description: str, presets: Sequence[str] = ()) -> TrainConfig:
+    """The settings that a command line asks for: defaults < `presets`, flags too < its --recipe < its other flags.
+
+    Raises `UserError`; `--help` prints and leaves with 0.
+    """
+    parser = build_parser(description, [spec.name for spec in dataclasses.fields(TrainConfig)])
+    given = vars(parser.parse_args(argv))
+    recipe = read_recipe(Path(given["recipe"])) if "recipe" in given else {}
+    return TrainConfig(**(vars(parser.parse_args(presets)) | recipe | given))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The flags that a TOML file sets: `epochs = 250`, `amp = true`. Raises `UserError` where it is no such file."""
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UserError(f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UserError(f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250") from None
+    known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "recipe"]
+    for name, value in recipe.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "its keys are the flags of --help"
+            raise UserError(f"--recipe {path}: there is no flag {name!r}; {hint}")
+        try:
+            _check(next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name), value)
+        except UserError as problem:
+            raise UserError(f"--recipe {path}: {problem}") from None
+    return recipe
 
 
 def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], list[str]]:

@@ -19,9 +19,11 @@ from train import load_weights
 
 FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
-    "plot_evaluation", "plot_dir", "data_url", "skip_bad_images",
+    "plot_evaluation", "plot_dir", "data_url", "skip_bad_images", "evaluate",
 )  # fmt: skip
-FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images")
+FROM_SNAPSHOT = (
+    "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images", "evaluate",
+)  # fmt: skip
 
 
 def report_on(
@@ -31,22 +33,26 @@ def report_on(
     batches = EvalBatches(splits.test, config.batch_size, runtime.device, tuple(state.mean), tuple(state.std))
     logits, labels = predict(model, batches, runtime)
     how = _selected_by(state, snapshot) if splits.name == state.dataset else f"trained on {state.dataset}"
+    if config.evaluate == "ema":
+        how = f"averaged weights, {how}"
     return build_report(logits, labels, splits.test.classes, splits.name, str(snapshot), state.epoch, how)
 
 
 def _selected_by(state: TrainState, snapshot: Path) -> str:
     """How the snapshot's epoch was chosen, and what part the test set had in it."""
-    validated = config_from_dict(state.config).val_fraction > 0
+    config = config_from_dict(state.config)
+    validated = config.val_fraction > 0
+    looked = "during the run" if config.eval_freq else "at the end only"
     if snapshot.name == BEST:
-        return "best by " + ("validation accuracy" if validated else "test accuracy, evaluated every epoch")
-    return "chosen without test images" if validated else "not selected; the test set was evaluated every epoch"
+        return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
+    return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
 
 
 def load_model(snapshot: Path, splits: Splits, config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, TrainState]:
     """The network that `snapshot` holds, on the device, and the rest of it. Raises `UserError`."""
     state = load(snapshot)
     model = build_model(config, len(state.classes))
-    load_weights(model, state, splits.test.classes)
+    load_weights(model, state, splits.test.classes, config.evaluate)
     return model.to(runtime.device), state
 
 
@@ -86,7 +92,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     inherited = {name: getattr(trained, name) for name in FROM_SNAPSHOT}
     if "dataset" in given or "data_dir" in given:
         inherited["dataset_name"] = None  # the name of other images
-    config = TrainConfig(**(inherited | given))
+    config = TrainConfig(**(inherited | given), ema_decay=trained.ema_decay)
     directory = writable_directory(config.plot_dir, "--plot_dir")
     runtime = start(config)
     splits = load_splits(config, print)

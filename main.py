@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import platform
 import shlex
 import sys
@@ -26,13 +27,17 @@ from train import Trainer
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C, 143 after SIGTERM."""
-    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
+    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C, 143 after SIGTERM.
+
+    `presets` are flags that a recipe and `argv` may overrule.
+    """
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv), presets))
 
 
-def _run(argv: list[str]) -> None:
-    config = parse_config(argv, DESCRIPTION)
+def _run(argv: list[str], presets: Sequence[str]) -> None:
+    config = parse_config(argv, DESCRIPTION, presets)
+    argv = [*presets, *argv]
     runtime = start(config)
     if config.preview_augment:
         _preview(config, runtime)
@@ -238,20 +243,29 @@ class Recorder:
             self.log.line(f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})")
 
     def _epoch_line(self, row: dict[str, Any]) -> str:
-        held_out = "test" if row["val_loss"] is None else "val"
         left = (time.perf_counter() - self.started) / self.epochs_here * (self.config.epochs - row["epoch"])
         parts = [
             f"epoch {row['epoch']}/{self.config.epochs}",
             f"lr {row['lr']:.3g}",
             f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
-            f"{held_out} {row[f'{held_out}_loss']:.4f} {row[f'{held_out}_accuracy']:.2%}",
+            *(
+                f"{part} {row[f'{part}_loss']:.4f} {row[f'{part}_accuracy']:.2%}"
+                for part in ("val", "test")
+                if row[f"{part}_loss"]
+            ),
             f"{row['seconds']:.1f} s",
             f"{row['images_per_second']:.0f} img/s",
             f"data wait {row['data_wait']:.1%}",
             f"grad norm {row['grad_norm']:.2f}, {row['clipped']:.0%} clipped",
-            f"best {self.trainer.best_accuracy:.2%} ({self.trainer.best_epoch})",
+            *(
+                [f"best {self.trainer.best_accuracy:.2%} ({self.trainer.best_epoch})"]
+                if self.trainer.best_epoch
+                else []
+            ),
             f"left {_clock(left)}",
         ]
+        if row["ema_accuracy"] is not None:
+            parts.insert(-5, f"raw {row['raw_accuracy']:.2%}, averaged {row['ema_accuracy']:.2%}")
         if row["skipped_steps"]:
             parts.insert(-2, f"{row['skipped_steps']} steps skipped by the fp16 scaler")
         return " | ".join(parts)
@@ -287,7 +301,7 @@ class Recorder:
         if self.unsaved:
             self._write_snapshots()
         if self.epochs_here or source is None:
-            at_end, model, state = self.snapshot_dir / LAST, self.trainer.model, self.trainer.state()
+            at_end, model, state = self.snapshot_dir / LAST, self.trainer.evaluated_model, self.trainer.state()
         else:  # nothing was trained here: the statistics and settings that count are the snapshot's
             at_end = source
             model, state = load_model(source, self.splits, self.config, self.runtime)
@@ -303,6 +317,11 @@ class Recorder:
                 tops = ", ".join(f"top-{k} {share:.2%}" for k, share in report.tops().items())
                 self.log.line(f"{name} model, epoch {report.epoch}: {tops}, macro F1 {report.macro['f1']:.4f}, "
                               f"loss {report.loss:.4f}")  # fmt: skip
+        trained = sum(row["train_seconds"] for row in self.trainer.history)
+        others = sum(row["seconds"] for row in self.trainer.history) - trained
+        used = os.times()
+        self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
+                      f"{_clock(sum(used[:4]))} of processor time")  # fmt: skip
         self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
         self.log.line(
             f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"

@@ -36,22 +36,25 @@ def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
 
 def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Loss and accuracy over the epochs, training beside validation or test, the best epoch marked."""
-    held_out = "val" if history[-1]["val_loss"] is not None else "test"
+    measured = [row for row in history if row["val_loss"] is not None or row["test_loss"] is not None]
+    held_out = "test" if not measured or measured[-1]["val_loss"] is None else "val"
     named = {"val": "validation", "test": "test"}[held_out]
-    history = [row for row in history if row[f"{held_out}_loss"] is not None]  # a resume may have changed the kind
-    epochs = [row["epoch"] for row in history]
-    style = {"marker": "o" if len(epochs) < 30 else "", "ms": 3}
+    measured = [row for row in measured if row[f"{held_out}_loss"] is not None]  # a resume may have changed the kind
+    epochs = history[-1]["epoch"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        values = [row[f"{held_out}_{what}"] for row in history]
-        axes.plot(epochs, [row[f"train_{what}"] for row in history], color=TRAIN, label="train", **style)
-        axes.plot(epochs, values, color=TEST, label=named, **style)
-        _epoch_axis(axes, what, epochs[-1])
+        for rows, part, color, label in ((history, "train", TRAIN, "train"), (measured, held_out, TEST, named)):
+            values = [row[f"{part}_{what}"] for row in rows]
+            style = {"marker": "o" if len(rows) < 30 else "", "ms": 3, "color": color, "label": label}
+            axes.plot([row["epoch"] for row in rows], values, **style)
+        _epoch_axis(axes, what, epochs)
         if what == "accuracy":
-            best = int(np.argmax(values))
-            label = f"best {named}: {values[best]:.2%}, epoch {epochs[best]}"
-            axes.plot(epochs[best], values[best], "*", ms=13, color=TEST, label=label)
+            if measured:
+                best = max(measured, key=lambda row: row[f"{held_out}_accuracy"])
+                best_accuracy = best[f"{held_out}_accuracy"]
+                label = f"best {named}: {best_accuracy:.2%}, epoch {best['epoch']}"
+                axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=TEST, label=label)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="best", framealpha=0.9)
     _write(figure, path)

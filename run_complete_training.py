@@ -1,4 +1,4 @@
-"""`main.py` with everything switched on; any flag given here is passed on and wins."""
+"""`main.py` with everything switched on; a recipe or any flag given here wins."""
 
 import sys
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ EVERYTHING = ("--amp", "--save_best", "--plot_training", "--plot_evaluation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`main.main` with `EVERYTHING` before `argv`; its exit codes."""
-    return training.main([*EVERYTHING, *(sys.argv[1:] if argv is None else argv)])
+    """`main.main` with `EVERYTHING` preset; its exit codes."""
+    return training.main(argv, EVERYTHING)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ class TrainState:
     mean: list[float]
     std: list[float]
     dataset: str
+    averaged: dict[str, Any] = dataclasses.field(default_factory=dict)  # of torch's AveragedModel; empty: none are kept
+
+
+def evaluated_weights(state: TrainState, which: str) -> dict[str, Any]:
+    """The weights and running statistics, by name, of `state`: "raw", or "ema", the averaged ones.
+
+    Raises `UserError` where there are no averaged ones.
+    """
+    if which == "raw":
+        return state.model
+    if not state.averaged:
+        raise UserError("the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw")
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in state.averaged.items() if name.startswith(prefix)}
 
 
 def numbered(directory: Path, epoch: int) -> Path:
@@ -102,6 +116,8 @@ def load(path: Path) -> TrainState:
     archive, seal = content[:-SEAL_LENGTH], content[-SEAL_LENGTH:]
     if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(archive).hexdigest().encode():
         raise UserError(f"{path} is damaged: its checksum does not fit its content; use another one")
+    if isinstance(fields, dict):
+        fields.setdefault("averaged", {})  # not in snapshots of before there were such weights
     for field in dataclasses.fields(TrainState):
         kind = typing.get_origin(field.type) or field.type
         if not isinstance(fields, dict) or not isinstance(fields.get(field.name), kind):

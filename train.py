@@ -10,28 +10,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from batches import Batch, EvalBatches, TrainBatches
-from config import RunError, TrainConfig, UserError
+from config import RunError, TrainConfig, UserError, config_from_dict
 from data import Splits
 from layers import DenseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
+from optimizer import build_optimizer, learning_rate
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
-from snapshots import TrainState
-
-
-def learning_rate(step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:
-    """The learning rate of step `step`, counted from 0.
-
-    Linear from lr/warmup_steps to lr over the warm-up, then a cosine from exactly `lr` on its first step to
-    exactly `min_lr` on the last of `total_steps` (Loshchilov and Hutter 2017, arXiv 1608.03983, one period).
-    """
-    if step < warmup_steps:
-        return lr * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    high = (1 + math.cos(math.pi * share)) / 2  # 1 -> 0
-    return lr * high + min_lr * (1 - high)
+from snapshots import TrainState, evaluated_weights
 
 
 class EpochStats(NamedTuple):
@@ -57,9 +46,11 @@ def train_one_epoch(
     *,
     rate: Callable[[int], float],
     max_grad_norm: float,
+    label_smoothing: float,
+    averaged: AveragedModel | None,
     bar: tqdm,
 ) -> EpochStats:
-    """One pass over `batches`; step i, from 0, takes the learning rate `rate(i)`.
+    """One pass over `batches`; step i, from 0, takes the learning rate `rate(i)`, and is taken up into `averaged`.
 
     The sums stay on the device: on CUDA nothing waits for a step but the bar, every 50 steps.
     """
@@ -77,16 +68,18 @@ def train_one_epoch(
     for step, (images, labels) in enumerate(batches):
         waited += time.perf_counter() - ready
         for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = rate(step) * group["rate_factor"]
         with runtime.autocast():
             logits = model(images)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
         scaler.step(optimizer)
         scaler.update()
+        if averaged is not None:
+            averaged.update_parameters(model)
 
         with torch.no_grad():
             finite = norm.isfinite()
@@ -144,7 +137,8 @@ class Trainer:
     """Trains `model` by the recipe in `config`, an epoch at a time.
 
     `on_epoch_end(row)` is called with each new row of `history` once the epoch is over; `state()` is then
-    what a snapshot keeps. Accuracy and loss are those of `splits.val` where there is one, else of the test set.
+    what a snapshot keeps. Accuracy and loss are those of `evaluated_model` on `splits.val` where there is one, else
+    on the test set.
     """
 
     def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
@@ -154,14 +148,12 @@ class Trainer:
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
         self.held_out = EvalBatches(held_out, config.batch_size, runtime.device, splits.mean, splits.std)
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-            fused=runtime.device.type in ("cpu", "cuda"),  # one pass over the weights instead of several
-        )
+        self.averaged = None  # or the moving average of weights and running statistics
+        if config.ema_decay:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        fused = runtime.device.type in ("cpu", "cuda")  # one pass over the weights instead of several
+        self.optimizer = build_optimizer(self.model, config, fused)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp_dtype is torch.float16)
         self.first_step = 0.0  # seconds that the first step of this process took
         self.epoch = 0  # finished
@@ -176,7 +168,13 @@ class Trainer:
     def rate(self, step: int) -> float:
         """The learning rate of step `step` of the whole run, from 0."""
         warmup = self.config.warmup_epochs * len(self.batches)
-        return learning_rate(step, self.total_steps, warmup, self.config.lr, self.config.min_lr)
+        config = self.config
+        return learning_rate(step, self.total_steps, warmup, config.lr, config.min_lr, config.schedule)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network whose accuracy counts."""
+        return self.averaged.module if self.config.evaluate == "ema" else self.model
 
     def fit(self, on_epoch_end: Callable[[dict[str, Any]], None], check: Callable[[], None] = lambda: None) -> None:
         """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite.
@@ -201,36 +199,51 @@ class Trainer:
                 self.runtime,
                 rate=lambda step: self.rate(steps_before + step),
                 max_grad_norm=self.config.max_grad_norm,
+                label_smoothing=self.config.label_smoothing,
+                averaged=self.averaged,
                 bar=bar,
             )
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
-            held_out = scores(*predict(self.model, _checked(self.held_out, check), self.runtime))
-        if not math.isfinite(held_out.loss):
+            found = self._evaluate(check) if self.config.evaluates(epoch) else {}
+        held_out = found.get(self.config.evaluate)
+        if held_out and not math.isfinite(held_out.loss):
             self._stop_not_finite(epoch, len(self.batches) - 1)
         self.first_step = self.first_step or stats.first_step
         self.epoch = epoch
-        if self.best_epoch == 0 or held_out.top1 > self.best_accuracy:
+        if held_out and (self.best_epoch == 0 or held_out.top1 > self.best_accuracy):
             self.best_accuracy, self.best_epoch = held_out.top1, epoch
-        row = self._row(epoch, stats, held_out, time.perf_counter() - started)
+        row = self._row(epoch, stats, found, time.perf_counter() - started)
         self.history.append(row)
         return row
 
-    def _row(self, epoch: int, stats: EpochStats, held_out: Scores, seconds: float) -> dict[str, Any]:
-        validated = self.splits.val is not None
+    def _evaluate(self, check: Callable[[], None]) -> dict[str, Scores]:
+        """The scores on the held-out images, of "raw" and, if there are any, "ema" weights."""
+        models = {"raw": self.model} | ({"ema": self.averaged.module} if self.averaged is not None else {})
+        return {
+            name: scores(*predict(model, _checked(self.held_out, check), self.runtime))
+            for name, model in models.items()
+        }
+
+    def _row(self, epoch: int, stats: EpochStats, found: dict[str, Scores], seconds: float) -> dict[str, Any]:
+        chosen = found.get(self.config.evaluate)
+        val, test = (None, chosen) if self.splits.val is None else (chosen, None)
         return {
             "epoch": epoch,
             "lr": self.rate(epoch * len(self.batches) - 1),
             "train_loss": stats.loss,
             "train_accuracy": stats.accuracy,
-            "val_loss": held_out.loss if validated else None,
-            "val_accuracy": held_out.top1 if validated else None,
-            "test_loss": None if validated else held_out.loss,
-            "test_accuracy": None if validated else held_out.top1,
-            "test_top3": None if validated else held_out.top3,
-            "test_top5": None if validated else held_out.top5,
+            "val_loss": val and val.loss,
+            "val_accuracy": val and val.top1,
+            "test_loss": test and test.loss,
+            "test_accuracy": test and test.top1,
+            "test_top3": test and test.top3,
+            "test_top5": test and test.top5,
+            "raw_accuracy": found["raw"].top1 if "ema" in found else None,
+            "ema_accuracy": found["ema"].top1 if "ema" in found else None,
             "seconds": seconds,
+            "train_seconds": stats.seconds,
             "images_per_second": self.batches.images / stats.seconds,
             "data_wait": stats.data_wait,
             "grad_norm": stats.grad_norm,
@@ -262,6 +275,7 @@ class Trainer:
             mean=list(self.splits.mean),
             std=list(self.splits.std),
             dataset=self.splits.name,
+            averaged=self.averaged.state_dict() if self.averaged is not None else {},
         )
 
     def load_state(self, state: TrainState) -> None:
@@ -272,11 +286,11 @@ class Trainer:
             self.optimizer.load_state_dict(state.optimizer)
             for group, settings in zip(self.optimizer.param_groups, own, strict=True):
                 group.update(settings)  # this run's flags, not the snapshot's
-            momenta = {p: self.optimizer.state[p].get("momentum_buffer") for p in self.model.parameters()}
-            if any(m is not None for m in momenta.values()) and any(
-                m is None or m.shape != p.shape for p, m in momenta.items()
-            ):
-                raise ValueError("its momenta are not those of the weights")
+            for group in self.optimizer.param_groups:
+                if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
+                    raise ValueError("its momenta are not those of the weights")
+            if self.averaged is not None and state.averaged:
+                self.averaged.load_state_dict(state.averaged)
             if self.scaler.is_enabled() and state.scaler:
                 self.scaler.load_state_dict(state.scaler)
             set_random_state(state.random_state)
@@ -284,20 +298,27 @@ class Trainer:
             raise UserError(f"the snapshot's optimizer does not fit this run ({problem}); start a new run") from None
         self.epoch, self.history = state.epoch, list(state.history)
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
-        validated = bool(state.history) and state.history[-1]["val_loss"] is not None
+        validated = config_from_dict(state.config).val_fraction > 0
         if validated != (self.splits.val is not None):  # accuracies on other images are no match for each other
             self.best_accuracy, self.best_epoch = 0.0, 0
 
 
-def load_weights(model: nn.Module, state: TrainState, classes: tuple[str, ...]) -> None:
-    """Loads the snapshot's weights into `model`. Raises `UserError` unless network and `classes` are the same."""
+def _fit(states: list[tuple[nn.Parameter, dict[str, Any]]]) -> bool:
+    """Whether what an optimizer keeps of each weight has the weight's shape, and is kept of all of them or none."""
+    return all(state.keys() == states[0][1].keys() for _, state in states) and all(
+        value.shape == p.shape for p, state in states for value in state.values() if value.ndim > 0
+    )
+
+
+def load_weights(model: nn.Module, state: TrainState, classes: tuple[str, ...], which: str = "raw") -> None:
+    """Loads the snapshot's weights, "raw" or "ema", into `model`. Raises `UserError` unless network and `classes` are the same."""
     if tuple(state.classes) != tuple(classes):
         raise UserError(
             f"the snapshot tells {len(state.classes)} classes apart ({', '.join(state.classes[:3])}, ...), the data "
             f"set has {len(classes)} ({', '.join(classes[:3])}, ...); name the data set it was trained on"
         )
     try:
-        model.load_state_dict(state.model)
+        model.load_state_dict(evaluated_weights(state, which))
     except RuntimeError:
         raise UserError(
             "the snapshot holds the weights of another network than this CIFARNet; use another one"

@@ -18,6 +18,7 @@ from config import (
     flags_table,
     parse_config,
     printable,
+    read_recipe,
 )
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -130,9 +131,72 @@ def test_only_what_leaves_the_result_alone_may_change():
     assert free == {
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory", "select",
         "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq", "keep_snapshots", "resume",
-        "resume_override", "log_dir", "snapshot_dir", "plot_dir",
+        "resume_override", "log_dir", "snapshot_dir", "plot_dir", "recipe",
     }  # fmt: skip
     assert {name for name, field in FIELDS.items() if field.metadata["on_resume"] == "raise"} == {"epochs"}
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(tmp_path):
+    recipe = tmp_path / "short.toml"
+    recipe.write_text('epochs = 12\nlr = 1\namp = false\naugment = "light"\n')
+    config = parse_config(["--epochs", "3", "--recipe", str(recipe)], "test", ("--amp", "--save_best", "--epochs", "9"))
+    assert config == TrainConfig(recipe=str(recipe), epochs=3, lr=1, augment="light", save_best=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch = 3", "did you mean epochs?"),
+        ("zzz = 3", "no flag 'zzz'"),
+        ("recipe = 'other.toml'", "no flag 'recipe'"),
+        ("epochs = '3'", "--epochs '3' is not of type int"),
+        ("lr = -1.0", "--lr -1 is out of range"),
+        ("[recipe]\nepochs = 3", "no flag 'recipe'"),
+        ("epochs", "is no TOML file"),
+        ("epochs = 3\nepochs = 4", "is no TOML file"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_what_is_wrong(tmp_path, text, said):
+    recipe = tmp_path / "wrong.toml"
+    recipe.write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        parse("--recipe", str(recipe))
+    assert str(recipe) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UserError, match="cannot read it"):
+        parse("--recipe", "not/there.toml")
+
+
+def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
+    folder = Path(__file__).parent.parent / "recipes"
+    recipes = {path.stem: TrainConfig(**read_recipe(path)) for path in folder.glob("*.toml")}
+    assert recipes["published"] == TrainConfig(amp=True)
+
+
+def test_image_sizes_take_equal_parts_of_the_run():
+    config = parse("--epochs", "7", "--image_sizes", "16, 24,32")
+    assert [config.image_size(epoch) for epoch in range(1, 8)] == [16, 16, 16, 24, 24, 32, 32]
+    assert parse("--epochs", "7").image_size(3) == 32
+
+
+@pytest.mark.parametrize("sizes", ["", "7", "33", "16,", "a", "-16", "16;24", "16," * 300 + "16"])
+def test_wrong_image_sizes_are_refused(sizes):
+    with pytest.raises(UserError, match="--image_sizes"):
+        parse(f"--image_sizes={sizes}")
+
+
+def test_which_epochs_are_evaluated():
+    for freq, expected in ((1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5]), (9, [5])):
+        config = parse("--epochs", "5", "--eval_freq", str(freq))
+        assert [epoch for epoch in range(1, 6) if config.evaluates(epoch)] == expected
+
+
+def test_averaged_weights_are_evaluated_only_where_they_are_kept():
+    with pytest.raises(UserError, match="--ema_decay"):
+        parse("--evaluate", "ema")
+    assert parse("--evaluate", "ema", "--ema_decay", "0.9").evaluate == "ema"
 
 
 # --- any settings, any command line ---
@@ -140,6 +204,8 @@ def test_only_what_leaves_the_result_alone_may_change():
 
 def values(field: dataclasses.Field) -> st.SearchStrategy:
     """What the field may hold."""
+    if field.name == "image_sizes":
+        return st.none() | st.lists(st.integers(8, 32).map(str), min_size=1, max_size=4).map(",".join)
     kinds = typing.get_args(field.type) or (field.type,)
     within = field.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
@@ -169,12 +235,12 @@ def command_line(settings: dict) -> list[str]:
     return words
 
 
-@given(st.fixed_dictionaries({}, optional={name: values(field) for name, field in FIELDS.items()}))
+@given(st.fixed_dictionaries({}, optional={name: values(FIELDS[name]) for name in FIELDS if name != "recipe"}))
 def test_any_settings_survive_a_snapshot_and_a_command_line(settings):
     try:
         config = TrainConfig(**settings)
     except UserError as problem:
-        assert re.search(r"--(min_lr|warmup_epochs) ", str(problem))  # no value alone is wrong
+        assert re.search(r"--(min_lr|warmup_epochs|evaluate|image_sizes) ", str(problem))  # no value alone is wrong
         assume(False)
     assert config_from_dict(dataclasses.asdict(config)) == config
     assert parse(*command_line(settings)) == config

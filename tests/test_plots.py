@@ -5,7 +5,7 @@ from PIL import Image
 
 import plots
 from metrics import build_report
-from train import learning_rate
+from optimizer import learning_rate
 
 STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
 

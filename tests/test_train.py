@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -7,43 +6,12 @@ import torch.nn.functional as F
 
 from config import RunError, TrainConfig, UserError
 from data import ImageSet, Splits
+from metrics import predict, scores
 from model import CIFARNet, build_model
+from optimizer import learning_rate
 from runtime import start
-from train import Trainer, learning_rate
-
-TOTAL, WARMUP = 1000, 100
-
-
-def test_the_cosine_starts_and_ends_exactly():
-    for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
-        assert learning_rate(0, TOTAL, 0, lr, low) == lr
-        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low) == low
-        assert learning_rate(500, 1001, 0, lr, low) == pytest.approx((lr + low) / 2)
-    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6) for step in range(TOTAL)]
-    assert all(a > b for a, b in itertools.pairwise(rates))
-
-
-def test_the_cosine_equals_torchs():
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
-    for step in range(TOTAL):
-        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
-        optimizer.step()
-        scheduler.step()
-
-
-def test_the_warm_up_is_linear_and_meets_the_cosine():
-    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6) for step in range(TOTAL)]
-    assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
-    assert rates[WARMUP] == 0.1
-    assert rates[-1] == 1e-6
-
-
-def test_the_shortest_runs():
-    assert learning_rate(0, 1, 0, 0.1, 1e-6) == 0.1
-    assert [learning_rate(i, 2, 0, 0.1, 1e-6) for i in range(2)] == [0.1, 1e-6]
-    assert [learning_rate(i, 2, 1, 0.1, 1e-6) for i in range(2)] == [0.1, 0.1]
+from snapshots import evaluated_weights
+from train import Trainer
 
 
 def small_splits(train=24, test=10, val=None) -> Splits:
@@ -138,8 +106,16 @@ def test_weights_that_are_no_longer_finite_end_the_run(amp):
     assert (trainer.epoch, trainer.best_epoch) == (0, 0)
 
 
-def test_going_on_from_a_state_equals_not_stopping():
-    whole, first = make_trainer(epochs=3, augment="full"), make_trainer(epochs=3, augment="full")
+TECHNIQUES = {
+    "published": {"augment": "full"},
+    "muon": {"optimizer": "muon", "ema_decay": 0.9, "evaluate": "ema", "image_sizes": "16,32", "schedule": "linear"},
+    "adamw": {"optimizer": "adamw", "decay_norms": False, "label_smoothing": 0.1, "eval_freq": 2},
+}
+
+
+@pytest.mark.parametrize("settings", TECHNIQUES.values(), ids=TECHNIQUES.keys())
+def test_going_on_from_a_state_equals_not_stopping(settings):
+    whole, first = make_trainer(epochs=3, **settings), make_trainer(epochs=3, **settings)
     whole.fit(lambda row: None)
 
     def stop(row):
@@ -147,12 +123,68 @@ def test_going_on_from_a_state_equals_not_stopping():
 
     with pytest.raises(InterruptedError):
         first.fit(stop)
-    second = make_trainer(epochs=3, augment="full", seed=42)
+    second = make_trainer(epochs=3, **settings)
     second.load_state(first.state())
     torch.rand(7)  # what is drawn in between does not matter
     second.fit(lambda row: None)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
+    for kept in ("model", "averaged"):
+        ours, expected = getattr(second.state(), kept), getattr(whole.state(), kept)
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    assert (second.best_accuracy, second.best_epoch) == (whole.best_accuracy, whole.best_epoch)
+
+
+def test_the_averaged_weights_follow_their_closed_form():
+    trainer, seen = make_trainer(ema_decay=0.7, epochs=1), []
+    trainer.fit(lambda row: None, lambda: seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()}))
+    seen = seen[:3]  # after each of the three steps
+    averaged = evaluated_weights(trainer.state(), "ema")
+    assert averaged.keys() == seen[0].keys()
+    for name, value in averaged.items():
+        if value.is_floating_point():  # weights, biases and running statistics
+            expected = 0.7**2 * seen[0][name] + 0.7 * 0.3 * seen[1][name] + 0.3 * seen[2][name]
+            torch.testing.assert_close(value, expected, msg=name)
+
+
+def test_the_weights_that_evaluate_names_are_scored_and_kept_as_the_best():
+    settings = {"ema_decay": 0.9, "epochs": 3, "lr": 0.5}
+    raw, ema = (make_trainer(evaluate=which, **settings) for which in ("raw", "ema"))
+    for trainer in (raw, ema):
+        trainer.fit(lambda row: None)
+    assert raw.evaluated_model is raw.model
+    for ours, other in zip(raw.history, ema.history, strict=True):
+        assert ours["test_accuracy"] == ours["raw_accuracy"] == other["raw_accuracy"]
+        assert other["test_accuracy"] == other["ema_accuracy"] == ours["ema_accuracy"]
+    found = scores(*predict(ema.averaged.module, ema.held_out, ema.runtime))
+    assert found.top1 == ema.history[-1]["test_accuracy"]
+    assert found.loss == ema.history[-1]["test_loss"] != raw.history[-1]["test_loss"]
+    assert ema.best_accuracy == max(row["ema_accuracy"] for row in ema.history)
+
+
+def test_the_smoothed_loss_is_its_definition():
+    trainer = make_trainer(label_smoothing=0.2, dropout=0.0, lr=1e-12, min_lr=0.0, batch_size=24, epochs=1)
+    images, labels = next(trainer.batches.epoch(1))
+    log_p = trainer.model.train()(images).log_softmax(1)
+    expected = -(0.8 * log_p[torch.arange(24), labels] + 0.2 * log_p.mean(1)).mean().item()
+    trainer.fit(lambda row: None)
+    assert trainer.history[0]["train_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_image_sizes_change_what_the_network_trains_on_and_not_the_evaluation():
+    trainer = make_trainer(image_sizes="16,24", epochs=2)
+    shapes = {"train": set(), "eval": set()}
+    trainer.model.c1.register_forward_pre_hook(
+        lambda module, args: shapes["train" if module.training else "eval"].add(tuple(args[0].shape[2:]))
+    )
+    trainer.fit(lambda row: None)
+    assert shapes == {"train": {(16, 16), (24, 24)}, "eval": {(32, 32)}}
+
+
+def test_epochs_that_are_not_evaluated_say_so():
+    trainer = make_trainer(epochs=5, eval_freq=2)
+    trainer.fit(lambda row: None)
+    assert [row["epoch"] for row in trainer.history if row["test_accuracy"] is not None] == [2, 4, 5]
+    assert trainer.best_epoch in (2, 4, 5)
 
 
 @pytest.mark.slow
