@@ -1,7 +1,8 @@
 """How fast training is here, against the plain loop and the machine's ceiling: `python bench.py [--json FILE]`.
 
 Each measurement runs in a process of its own, since the allocator's setting is the process's, and the
-processes take turns for several rounds, since machines have moods; what is printed are the medians.
+processes take turns for several rounds, since machines have moods; what is printed are the medians. Rows that
+explain more than they decide are measured in the first round only, and left out by --quick.
 """
 
 import argparse
@@ -134,14 +135,14 @@ def step(device: str, amp: bool, plain: bool, compile_it: bool, steps: int) -> f
 
 def training(device: str, amp: bool, engine: str, steps: int) -> float:
     """Images a second of main.py's own loop, augmentation and workers included."""
-    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=3)
+    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=2)
     runtime = start(config)
     images = _random_images(BATCH * steps)
     splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
     trainer = Trainer(build_model(config, 10), splits, config, runtime)
     rows: list[dict] = []
     trainer.fit(rows.append)
-    return statistics.median(row["images_per_second"] for row in rows[1:])
+    return rows[1]["images_per_second"]  # the first epoch starts workers and takes memory
 
 
 def augmentation(engine: str, steps: int) -> float:
@@ -163,25 +164,24 @@ def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
     return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, steps)
 
 
-def measurements(device: str, quick: bool) -> dict[str, Callable[[], float]]:
-    """Every measurement by its name, in the order of the table."""
-    n = 2 if quick else 4
-    named: dict[str, Callable[[], float]] = {
-        "matrix product, fp32": lambda: matmul(device, torch.float32),
-        "matrix product, bf16": lambda: matmul(device, torch.bfloat16),
-        "plain loop, fp32": lambda: plain_loop(device, 1 if quick else 2),
+def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
+    """Every measurement by its name, in the order of the table, and whether it decides something."""
+    named: dict[str, tuple[bool, Callable[[], float]]] = {
+        "matrix product, fp32": (True, lambda: matmul(device, torch.float32)),
+        "matrix product, bf16": (True, lambda: matmul(device, torch.bfloat16)),
+        "plain loop, fp32": (True, lambda: plain_loop(device, 1)),
     }
     for dtype in ("fp32", "bf16"):
         amp = dtype == "bf16"
-        named[f"main.py, {dtype}, albumentations"] = lambda amp=amp: training(device, amp, "albumentations", n)
-        named[f"main.py, {dtype}, batched"] = lambda amp=amp: training(device, amp, "batched", n)
-        named[f"step, {dtype}, plain forms"] = lambda amp=amp: step(device, amp, True, False, n)
-        named[f"step, {dtype}, fast forms"] = lambda amp=amp: step(device, amp, False, False, n)
-        named[f"step, {dtype}, compiled"] = lambda amp=amp: step(device, amp, False, True, n)
-        named[f"evaluation, {dtype}, plain forms"] = lambda amp=amp: evaluation(device, amp, True, n)
-        named[f"evaluation, {dtype}, fast forms"] = lambda amp=amp: evaluation(device, amp, False, n)
+        named[f"main.py, {dtype}, albumentations"] = True, lambda amp=amp: training(device, amp, "albumentations", 3)
+        named[f"main.py, {dtype}, batched"] = amp, lambda amp=amp: training(device, amp, "batched", 3)
+        named[f"step, {dtype}, plain forms"] = False, lambda amp=amp: step(device, amp, True, False, 3)
+        named[f"step, {dtype}, fast forms"] = False, lambda amp=amp: step(device, amp, False, False, 3)
+        named[f"step, {dtype}, compiled"] = False, lambda amp=amp: step(device, amp, False, True, 3)
+        named[f"evaluation, {dtype}, plain forms"] = False, lambda amp=amp: evaluation(device, amp, True, 3)
+        named[f"evaluation, {dtype}, fast forms"] = amp, lambda amp=amp: evaluation(device, amp, False, 3)
     for engine in ("albumentations", "batched"):
-        named[f"augmentation, one core, {engine}"] = lambda engine=engine: augmentation(engine, n)
+        named[f"augmentation, one core, {engine}"] = True, lambda engine=engine: augmentation(engine, 3)
     return named
 
 
@@ -197,25 +197,32 @@ def _bench(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Measures training speed against the plain loop and the machine's ceiling."
     )
-    parser.add_argument("--quick", action="store_true", help="one round of fewer steps: four minutes on two cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of the rows that decide: two minutes on two cores"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name holds this")
+    parser.add_argument("--compiled", action="store_true", help="the rows with torch.compile too: a minute each")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = start(TrainConfig(device=options.device)).device.type if options.device == "auto" else options.device
-    named = measurements(device, options.quick)
+    named = measurements(device)
     if options.child:
-        print(json.dumps({"rate": named[options.child](), "memory": peak_memory()}))
+        print(json.dumps({"rate": named[options.child][1](), "memory": peak_memory()}))
         return
-    chosen = [name for name in named if options.only in name and not (options.quick and "compiled" in name)]
+    chosen = [
+        name
+        for name, (decides, _) in named.items()
+        if options.only in name and (decides or not options.quick) and (options.compiled or "compiled" not in name)
+    ]
     if not chosen:
         raise UserError(f"--only {options.only}: no measurement has that in its name")
     found: dict[str, list[dict]] = {name: [] for name in chosen}
     for round_ in range(1 if options.quick else 3):
-        for name in chosen if round_ == 0 else [n for n in chosen if "compiled" not in n]:
+        for name in (name for name in chosen if round_ == 0 or named[name][0]):
             print(f"\rround {round_ + 1}: {name:45}", end="", file=sys.stderr, flush=True)
-            found[name].append(_in_child(name, device, options.quick))
+            found[name].append(_in_child(name, device))
     print(f"\r{'':55}\r", end="", file=sys.stderr)
     figures = {
         name: {"rate": statistics.median(r["rate"] for r in runs), "memory": max(r["memory"] for r in runs)}
@@ -232,8 +239,8 @@ def _bench(argv: list[str]) -> None:
             raise UserError(f"--json {options.json}: cannot write it ({problem.strerror}); name another file") from None
 
 
-def _in_child(name: str, device: str, quick: bool) -> dict:
-    command = [sys.executable, __file__, "--child", name, "--device", device, *(["--quick"] if quick else [])]
+def _in_child(name: str, device: str) -> dict:
+    command = [sys.executable, __file__, "--child", name, "--device", device]
     # OpenBLAS kernels that a system may have pinned do not concern torch, but would slow numpy
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
     child = subprocess.run(command, capture_output=True, text=True, env=clean)
