@@ -46,11 +46,13 @@ class Policy:
     hole: int = 16  # pixels
 
 
-def build_policy(name: str) -> Policy:
-    """The policy "full" (the published five), "light" (crop and flip) or "none"."""
+def build_policy(name: str, augment_p: float | None = None) -> Policy:
+    """The policy "full" (the published five), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
+    probability of each step that "light" leaves out."""
     off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
     probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
-    return replace(Policy(), **dict.fromkeys(off.get(name, probabilities), 0.0))
+    policy = Policy() if augment_p is None else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
+    return replace(policy, **dict.fromkeys(off.get(name, probabilities), 0.0))
 
 
 class AlbumentationsEngine:
@@ -313,7 +315,7 @@ def build_engine(
     config: TrainConfig, mean: tuple[float, float, float], device: torch.device
 ) -> AlbumentationsEngine | BatchedEngine:
     """The engine that --augment_engine names, with the policy that --augment names."""
-    policy = build_policy(config.augment)
+    policy = build_policy(config.augment, config.augment_p)
     if config.augment_engine == "batched":
         return BatchedEngine(policy, mean, device)
     return AlbumentationsEngine(policy, mean)

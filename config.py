@@ -106,6 +106,7 @@ class TrainConfig:
     skip_bad_images: bool = _flag(False, "data", "go on without the images of a folder that cannot be read, and list them")
 
     augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
+    augment_p: float | None = _flag(None, "augmentation", "probability of each step of full beyond crop and flip", within="[0, 1]", unset="0.5")
     augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off", on_resume="change")
 

@@ -52,6 +52,13 @@ def assert_fills(values, low, high):
     assert abs(values.mean() - (low + high) / 2) < 0.03 * span
 
 
+def test_the_probability_of_all_but_crop_and_flip_can_be_set():
+    assert build_policy("full") == build_policy("full", 0.5) == Policy()
+    rare = build_policy("full", 0.25)
+    assert (rare.crop_p, rare.flip_p, rare.affine_p, rare.jitter_p, rare.hole_p) == (1.0, 0.5, 0.25, 0.25, 0.25)
+    assert build_policy("light", 0.25) == build_policy("light") == build_policy("full", 0.0)
+
+
 def test_the_crop_reaches_every_offset_and_fills_with_the_mean():
     images = drawn(only(crop_p=1.0), coordinates())
     offsets = set()

@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = {"training_curves.png", "learning_rate_schedule.png", "confusion_matrix.png", "class_metrics.png"}
-TIMINGS = {"seconds", "images_per_second", "data_wait"}
+TIMINGS = {"seconds", "train_seconds", "images_per_second", "data_wait"}
 
 
 def rows_of(log_dir: Path) -> list[dict]:
@@ -65,7 +65,7 @@ def test_what_a_run_leaves_behind(command):
     }  # fmt: skip
 
     rows = rows_of(Path("log"))
-    assert list(rows[0])[:13] == [
+    assert list(rows[0])[:16] == [
         "epoch",
         "lr",
         "train_loss",
@@ -76,7 +76,10 @@ def test_what_a_run_leaves_behind(command):
         "test_accuracy",
         "test_top3",
         "test_top5",
+        "raw_accuracy",
+        "ema_accuracy",
         "seconds",
+        "train_seconds",
         "images_per_second",
         "data_wait",
     ]
@@ -100,7 +103,7 @@ def test_what_a_run_leaves_behind(command):
     assert report["best"]["top1"] == max(float(row["test_accuracy"]) for row in rows) == last["best_accuracy"]
     assert (report["images"], report["epoch"], report["dataset"]) == (40, 3, "digits")
     assert np.sum(report["confusion_matrix"]) == 40
-    assert "the test set was evaluated every epoch" in Path("plots_complete/classification_report.txt").read_text()
+    assert "the test set was evaluated during the run" in Path("plots_complete/classification_report.txt").read_text()
     assert last["epoch"] == 3
     assert [row["epoch"] for row in last["history"]] == [1, 2, 3]
     assert snapshot("best_model.pth")["epoch"] == last["best_epoch"]
@@ -134,6 +137,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, engine):
     for key in ("model", "optimizer", "scheduler", "scaler", "epoch", "history", "random_state"):
         assert_same_state(whole[key], parts[key], key)
     assert [row["epoch"] for row in rows_of(Path("b"))] == ["1", "2", "3", "4"]
+
+
+def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
+    Path("short.toml").write_text(
+        'epochs = 3\noptimizer = "muon"\nschedule = "linear"\nimage_sizes = "16,24,32"\nlabel_smoothing = 0.1\n'
+        'decay_norms = false\nema_decay = 0.5\nevaluate = "ema"\neval_freq = 0\nbatch_size = 1\n'
+    )
+    flags = (*QUICK, "--epochs", "3", "--recipe", "short.toml")  # the command line, with its batch size, wins
+    done = command("main", *flags, "--plot_training", "--plot_freq", "1")
+    assert (done.code, done.err) == (0, "")
+    last, (*early, final) = snapshot("last.pth"), rows_of(Path("log"))
+    assert (last["config"]["optimizer"], last["config"]["ema_decay"]) == ("muon", 0.5)
+    assert last["config"]["batch_size"] > 1
+    assert [row["test_accuracy"] for row in early] == ["", ""]
+    assert final["test_accuracy"] == final["ema_accuracy"] != ""
+    assert figures()["top1"] == float(final["ema_accuracy"])
+    assert "averaged weights, not selected; the test set was evaluated at the end only" in figures()["selected_by"]
+    assert "averaged" in log_text()
+
+    assert command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again").code == 0
+    assert figures(Path("again"))["loss"] == figures()["loss"]
+    other = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "raw", "--evaluate", "raw")
+    assert other.code == 0
+    assert figures(Path("raw"))["loss"] != figures()["loss"]
+    assert figures(Path("raw"))["top1"] == float(final["raw_accuracy"])
+
+    for path in Path("snapshots_complete").glob("*.pth"):
+        if path.name != "snapshot_epoch_0001.pth":
+            path.unlink()
+    assert command("main", *flags, "--resume", "auto").code == 0
+    again = snapshot("last.pth")
+    for key in ("model", "averaged", "optimizer", "history"):
+        assert_same_state(again[key], last[key], key)
+
+
+def test_averaged_weights_that_are_not_there_are_an_error(command):
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--evaluate", "ema")
+    assert done.code == 2
+    assert "--ema_decay" in done.err
 
 
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):
