@@ -128,6 +128,7 @@ class TrainConfig:
     ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
     dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")
+    init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off")
     seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
     deterministic: bool = _flag(False, "recipe", "deterministic algorithms only: the same figures every time on one machine, slower on CUDA")
 
@@ -247,9 +248,14 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
     metavar = {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["choices"]:
         metavar = "|".join(spec.metadata["choices"])
-    metavar = {"dataset_name": "NAME", "data_url": "URL", "resume": "PATH|auto", "image_sizes": "N,N,..."}.get(
-        spec.name, metavar
-    )
+    special = {
+        "dataset_name": "NAME",
+        "data_url": "URL",
+        "resume": "PATH|auto",
+        "image_sizes": "N,N,...",
+        "init": "NAME|PATH",
+    }
+    metavar = special.get(spec.name, metavar)
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,28 +284,16 @@ def _load_decoded(cache: Path, fingerprint: str, count: int) -> _Decoded | None:
 def _decode_all(paths: list[Path], skip_bad: bool, say: Callable[[str], None]) -> _Decoded:
     images = np.zeros((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
     resized, bad, problems = 0, [], []
-
-    def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
-        try:
-            return _decode(path)
-        except UserError as problem:
-            return problem
-
-    with _no_warnings(), ThreadPoolExecutor() as pool:
-        decoded = tqdm(pool.map(attempt, paths), "decoding", len(paths), leave=False, disable=None)
-        try:
-            for i, outcome in enumerate(decoded):
-                if isinstance(outcome, UserError):
-                    if not skip_bad:
-                        raise outcome
-                    bad.append(i)
-                    problems.append(str(outcome))
-                else:
-                    images[i], original_size = outcome
-                    resized += original_size != (SIZE, SIZE)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with contextlib.closing(read_images(paths)) as decoded:
+        for i, outcome in enumerate(tqdm(decoded, "decoding", len(paths), leave=False, disable=None)):
+            if isinstance(outcome, UserError):
+                if not skip_bad:
+                    raise outcome
+                bad.append(i)
+                problems.append(str(outcome))
+            else:
+                images[i], original_size = outcome
+                resized += original_size != (SIZE, SIZE)
     if resized:
         say(f"resized {resized} of {len(paths)} images to {SIZE}x{SIZE}")
     return _Decoded(images, np.array(bad, dtype=np.int64), problems)
@@ -319,12 +307,26 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file as uint8 [3,32,32], and its own (width, height).
+def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:
+    """What `read_image` returns, or raises, for each of `paths`, in order, by several threads. Close it if it is left
+    before its end."""
 
-    Its exif rotation is respected, 16-bit grey is scaled to 8 bits, what is transparent becomes black, and
-    another size is resized without regard to its proportions. Raises `UserError` naming an unreadable file.
-    """
+    def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
+        try:
+            return _decode(path)
+        except UserError as problem:
+            return problem
+
+    with _no_warnings(), ThreadPoolExecutor() as pool:
+        try:
+            yield from pool.map(attempt, paths)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image file as `to_pixels` makes it, and its own (width, height). Raises `UserError` naming an unreadable file."""
     with _no_warnings():
         return _decode(path)
 
@@ -334,15 +336,23 @@ def _decode(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         if not path.is_file():  # a pipe would be waited for
             raise OSError("not a file, or a broken link")
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            size = image.size
-            if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
-                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", size, "black"), image.convert("RGBA"))
-            image = image.convert("RGB")
-            if size != (SIZE, SIZE):
-                image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
-            return np.asarray(image).transpose(2, 0, 1), size
+            return to_pixels(image), image.size
     except Exception as problem:  # a damaged file can raise anything
         raise UserError(f"cannot read the image {path} ({_one_line(problem)}); repair or remove it") from None
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """A picture of any size and mode as uint8 [3,32,32], as the network is to see it; of an animation, its frame.
+
+    Its exif rotation is respected, 16-bit grey is scaled to 8 bits, what is transparent becomes black, and
+    another size is resized without regard to its proportions.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    image = image.convert("RGB")
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
+    return np.asarray(image).transpose(2, 0, 1)

@@ -1,59 +1,38 @@
-"""A snapshot's evaluation files: `python evaluate.py --snapshot snapshots_complete/best_model.pth`."""
+"""Evaluation files of a snapshot or of weights: `python evaluate.py --snapshot snapshots_complete/best_model.pth`."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import plots
 from batches import EvalBatches
-from config import RunError, TrainConfig, build_parser, config_from_dict
+from config import RunError, TrainConfig, UserError, build_parser, config_from_dict
 from data import Splits, load_splits
 from metrics import Report, build_report, predict, write_report
-from model import build_model
+from model import restore
 from runtime import Runtime, run_command, start, writable_directory
-from snapshots import BEST, TrainState, load
-from train import load_weights
+from snapshots import load, read_trained, weights_of
+from train import check_classes
+from weights import Weights
 
 FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
     "plot_evaluation", "plot_dir", "data_url", "skip_bad_images", "evaluate",
 )  # fmt: skip
-FROM_SNAPSHOT = (
-    "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images", "evaluate",
-)  # fmt: skip
+FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images")
 
 
-def report_on(
-    model: nn.Module, state: TrainState, splits: Splits, snapshot: Path, config: TrainConfig, runtime: Runtime
-) -> Report:
-    """The report on `model`, which `state` describes and `snapshot` holds, over the test images of `splits`."""
-    batches = EvalBatches(splits.test, config.batch_size, runtime.device, tuple(state.mean), tuple(state.std))
+def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Runtime) -> Report:
+    """The report on the network `trained` over the test images of `splits`. Raises `UserError` where they do not fit."""
+    check_classes(trained.classes, splits.test.classes)
+    model = restore(trained).to(runtime.device)
+    batches = EvalBatches(splits.test, config.batch_size, runtime.device, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
-    how = _selected_by(state, snapshot) if splits.name == state.dataset else f"trained on {state.dataset}"
-    if config.evaluate == "ema":
+    how = trained.selected_by if splits.name == trained.dataset else f"trained on {trained.dataset}"
+    if trained.config.get("evaluate") == "ema":
         how = f"averaged weights, {how}"
-    return build_report(logits, labels, splits.test.classes, splits.name, str(snapshot), state.epoch, how)
-
-
-def _selected_by(state: TrainState, snapshot: Path) -> str:
-    """How the snapshot's epoch was chosen, and what part the test set had in it."""
-    config = config_from_dict(state.config)
-    validated = config.val_fraction > 0
-    looked = "during the run" if config.eval_freq else "at the end only"
-    if snapshot.name == BEST:
-        return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
-    return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
-
-
-def load_model(snapshot: Path, splits: Splits, config: TrainConfig, runtime: Runtime) -> tuple[nn.Module, TrainState]:
-    """The network that `snapshot` holds, on the device, and the rest of it. Raises `UserError`."""
-    state = load(snapshot)
-    model = build_model(config, len(state.classes))
-    load_weights(model, state, splits.test.classes, config.evaluate)
-    return model.to(runtime.device), state
+    return build_report(logits, labels, splits.test.classes, splits.name, trained.source, trained.epoch, how)
 
 
 def headline(report: Report) -> dict[str, Any]:
@@ -83,25 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    parser = build_parser("The evaluation files of any snapshot.", FLAGS, defaults=False)
-    parser.add_argument("--snapshot", required=True, metavar="PATH", help="the snapshot; unless given here, its data set, "
-                        "batch size and --amp are those it was trained with, and the rest main.py's defaults")  # fmt: skip
+    parser = build_parser("The evaluation files of any snapshot or weights. Unless given here, data set, batch size and "
+                          "--amp are those of the training, and the rest main.py's defaults.", FLAGS, defaults=False)  # fmt: skip
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with the settings of its run")
+    what.add_argument("--pretrained", metavar="NAME|PATH", help="weights: the name of a result, or a file that export.py "
+                      "wrote; where the images are is not among their settings: --data_dir")  # fmt: skip
     given = vars(parser.parse_args(argv))
-    snapshot = Path(given.pop("snapshot"))
-    trained = config_from_dict(load(snapshot).config)
-    inherited = {name: getattr(trained, name) for name in FROM_SNAPSHOT}
+    snapshot, pretrained, which = (given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate"))
+    if pretrained is not None and which:
+        raise UserError("--evaluate chooses between the weights in a snapshot; leave it out with --pretrained")
+    trained = read_trained(pretrained) if snapshot is None else weights_of(load(Path(snapshot)), Path(snapshot), which)
+    settings = config_from_dict(trained.config)
+    inherited = {name: getattr(settings, name) for name in FROM_SNAPSHOT}
     if "dataset" in given or "data_dir" in given:
         inherited["dataset_name"] = None  # the name of other images
-    config = TrainConfig(**(inherited | given), ema_decay=trained.ema_decay)
+    config = TrainConfig(**(inherited | given))
     directory = writable_directory(config.plot_dir, "--plot_dir")
     runtime = start(config)
     splits = load_splits(config, print)
-    model, state = load_model(snapshot, splits, config, runtime)
-    report = report_on(model, state, splits, snapshot, config, runtime)
+    report = report_on(trained, splits, config, runtime)
     write_evaluation(report, config, directory, None, None)
     tops = ", ".join(f"top-{k} {share:.4f}" for k, share in report.tops().items())
     print(
-        f"{report.dataset}, {report.images} test images, {snapshot} (epoch {report.epoch}): {tops}, loss {report.loss:.4f}"
+        f"{report.dataset}, {report.images} test images, {report.snapshot} (epoch {report.epoch}): {tops}, loss {report.loss:.4f}"
     )
     print(f"written to {directory}")
 

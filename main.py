@@ -18,10 +18,24 @@ import plots
 from augment import build_engine
 from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
-from evaluate import headline, load_model, report_on, write_evaluation
-from model import build_model, model_table, parameter_count
+from evaluate import headline, report_on, write_evaluation
+from model import CIFARNet, build_model, model_table, parameter_count, start_from
 from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, run_command, start, writable_directory
-from snapshots import BEST, LAST, TrainState, find_best, find_newest, load, move_aside, numbered, pack, prune, save
+from snapshots import (
+    BEST,
+    LAST,
+    TrainState,
+    find_best,
+    find_newest,
+    load,
+    move_aside,
+    numbered,
+    pack,
+    prune,
+    read_trained,
+    save,
+    weights_of,
+)
 from train import Trainer
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -50,8 +64,12 @@ def _run(argv: list[str], presets: Sequence[str]) -> None:
         splits = load_splits(config, log.line)
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
+        source = _find_source(config, log, snapshot_dir)
+        if config.init and source is None:
+            _start_from(config.init, model, splits, log)
         trainer = Trainer(model, splits, config, runtime)
-        source = _resume(trainer, log, snapshot_dir)
+        if source:
+            _resume(trainer, source, log)
         log.open(log_dir)  # the request is accepted
         _describe(log, config, runtime, splits, trainer)
         if trainer.epoch < config.epochs:
@@ -122,22 +140,29 @@ def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
 
 
-def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
-    """Takes over the state of the snapshot that --resume names, if any, and returns its path.
-
-    Raises `UserError` where it does not fit.
-    """
-    config, source = trainer.config, None
-    if config.resume == "auto":
-        source, passed_over = find_newest(snapshot_dir)
-        for why in passed_over:
-            log.line(f"passed over: {why}")
-        if source is None:
-            log.line(f"nothing to resume in {snapshot_dir}: starting anew")
-    elif config.resume:
-        source = Path(config.resume)
+def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path) -> Path | None:
+    """The snapshot to go on from, by --resume; None: start anew."""
+    if config.resume != "auto":
+        return Path(config.resume) if config.resume else None
+    source, passed_over = find_newest(snapshot_dir)
+    for why in passed_over:
+        log.line(f"passed over: {why}")
     if source is None:
-        return None
+        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
+    return source
+
+
+def _start_from(name: str, model: CIFARNet, splits: Splits, log: RunLog) -> None:
+    """Loads the weights that --init names into `model`. Raises `UserError`."""
+    trained = read_trained(name)
+    same = start_from(model, trained, splits.train.classes)
+    head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
+    log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
+
+
+def _resume(trainer: Trainer, source: Path, log: RunLog) -> None:
+    """Takes over the state of the snapshot `source`. Raises `UserError` where it does not fit."""
+    config = trainer.config
     state = load(source)
     trainer.load_state(state)
     _say_changes(trainer, state, source, log)
@@ -145,7 +170,6 @@ def _resume(trainer: Trainer, log: RunLog, snapshot_dir: Path) -> Path | None:
         log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
         if config.select == "best" and not find_best(source, source.parent, trainer.best_epoch):
             raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
-    return source
 
 
 def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
@@ -301,15 +325,14 @@ class Recorder:
         if self.unsaved:
             self._write_snapshots()
         if self.epochs_here or source is None:
-            at_end, model, state = self.snapshot_dir / LAST, self.trainer.evaluated_model, self.trainer.state()
+            at_end, state = self.snapshot_dir / LAST, self.trainer.state()
         else:  # nothing was trained here: the statistics and settings that count are the snapshot's
-            at_end = source
-            model, state = load_model(source, self.splits, self.config, self.runtime)
-        last = report_on(model, state, self.splits, at_end, self.config, self.runtime)
+            at_end, state = source, load(source)
+        which = self.config.evaluate
+        last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
         best, best_path = None, find_best(at_end, at_end.parent, state.best_epoch)
         if self.config.keeps_best and best_path and best_path not in self.unsaved:
-            model, state = load_model(best_path, self.splits, self.config, self.runtime)
-            best = report_on(model, state, self.splits, best_path, self.config, self.runtime)
+            best = report_on(weights_of(load(best_path), best_path, which), self.splits, self.config, self.runtime)
         chosen = best if self.config.select == "best" and best else last
         write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
         for name, report in (("last", last), ("best", best)):

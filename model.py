@@ -3,13 +3,20 @@
 import contextlib
 import copy
 import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchsummary
+from PIL import Image
 from torch import Tensor, nn
 
-from config import TrainConfig
+from batches import Normalise
+from config import TrainConfig, UserError, config_from_dict
+from data import to_pixels
 from layers import DenseConv2d, DepthwiseSeparableConv2d, norm_relu_dropout, use_plain_forms
+from weights import Weights, read_weights
 
 
 class ConvBlock(nn.Module):
@@ -88,6 +95,55 @@ def _average(x: Tensor) -> Tensor:
 def build_model(config: TrainConfig, classes: int) -> CIFARNet:
     """The network that `config` asks for, with freshly drawn weights, laid out channels_last."""
     return CIFARNet(classes, config.dropout).to(memory_format=torch.channels_last)
+
+
+def load_weights(model: CIFARNet, weights: dict[str, Any]) -> None:
+    """Loads a state_dict into `model`. Raises `UserError` where it is another network's."""
+    try:
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError):  # names and shapes; values that are no tensors
+        raise UserError("these are the weights of another network than this CIFARNet; use others") from None
+
+
+def restore(trained: Weights) -> CIFARNet:
+    """The network that `trained` holds, on the CPU, in evaluation mode. Raises `UserError` for another network."""
+    model = build_model(config_from_dict(trained.config), len(trained.classes))
+    load_weights(model, trained.model)
+    return model.eval()
+
+
+def start_from(model: CIFARNet, trained: Weights, classes: Sequence[str]) -> bool:
+    """Loads `trained` into `model`, running statistics too, but its head only if that tells these `classes` apart, in
+    this order; whether it does. Raises `UserError` for another network."""
+    same = list(trained.classes) == list(classes)
+    own_head = {} if same else {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    load_weights(model, trained.model | own_head)
+    return same
+
+
+def load_pretrained(
+    name: str | Path,
+) -> tuple[CIFARNet, tuple[str, ...], Callable[[Image.Image | Tensor], Tensor]]:
+    """A trained network by the name of a result (results/<name>/weights.safetensors beside this file), or by the path
+    of a file that export.py wrote: the network, on the CPU in evaluation mode; its class names; and `normalise`.
+
+    `normalise` makes what the network takes, float32 [B,3,H,W], of a picture: a PIL image of any size and mode, made
+    32x32 as in training (B is 1); or a tensor [3,H,W] or [B,3,H,W], uint8 or floats in [0,1], whose size stays.
+    Raises `UserError`; so does `normalise` for other tensors.
+    """
+    trained = read_weights(str(name))
+
+    def normalise(picture: Image.Image | Tensor) -> Tensor:
+        pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(to_pixels(picture))
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.dtype is torch.uint8 or pixels.is_floating_point()):
+            shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+            raise UserError(f"a tensor {shown} is no picture; give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]")
+        if pixels.is_floating_point():
+            pixels = pixels * 255
+        return Normalise(trained.mean, trained.std, pixels.device)(pixels)
+
+    return restore(trained), tuple(trained.classes), normalise
 
 
 def parameter_count(model: nn.Module) -> int:

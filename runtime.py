@@ -395,9 +395,13 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         with Signals():
             command()
+        sys.stdout.flush()
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
+    except BrokenPipeError:  # who read along has seen enough (`| head`), and there is nobody left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        return 1
     except KeyboardInterrupt as problem:
         return getattr(problem, "exit_code", 130)
     return 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from config import UserError
+from config import TrainConfig, UserError, config_from_dict
 from runtime import write_atomically
+from weights import Weights, read_weights
 
 LAST, BEST = "last.pth", "best_model.pth"
 HISTORY_KEYS = {"epoch", "lr"} | {
@@ -140,6 +141,46 @@ def _is_sound(state: TrainState) -> bool:
         and min(state.std) > 0
         and all(isinstance(row, dict) and row.keys() >= HISTORY_KEYS for row in state.history)
     )
+
+
+def weights_of(state: TrainState, source: Path, which: str | None = None) -> Weights:
+    """What the snapshot `source`, which holds `state`, says of its "raw" or "ema" weights; None: of those that its run
+    evaluates. Raises `UserError` where there are none such."""
+    config = config_from_dict(state.config)
+    which = which or config.evaluate
+    measured = [row["test_accuracy"] for row in state.history if row["epoch"] == state.epoch]
+    accuracy = measured[0] if measured and which == config.evaluate else None
+    return Weights(
+        model=evaluated_weights(state, which),
+        epoch=state.epoch,
+        config=state.config | {"evaluate": which},
+        classes=state.classes,
+        mean=state.mean,
+        std=state.std,
+        dataset=state.dataset,
+        selected_by=_selected_by(config, source),
+        accuracy=accuracy,
+        accuracy_from="not measured" if accuracy is None else f"the run's history, epoch {state.epoch}",
+        source=str(source),
+    )
+
+
+def _selected_by(config: TrainConfig, source: Path) -> str:
+    """How the epoch of the snapshot `source` was chosen, and what part the test set had in it."""
+    validated = config.val_fraction > 0
+    looked = "during the run" if config.eval_freq else "at the end only"
+    if source.name == BEST:
+        return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
+    return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
+
+
+def read_trained(name: str) -> Weights:
+    """A trained network by what the user calls it: a snapshot (.pth), or weights as `find_weights` finds them.
+
+    Raises `UserError`.
+    """
+    path = Path(name)
+    return weights_of(load(path), path) if path.suffix == ".pth" else read_weights(name)
 
 
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:

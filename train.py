@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from config import RunError, TrainConfig, UserError, config_from_dict
 from data import Splits
 from layers import DenseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
+from model import load_weights
 from optimizer import build_optimizer, learning_rate
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
-from snapshots import TrainState, evaluated_weights
+from snapshots import TrainState
 
 
 class EpochStats(NamedTuple):
@@ -280,7 +281,8 @@ class Trainer:
 
     def load_state(self, state: TrainState) -> None:
         """Goes on from `state`. Raises `UserError` where it belongs to other classes or another network."""
-        load_weights(self.model, state, self.splits.train.classes)
+        check_classes(state.classes, self.splits.train.classes)
+        load_weights(self.model, state.model)
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state.optimizer)
@@ -310,16 +312,10 @@ def _fit(states: list[tuple[nn.Parameter, dict[str, Any]]]) -> bool:
     )
 
 
-def load_weights(model: nn.Module, state: TrainState, classes: tuple[str, ...], which: str = "raw") -> None:
-    """Loads the snapshot's weights, "raw" or "ema", into `model`. Raises `UserError` unless network and `classes` are the same."""
-    if tuple(state.classes) != tuple(classes):
+def check_classes(known: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises `UserError` unless a trained network, which tells the classes `known` apart, is one for `classes`."""
+    if tuple(known) != tuple(classes):
         raise UserError(
-            f"the snapshot tells {len(state.classes)} classes apart ({', '.join(state.classes[:3])}, ...), the data "
-            f"set has {len(classes)} ({', '.join(classes[:3])}, ...); name the data set it was trained on"
+            f"the trained network tells {len(known)} classes apart ({', '.join(known[:3])}, ...), the data set has "
+            f"{len(classes)} ({', '.join(classes[:3])}, ...); name the data set it was trained on"
         )
-    try:
-        model.load_state_dict(evaluated_weights(state, which))
-    except RuntimeError:
-        raise UserError(
-            "the snapshot holds the weights of another network than this CIFARNet; use another one"
-        ) from None
