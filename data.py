@@ -355,4 +355,4 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     image = image.convert("RGB")
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.array(image).transpose(2, 0, 1)  # a copy: torch wants arrays that can be written to

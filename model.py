@@ -135,13 +135,14 @@ def load_pretrained(
 
     def normalise(picture: Image.Image | Tensor) -> Tensor:
         pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(to_pixels(picture))
-        pixels = pixels[None] if pixels.ndim == 3 else pixels
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not (pixels.dtype is torch.uint8 or pixels.is_floating_point()):
+        in_range = pixels.dtype is torch.uint8 or pixels.is_floating_point()
+        if not in_range or pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
             shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
             raise UserError(f"a tensor {shown} is no picture; give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]")
-        if pixels.is_floating_point():
-            pixels = pixels * 255
-        return Normalise(trained.mean, trained.std, pixels.device)(pixels)
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        return Normalise(trained.mean, trained.std, pixels.device)(
+            pixels * 255 if pixels.is_floating_point() else pixels
+        )
 
     return restore(trained), tuple(trained.classes), normalise
 

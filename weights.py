@@ -60,11 +60,9 @@ def _checksum(model: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def find_weights(name: str) -> Path:
-    """The file that `name` means: results/<name>/weights.safetensors where there is one, else the path `name`.
-
-    Raises `UserError`.
-    """
-    for path in (RESULTS / name / FILE, Path(name)):
+    """The file that `name` means: results/<name>/weights.safetensors where there is one, else the path `name`; with a
+    separator in it, as in `./hour`, always the path. Raises `UserError`."""
+    for path in ([] if "/" in name else [RESULTS / name / FILE]) + [Path(name)]:
         with contextlib.suppress(OSError):  # a name too long for a file
             if path.is_file():
                 return path

@@ -5,13 +5,18 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, configuration, settings
 from PIL import Image
 
 import evaluate
+import export
 import main
+import predict
 import run_complete_training
 
 _hypothesis = tempfile.TemporaryDirectory()  # else it keeps a folder in the working directory
@@ -21,7 +26,13 @@ settings.register_profile(
 )
 settings.load_profile("few")
 
-COMMANDS = {"main": main.main, "evaluate": evaluate.main, "run_complete_training": run_complete_training.main}
+COMMANDS = {
+    name: module.main
+    for name, module in (
+        ("main", main), ("evaluate", evaluate), ("run_complete_training", run_complete_training), ("export", export),
+        ("predict", predict),
+    )
+}  # fmt: skip
 QUICK = (
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
     *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1"),
@@ -66,6 +77,35 @@ def draw_tree(root: Path, classes=("bar", "disc"), train=6, test=3, size=(32, 32
 @pytest.fixture
 def tree(tmp_path):
     return draw_tree(tmp_path / "pictures")
+
+
+def seen_by_others(path: Path) -> np.ndarray:
+    """The picture float64 [3,32,32] in 0 to 255, decoded and turned by OpenCV, resized by torch."""
+    pixels = torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy()).permute(2, 0, 1).double()
+    if pixels.shape[1:] != (32, 32):
+        pixels = F.interpolate(pixels[None], (32, 32), mode="bicubic", antialias=True)[0].round().clamp(0, 255)
+    return pixels.numpy()
+
+
+class Trained(NamedTuple):
+    """A run on pictures that are easy to tell apart, and what it left."""
+
+    tree: Path
+    snapshot: Path
+    metrics: Path
+    weights: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    tree = draw_tree(root / "pictures", classes=("bar", "disc", "star"))
+    places = [f"--{what}_dir={root / what}" for what in ("log", "snapshot", "plot")]
+    flags = ("--dataset", "folder", "--data_dir", str(tree), "--batch_size", "6", "--epochs", "4", "--augment", "none")
+    assert main.main([*QUICK, *flags, "--dropout", "0", *places]) == 0
+    made = Trained(tree, root / "snapshot" / "last.pth", root / "plot" / "metrics.json", root / "weights.safetensors")
+    assert export.main(["--snapshot", str(made.snapshot), "--out", str(made.weights)]) == 0
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_tree
+from conftest import draw_tree, seen_by_others
 from PIL import Image
 from torchvision import datasets
 
@@ -195,6 +195,27 @@ def test_images_of_every_mode_are_read_as_one_sees_them(tmp_path, kind):
     elif kind == "exif":
         assert pixels[:, :, 31].min() == 255
         assert pixels[:, :, 0].max() == 0
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("size", [(32, 32), (50, 20), (517, 300)], ids=str)
+def test_pictures_are_what_opencv_and_torch_make_of_them(tmp_path, suffix, size):
+    path = tmp_path / f"picture.{suffix}"
+    smooth(*size).save(path, lossless=True)
+    assert np.abs(read_image(path)[0] - seen_by_others(path)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_exif_orientation_is_opencvs(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth(40, 24).save(tmp_path / "picture.jpg", exif=exif)
+    assert np.abs(read_image(tmp_path / "picture.jpg")[0] - seen_by_others(tmp_path / "picture.jpg")).max() <= 1
 
 
 def spoil(tree: Path, how: str) -> str:

@@ -1,12 +1,17 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from config import TrainConfig
+from batches import Normalise
+from config import TrainConfig, UserError
+from data import read_image
 from layers import use_plain_forms
-from model import CIFARNet, build_model, model_table, parameter_count
+from model import CIFARNet, build_model, load_pretrained, model_table, parameter_count, restore, start_from
+from weights import read_weights
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
 
@@ -108,3 +113,65 @@ def test_the_table_changes_nothing():
 @pytest.mark.parametrize("classes", [2, 100])
 def test_the_head_follows_the_data(classes):
     assert parameter_count(build_model(TrainConfig(), classes)) == 174_762 - 3_850 + 385 * classes
+
+
+# --- trained networks ---
+
+
+def test_a_pretrained_network_is_the_trained_one(trained):
+    model, classes, normalise = load_pretrained(trained.weights)
+    snapshot = torch.load(trained.snapshot)
+    assert classes == tuple(snapshot["classes"]) == ("bar", "disc", "star")
+    assert not model.training
+    assert all(torch.equal(value, snapshot["model"][name]) for name, value in model.state_dict().items())
+    images = torch.stack([torch.from_numpy(read_image(path)[0]) for path in sorted(trained.tree.glob("test/*/*.png"))])
+    mean, std = (torch.tensor(snapshot[name])[:, None, None] for name in ("mean", "std"))
+    expected = (images / 255 - mean) / std
+    torch.testing.assert_close(normalise(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalise(images / 255), expected, rtol=1e-5, atol=1e-5)
+    assert model(normalise(images)).argmax(dim=1).tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_pictures_are_normalised_as_in_training(trained):
+    _, _, normalise = load_pretrained(str(trained.weights))
+    path = next(trained.tree.glob("test/*/*.png"))
+    pixels = torch.from_numpy(read_image(path)[0])
+    held = read_weights(str(trained.weights))
+    expected = Normalise(held.mean, held.std, torch.device("cpu"))(pixels[None])
+    with Image.open(path) as picture:
+        assert torch.equal(normalise(picture), expected)
+        assert normalise(picture.convert("L").resize((70, 20))).shape == (1, 3, 32, 32)
+    before = pixels.clone()
+    assert torch.equal(normalise(pixels), expected)
+    assert torch.equal(pixels, before)
+    floats = torch.rand(2, 3, 48, 40)
+    before = floats.clone()
+    assert normalise(floats).shape == (2, 3, 48, 40)
+    assert torch.equal(floats, before)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (32, 32), (2, 1, 32, 32)], ids=str)
+def test_tensors_that_are_no_pictures_are_refused(trained, shape):
+    _, _, normalise = load_pretrained(trained.weights)
+    with pytest.raises(UserError, match=r"is no picture; give uint8"):
+        normalise(torch.zeros(shape))
+    with pytest.raises(UserError, match=r"int64 \[3, 32, 32\] is no picture"):
+        normalise(torch.zeros(3, 32, 32, dtype=torch.int64))
+
+
+def test_another_networks_weights_are_refused(trained):
+    held = read_weights(str(trained.weights))
+    for strange in ({"weight": torch.ones(3)}, held.model | {"c1.conv.weight": torch.ones(40, 3, 5, 5)}, {}):
+        with pytest.raises(UserError, match="another network"):
+            restore(dataclasses.replace(held, model=strange))
+
+
+@pytest.mark.parametrize("classes", [("bar", "disc", "star"), ("disc", "bar", "star"), ("bar", "disc"), tuple("abc")])
+def test_a_start_from_weights_keeps_the_head_only_of_the_same_classes(trained, classes):
+    held = read_weights(str(trained.weights))
+    model = build_model(TrainConfig(), len(classes))
+    fresh = copy.deepcopy(model.state_dict())
+    same = start_from(model, held, classes)
+    assert same == (classes == ("bar", "disc", "star"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, held.model[name] if same or not name.startswith("head.") else fresh[name]), name

@@ -2,6 +2,7 @@ import os
 import pickle
 import stat
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from snapshots import (
     numbered,
     pack,
     prune,
+    weights_of,
 )
 
 
@@ -269,3 +271,43 @@ def test_the_best_comes_along(tmp_path):
     assert find_best(old / LAST, new, 7) == new / BEST
     save(make_state(9), numbered(old, 9))
     assert find_best(numbered(old, 9), new, 9) == numbered(old, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "val_fraction", "words"),
+    [
+        (LAST, 0.0, "not selected; the test set was evaluated during the run"),
+        (LAST, 0.1, "chosen without test images"),
+        (BEST, 0.0, "best by test accuracy, evaluated during the run"),
+        (BEST, 0.1, "best by validation accuracy"),
+    ],
+)
+def test_what_a_snapshot_says_of_its_network(tmp_path, name, val_fraction, words):
+    row = dict.fromkeys(HISTORY_KEYS, 0.5)
+    rows = [row | {"epoch": 2, "test_accuracy": 0.25}, row | {"epoch": 3, "test_accuracy": 0.75}]
+    state = replace(make_state(3), history=rows, config={"val_fraction": val_fraction})
+    trained = weights_of(state, tmp_path / name)
+    assert trained.selected_by == words
+    assert trained.accuracy == 0.75
+    assert trained.source == str(tmp_path / name)
+    assert trained.model is state.model
+    assert weights_of(replace(state, epoch=4), tmp_path / name).accuracy is None
+    unmeasured = replace(state, history=[rows[0], rows[1] | {"test_accuracy": None}])
+    assert weights_of(unmeasured, tmp_path / name).accuracy is None
+
+
+def test_the_weights_that_count_are_those_that_the_run_evaluates():
+    row = dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": 3}
+    averaged = {"n_averaged": torch.tensor(5), "module.weight": torch.zeros(3)}
+    state = replace(make_state(3), history=[row], averaged=averaged)
+    ema = replace(state, config={"ema_decay": 0.9, "evaluate": "ema"})
+    for kept, which, zero, accuracy in (
+        (state, None, False, 0.5), (ema, None, True, 0.5), (state, "ema", True, None), (ema, "raw", False, None),
+    ):  # fmt: skip
+        trained = weights_of(kept, Path(LAST), which)
+        assert list(trained.model) == ["weight"]
+        assert (trained.model["weight"] == 0).all() == zero
+        assert trained.config["evaluate"] == ("ema" if zero else "raw")
+        assert trained.accuracy == accuracy
+    with pytest.raises(UserError, match="no averaged weights"):
+        weights_of(make_state(), Path(LAST), "ema")
