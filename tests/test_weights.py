@@ -1,6 +1,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
 
 
 def test_names_and_paths(tmp_path, monkeypatch):
+    assert Path(weights.__file__).resolve().parent / "results" == weights.RESULTS  # wherever one is
     monkeypatch.setattr(weights, "RESULTS", tmp_path / "results")
     with pytest.raises(UserError, match=r"no weights 'hour'; .*results holds none; name a file"):
         find_weights("hour")
