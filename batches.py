@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augment import AlbumentationsEngine, BatchedEngine, build_engine, draw
+from augment import AlbumentationsEngine, BatchedEngine, Draws, build_engine, draw
 from config import TrainConfig
 from data import ImageSet
-from runtime import AUGMENTATION, ORDER, Runtime, available_cores, derived_seed
+from runtime import AUGMENTATION, ORDER, Runtime, derived_seed
 
 Batch = tuple[Tensor, Tensor]  # images float32 [B,3,H,W], channels_last, normalised; labels int64 [B]; on the device
 
@@ -30,7 +30,8 @@ class Normalise:
 
 
 class TrainBatches:
-    """The training images of any epoch, in batches of `config.batch_size`, the last one what is left.
+    """The training images of any epoch, in batches of `config.batch_size`, the last one what is left; of each, this
+    rank's share, which may be empty.
 
     Order and augmentation follow from (seed, epoch, position in the epoch's order) alone: neither the number
     of workers nor a resume changes what the network sees. `workers` processes augment; none where whole batches
@@ -43,13 +44,13 @@ class TrainBatches:
         self.images, self.config = len(images), config
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
-        self.order = _EpochOrder(len(images), config.batch_size, config.seed)
+        self.order = _EpochOrder(len(images), config.batch_size, config.seed, runtime.rank, runtime.world_size)
         engine = build_engine(config, mean, runtime.device)
         if isinstance(engine, BatchedEngine):
             self.workers = 0
             self.loader = _BatchesOnDevice(images, engine, self.order)
             return
-        self.workers = min(4, available_cores()) if config.num_workers is None else config.num_workers
+        self.workers = min(4, runtime.threads) if config.num_workers is None else config.num_workers
         self.loader = DataLoader(
             _AugmentedBatches(images, engine, config.seed),
             batch_size=None,  # the data set hands out whole batches
@@ -64,6 +65,10 @@ class TrainBatches:
         """Steps in an epoch."""
         return len(self.order)
 
+    def size(self, step: int) -> int:
+        """Images in the batch of step `step`, from 0, over all ranks."""
+        return min(self.order.batch_size, self.images - step * self.order.batch_size)
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of `epoch`, counted from 1, resized to its `config.image_size`."""
         self.order.epoch = epoch
@@ -76,10 +81,15 @@ class TrainBatches:
 
 
 class _EpochOrder(Sampler):
-    """Yields, batch by batch, (epoch, place of the batch's first image in the epoch's order, image indices [B])."""
+    """Yields, of batch by batch, a rank's share: (epoch, place of its first image in the epoch's order, image indices).
 
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
+    Shares are contiguous, and their sizes differ by one image at most, so that they are empty only in a last batch of
+    fewer images than ranks.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 1
 
     def __len__(self) -> int:
@@ -89,7 +99,9 @@ class _EpochOrder(Sampler):
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
         order = torch.randperm(self.images, generator=generator)
         for first in range(0, self.images, self.batch_size):
-            yield self.epoch, first, order[first : first + self.batch_size]
+            size = min(self.batch_size, self.images - first)
+            start, end = (first + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield self.epoch, start, order[start:end]
 
 
 class _AugmentedBatches(Dataset):
@@ -112,30 +124,40 @@ class _BatchesOnDevice:
     def __init__(self, images: ImageSet, engine: BatchedEngine, order: _EpochOrder) -> None:
         self.images, self.labels = images.images.to(engine.device), images.labels.to(engine.device)
         self.engine, self.order = engine, order
-        self.ahead = max(1, engine.block // order.batch_size)  # batches augmented together
+        self.ahead = max(1, engine.block * order.world_size // order.batch_size)  # batches augmented together
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order, size = self.order, self.order.batch_size
+        order = self.order
         draws = draw(self.engine.policy, len(self.images), order.seed, order.epoch, AUGMENTATION)
         batches = list(order)
         for start in range(0, len(batches), self.ahead):
             group = batches[start : start + self.ahead]
             chosen = torch.cat([indices for _, _, indices in group]).to(self.engine.device, non_blocking=True)
-            first = group[0][1]
-            images = self.engine.apply(self.images.index_select(0, chosen), draws.part(first, first + len(chosen)))
-            yield from zip(images.split(size), self.labels[chosen].split(size), strict=True)
+            images = self.images.index_select(0, chosen)
+            if len(chosen):
+                drawn = [draws.part(first, first + len(indices)) for _, first, indices in group]
+                images = self.engine.apply(images, Draws(*map(torch.cat, zip(*drawn, strict=True))))
+            sizes = [len(indices) for _, _, indices in group]
+            yield from zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True)
 
 
 class EvalBatches:
-    """All images of a set, once, in order and unchanged but for the normalisation; iterable any number of times."""
+    """All images of a set, once, in order and unchanged but for the normalisation; iterable any number of times.
+
+    Of several ranks each has some of the batches, whole, so that an image is evaluated in the company that it would
+    have on one: the first rank the first ones, and so on.
+    """
 
     def __init__(
-        self, images: ImageSet, batch_size: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+        self, images: ImageSet, batch_size: int, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        self.set, self.batch_size, self.device = images, batch_size, device
-        self.normalise = Normalise(mean, std, device)
+        self.set, self.batch_size, self.device = images, batch_size, runtime.device
+        self.normalise = Normalise(mean, std, runtime.device)
+        count = -(-len(images) // batch_size)
+        self.chosen = slice(*(count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1)))
+        self.rounds = -(-count // runtime.world_size)  # batches of the rank that has most
 
     def __iter__(self) -> Iterator[Batch]:
         parts = (self.set.images.split(self.batch_size), self.set.labels.split(self.batch_size))
-        for images, labels in zip(*parts, strict=True):
+        for images, labels in zip(*(part[self.chosen] for part in parts), strict=True):
             yield self.normalise(images), labels.to(self.device)

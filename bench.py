@@ -160,7 +160,7 @@ def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
     model = build_model(config, 10).to(runtime.device)
     if plain:
         use_plain_forms(model)
-    batches = EvalBatches(_random_images(BATCH * 4), BATCH, runtime.device, CIFAR10_MEAN, CIFAR10_STD)
+    batches = EvalBatches(_random_images(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
     return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, steps)
 
 

@@ -112,7 +112,8 @@ class TrainConfig:
 
     recipe: str | None = _flag(None, "recipe", "read flags from this TOML file; what the command line says wins", unset="off", on_resume="change")
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
-    batch_size: int = _flag(512, "recipe", "images per step", within="[1, 1000000]")
+    batch_size: int = _flag(512, "recipe", "images per step, on all devices together", within="[1, 1000000]")
+    accumulate: int = _flag(1, "recipe", "parts that each process computes its share of a batch in, one after the other, for less memory; batch normalisation then takes the statistics of each part alone", within="[1, 1000000]")
     image_sizes: str | None = _flag(None, "recipe", "sides in pixels, as in 16,20,24,28,32: the run in as many equal parts, its training images resized to them; evaluation is always at 32", unset="32 throughout")
     optimizer: str = _flag("sgd", "recipe", "muon: orthogonalised updates for the dense convolutions, sgd for the rest", choices=("sgd", "adamw", "muon"))
     lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
@@ -134,6 +135,7 @@ class TrainConfig:
 
     amp: bool = _flag(False, "precision", "mixed precision: autocast in --amp_dtype")
     amp_dtype: str = _flag("auto", "precision", "auto: bf16, or fp16 on CUDA devices without it; fp16 scales the loss and needs CUDA", choices=("auto", "bf16", "fp16"))
+    sync_bn: bool = _flag(False, "precision", "under torchrun, batch normalisation with the statistics of all devices instead of each one's own; needs CUDA")
     compile: bool = _flag(False, "precision", "torch.compile the training step: up to a minute at the start; on CUDA with CUDA graphs, on the CPU a C++ compiler is needed")
     device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
     keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held", on_resume="change")

@@ -27,7 +27,7 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     """The report on the network `trained` over the test images of `splits`. Raises `UserError` where they do not fit."""
     check_classes(trained.classes, splits.test.classes)
     model = restore(trained).to(runtime.device)
-    batches = EvalBatches(splits.test, config.batch_size, runtime.device, tuple(trained.mean), tuple(trained.std))
+    batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
     how = trained.selected_by if splits.name == trained.dataset else f"trained on {trained.dataset}"
     if trained.config.get("evaluate") == "ema":

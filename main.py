@@ -1,5 +1,6 @@
 """Trains CIFARNet and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -18,9 +19,10 @@ import plots
 from augment import build_engine
 from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
+from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
 from evaluate import headline, report_on, write_evaluation
 from model import CIFARNet, build_model, model_table, parameter_count, start_from
-from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, run_command, start, writable_directory
+from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, start, writable_directory
 from snapshots import (
     BEST,
     LAST,
@@ -46,50 +48,58 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
 
     `presets` are flags that a recipe and `argv` may overrule.
     """
-    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv), presets))
+    return run_on_ranks(lambda group: _run(sys.argv[1:] if argv is None else list(argv), presets, group))
 
 
-def _run(argv: list[str], presets: Sequence[str]) -> None:
+def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
     config = parse_config(argv, DESCRIPTION, presets)
     argv = [*presets, *argv]
-    runtime = start(config)
+    runtime = start(config, group.ranks)
+    first = runtime.rank == 0  # it alone reads and writes here, and speaks
     if config.preview_augment:
-        _preview(config, runtime)
+        if first:
+            _preview(config, runtime)
         return
     log_dir, snapshot_dir, plot_dir = (
-        writable_directory(getattr(config, flag), f"--{flag}") for flag in ("log_dir", "snapshot_dir", "plot_dir")
+        writable_directory(getattr(config, flag), f"--{flag}") if first else Path(getattr(config, flag))
+        for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
-    with RunLog() as log, exclusive(snapshot_dir, "--snapshot_dir"):
-        log.line(f"python main.py {shlex.join(argv)}")
-        splits = load_splits(config, log.line)
+    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
+    with RunLog(quiet=not first) as log, lock, group.contact():
+        log.line(f"{group.ranks.launcher} main.py {shlex.join(argv)}")
+        splits = group.first_on_machine(lambda: load_splits(config, log.line))
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
-        source = _find_source(config, log, snapshot_dir)
+        source = _find_source(config, log, snapshot_dir, runtime)
         if config.init and source is None:
-            _start_from(config.init, model, splits, log)
+            _start_from(config.init, model, splits, log, runtime)
         trainer = Trainer(model, splits, config, runtime)
         if source:
             _resume(trainer, source, log)
-        log.open(log_dir)  # the request is accepted
-        _describe(log, config, runtime, splits, trainer)
+        recorder = Recorder(trainer, log, snapshot_dir, plot_dir, group)
+        if first:
+            log.open(log_dir)  # the request is accepted
+            _describe(log, config, runtime, splits, trainer, group.ranks.launcher)
         if trainer.epoch < config.epochs:
             _make_room(trainer, log, snapshot_dir, source)
-        recorder = Recorder(trainer, log, snapshot_dir, plot_dir)
-        for row in trainer.history:
-            log.row(row)
-        with Signals() as signals:
+        if first:
+            for row in trainer.history:
+                log.row(row)
+        with Signals(patient=runtime.world_size > 1) as signals:
             try:
-                _train(trainer, recorder, signals)
+                _train(trainer, recorder, signals, group)
                 recorder.finish(source)
-            except KeyboardInterrupt as signal:
-                recorder.leave(f"{signal}: ended after epoch {trainer.epoch}", argv)
+            except (KeyboardInterrupt, LostContactError) as why:
+                if first:
+                    with signals.deferred():  # as another rank ends, torchrun signals this one
+                        recorder.leave(f"{why}: ended after epoch {trainer.epoch}", argv)
                 raise
 
 
-def _train(trainer: Trainer, recorder: "Recorder", signals: Signals) -> None:
+def _train(trainer: Trainer, recorder: "Recorder", signals: Signals, group: Group) -> None:
     try:
-        with signals.deferred():
-            trainer.fit(recorder.on_epoch_end, signals.check)
+        with signals.deferred(), group.contact():
+            trainer.fit(recorder.on_epoch_end, agreed_check(signals, trainer.runtime))
     except RuntimeError:
         signals.check()  # a worker that got the signal too is no failure
         raise
@@ -116,7 +126,9 @@ def _preview(config: TrainConfig, runtime: Runtime) -> None:
     print(f"written to {path}")
 
 
-def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer) -> None:
+def _describe(
+    log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str
+) -> None:
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
     log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
@@ -127,6 +139,9 @@ def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits
     precision = str(runtime.amp_dtype or torch.float32).removeprefix("torch.")
     log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {precision}, "
              f"{trainer.batches.workers} workers")  # fmt: skip
+    if runtime.world_size > 1:
+        log.line(f"ranks: {runtime.world_size} ({launcher}), each with that many threads and workers, and "
+                 f"{config.batch_size // runtime.world_size} of the {config.batch_size} images of a batch")  # fmt: skip
     if runtime.keeps_memory:
         log.line("memory: freed activations stay inside the process; --no-keep_memory gives them back, and is slower")
     val = f", {len(splits.val)} validation" if splits.val is not None else ""
@@ -140,11 +155,11 @@ def _describe(log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
 
 
-def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path) -> Path | None:
+def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
     """The snapshot to go on from, by --resume; None: start anew."""
     if config.resume != "auto":
         return Path(config.resume) if config.resume else None
-    source, passed_over = find_newest(snapshot_dir)
+    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
     for why in passed_over:
         log.line(f"passed over: {why}")
     if source is None:
@@ -152,9 +167,9 @@ def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path) -> Path |
     return source
 
 
-def _start_from(name: str, model: CIFARNet, splits: Splits, log: RunLog) -> None:
+def _start_from(name: str, model: CIFARNet, splits: Splits, log: RunLog, runtime: Runtime) -> None:
     """Loads the weights that --init names into `model`. Raises `UserError`."""
-    trained = read_trained(name)
+    trained = from_first_rank(lambda: read_trained(name), runtime)
     same = start_from(model, trained, splits.train.classes)
     head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
     log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
@@ -163,31 +178,39 @@ def _start_from(name: str, model: CIFARNet, splits: Splits, log: RunLog) -> None
 def _resume(trainer: Trainer, source: Path, log: RunLog) -> None:
     """Takes over the state of the snapshot `source`. Raises `UserError` where it does not fit."""
     config = trainer.config
-    state = load(source)
+    state = from_first_rank(lambda: load(source), trainer.runtime)
     trainer.load_state(state)
     _say_changes(trainer, state, source, log)
     if state.epoch >= config.epochs:
         log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
-        if config.select == "best" and not find_best(source, source.parent, trainer.best_epoch):
+        best = from_first_rank(lambda: find_best(source, source.parent, trainer.best_epoch), trainer.runtime)
+        if config.select == "best" and not best:
             raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
 
 
 def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
     """Keeps an earlier run's snapshots from being overwritten, and the best one of the run that goes on at hand."""
     in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
-    best = find_best(source, snapshot_dir, trainer.best_epoch) if source else None
+    best = None
+    if source:
+        best = from_first_rank(lambda: find_best(source, snapshot_dir, trainer.best_epoch), trainer.runtime)
+    if trainer.runtime.rank == 0:
+        _move_and_copy(trainer, log, snapshot_dir, best, trainer.epoch if in_place else 0)
+    if source and trainer.config.keeps_best and not best:
+        log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
+        trainer.best_accuracy, trainer.best_epoch = 0.0, 0
+
+
+def _move_and_copy(trainer: Trainer, log: RunLog, snapshot_dir: Path, best: Path | None, keep_up_to: int) -> None:
     try:
         content = best.read_bytes() if best else None
-        moved = move_aside(snapshot_dir, trainer.epoch if in_place else 0, trainer.best_epoch)
+        moved = move_aside(snapshot_dir, keep_up_to, trainer.best_epoch)
         if moved:
             log.line(f"moved the snapshots of an earlier run to {moved}")
         if content and trainer.config.keeps_best and not (snapshot_dir / BEST).exists():
             save(content, snapshot_dir / BEST)
     except OSError as problem:
         raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
-    if source and trainer.config.keeps_best and not best:
-        log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
-        trainer.best_accuracy, trainer.best_epoch = 0.0, 0
 
 
 def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
@@ -209,6 +232,10 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
         )
     changes = ", ".join(allowed + altering)
     log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+    before, now = state.config.get("world_size", 1), trainer.runtime.world_size
+    if before != now:
+        log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "
+                 f"the same, but augmentation, dropout and rounding do not, so that the result is another")  # fmt: skip
     if config.epochs > former.epochs and state.history:
         step = state.epoch * len(trainer.batches)
         log.line(
@@ -219,17 +246,27 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
 
 
 class Recorder:
-    """Keeps what a run leaves behind: log lines, history, snapshots, figures."""
+    """Keeps what a run leaves behind: log lines, history, snapshots, figures. The first rank does it, for all."""
 
-    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path) -> None:
+    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path, group: Group) -> None:
         self.trainer, self.log, self.snapshot_dir, self.plot_dir = trainer, log, snapshot_dir, plot_dir
+        self.group = group
         self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
         self.started = time.perf_counter()
-        self.epochs_here = 0
+        self.epochs_before = trainer.epoch
         self.told_of_wait = False
         self.unsaved: dict[Path, bytes] = {}  # snapshots yet to be written, or to be tried again
 
+    @property
+    def epochs_here(self) -> int:
+        """The epochs that this process has finished."""
+        return self.trainer.epoch - self.epochs_before
+
     def on_epoch_end(self, row: dict[str, Any]) -> None:
+        """Keeps the epoch that `row` is of."""
+        self.group.first_only(lambda: self._keep(row))
+
+    def _keep(self, row: dict[str, Any]) -> None:
         """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
         epoch, config = row["epoch"], self.config
         content = pack(self.trainer.state())
@@ -240,7 +277,6 @@ class Recorder:
         self.unsaved[self.snapshot_dir / LAST] = content
         self._write_snapshots()
         self.log.row(row)
-        self.epochs_here += 1
         if config.compile and self.epochs_here == 1:
             self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
         self.log.line(self._epoch_line(row))
@@ -314,25 +350,26 @@ class Recorder:
         if (self.snapshot_dir / LAST).exists():  # else nothing was finished here, and the same command starts again
             argv = [*argv, "--resume", "auto"]
         self.log.line(f"{why}; go on with:")
-        self.log.line(f"  python main.py {shlex.join(argv)}")
+        self.log.line(f"  {self.group.ranks.launcher} main.py {shlex.join(argv)}")
 
     def finish(self, source: Path | None) -> None:
         """The report on the finished run, `source` being the snapshot it went on from.
 
         Raises `RunError` where a snapshot or the report could not be written.
         """
-        self._draw_training()
-        if self.unsaved:
-            self._write_snapshots()
+        self.group.first_only(self._finish_files)
         if self.epochs_here or source is None:
             at_end, state = self.snapshot_dir / LAST, self.trainer.state()
         else:  # nothing was trained here: the statistics and settings that count are the snapshot's
-            at_end, state = source, load(source)
+            at_end, state = source, from_first_rank(lambda: load(source), self.runtime)
         which = self.config.evaluate
         last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
-        best, best_path = None, find_best(at_end, at_end.parent, state.best_epoch)
-        if self.config.keeps_best and best_path and best_path not in self.unsaved:
-            best = report_on(weights_of(load(best_path), best_path, which), self.splits, self.config, self.runtime)
+        best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state.best_epoch), self.runtime)
+        if self.config.keeps_best and best_path:
+            state = from_first_rank(lambda: load(best_path), self.runtime)
+            best = report_on(weights_of(state, best_path, which), self.splits, self.config, self.runtime)
+        if self.runtime.rank:
+            return
         chosen = best if self.config.select == "best" and best else last
         write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
         for name, report in (("last", last), ("best", best)):
@@ -352,6 +389,15 @@ class Recorder:
         if self.unsaved:
             names = ", ".join(sorted(path.name for path in self.unsaved))
             raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
+
+    def _finish_files(self) -> None:
+        self._draw_training()
+        if self.unsaved:
+            self._write_snapshots()
+
+    def _written_best(self, at_end: Path, epoch: int) -> Path | None:
+        path = find_best(at_end, at_end.parent, epoch)
+        return None if path in self.unsaved else path
 
 
 def _clock(seconds: float) -> str:

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
+from distributed import gathered
 from runtime import Runtime, write_atomically
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N,C] and labels int64 [N], on the CPU, of all batches; the model's mode is left as it was."""
+    """Logits float32 [N,C] and labels int64 [N], on the CPU, of all batches and ranks, one rank after the other; the
+    model's mode is left as it was."""
     was_training = model.training
     model.eval()
     logits, labels = [], []
@@ -27,7 +29,9 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime:
             logits.append(model(images))
         labels.append(targets)
     model.train(was_training)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    parts = gathered((torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime)
+    logits, labels = zip(*filter(None, parts), strict=True)
+    return torch.cat(logits), torch.cat(labels)
 
 
 class Scores(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the process needs before any tensor exists: allocator, threads, device, seeds; and where it writes."""
+"""What the process needs before any tensor exists: ranks, allocator, threads, device, seeds; and where it writes."""
 
 import contextlib
 import csv
@@ -33,6 +33,37 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's cgroup, version 
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """This process's place among those of one run; by default it is the only one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those of its machine
+    local_world_size: int = 1
+    machine: int = 0
+    attempt: int = 0  # how often torchrun has started all ranks anew
+
+    @property
+    def launcher(self) -> str:
+        """What `main.py` is started with, in words."""
+        if self.world_size == 1:
+            return "python"
+        several = self.local_world_size < self.world_size
+        return "torchrun ..." if several else f"torchrun --nproc_per_node={self.world_size}"
+
+
+ALONE = Ranks()
+
+
+def launched_ranks() -> Ranks:
+    """What torchrun says in the environment; `ALONE` without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
+    return Ranks(*(int(os.environ[name]) for name in names))
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how tensors are computed."""
 
@@ -41,6 +72,9 @@ class Runtime:
     amp_dtype: torch.dtype | None  # None: no autocast
     threads: int
     keeps_memory: bool  # freed activations stay inside the process
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context that forward passes run in."""
@@ -49,14 +83,28 @@ class Runtime:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-def start(config: TrainConfig) -> Runtime:
-    """Sets the process up for `config`. Call it before the first tensor.
+def start(config: TrainConfig, ranks: Ranks | None = None) -> Runtime:
+    """Sets the process up for `config`, as one of `ranks` (None: a command for one process). Call it before the first
+    tensor.
 
-    Raises `UserError` for a device that is not there, or a precision that it does not have.
+    Raises `UserError` for a device that is not there, a precision that it does not have, or a batch that cannot be
+    shared out evenly.
     """
-    device = _pick_device(config.device)
+    if ranks is None and launched_ranks().world_size > 1:
+        raise UserError("this command is one process; start it with python, without torchrun")
+    ranks = ranks or ALONE
+    parts = ranks.world_size * config.accumulate
+    if config.batch_size % parts:
+        below = max(1, config.batch_size // parts) * parts
+        raise UserError(
+            f"--batch_size {config.batch_size} cannot be divided evenly among {ranks.world_size} processes and "
+            f"--accumulate {config.accumulate}; take a multiple of {parts}, such as {below}"
+        )
+    device = _pick_device(config.device, ranks)
+    if config.sync_bn and device.type != "cuda":
+        raise UserError(f"--sync_bn needs CUDA, and the device is {device.type}; leave it off")
     keeps_memory = config.keep_memory and device.type == "cpu" and _keep_freed_memory()
-    threads = available_cores()
+    threads = max(1, available_cores() // ranks.local_world_size)
     torch.set_num_threads(threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
@@ -65,17 +113,28 @@ def start(config: TrainConfig) -> Runtime:
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return Runtime(device, name, _pick_amp_dtype(config, device), threads, keeps_memory)
+    amp_dtype = _pick_amp_dtype(config, device)
+    return Runtime(device, name, amp_dtype, threads, keeps_memory, ranks.rank, ranks.local_rank, ranks.world_size)
 
 
-def _pick_device(name: str) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def _pick_device(name: str, ranks: Ranks) -> torch.device:
+    several = ranks.world_size > 1
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, usable in there.items() if usable))
+        name = next(kind for kind, usable in there.items() if usable)
     if not there[name]:
         usable = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise UserError(f"--device {name}: there is no such device here; usable: {usable}")
-    return torch.device(name)
+    if name != "cuda" or not several:
+        return torch.device(name)
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"{ranks.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices: give "
+            f"torchrun --nproc_per_node={torch.cuda.device_count()}, or take --device cpu"
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _pick_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
@@ -263,10 +322,11 @@ class RunLog:
 
     Each line reaches the file at once, so that `tail -f` follows it; the terminal gets the same lines,
     without disturbing a progress bar. The file is made by `open()`, with the lines so far: a request that is
-    refused before leaves none.
+    refused before leaves none. A `quiet` one, of another rank than the first, is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.path: Path | None = None
         self._file: TextIO | None = None
         self._csv: TextIO | None = None
@@ -281,6 +341,8 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Writes `text`, one line or several, to the log and the terminal."""
+        if self.quiet:
+            return
         with contextlib.suppress(BrokenPipeError):  # who reads along may stop; the run does not
             tqdm.write(text)
         if "\n" not in text:
@@ -348,10 +410,12 @@ class Interrupted(KeyboardInterrupt):
 class Signals:
     """Meanwhile, SIGINT and SIGTERM raise `Interrupted`: at once or, inside `deferred()`, at the next `check()`.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once, unless `patient`: torchrun may pass on what all processes of a job got
+    already, and kills what stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.received = 0
         self._deferred = False
 
@@ -364,6 +428,8 @@ class Signals:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        if self.received and self.patient:
+            return
         if self.received:
             os._exit(128 + signum)
         self.received = signum
@@ -387,17 +453,25 @@ class Signals:
             raise Interrupted(self.received)
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Runs `command` and returns its exit code; an error of the user's or the run's becomes one line on stderr."""
+def print_error(problem: UserError) -> None:
+    """One line on stderr."""
+    print(f"error: {problem}", file=sys.stderr)
+
+
+def run_command(
+    command: Callable[[], None], tell: Callable[[UserError], None] = print_error, patient: bool = False
+) -> int:
+    """Runs `command` and returns its exit code; `tell` gets an error of the user's or the run's. `patient` as in
+    `Signals`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of few characters, a name of many
     try:
-        with Signals():
+        with Signals(patient):
             command()
         sys.stdout.flush()
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        tell(problem)
         return problem.exit_code
     except BrokenPipeError:  # who read along has seen enough (`| head`), and there is nobody left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from batches import Batch, EvalBatches, TrainBatches
 from config import RunError, TrainConfig, UserError, config_from_dict
 from data import Splits
+from distributed import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
 from layers import DenseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
 from model import load_weights
@@ -46,12 +47,15 @@ def train_one_epoch(
     runtime: Runtime,
     *,
     rate: Callable[[int], float],
+    size: Callable[[int], int],
+    accumulate: int,
     max_grad_norm: float,
     label_smoothing: float,
     averaged: AveragedModel | None,
     bar: tqdm,
 ) -> EpochStats:
-    """One pass over `batches`; step i, from 0, takes the learning rate `rate(i)`, and is taken up into `averaged`.
+    """One pass over `batches`; step i, from 0, takes the learning rate `rate(i)`, and `size(i)` images over all ranks,
+    this rank's in `accumulate` parts. Each step is taken up into `averaged`.
 
     The sums stay on the device: on CUDA nothing waits for a step but the bar, every 50 steps.
     """
@@ -70,11 +74,18 @@ def train_one_epoch(
         waited += time.perf_counter() - ready
         for group in optimizer.param_groups:
             group["lr"] = rate(step) * group["rate_factor"]
-        with runtime.autocast():
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        share = size(step) / runtime.world_size  # the gradient will be the mean over ranks
+        finite_loss = True
+        for part, targets in micro_batches(model, images, labels, accumulate):
+            with runtime.autocast():
+                logits = _logits(model, part)
+                loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum") / share
+            scaler.scale(loss).backward()
+            with torch.no_grad():
+                finite_loss &= loss.isfinite()
+                loss_sum += loss * share
+                correct += (logits.argmax(dim=1) == targets).sum()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
         scaler.step(optimizer)
@@ -84,10 +95,8 @@ def train_one_epoch(
 
         with torch.no_grad():
             finite = norm.isfinite()
-            good = loss.isfinite() & (finite | scaler.is_enabled())  # the scaler leaves such a step out
+            good = finite_loss & (finite | scaler.is_enabled())  # the scaler leaves such a step out
             bad_step = torch.where((bad_step < 0) & ~good, step, bad_step)
-            loss_sum += loss * len(labels)
-            correct += (logits.argmax(dim=1) == labels).sum()
             norm_sum += torch.where(finite, norm, 0)
             clipped += norm > (max_grad_norm or math.inf)
             infinite += ~finite
@@ -101,17 +110,29 @@ def train_one_epoch(
     steps = step + 1
     skipped = int(infinite) if scaler.is_enabled() else 0  # waits for the device: only now is the epoch over
     seconds = time.perf_counter() - started
+    loss_sum, correct, images_seen = sum_over_ranks([loss_sum.item(), correct.item(), images_seen], runtime)
     return EpochStats(
-        loss=loss_sum.item() / images_seen,
-        accuracy=correct.item() / images_seen,
+        loss=loss_sum / images_seen,
+        accuracy=correct / images_seen,
         grad_norm=norm_sum.item() / max(1, steps - int(infinite)),
         clipped=clipped.item() / steps,
         skipped=skipped,
         seconds=seconds,
         data_wait=waited / seconds,
         first_step=first_step,
-        bad_step=int(bad_step),
+        bad_step=earliest_over_ranks(int(bad_step), runtime),
     )
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What `model` makes of `images`, also of none: a rank without images still takes part in the reduction, with
+    gradients of zero, by way of one blank image in evaluation mode, which leaves the running statistics alone."""
+    if len(images) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):  # it counts by itself
+        return model(images)
+    model.eval()
+    logits = model(images.new_zeros(1, *images.shape[1:]))[:0]
+    model.train()
+    return logits
 
 
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:
@@ -127,10 +148,14 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     return torch.compile(use_plain_forms(model, DenseConv2d))
 
 
-def _checked(batches: Iterable[Batch], check: Callable[[], None]) -> Iterator[Batch]:
-    """`batches`, with a call of `check` once each has been dealt with."""
+def _checked(batches: Iterable[Batch], check: Callable[[], None], rounds: int) -> Iterator[Batch]:
+    """`batches`, with a call of `check` once each has been dealt with, and `rounds` calls in all: ranks check together,
+    and some have a batch less."""
     for batch in batches:
         yield batch
+        check()
+        rounds -= 1
+    for _ in range(rounds):
         check()
 
 
@@ -144,15 +169,18 @@ class Trainer:
 
     def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
         self.model = model.to(runtime.device)
-        self.step_model = compiled(self.model, runtime.device) if config.compile else self.model
+        if config.sync_bn:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        step_model = compiled(self.model, runtime.device) if config.compile else self.model
         self.splits, self.config, self.runtime = splits, config, runtime
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
-        self.held_out = EvalBatches(held_out, config.batch_size, runtime.device, splits.mean, splits.std)
+        self.held_out = EvalBatches(held_out, config.batch_size, runtime, splits.mean, splits.std)
         self.averaged = None  # or the moving average of weights and running statistics
         if config.ema_decay:
             average = get_ema_multi_avg_fn(config.ema_decay)
             self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.step_model = data_parallel(step_model, runtime)
         fused = runtime.device.type in ("cpu", "cuda")  # one pass over the weights instead of several
         self.optimizer = build_optimizer(self.model, config, fused)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp_dtype is torch.float16)
@@ -188,17 +216,21 @@ class Trainer:
 
     def _run_epoch(self, epoch: int, check: Callable[[], None]) -> dict[str, Any]:
         started = time.perf_counter()
-        torch.manual_seed(derived_seed(self.config.seed, epoch, DROPOUT))
+        own = (self.runtime.rank,) if self.runtime.world_size > 1 else ()
+        torch.manual_seed(derived_seed(self.config.seed, epoch, DROPOUT, *own))
         steps_before = (epoch - 1) * len(self.batches)
         name = f"epoch {epoch}/{self.config.epochs}"
-        with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=None) as bar:
+        hidden = True if self.runtime.rank else None  # None: unless this is a terminal
+        with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=hidden) as bar:
             stats = train_one_epoch(
                 self.step_model,
-                _checked(self.batches.epoch(epoch), check),
+                _checked(self.batches.epoch(epoch), check, len(self.batches)),
                 self.optimizer,
                 self.scaler,
                 self.runtime,
                 rate=lambda step: self.rate(steps_before + step),
+                size=self.batches.size,
+                accumulate=self.config.accumulate,
                 max_grad_norm=self.config.max_grad_norm,
                 label_smoothing=self.config.label_smoothing,
                 averaged=self.averaged,
@@ -207,6 +239,7 @@ class Trainer:
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
+            average_over_ranks(self._buffers(), self.runtime)  # each has normalised by its own statistics
             found = self._evaluate(check) if self.config.evaluates(epoch) else {}
         held_out = found.get(self.config.evaluate)
         if held_out and not math.isfinite(held_out.loss):
@@ -219,11 +252,14 @@ class Trainer:
         self.history.append(row)
         return row
 
+    def _buffers(self) -> list[Tensor]:
+        return [*self.model.buffers(), *(self.averaged.module.buffers() if self.averaged is not None else ())]
+
     def _evaluate(self, check: Callable[[], None]) -> dict[str, Scores]:
         """The scores on the held-out images, of "raw" and, if there are any, "ema" weights."""
         models = {"raw": self.model} | ({"ema": self.averaged.module} if self.averaged is not None else {})
         return {
-            name: scores(*predict(model, _checked(self.held_out, check), self.runtime))
+            name: scores(*predict(model, _checked(self.held_out, check, self.held_out.rounds), self.runtime))
             for name, model in models.items()
         }
 
@@ -270,7 +306,7 @@ class Trainer:
             best_accuracy=self.best_accuracy,
             best_epoch=self.best_epoch,
             history=self.history,
-            config=asdict(self.config),
+            config=asdict(self.config) | {"world_size": self.runtime.world_size},
             random_state=random_state(),
             classes=list(self.splits.train.classes),
             mean=list(self.splits.mean),

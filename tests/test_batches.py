@@ -106,7 +106,7 @@ def test_the_global_generator_is_left_alone(engine):
 
 
 def test_evaluation_takes_each_image_once_in_order():
-    held_out = EvalBatches(numbered_images(50), 16, torch.device("cpu"), MEAN, STD)
+    held_out = EvalBatches(numbered_images(50), 16, start(TrainConfig(device="cpu")), MEAN, STD)
     for _ in range(2):
         labels = torch.cat([labels for _, labels in held_out])
         assert labels.tolist() == list(range(50))
