@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -26,13 +27,15 @@ class LostContactError(RunError):
 
 
 class Group:
-    """The ranks of one run, and what they do in turn; one process alone does everything at once."""
+    """The ranks of one run, and what they do in turn; one process alone does everything at once.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    They speak of it by way of `store`, which `joined` opens.
+    """
+
+    def __init__(self, ranks: Ranks, store: dist.Store | None = None) -> None:
+        self.ranks, self._store = ranks, store
         self._turns = itertools.count()
         self._told: set[str] = set()
-        self._store: dist.Store | None = None  # of torchrun: it outlives a rank
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
@@ -43,7 +46,10 @@ class Group:
             return
         with self.contact():
             store, _, _ = next(dist.rendezvous("env://", timeout=LONGEST))
-            self._store = dist.PrefixStore(f"cifarnet {ranks.attempt}", store)
+            store = dist.PrefixStore(
+                f"attempt {ranks.attempt}", store
+            )  # or a restart would find the dead ones' entries
+            self._store = dist.PrefixStore("turns", store)
             self._store.add("started", 1)
             self._wait(lambda: self._store.add("started", 0) == ranks.world_size)
             both = torch.cuda.is_available() and dist.is_nccl_available()
@@ -204,7 +210,11 @@ def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
     if runtime.world_size == 1:
         return model
     devices = None if runtime.device.type == "cpu" else [runtime.device.index]
-    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # of weights whose last sides are 1 long, which have no strides to speak of
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newest torch has another name for broadcast_buffers
+        return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
