@@ -19,6 +19,7 @@ from pathlib import Path
 import albumentations as A
 import cv2
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,10 +29,11 @@ from augment import build_engine
 from batches import EvalBatches
 from config import TrainConfig, UserError
 from data import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
+from distributed import Group, run_on_ranks
 from layers import use_plain_forms
 from metrics import predict
 from model import CIFARNet, build_model
-from runtime import available_cores, peak_memory, run_command, start
+from runtime import ALONE, Ranks, available_cores, peak_memory, start
 from train import Trainer, compiled
 
 BATCH = 512
@@ -133,11 +135,11 @@ def step(device: str, amp: bool, plain: bool, compile_it: bool, steps: int) -> f
     return BATCH / _seconds(one, 3, steps)
 
 
-def training(device: str, amp: bool, engine: str, steps: int) -> float:
+def training(device: str, amp: bool, engine: str, steps: int, ranks: Ranks = ALONE, batch_size: int = BATCH) -> float:
     """Images a second of main.py's own loop, augmentation and workers included."""
-    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=2)
-    runtime = start(config)
-    images = _random_images(BATCH * steps)
+    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=2, batch_size=batch_size)
+    runtime = start(config, ranks)
+    images = _random_images(batch_size * steps)
     splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
     trainer = Trainer(build_model(config, 10), splits, config, runtime)
     rows: list[dict] = []
@@ -185,15 +187,91 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
     return named
 
 
+# --- several devices ----------------------------------------------------------------------------------------------
+
+GRADIENT = 4 * 174_762  # bytes
+# Assumed, not measured: bytes a second and seconds a message of the slowest link in the ring, and of one GPU the
+# images a second and the seconds of a step without images (some two hundred kernels are launched one by one).
+LINKS = {
+    "NVLink, InfiniBand": ((200e9, 5e-6), (20e9, 10e-6)),  # up to 8 GPUs in a machine; between machines
+    "NVLink, 10 Gb Ethernet": ((200e9, 5e-6), (1.1e9, 50e-6)),
+}
+GPU_RATE, GPU_OVERHEAD, GPUS_A_MACHINE = 30_000, 2e-3, 8
+
+
+def all_reduce_seconds(ranks: int, size: float, latency: float, bandwidth: float) -> float:
+    """The time of a ring all-reduce of `size` bytes (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002): 2(n-1)
+    messages of an n-th of it, one after the other, each after `latency` seconds at `bandwidth` bytes a second."""
+    return 2 * (ranks - 1) * (latency + size / ranks / bandwidth)
+
+
+def expected_table() -> str:
+    """What more GPUs should bring at this network's size, as a Markdown table; nothing overlaps."""
+    rows = ["| GPUs | links | exchange | 512 images in all: step, times one GPU | 512 images each: step, times one GPU |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    alone = GPU_OVERHEAD + BATCH / GPU_RATE
+    for gpus in (1, 2, 4, 8, 16, 32, 64):
+        for name, (inside, between) in LINKS.items():
+            bandwidth, latency = inside if gpus <= GPUS_A_MACHINE else between
+            exchange = all_reduce_seconds(gpus, GRADIENT, latency, bandwidth)
+            strong = GPU_OVERHEAD + BATCH / gpus / GPU_RATE + exchange
+            weak = alone + exchange
+            links = "" if gpus == 1 else "NVLink" if gpus <= GPUS_A_MACHINE else name
+            rows.append(f"| {gpus} | {links} | {exchange * 1e3:.2f} ms | {strong * 1e3:.1f} ms, {alone / strong:.1f} | "
+                        f"{weak * 1e3:.1f} ms, {gpus * alone / weak:.1f} |")  # fmt: skip
+            if gpus <= GPUS_A_MACHINE:
+                break
+    return "\n".join(rows)
+
+
+def one_of(group: Group, device: str) -> dict[str, float]:
+    """A rank's part in measuring: images a second of all ranks, with 512 a batch in all and with 512 each, and seconds
+    of one exchange of gradients."""
+    ranks = group.ranks
+    rates = {
+        name: training(device, True, "batched", 3, ranks, batch_size)
+        for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
+    }
+    gradient = torch.zeros(GRADIENT // 4, device=start(TrainConfig(device=device), ranks).device)
+    return rates | {"exchange": _seconds(lambda: dist.all_reduce(gradient), 5, 50) if ranks.world_size > 1 else 0.0}
+
+
+def scaling(counts: list[int], device: str) -> str:
+    """Measured figures of so many ranks on this machine, as a Markdown table.
+
+    The efficiency is the rate by that of one rank; on GPUs, of which each rank has one more, by their number too.
+    """
+    rows = [
+        "| ranks | exchange | 512 images in all | efficiency | 512 images each | efficiency |",
+        "|---|---|---|---|---|---|",
+    ]
+    found: dict[int, dict[str, float]] = {}
+    for count in counts:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        found[count] = _in_child("ranks", device, launcher)["rate"]
+        cells = [
+            f"{found[count][name]:,.0f} img/s | {_efficiency(name, count, found, device)}"
+            for name in ("in all", "each")
+        ]
+        rows.append(f"| {count} | {found[count]['exchange'] * 1e3:.2f} ms | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _efficiency(name: str, count: int, found: dict[int, dict[str, float]], device: str) -> str:
+    if 1 not in found:
+        return ""
+    return f"{found[count][name] / found[1][name] / (count if device == 'cuda' else 1):.0%}"
+
+
 # --- the command ------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: exit code 0, 1 where a measurement failed, 2 with one line for a wrong request."""
-    return run_command(lambda: _bench(list(sys.argv[1:] if argv is None else argv)))
+    return run_on_ranks(lambda group: _bench(list(sys.argv[1:] if argv is None else argv), group))
 
 
-def _bench(argv: list[str]) -> None:
+def _bench(argv: list[str], group: Group) -> None:
     parser = argparse.ArgumentParser(
         description="Measures training speed against the plain loop and the machine's ceiling."
     )
@@ -204,10 +282,27 @@ def _bench(argv: list[str]) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name holds this")
     parser.add_argument("--compiled", action="store_true", help="the rows with torch.compile too: a minute each")
+    parser.add_argument(
+        "--ranks", metavar="N,N", help="instead, training by so many processes, and what is expected of GPUs"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = start(TrainConfig(device=options.device)).device.type if options.device == "auto" else options.device
     named = measurements(device)
+    if options.child == "ranks":
+        rates = one_of(group, device)
+        if group.ranks.rank == 0:
+            print(json.dumps({"rate": rates, "memory": peak_memory()}))
+        return
+    if options.ranks:
+        counts = [int(n) for n in options.ranks.split(",") if n.strip().isdecimal() and int(n) > 0]
+        if len(counts) < len(options.ranks.split(",")):
+            raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
+        print(
+            f"measured here, bf16, batched engine, {device}, {available_cores()} cores:\n\n{scaling(counts, device)}\n"
+        )
+        print(f"expected of GPUs, by assumed figures:\n\n{expected_table()}")
+        return
     if options.child:
         print(json.dumps({"rate": named[options.child][1](), "memory": peak_memory()}))
         return
@@ -239,8 +334,8 @@ def _bench(argv: list[str]) -> None:
             raise UserError(f"--json {options.json}: cannot write it ({problem.strerror}); name another file") from None
 
 
-def _in_child(name: str, device: str) -> dict:
-    command = [sys.executable, __file__, "--child", name, "--device", device]
+def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
+    command = [sys.executable, *launcher, __file__, "--child", name, "--device", device]
     # OpenBLAS kernels that a system may have pinned do not concern torch, but would slow numpy
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
     child = subprocess.run(command, capture_output=True, text=True, env=clean)

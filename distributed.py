@@ -223,9 +223,3 @@ def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, count: int) 
         stays = place < count and isinstance(model, DistributedDataParallel)
         with model.no_sync() if stays else contextlib.nullcontext():
             yield part
-
-
-def communication_seconds(ranks: int, size: float, latency: float, bandwidth: float) -> float:
-    """The time of a ring all-reduce of `size` bytes among `ranks` (Patarasuk and Yuan 2009): 2(n-1) messages of 1/n of
-    it, one after the other, each `latency` seconds and its bytes at `bandwidth` a second."""
-    return 2 * (ranks - 1) * (latency + size / ranks / bandwidth) if ranks > 1 else 0.0

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from ranks import trained, trainer
 from test_batches import MEAN, STD, batches_of, numbered_images
 
+import bench
 from batches import EvalBatches, TrainBatches, _EpochOrder
+from bench import GRADIENT, all_reduce_seconds, expected_table
 from config import TrainConfig, UserError
-from distributed import Group, LostContactError, agreed_check, communication_seconds
-from model import build_model
+from distributed import Group, LostContactError, agreed_check
+from model import build_model, parameter_count
 from runtime import ALONE, Interrupted, Ranks, Signals, _pick_device, available_cores, launched_ranks, start
 from train import _logits
 
@@ -242,6 +244,16 @@ def test_sync_bn_is_refused_on_the_cpu():
         start(TrainConfig(device="cpu", sync_bn=True))
 
 
+def test_the_expected_table_is_for_this_network():
+    assert 4 * parameter_count(build_model(TrainConfig(), 10)) == GRADIENT
+    assert expected_table().count("\n| 64 |") == 2
+
+
 def test_the_ring_moves_all_but_its_own_part_twice():
-    assert communication_seconds(1, 1e6, 1e-5, 1e9) == 0
-    assert communication_seconds(4, 1e6, 1e-5, 1e9) == pytest.approx(6 * 1e-5 + 2 * 0.75 * 1e-3)
+    assert all_reduce_seconds(1, 1e6, 1e-5, 1e9) == 0
+    assert all_reduce_seconds(4, 1e6, 1e-5, 1e9) == pytest.approx(6 * 1e-5 + 2 * 0.75 * 1e-3)
+
+
+def test_numbers_of_ranks_that_are_none_are_refused(capsys):
+    assert bench.main(["--ranks", "1,two", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: --ranks 1,two: name numbers of processes, as in 1,2\n"
