@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,8 @@ from runtime import Interrupted, Ranks, Runtime, Signals, launched_ranks, print_
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(seconds=50)  # for one exchange, after which a rank is believed to hang, or its machine to be gone
-LONGEST = timedelta(hours=1)  # for all machines to start, and for data to be fetched and decoded
+PATIENCE = timedelta(seconds=50)  # without a sign of life, after which a rank hangs, or its machine is gone
+START = timedelta(minutes=30)  # for all ranks to have started: some file systems are slow
 
 
 class LostContactError(RunError):
@@ -45,13 +46,12 @@ class Group:
             yield
             return
         with self.contact():
-            store, _, _ = next(dist.rendezvous("env://", timeout=LONGEST))
-            store = dist.PrefixStore(
-                f"attempt {ranks.attempt}", store
-            )  # or a restart would find the dead ones' entries
+            store, _, _ = next(dist.rendezvous("env://", timeout=START))
+            # or a restart would find what the dead left in it
+            store = dist.PrefixStore(f"attempt {ranks.attempt}", store)
             self._store = dist.PrefixStore("turns", store)
             self._store.add("started", 1)
-            self._wait(lambda: self._store.add("started", 0) == ranks.world_size)
+            self._wait(lambda: self._store.add("started", 0) == ranks.world_size, START)
             both = torch.cuda.is_available() and dist.is_nccl_available()
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if both else "gloo",
@@ -102,7 +102,8 @@ class Group:
         if ranks.rank:
             machine = ranks.machine if ranks.local_rank else 0
             self._wait(lambda: self._store.check([f"machine {machine} is through"]))
-        result = work()
+        with self._signs_of_life():
+            result = work()
         if ranks.local_rank == 0:
             self._store.set(f"machine {ranks.machine} is through", "")
         self._store.add("through", 1)
@@ -112,21 +113,44 @@ class Group:
     def first_only(self, work: Callable[[], None]) -> None:
         """`work()`, done by the first rank, for which the others wait as long as it takes."""
         turn = f"turn {next(self._turns)}"
-        if self.ranks.rank == 0:
+        if self.ranks.world_size == 1:
             work()
-        if self.ranks.world_size > 1:
-            if self.ranks.rank == 0:
-                self._store.set(turn, "")
+        elif self.ranks.rank == 0:
+            with self._signs_of_life():
+                work()
+            self._store.set(turn, "")
+        else:
             self._wait(lambda: self._store.check([turn]))
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
-        """Polls, so that a signal is noticed. Raises `LostContactError` once a rank has told of an error."""
-        end, pause = time.monotonic() + LONGEST.total_seconds(), 0.001
+    def _wait(self, ready: Callable[[], bool], patience: timedelta = PATIENCE) -> None:
+        """Polls, so that a signal is noticed. Raises `LostContactError` once a rank has told of an error, or when none
+        gave a sign of life for so long."""
+        signs, since, pause = -1, time.monotonic(), 0.001
         while not ready():
-            if self._store.add("errors", 0) or time.monotonic() > end:
+            if signs != (signs := self._store.add("signs of life", 0)):
+                since = time.monotonic()
+            if self._store.add("errors", 0) or time.monotonic() - since > patience.total_seconds():
                 raise LostContactError("waited in vain for another rank")
             time.sleep(pause)
             pause = min(0.1, 2 * pause)
+
+    @contextlib.contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Has those who wait for this rank know that it lives, as long as its work may take."""
+        over = threading.Event()
+
+        def signal() -> None:
+            with contextlib.suppress(RuntimeError):  # the store is gone: others will tell
+                while not over.wait(PATIENCE.total_seconds() / 10):
+                    self._store.add("signs of life", 1)
+
+        thread = threading.Thread(target=signal, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def is_lost_contact(problem: RuntimeError) -> bool:
@@ -139,8 +163,13 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
     group = Group(launched_ranks())
 
     def run() -> None:
-        with group.joined():
-            command(group)
+        try:
+            with group.joined():
+                command(group)
+        except Exception as problem:
+            if group.ranks.world_size > 1 and not isinstance(problem, UserError):  # a bug, whose traceback follows
+                group.tell(RunError(f"{type(problem).__name__}: {problem}"))
+            raise
 
     return run_command(run, group.tell, group.ranks.world_size > 1)
 

@@ -1,5 +1,8 @@
+import contextlib
 import threading
+import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ import bench
 from batches import EvalBatches, TrainBatches, _EpochOrder
 from bench import GRADIENT, all_reduce_seconds, expected_table
 from config import TrainConfig, UserError
-from distributed import Group, LostContactError, agreed_check
+from distributed import Group, LostContactError, agreed_check, run_on_ranks
 from model import build_model, parameter_count
 from runtime import ALONE, Interrupted, Ranks, Signals, _pick_device, available_cores, launched_ranks, start
 from train import _logits
@@ -154,6 +157,23 @@ def test_the_first_rank_acts_and_the_others_wait():
     assert order.index(2) > order.index("rank 0 acts in turn 2")
 
 
+def test_who_works_may_take_its_time_and_who_is_gone_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("distributed.PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(Group._wait, "__defaults__", (timedelta(seconds=0.2),))
+    store = dist.HashStore()
+    groups = [Group(Ranks(rank, 2, rank, 2), store) for rank in (0, 1)]
+    done = []
+    in_threads(
+        [
+            lambda: groups[0].first_only(lambda: time.sleep(0.8)),
+            lambda: done.append(groups[1].first_only(lambda: pytest.fail("worked"))),
+        ]
+    )
+    assert done == [None]
+    with pytest.raises(LostContactError):
+        groups[1].first_only(lambda: pytest.fail("worked"))
+
+
 def test_who_waits_is_told_that_another_failed(capsys):
     store = dist.HashStore()
     first, second = (Group(Ranks(rank, 2, rank, 2), store) for rank in (0, 1))
@@ -174,6 +194,14 @@ def test_an_error_that_all_find_is_told_once_and_others_each(capsys):
     assert capsys.readouterr().err == "error: rank 1: --lr 0\nerror: rank 2: a broken disk\n"
     Group(ALONE).tell(UserError("--lr 0"))
     assert capsys.readouterr().err == "error: --lr 0\n"
+
+
+def test_a_bug_is_told_with_its_rank_too(capsys, monkeypatch):
+    monkeypatch.setattr("distributed.launched_ranks", lambda: Ranks(1, 2, 1, 2))
+    monkeypatch.setattr(Group, "joined", lambda self: contextlib.nullcontext())
+    with pytest.raises(ZeroDivisionError):
+        run_on_ranks(lambda group: 1 / 0)
+    assert capsys.readouterr().err == "error: rank 1: ZeroDivisionError: division by zero\n"
 
 
 def test_errors_of_torch_become_a_lost_contact_where_there_are_others(capsys):
