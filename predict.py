@@ -115,7 +115,7 @@ def classify(
 def rank(model: nn.Module, trained: Weights, pixels: np.ndarray, runtime: Runtime) -> list[Ranking]:
     """For each of the pictures uint8 [N,3,32,32] all classes; equally likely ones in the network's own order."""
     unlabelled = ImageSet(torch.from_numpy(pixels), torch.zeros(len(pixels), dtype=torch.int64), tuple(trained.classes))
-    batches = EvalBatches(unlabelled, len(pixels), runtime.device, tuple(trained.mean), tuple(trained.std))
+    batches = EvalBatches(unlabelled, len(pixels), runtime, tuple(trained.mean), tuple(trained.std))
     logits, _ = predict(model, batches, runtime)  # [N,C]
     shares, order = logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
     return [
