@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks import trained, trainer
 from test_batches import MEAN, STD, batches_of, numbered_images
+from torch import nn
 
 import bench
 from batches import EvalBatches, TrainBatches, _EpochOrder
 from bench import GRADIENT, all_reduce_seconds, expected_table
 from config import TrainConfig, UserError
-from distributed import Group, LostContactError, agreed_check, run_on_ranks
+from distributed import Group, LostContactError, agreed_check, data_parallel, micro_batches, run_on_ranks
 from model import build_model, parameter_count
 from runtime import ALONE, Interrupted, Ranks, Signals, _pick_device, available_cores, launched_ranks, start
 from train import _logits
@@ -102,6 +103,16 @@ def test_normalisation_takes_the_statistics_of_each_part_alone():
     for run in (whole, parts):
         run.fit(lambda row: None)
     assert [int(run.model.c1.bn.num_batches_tracked) for run in (whole, parts)] == [3, 5]  # the last batch is one image
+
+
+def test_gradients_are_exchanged_once_a_step():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = data_parallel(nn.Linear(2, 2), replace(start(TrainConfig(device="cpu")), world_size=2))
+        parts = micro_batches(model, torch.zeros(5, 2), torch.zeros(5), 3)
+        assert [(len(x), model.require_backward_grad_sync) for x, _ in parts] == [(2, False), (2, False), (1, True)]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_empty_share_leaves_gradients_of_zero_and_the_statistics_as_they_were():
