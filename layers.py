@@ -241,8 +241,9 @@ def _fold(
 @torch.no_grad()
 def _update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     bn.num_batches_tracked += 1
-    bn.running_mean.lerp_(mean, bn.momentum)
-    bn.running_var.lerp_(var * (count / max(1, count - 1)), bn.momentum)
+    share = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum  # None: the mean of all, as in torch
+    bn.running_mean.lerp_(mean, share)
+    bn.running_var.lerp_(var * (count / max(1, count - 1)), share)
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from batches import Batch, EvalBatches, TrainBatches
 from config import RunError, TrainConfig, UserError, config_from_dict
-from data import Splits
+from data import Splits, limited
 from distributed import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
 from layers import DenseConv2d, use_plain_forms
 from metrics import Scores, predict, scores
@@ -124,6 +124,27 @@ def train_one_epoch(
     )
 
 
+@torch.no_grad()
+def settle(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> None:
+    """Gives the normalisations of `model` the statistics of `batches`, clean and without dropout, as running ones.
+
+    Averaged weights need it: the statistics of weights that moved are not those of their average.
+    """
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [bn.momentum for bn in norms]
+    for bn in norms:
+        bn.reset_running_stats()
+        bn.momentum = None  # the mean of all batches
+        bn.train()
+    for images, _ in batches:
+        with runtime.autocast():
+            model(images)
+    for bn, momentum in zip(norms, momenta, strict=True):
+        bn.momentum = momentum
+        bn.eval()
+
+
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What `model` makes of `images`, also of none: a rank without images still takes part in the reduction, with
     gradients of zero, by way of one blank image in evaluation mode, which leaves the running statistics alone."""
@@ -176,10 +197,12 @@ class Trainer:
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
         self.held_out = EvalBatches(held_out, config.batch_size, runtime, splits.mean, splits.std)
-        self.averaged = None  # or the moving average of weights and running statistics
+        self.averaged = None  # or the moving average of the weights
         if config.ema_decay:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            some = limited(splits.train, 1024, "--limit_train")
+            alone = replace(runtime, rank=0, world_size=1)
+            self.settling = EvalBatches(some, len(some), alone, splits.mean, splits.std)
         self.step_model = data_parallel(step_model, runtime)
         fused = runtime.device.type in ("cpu", "cuda")  # one pass over the weights instead of several
         self.optimizer = build_optimizer(self.model, config, fused)
@@ -239,7 +262,9 @@ class Trainer:
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
-            average_over_ranks(self._buffers(), self.runtime)  # each has normalised by its own statistics
+            average_over_ranks(self.model.buffers(), self.runtime)  # each has normalised by its own statistics
+            if self.averaged is not None:
+                settle(self.averaged.module, self.settling, self.runtime)
             found = self._evaluate(check) if self.config.evaluates(epoch) else {}
         held_out = found.get(self.config.evaluate)
         if held_out and not math.isfinite(held_out.loss):
@@ -251,9 +276,6 @@ class Trainer:
         row = self._row(epoch, stats, found, time.perf_counter() - started)
         self.history.append(row)
         return row
-
-    def _buffers(self) -> list[Tensor]:
-        return [*self.model.buffers(), *(self.averaged.module.buffers() if self.averaged is not None else ())]
 
     def _evaluate(self, check: Callable[[], None]) -> dict[str, Scores]:
         """The scores on the held-out images, of "raw" and, if there are any, "ema" weights."""

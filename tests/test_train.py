@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from config import RunError, TrainConfig, UserError
 from data import ImageSet, Splits
+from layers import use_plain_forms
 from metrics import predict, scores
 from model import CIFARNet, build_model
 from optimizer import learning_rate
@@ -141,9 +142,26 @@ def test_the_averaged_weights_follow_their_closed_form():
     averaged = evaluated_weights(trainer.state(), "ema")
     assert averaged.keys() == seen[0].keys()
     for name, value in averaged.items():
-        if value.is_floating_point():  # weights, biases and running statistics
+        if value.is_floating_point() and "running" not in name:
             expected = 0.7**2 * seen[0][name] + 0.7 * 0.3 * seen[1][name] + 0.3 * seen[2][name]
             torch.testing.assert_close(value, expected, msg=name)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_running_statistics_of_averaged_weights_are_those_of_clean_images(plain):
+    trainer = make_trainer(ema_decay=0.7, epochs=1, augment="full", dropout=0.5)
+    trainer.fit(lambda row: None)
+    model = CIFARNet(2, dropout=0.0)
+    if plain:
+        use_plain_forms(model)
+    model.load_state_dict(evaluated_weights(trainer.state(), "ema"))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of one batch, in place of what was loaded
+    model.train()(trainer.batches.normalise(trainer.splits.train.images))
+    for (name, ours), expected in zip(model.named_buffers(), trainer.averaged.module.buffers(), strict=True):
+        if ours.is_floating_point():
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_weights_that_evaluate_names_are_scored_and_kept_as_the_best():
