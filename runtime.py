@@ -473,8 +473,12 @@ def run_command(
     except UserError as problem:
         tell(problem)
         return problem.exit_code
-    except BrokenPipeError:  # who read along has seen enough (`| head`), and there is nobody left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write there again at its end
+        if problem.errno == errno.ENOSPC:  # else who read along has seen enough (`| head`)
+            print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as problem:
         return getattr(problem, "exit_code", 130)

@@ -270,6 +270,15 @@ def test_who_reads_along_may_stop(trained):
     assert run.returncode == 1
 
 
+def test_a_full_disk_behind_the_output_is_one_line(trained):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        with process(ROOT / "predict.py", "--pretrained", trained.weights, trained.tree, stdout=full) as run:
+            err = run.stderr.read()
+    assert (run.returncode, err) == (1, "error: the output could not be written (No space left on device)\n")
+
+
 def test_ctrl_c_ends_predicting_with_130(trained):
     with process(
         ROOT / "predict.py", "--pretrained", trained.weights, "--batch_size", "27", *[trained.tree] * 2000
