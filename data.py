@@ -326,7 +326,7 @@ def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, 
 
 
 def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file as `to_pixels` makes it, and its own (width, height). Raises `UserError` naming an unreadable file."""
+    """An image file as `to_pixels` makes it, and its own (width, height). Raises `UserError` for an unreadable one."""
     with _no_warnings():
         return _decode(path)
 

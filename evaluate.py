@@ -24,7 +24,7 @@ FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_siz
 
 
 def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Runtime) -> Report:
-    """The report on the network `trained` over the test images of `splits`. Raises `UserError` where they do not fit."""
+    """The report on the network `trained` on the test images of `splits`. Raises `UserError` where they do not fit."""
     check_classes(trained.classes, splits.test.classes)
     model = restore(trained).to(runtime.device)
     batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
@@ -62,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    parser = build_parser("The evaluation files of any snapshot or weights. Unless given here, data set, batch size and "
-                          "--amp are those of the training, and the rest main.py's defaults.", FLAGS, defaults=False)  # fmt: skip
+    about = (
+        "The evaluation files of any snapshot or weights. Unless given here, data set, batch size and --amp are those of "
+        "the training, and the rest main.py's defaults."
+    )
+    parser = build_parser(about, FLAGS, defaults=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with the settings of its run")
-    what.add_argument("--pretrained", metavar="NAME|PATH", help="weights: the name of a result, or a file that export.py "
-                      "wrote; where the images are is not among their settings: --data_dir")  # fmt: skip
+    what.add_argument("--pretrained", metavar="NAME|PATH", help="weights: the name of a result, or a file that "
+                      "export.py wrote; where the images are is not among their settings: --data_dir")  # fmt: skip
     given = vars(parser.parse_args(argv))
     snapshot, pretrained, which = (given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate"))
     if pretrained is not None and which:

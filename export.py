@@ -1,4 +1,4 @@
-"""A snapshot's weights for use elsewhere: `python export.py --snapshot snapshots_complete/last.pth --out weights.safetensors`."""
+"""A snapshot's weights for use elsewhere: `python export.py --snapshot snapshots_complete/last.pth`."""
 
 import dataclasses
 import json
@@ -23,11 +23,11 @@ def _export(argv: Sequence[str]) -> None:
         ("evaluate",),
         defaults=False,
     )
-    parser.add_argument("--snapshot", required=True, metavar="PATH", help="the snapshot; of its weights, those that its run "
-                        "evaluates, unless --evaluate says otherwise")  # fmt: skip
+    parser.add_argument("--snapshot", required=True, metavar="PATH", help="the snapshot; of its weights, those that its "
+                        "run evaluates, unless --evaluate says otherwise")  # fmt: skip
     parser.add_argument("--out", default=FILE, metavar="FILE", help="the file to write (default: %(default)s)")
-    parser.add_argument("--metrics", metavar="FILE", help="the metrics.json that main.py or evaluate.py wrote of this "
-                        "snapshot; without it, the accuracy that is kept with the weights is that of the run's history")  # fmt: skip
+    parser.add_argument("--metrics", metavar="FILE", help="the metrics.json that main.py or evaluate.py wrote of "
+                        "this snapshot; without it, the accuracy kept with the weights is that of the run's history")  # fmt: skip
     given = parser.parse_args(argv)
     snapshot, out = Path(given.snapshot), Path(given.out)
     weights = weights_of(load(snapshot), snapshot, getattr(given, "evaluate", None))

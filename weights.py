@@ -1,4 +1,4 @@
-"""A trained network's weights in a file that other programs read too: writing, finding, reading `weights.safetensors`."""
+"""A trained network in a file that other programs read too: writing, finding and reading `weights.safetensors`."""
 
 import contextlib
 import difflib

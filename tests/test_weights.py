@@ -102,7 +102,8 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
     with pytest.raises(UserError) as caught:
         read_weights(str(path))
     assert str(path) in str(caught.value)
-    assert {"a changed weight": "checksum", "no metadata": "lacks", "less metadata": "'mean'"}.get(how, "no safetensors") in str(caught.value)  # fmt: skip
+    words = {"a changed weight": "checksum", "no metadata": "lacks", "less metadata": "'mean'"}
+    assert words.get(how, "no safetensors") in str(caught.value)
 
 
 def test_names_and_paths(tmp_path, monkeypatch):

@@ -101,7 +101,8 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
 @pytest.mark.parametrize(
     "flags",
     [
-        (), ("--snapshot", "missing.pth"), ("--snapshot", "SNAPSHOT", "--evaluate", "ema"), ("--snapshot", "SNAPSHOT", "--out", "weights.bin"),
+        (), ("--snapshot", "missing.pth"), ("--snapshot", "SNAPSHOT", "--evaluate", "ema"),
+        ("--snapshot", "SNAPSHOT", "--out", "weights.bin"),
         ("--snapshot", "SNAPSHOT", "--out", "a_file/w.safetensors"), ("--snapshot", "SNAPSHOT", "--metrics", "missing"),
         ("--snapshot", "SNAPSHOT", "--out", "a_folder.safetensors"), ("--snapshot", "SNAPSHOT", "--no-such-flag"),
     ],
@@ -300,7 +301,8 @@ def test_evaluate_repeats_the_accuracy_of_the_weights(command, trained):
     differing = {name for name in again if again[name] != of_the_run[name]}
     assert differing <= {"last", "best", "snapshot"}
     assert again["snapshot"] == str(trained.weights)
-    assert f"snapshot: {trained.weights} (epoch 4, not selected" in Path("plots_complete/classification_report.txt").read_text()  # fmt: skip
+    text = Path("plots_complete/classification_report.txt").read_text()
+    assert f"snapshot: {trained.weights} (epoch 4, not selected" in text
     assert str(trained.weights) in done.out
 
 
