@@ -101,7 +101,7 @@ class TrainConfig:
     dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own", on_resume="change")
     limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
     limit_test: int = _flag(0, "data", "use a fixed, class-balanced part of this many test images; 0: all", within="[0, inf)")
-    val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated every epoch", within="[0, 1)")
+    val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated during the run, every --eval_freq epochs", within="[0, 1)")
     num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores", on_resume="change")
     skip_bad_images: bool = _flag(False, "data", "go on without the images of a folder that cannot be read, and list them")
 

@@ -149,7 +149,9 @@ def _describe(
     log.line(f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
              f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}")  # fmt: skip
     if splits.val is None:
-        log.line("selection: no validation images (--val_fraction 0), the test set is evaluated every epoch")
+        freq = config.eval_freq
+        when = "every epoch" if freq == 1 else f"every {freq} epochs" if freq else "at the end only"
+        log.line(f"selection: no validation images (--val_fraction 0), the test set is evaluated {when}")
     log.line(model_table(trainer.model))
     count = parameter_count(trainer.model)
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
