@@ -3,41 +3,24 @@
 import contextlib
 import dataclasses
 import math
-import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import plots
 from augment import build_engine
-from config import RunError, TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
+from config import TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
 from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
-from evaluate import headline, report_on, write_evaluation
 from model import CIFARNet, build_model, model_table, parameter_count, start_from
-from runtime import RunLog, Runtime, Signals, exclusive, peak_memory, start, writable_directory
-from snapshots import (
-    BEST,
-    LAST,
-    TrainState,
-    find_best,
-    find_newest,
-    load,
-    move_aside,
-    numbered,
-    pack,
-    prune,
-    read_trained,
-    save,
-    weights_of,
-)
+from recorder import Recorder
+from runtime import RunLog, Runtime, Signals, exclusive, start, writable_directory
+from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
 from train import Trainer
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -96,7 +79,7 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
                 raise
 
 
-def _train(trainer: Trainer, recorder: "Recorder", signals: Signals, group: Group) -> None:
+def _train(trainer: Trainer, recorder: Recorder, signals: Signals, group: Group) -> None:
     try:
         with signals.deferred(), group.contact():
             trainer.fit(recorder.on_epoch_end, agreed_check(signals, trainer.runtime))
@@ -245,166 +228,6 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
             f"end of epoch {state.epoch}, goes on at {trainer.rate(step):.3g} and reaches --min_lr in epoch "
             f"{config.epochs}; a run that had {config.epochs} epochs from the start would end elsewhere"
         )
-
-
-class Recorder:
-    """Keeps what a run leaves behind: log lines, history, snapshots, figures. The first rank does it, for all."""
-
-    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path, group: Group) -> None:
-        self.trainer, self.log, self.snapshot_dir, self.plot_dir = trainer, log, snapshot_dir, plot_dir
-        self.group = group
-        self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
-        self.started = time.perf_counter()
-        self.epochs_before = trainer.epoch
-        self.told_of_wait = False
-        self.unsaved: dict[Path, bytes] = {}  # snapshots yet to be written, or to be tried again
-
-    @property
-    def epochs_here(self) -> int:
-        """The epochs that this process has finished."""
-        return self.trainer.epoch - self.epochs_before
-
-    def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """Keeps the epoch that `row` is of."""
-        self.group.first_only(lambda: self._keep(row))
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
-        epoch, config = row["epoch"], self.config
-        content = pack(self.trainer.state())
-        if config.keeps_best and self.trainer.best_epoch == epoch:
-            self.unsaved[self.snapshot_dir / BEST] = content
-        if config.snapshot_freq and epoch % config.snapshot_freq == 0:
-            self.unsaved[numbered(self.snapshot_dir, epoch)] = content
-        self.unsaved[self.snapshot_dir / LAST] = content
-        self._write_snapshots()
-        self.log.row(row)
-        if config.compile and self.epochs_here == 1:
-            self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
-        self.log.line(self._epoch_line(row))
-        if row["data_wait"] > 0.1 and config.augment_engine == "albumentations" and not self.told_of_wait:
-            self.told_of_wait = True  # once a run
-            self.log.line(f"{row['data_wait']:.0%} of the epoch went by waiting for data: more --num_workers (now "
-                          f"{self.trainer.batches.workers}) where cores are idle, or --augment_engine batched")  # fmt: skip
-        if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
-            self._draw_training()
-
-    def _write_snapshots(self) -> None:
-        for path in sorted(self.unsaved, key=lambda path: path.name == LAST):  # False, then True
-            try:
-                save(self.unsaved[path], path)
-                del self.unsaved[path]
-            except OSError as problem:
-                self.log.line(
-                    f"warning: {path} could not be written ({problem.strerror}); the former one is kept, and it is "
-                    f"tried again"
-                )
-        try:
-            prune(self.snapshot_dir, self.config.keep_snapshots)
-        except OSError as problem:
-            self.log.line(f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})")
-
-    def _epoch_line(self, row: dict[str, Any]) -> str:
-        left = (time.perf_counter() - self.started) / self.epochs_here * (self.config.epochs - row["epoch"])
-        parts = [
-            f"epoch {row['epoch']}/{self.config.epochs}",
-            f"lr {row['lr']:.3g}",
-            f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
-            *(
-                f"{part} {row[f'{part}_loss']:.4f} {row[f'{part}_accuracy']:.2%}"
-                for part in ("val", "test")
-                if row[f"{part}_loss"]
-            ),
-            f"{row['seconds']:.1f} s",
-            f"{row['images_per_second']:.0f} img/s",
-            f"data wait {row['data_wait']:.1%}",
-            f"grad norm {row['grad_norm']:.2f}, {row['clipped']:.0%} clipped",
-            *(
-                [f"best {self.trainer.best_accuracy:.2%} ({self.trainer.best_epoch})"]
-                if self.trainer.best_epoch
-                else []
-            ),
-            f"left {_clock(left)}",
-        ]
-        if row["ema_accuracy"] is not None:
-            parts.insert(-5, f"raw {row['raw_accuracy']:.2%}, averaged {row['ema_accuracy']:.2%}")
-        if row["skipped_steps"]:
-            parts.insert(-2, f"{row['skipped_steps']} steps skipped by the fp16 scaler")
-        return " | ".join(parts)
-
-    def _draw_training(self) -> None:
-        if not self.config.plot_training or not self.trainer.history:
-            return
-        trainer, epochs = self.trainer, self.config.epochs
-        title = f"{self.splits.name}: epoch {trainer.epoch} of {epochs}"
-        try:
-            plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png")
-            plots.learning_rate_schedule(
-                trainer.rate, trainer.total_steps, epochs, trainer.epoch, self.plot_dir / "learning_rate_schedule.png"
-            )
-        except OSError as problem:
-            self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
-
-    def leave(self, why: str, argv: list[str]) -> None:
-        """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""
-        self._write_snapshots()
-        self._draw_training()
-        if (self.snapshot_dir / LAST).exists():  # else nothing was finished here, and the same command starts again
-            argv = [*argv, "--resume", "auto"]
-        self.log.line(f"{why}; go on with:")
-        self.log.line(f"  {self.group.ranks.launcher} main.py {shlex.join(argv)}")
-
-    def finish(self, source: Path | None) -> None:
-        """The report on the finished run, `source` being the snapshot it went on from.
-
-        Raises `RunError` where a snapshot or the report could not be written.
-        """
-        self.group.first_only(self._finish_files)
-        if self.epochs_here or source is None:
-            at_end, state = self.snapshot_dir / LAST, self.trainer.state()
-        else:  # nothing was trained here: the statistics and settings that count are the snapshot's
-            at_end, state = source, from_first_rank(lambda: load(source), self.runtime)
-        which = self.config.evaluate
-        last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
-        best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state.best_epoch), self.runtime)
-        if self.config.keeps_best and best_path:
-            state = from_first_rank(lambda: load(best_path), self.runtime)
-            best = report_on(weights_of(state, best_path, which), self.splits, self.config, self.runtime)
-        if self.runtime.rank:
-            return
-        chosen = best if self.config.select == "best" and best else last
-        write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
-        for name, report in (("last", last), ("best", best)):
-            if report:
-                tops = ", ".join(f"top-{k} {share:.2%}" for k, share in report.tops().items())
-                self.log.line(f"{name} model, epoch {report.epoch}: {tops}, macro F1 {report.macro['f1']:.4f}, "
-                              f"loss {report.loss:.4f}")  # fmt: skip
-        trained = sum(row["train_seconds"] for row in self.trainer.history)
-        others = sum(row["seconds"] for row in self.trainer.history) - trained
-        used = os.times()
-        self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
-                      f"{_clock(sum(used[:4]))} of processor time")  # fmt: skip
-        self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
-        self.log.line(
-            f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"
-        )
-        if self.unsaved:
-            names = ", ".join(sorted(path.name for path in self.unsaved))
-            raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
-
-    def _finish_files(self) -> None:
-        self._draw_training()
-        if self.unsaved:
-            self._write_snapshots()
-
-    def _written_best(self, at_end: Path, epoch: int) -> Path | None:
-        path = find_best(at_end, at_end.parent, epoch)
-        return None if path in self.unsaved else path
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 if __name__ == "__main__":
