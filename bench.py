@@ -309,7 +309,9 @@ def _bench(argv: list[str], group: Group) -> None:
     chosen = [
         name
         for name, (decides, _) in named.items()
-        if options.only in name and (decides or not options.quick) and (options.compiled or "compiled" not in name)
+        if options.only in name
+        and (decides or not options.quick)
+        and (options.compiled or "compiled" in options.only or "compiled" not in name)
     ]
     if not chosen:
         raise UserError(f"--only {options.only}: no measurement has that in its name")

@@ -108,7 +108,7 @@ class TrainConfig:
     augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
     augment_p: float | None = _flag(None, "augmentation", "probability of each step of full beyond crop and flip", within="[0, 1]", unset="0.5")
     augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
-    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions into this PNG file, then end", unset="off", on_resume="change")
+    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions, at 32x32, into this PNG file, then end", unset="off", on_resume="change")
 
     recipe: str | None = _flag(None, "recipe", "read flags from this TOML file; what the command line says wins", unset="off", on_resume="change")
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
@@ -125,7 +125,7 @@ class TrainConfig:
     muon_momentum: float = _flag(0.6, "recipe", "Nesterov momentum of muon's convolutions", within="[0, 1)")
     weight_decay: float = _flag(5e-4, "recipe", "L2 penalty (adamw: decoupled; muon's convolutions have unit rows instead)", within="[0, inf)")
     decay_norms: bool = _flag(True, "recipe", "weight decay on normalisations and biases too")
-    label_smoothing: float = _flag(0.0, "recipe", "share of each training label spread evenly over all classes", within="[0, 1)")
+    label_smoothing: float = _flag(0.0, "recipe", "share of each training label spread evenly over all classes; the training loss then is that of such labels", within="[0, 1)")
     ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
     dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")

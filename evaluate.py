@@ -30,9 +30,8 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
     how = trained.selected_by if splits.name == trained.dataset else f"trained on {trained.dataset}"
-    if trained.config.get("evaluate") == "ema":
-        how = f"averaged weights, {how}"
-    return build_report(logits, labels, splits.test.classes, splits.name, trained.source, trained.epoch, how)
+    which = trained.config.get("evaluate", "raw")
+    return build_report(logits, labels, splits.test.classes, splits.name, trained.source, trained.epoch, which, how)
 
 
 def headline(report: Report) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def write_evaluation(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, or 2 with one line on stderr for a wrong request."""
+    """The command: exit code 0; 1 where the disk does not take the files, 2 for a wrong request."""
     return run_command(lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 

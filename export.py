@@ -50,17 +50,17 @@ def _with_accuracy_of(weights: Weights, path: Path) -> Weights:
     """`weights` with the accuracy in the metrics.json `path`. Raises `UserError` where that is of another model."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        accuracy, about = float(report["top1"]), (report["epoch"], report["dataset"], list(report["per_class"]))
+        accuracy, classes = float(report["top1"]), list(report["per_class"])
+        about = {name: report[name] for name in ("epoch", "dataset", "weights")}
         images = int(report["images"])
     except OSError as problem:
         raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
     except (KeyError, TypeError, ValueError):
         raise UserError(f"--metrics {path} is no metrics.json as main.py and evaluate.py write it") from None
-    if about != (weights.epoch, weights.dataset, weights.classes):
-        raise UserError(
-            f"--metrics {path} is of another model: epoch {report['epoch']} on {report['dataset']}, the snapshot is of "
-            f"epoch {weights.epoch} on {weights.dataset}"
-        )
+    own = {"epoch": weights.epoch, "dataset": weights.dataset, "weights": weights.config.get("evaluate", "raw")}
+    if (about, classes) != (own, weights.classes):
+        said, meant = (", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (about, own))
+        raise UserError(f"--metrics {path} is of another model: {said}; those to export are: {meant}")
     return dataclasses.replace(weights, accuracy=accuracy, accuracy_from=f"{path.name}, {images} images")
 
 

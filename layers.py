@@ -119,10 +119,11 @@ def norm_relu_dropout(branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm
     replace several passes over the largest tensors of the network, which are then not kept either. In evaluation
     the running statistics take the place of the batch's.
     """
-    x, conv, bn = branches[0]
-    if conv.plain or (bn.training and x.device.type != "cpu"):
+    x, conv, _ = branches[0]
+    training = {bn.training for _, _, bn in branches}
+    if conv.plain or len(training) == 2 or (training == {True} and x.device.type != "cpu"):
         return dropout(torch.relu(_sum(bn(conv(x)) for x, conv, bn in branches)))
-    if not bn.training:
+    if training == {False}:
         return dropout(torch.relu(_sum(_evaluated(*branch) for branch in branches)))
     p = dropout.p if dropout.training else 0.0
     tensors = []
@@ -130,7 +131,7 @@ def norm_relu_dropout(branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm
         pixels, weight = _patches(_autocast(x), conv)
         tensors += [pixels.contiguous(memory_format=torch.channels_last), weight, bn.weight, bn.bias]
     with torch.autocast(x.device.type, enabled=False):  # statistics in 32 bits
-        y, *statistics = _NormedSum.apply(bn.eps, 1 / (1 - p), *tensors)
+        y, *statistics = _NormedSum.apply([bn.eps for _, _, bn in branches], 1 / (1 - p), *tensors)
     for (_, _, bn), mean, var in zip(branches, statistics[::2], statistics[1::2], strict=True):
         _update_running(bn, mean, var, y.numel() // y.shape[1])
     return _ReluDropout.apply(y, p)
@@ -166,13 +167,13 @@ class _NormedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, eps: float, gain: float, *tensors: Tensor) -> tuple:
+    def forward(ctx: torch.autograd.function.FunctionCtx, eps: list[float], gain: float, *tensors: Tensor) -> tuple:
         ctx.folded, statistics, biases = [], [], []
         xs = tensors[::4]
         for i, x in enumerate(xs):
             with torch.enable_grad():  # the small matrices have a graph of their own
                 leaves = [t.detach().requires_grad_() for t in (*tensors[4 * i + 1 : 4 * i + 4], *_moments(x))]
-                weight, bias, mean, var = _fold(*leaves, eps, gain)
+                weight, bias, mean, var = _fold(*leaves, eps[i], gain)
             ctx.folded.append((weight, bias, leaves))
             statistics += [mean.detach(), var.detach()]
             biases.append(bias.detach())

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
 
 def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
     config = parse_config(argv, DESCRIPTION, presets)
-    argv = [*presets, *argv]
+    command = ["run_complete_training.py" if presets else "main.py", *argv]
     runtime = start(config, group.ranks)
     first = runtime.rank == 0  # it alone reads and writes here, and speaks
     if config.preview_augment:
@@ -49,7 +49,7 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
     )
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
     with RunLog(quiet=not first) as log, lock, group.contact():
-        log.line(f"{group.ranks.launcher} main.py {shlex.join(argv)}")
+        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
         splits = group.first_on_machine(lambda: load_splits(config, log.line))
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
@@ -75,7 +75,7 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
             except (KeyboardInterrupt, LostContactError) as why:
                 if first:
                     with signals.deferred():  # as another rank ends, torchrun signals this one
-                        recorder.leave(f"{why}: ended after epoch {trainer.epoch}", argv)
+                        recorder.leave(f"{why}: ended after epoch {trainer.epoch}", command)
                 raise
 
 
@@ -181,7 +181,7 @@ def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path |
         best = from_first_rank(lambda: find_best(source, snapshot_dir, trainer.best_epoch), trainer.runtime)
     if trainer.runtime.rank == 0:
         _move_and_copy(trainer, log, snapshot_dir, best, trainer.epoch if in_place else 0)
-    if source and trainer.config.keeps_best and not best:
+    if source and trainer.config.keeps_best and trainer.best_epoch and not best:
         log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
         trainer.best_accuracy, trainer.best_epoch = 0.0, 0
 
@@ -228,6 +228,9 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
             f"end of epoch {state.epoch}, goes on at {trainer.rate(step):.3g} and reaches --min_lr in epoch "
             f"{config.epochs}; a run that had {config.epochs} epochs from the start would end elsewhere"
         )
+        if config.image_sizes:
+            sizes = former.image_size(state.epoch), config.image_size(state.epoch + 1)
+            log.line(f"so do the parts of --image_sizes: from {sizes[0]} pixels the training goes on at {sizes[1]}")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class Report:
     dataset: str
     snapshot: str
     epoch: int
+    weights: str  # "raw", or "ema": the averaged ones
     selected_by: str  # how the epoch was chosen, in words
     table: str  # scikit-learn's classification report
 
@@ -81,7 +82,14 @@ class Report:
 
 
 def build_report(
-    logits: Tensor, labels: Tensor, classes: tuple[str, ...], dataset: str, snapshot: str, epoch: int, selected_by: str
+    logits: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    dataset: str,
+    snapshot: str,
+    epoch: int,
+    weights: str,
+    selected_by: str,
 ) -> Report:
     """The report on logits [N,C] and labels [N]; a class never predicted or never present scores 0."""
     loss, top1, top3, top5 = scores(logits, labels)
@@ -103,7 +111,7 @@ def build_report(
     matrix = confusion_matrix(true, predicted, labels=indices).tolist()
     return Report(
         top1, top3, top5, loss, len(labels), averaged("macro"), averaged("weighted"), per_class, matrix,
-        dataset, snapshot, epoch, selected_by, table,
+        dataset, snapshot, epoch, weights, selected_by, table,
     )  # fmt: skip
 
 
@@ -119,7 +127,7 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     head = (
         f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.snapshot} (epoch {report.epoch}, {report.selected_by})\n"
+        f"snapshot: {report.snapshot} (epoch {report.epoch}, {report.weights} weights, {report.selected_by})\n"
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
         f"{tops}loss: {report.loss:.4f}\n\n"
     )

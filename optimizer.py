@@ -71,7 +71,10 @@ class Muon(torch.optim.SGD):
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(p)
                     average = state["momentum_buffer"].mul_(momentum).add_(p.grad)
-                    p.grad = orthogonalised(p.grad.add(average, alpha=momentum))
+                    update = orthogonalised(p.grad.add(average, alpha=momentum))
+                    p.grad = torch.empty_like(p).copy_(
+                        update
+                    )  # in p's own layout: the fused step reads memory in order
         loss = super().step(closure)
         for group in orthogonal:
             for p in group["params"]:
@@ -91,4 +94,4 @@ def orthogonalised(update: Tensor) -> Tensor:
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x.T if tall else x).reshape(update.shape).to(memory_format=torch.preserve_format)
+    return (x.T if tall else x).reshape(update.shape)

@@ -114,14 +114,14 @@ class Recorder:
         except OSError as problem:
             self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
 
-    def leave(self, why: str, argv: list[str]) -> None:
+    def leave(self, why: str, command: list[str]) -> None:
         """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""
         self._write_snapshots()
         self._draw_training()
         if (self.snapshot_dir / LAST).exists():  # else nothing was finished here, and the same command starts again
-            argv = [*argv, "--resume", "auto"]
+            command = [*command, "--resume", "auto"]
         self.log.line(f"{why}; go on with:")
-        self.log.line(f"  {self.group.ranks.launcher} main.py {shlex.join(argv)}")
+        self.log.line(f"  {self.group.ranks.launcher} {shlex.join(command)}")
 
     def finish(self, source: Path | None) -> None:
         """The report on the finished run, `source` being the snapshot it went on from.
@@ -148,8 +148,9 @@ class Recorder:
                 tops = ", ".join(f"top-{k} {share:.2%}" for k, share in report.tops().items())
                 self.log.line(f"{name} model, epoch {report.epoch}: {tops}, macro F1 {report.macro['f1']:.4f}, "
                               f"loss {report.loss:.4f}")  # fmt: skip
-        trained = sum(row["train_seconds"] for row in self.trainer.history)
-        others = sum(row["seconds"] for row in self.trainer.history) - trained
+        rows = [row for row in self.trainer.history if row["train_seconds"] is not None]
+        trained = sum(row["train_seconds"] for row in rows)
+        others = sum(row["seconds"] for row in rows) - trained
         used = os.times()
         self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
                       f"{_clock(sum(used[:4]))} of processor time")  # fmt: skip

@@ -330,6 +330,7 @@ class RunLog:
         self.path: Path | None = None
         self._file: TextIO | None = None
         self._csv: TextIO | None = None
+        self._rows: csv.DictWriter | None = None
         self._early: list[str] = []
         self._failed = False
 
@@ -361,8 +362,9 @@ class RunLog:
         def write() -> None:
             if self._csv is None:
                 self._csv = self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8")
-                csv.writer(self._csv).writerow(row)
-            csv.writer(self._csv).writerow(row.values())
+                self._rows = csv.DictWriter(self._csv, list(row))
+                self._rows.writeheader()
+            self._rows.writerow(row)
             self._csv.flush()
 
         self._write(write)

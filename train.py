@@ -180,12 +180,16 @@ def _checked(batches: Iterable[Batch], check: Callable[[], None], rounds: int) -
         check()
 
 
+# what snapshots of earlier versions do not have in their histories
+LATER_COLUMNS = ("raw_accuracy", "ema_accuracy", "train_seconds")
+
+
 class Trainer:
     """Trains `model` by the recipe in `config`, an epoch at a time.
 
     `on_epoch_end(row)` is called with each new row of `history` once the epoch is over; `state()` is then
-    what a snapshot keeps. Accuracy and loss are those of `evaluated_model` on `splits.val` where there is one, else
-    on the test set.
+    what a snapshot keeps. Accuracy and loss are those of the weights that `config.evaluate` names, on `splits.val`
+    where there is one, else on the test set.
     """
 
     def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
@@ -200,11 +204,12 @@ class Trainer:
         self.averaged = None  # or the moving average of the weights
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-            some = limited(splits.train, 1024, "--limit_train")
+            some = limited(splits.train, max(1024, len(splits.train.classes)), "--ema_decay")
             alone = replace(runtime, rank=0, world_size=1)
             self.settling = EvalBatches(some, len(some), alone, splits.mean, splits.std)
         self.step_model = data_parallel(step_model, runtime)
-        fused = runtime.device.type in ("cpu", "cuda")  # one pass over the weights instead of several
+        # One pass over the weights instead of several; but a fused step does not survive an overflow in its first steps.
+        fused = runtime.device.type in ("cpu", "cuda") and runtime.amp_dtype is not torch.float16
         self.optimizer = build_optimizer(self.model, config, fused)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp_dtype is torch.float16)
         self.first_step = 0.0  # seconds that the first step of this process took
@@ -222,11 +227,6 @@ class Trainer:
         warmup = self.config.warmup_epochs * len(self.batches)
         config = self.config
         return learning_rate(step, self.total_steps, warmup, config.lr, config.min_lr, config.schedule)
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The network whose accuracy counts."""
-        return self.averaged.module if self.config.evaluate == "ema" else self.model
 
     def fit(self, on_epoch_end: Callable[[dict[str, Any]], None], check: Callable[[], None] = lambda: None) -> None:
         """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite.
@@ -267,7 +267,7 @@ class Trainer:
                 settle(self.averaged.module, self.settling, self.runtime)
             found = self._evaluate(check) if self.config.evaluates(epoch) else {}
         held_out = found.get(self.config.evaluate)
-        if held_out and not math.isfinite(held_out.loss):
+        if not all(p.isfinite().all() for p in self.model.parameters()):  # the last step's update
             self._stop_not_finite(epoch, len(self.batches) - 1)
         self.first_step = self.first_step or stats.first_step
         self.epoch = epoch
@@ -356,10 +356,12 @@ class Trainer:
             set_random_state(state.random_state)
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise UserError(f"the snapshot's optimizer does not fit this run ({problem}); start a new run") from None
-        self.epoch, self.history = state.epoch, list(state.history)
+        self.epoch = state.epoch
+        self.history = [row | {key: row.get(key) for key in LATER_COLUMNS} for row in state.history]
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
-        validated = config_from_dict(state.config).val_fraction > 0
-        if validated != (self.splits.val is not None):  # accuracies on other images are no match for each other
+        former = config_from_dict(state.config)
+        if (former.val_fraction > 0, former.evaluate) != (self.splits.val is not None, self.config.evaluate):
+            # accuracies on other images, or of other weights, are no match for each other
             self.best_accuracy, self.best_epoch = 0.0, 0
 
 

@@ -85,7 +85,7 @@ def gradients(model):
 
 def test_muon_turns_the_dense_convolutions_and_leaves_the_rest_to_sgd():
     torch.manual_seed(0)
-    model, twin = CIFARNet(), CIFARNet()
+    model, twin = (CIFARNet().to(memory_format=torch.channels_last) for _ in range(2))
     twin.load_state_dict(model.state_dict())
     config = TrainConfig(optimizer="muon", lr=0.2, muon_lr=0.05, muon_momentum=0.6, weight_decay=1e-3)
     muon = build_optimizer(model, config, fused=True)

@@ -92,7 +92,12 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         )
         assert done.code == 0
         text = Path(which, "classification_report.txt").read_text()
-        assert ("averaged weights, not selected" in text) == (which == "ema")
+        assert f"{which} weights, not selected" in text
+    wrong = command(
+        "export", "--snapshot", "snapshots_complete/last.pth", "--evaluate", "raw", "--metrics", "ema/metrics.json"
+    )
+    assert wrong.code == 2
+    assert "weights ema; those to export are" in wrong.err
     assert figures(Path("ema"))["loss"] == report["loss"] != figures(Path("raw"))["loss"]
     done = command("evaluate", "--pretrained", "weights.safetensors", "--evaluate", "ema")
     assert (done.code, done.out) == (2, "")
@@ -302,7 +307,7 @@ def test_evaluate_repeats_the_accuracy_of_the_weights(command, trained):
     assert differing <= {"last", "best", "snapshot"}
     assert again["snapshot"] == str(trained.weights)
     text = Path("plots_complete/classification_report.txt").read_text()
-    assert f"snapshot: {trained.weights} (epoch 4, not selected" in text
+    assert f"snapshot: {trained.weights} (epoch 4, raw weights, not selected" in text
     assert str(trained.weights) in done.out
 
 

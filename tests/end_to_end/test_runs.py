@@ -153,7 +153,8 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
     assert [row["test_accuracy"] for row in early] == ["", ""]
     assert final["test_accuracy"] == final["ema_accuracy"] != ""
     assert figures()["top1"] == float(final["ema_accuracy"])
-    assert "averaged weights, not selected; the test set was evaluated at the end only" in figures()["selected_by"]
+    assert figures()["weights"] == "ema"
+    assert figures()["selected_by"] == "not selected; the test set was evaluated at the end only"
     assert "averaged" in log_text()
 
     assert command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again").code == 0
@@ -398,7 +399,7 @@ def test_a_disk_that_fails_ends_with_1_after_the_report(command, monkeypatch):
     def fail(state, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("main.save", fail)
+    monkeypatch.setattr("recorder.save", fail)
     done = command("main", *QUICK, "--epochs", "1")
     assert done.code == 1
     assert "last.pth" in done.err

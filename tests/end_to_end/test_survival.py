@@ -255,7 +255,7 @@ def test_a_signal_before_the_first_epoch_prints_what_starts_again(command, monke
     assert command("main", *QUICK, "--epochs", "1").code == 0
     flags = (*QUICK, "--snapshot_dir", "b", "--resume", "snapshots_complete/last.pth")
     monkeypatch.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr("main.Recorder.on_epoch_end", lambda *args: None)
+    monkeypatch.setattr("recorder.Recorder.on_epoch_end", lambda *args: None)
     done = command("main", *flags)
     assert done.code == 143
     assert done.out.rstrip().endswith("--snapshot_dir b --resume snapshots_complete/last.pth")
@@ -322,7 +322,7 @@ def fail_at(monkeypatch, fails: Callable[[int, str], bool]) -> None:
             raise OSError(28, "No space left on device")
         snapshots.save(content, path)
 
-    monkeypatch.setattr(main, "save", save)
+    monkeypatch.setattr("recorder.save", save)
 
 
 def test_what_could_not_be_written_is_written_later_as_it_would_have_been(command, monkeypatch, tmp_path, reference):
