@@ -395,9 +395,8 @@ def test_the_three_lines_of_the_readme(trained, tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_pretrained" in code)
     assert len(block.split("\n\n", 1)[1].splitlines()) == 2  # and the import: three lines
-    monkeypatch.setattr(weights, "RESULTS", tmp_path)
-    (tmp_path / "hour").mkdir()
-    (tmp_path / "hour" / weights.FILE).write_bytes(trained.weights.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    Path(weights.FILE).write_bytes(trained.weights.read_bytes())
     for path in sorted(trained.tree.glob("test/*/*.png")):
         with Image.open(path) as picture:
             exec(block, {"picture": picture.resize((300, 200))})
