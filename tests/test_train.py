@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from model import CIFARNet, build_model
 from optimizer import learning_rate
 from runtime import start
 from snapshots import evaluated_weights
-from train import Trainer
+from train import LATER_COLUMNS, Trainer
 
 
 def small_splits(train=24, test=10, val=None) -> Splits:
@@ -235,3 +236,48 @@ def test_a_state_of_other_classes_or_another_network_is_refused():
         make_trainer().load_state(type(state)(**{**state.__dict__, "model": weights}))
     with pytest.raises(UserError, match="optimizer"):
         make_trainer().load_state(type(state)(**{**state.__dict__, "optimizer": {"param_groups": []}}))
+
+
+def test_a_history_of_an_earlier_version_is_taken_over_with_blanks():
+    trainer = make_trainer(epochs=2, ema_decay=0.5)
+    state = make_trainer(epochs=1, ema_decay=0.5)
+    state.fit(lambda row: None)
+    kept = state.state()
+    for name in LATER_COLUMNS:
+        del kept.history[0][name]
+    trainer.load_state(kept)
+    trainer.fit(lambda row: None)
+    assert trainer.history[0].keys() == trainer.history[1].keys()
+    assert all(trainer.history[0][name] is None and trainer.history[1][name] is not None for name in LATER_COLUMNS)
+
+
+def test_the_best_of_other_weights_is_not_carried_over():
+    first = make_trainer(ema_decay=0.5, epochs=1)
+    first.fit(lambda row: None)
+    for which, best_epoch in (("raw", 1), ("ema", 0)):
+        second = make_trainer(ema_decay=0.5, epochs=2, evaluate=which)
+        second.load_state(first.state())
+        assert second.best_epoch == best_epoch
+
+
+def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():
+    trainer, rows = make_trainer(eval_freq=0, batch_size=24), []
+    with pytest.raises(RunError, match="no longer finite: epoch 1, step 1 of 1"):
+        trainer.fit(rows.append, lambda: trainer.model.head.bias.data.fill_(torch.nan))
+    assert not rows
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_an_overflow_in_the_first_fp16_step_leaves_no_trace(optimizer):
+    config = TrainConfig(device="cpu", num_workers=0, batch_size=10, optimizer=optimizer)
+    runtime = replace(start(config), amp_dtype=torch.float16)
+    trainer = Trainer(build_model(config, 2), small_splits(), config, runtime)
+    for gradient in (torch.inf, 0.1):
+        for p in trainer.model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        trainer.scaler.scale(torch.ones(()))  # sets the scaler up
+        trainer.scaler.unscale_(trainer.optimizer)
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+        assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert all(state["momentum_buffer"].isfinite().all() for state in trainer.optimizer.state.values())

@@ -116,6 +116,8 @@ def test_without_plots_only_the_numbers(command):
 
 def test_everything_switched_on_and_flags_win(command):
     assert command("run_complete_training", *QUICK, "--epochs", "1", "--plot_evaluation").code == 0
+    assert " python run_complete_training.py --dataset" in log_text()  # the command as given, without the presets
+    assert "--save_best" not in log_text().splitlines()[0]
     config = snapshot("last.pth")["config"]
     assert (config["amp"], config["save_best"], config["plot_evaluation"]) == (True, True, True)
     assert config["plot_training"] is False
