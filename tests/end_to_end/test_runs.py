@@ -158,6 +158,7 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
     assert figures()["weights"] == "ema"
     assert figures()["selected_by"] == "not selected; the test set was evaluated at the end only"
     assert "averaged" in log_text()
+    assert "the test set is evaluated at the end only" in log_text()
 
     assert command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again").code == 0
     assert figures(Path("again"))["loss"] == figures()["loss"]
