@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import TrainConfig, UserError, printable
 from download import fetch, unpack
-from runtime import exclusive, remove_leftovers, write_atomically
+from files import exclusive, remove_leftovers, write_atomically
 
 SIZE = 32  # pixels: height and width of every image
 SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images

@@ -9,9 +9,10 @@ import plots
 from batches import EvalBatches
 from config import RunError, TrainConfig, UserError, build_parser, config_from_dict
 from data import Splits, load_splits
+from files import writable_directory
 from metrics import Report, build_report, predict, write_report
 from model import restore
-from runtime import Runtime, run_command, start, writable_directory
+from runtime import Runtime, run_command, start
 from snapshots import load, read_trained, weights_of
 from train import check_classes
 from weights import Weights

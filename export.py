@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import RunError, TrainConfig, UserError, build_parser
-from runtime import run_command, writable_directory
+from files import writable_directory
+from runtime import run_command
 from snapshots import load, weights_of
 from weights import FILE, Weights, write_weights
 

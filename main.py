@@ -17,9 +17,10 @@ from augment import build_engine
 from config import TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
 from data import Splits, limited, load_splits
 from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
+from files import RunLog, exclusive, writable_directory
 from model import CIFARNet, build_model, model_table, parameter_count, start_from
 from recorder import Recorder
-from runtime import RunLog, Runtime, Signals, exclusive, start, writable_directory
+from runtime import Runtime, Signals, start
 from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
 from train import Trainer
 

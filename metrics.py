@@ -14,7 +14,8 @@ from sklearn.metrics import classification_report, confusion_matrix, precision_r
 from torch import Tensor, nn
 
 from distributed import gathered
-from runtime import Runtime, write_atomically
+from files import write_atomically
+from runtime import Runtime
 
 
 @torch.inference_mode()

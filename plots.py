@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from files import write_atomically
 from metrics import Report
-from runtime import write_atomically
 
 DPI = 120
 TRAIN, TEST, THIRD = "#1f6fb4", "#d1495b", "#3f9c6b"

@@ -10,7 +10,8 @@ import plots
 from config import RunError
 from distributed import Group, from_first_rank
 from evaluate import headline, report_on, write_evaluation
-from runtime import RunLog, peak_memory
+from files import RunLog
+from runtime import peak_memory
 from snapshots import BEST, LAST, find_best, load, numbered, pack, prune, save, weights_of
 from train import Trainer
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from config import TrainConfig, UserError, config_from_dict
-from runtime import write_atomically
+from files import write_atomically
 from weights import Weights, read_weights
 
 LAST, BEST = "last.pth", "best_model.pth"

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from config import UserError
-from runtime import write_atomically
+from files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"  # results/<name>/weights.safetensors
 FILE = "weights.safetensors"
