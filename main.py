@@ -22,7 +22,7 @@ from model import CIFARNet, build_model, model_table, parameter_count, start_fro
 from recorder import Recorder
 from runtime import Runtime, Signals, start
 from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
-from train import Trainer
+from train import Trainer, keeps_momenta
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
@@ -218,6 +218,8 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
         )
     changes = ", ".join(allowed + altering)
     log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+    if not keeps_momenta(former, config):
+        log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
     before, now = state.config.get("world_size", 1), trainer.runtime.world_size
     if before != now:
         log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "

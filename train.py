@@ -341,14 +341,10 @@ class Trainer:
         """Goes on from `state`. Raises `UserError` where it belongs to other classes or another network."""
         check_classes(state.classes, self.splits.train.classes)
         load_weights(self.model, state.model)
-        own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        former = config_from_dict(state.config)
         try:
-            self.optimizer.load_state_dict(state.optimizer)
-            for group, settings in zip(self.optimizer.param_groups, own, strict=True):
-                group.update(settings)  # this run's flags, not the snapshot's
-            for group in self.optimizer.param_groups:
-                if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
-                    raise ValueError("its momenta are not those of the weights")
+            if keeps_momenta(former, self.config):
+                self._load_optimizer(state.optimizer)
             if self.averaged is not None and state.averaged:
                 self.averaged.load_state_dict(state.averaged)
             if self.scaler.is_enabled() and state.scaler:
@@ -359,10 +355,22 @@ class Trainer:
         self.epoch = state.epoch
         self.history = [row | {key: row.get(key) for key in LATER_COLUMNS} for row in state.history]
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
-        former = config_from_dict(state.config)
         if (former.val_fraction > 0, former.evaluate) != (self.splits.val is not None, self.config.evaluate):
             # accuracies on other images, or of other weights, are no match for each other
             self.best_accuracy, self.best_epoch = 0.0, 0
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)  # this run's flags, not the snapshot's
+            if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
+                raise ValueError("its momenta are not those of the weights")
+
+
+def keeps_momenta(former: TrainConfig, now: TrainConfig) -> bool:
+    """Whether an optimizer for `now` can go on from what one for `former` keeps of each weight; else it starts anew."""
+    return (former.optimizer, former.decay_norms) == (now.optimizer, now.decay_norms)
 
 
 def _fit(states: list[tuple[nn.Parameter, dict[str, Any]]]) -> bool:

@@ -136,6 +136,18 @@ def test_going_on_from_a_state_equals_not_stopping(settings):
     assert (second.best_accuracy, second.best_epoch) == (whole.best_accuracy, whole.best_epoch)
 
 
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"decay_norms": False}])
+def test_an_optimizer_of_other_settings_starts_anew(change):
+    first = make_trainer()
+    first.fit(lambda row: None)
+    second = make_trainer(epochs=3, **change)
+    second.load_state(first.state())
+    assert not second.optimizer.state
+    assert all(torch.equal(value, second.model.state_dict()[name]) for name, value in first.model.state_dict().items())
+    second.fit(lambda row: None)
+    assert [row["epoch"] for row in second.history] == [1, 2, 3]
+
+
 def test_the_averaged_weights_follow_their_closed_form():
     trainer, seen = make_trainer(ema_decay=0.7, epochs=1), []
     trainer.fit(lambda row: None, lambda: seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()}))

@@ -380,6 +380,7 @@ def test_steps_that_the_fp16_scaler_left_out_are_counted_in_the_log(command, mon
     [
         (("--lr", "0.2", "--seed", "7"), "lr 0.1 -> 0.2, seed 42 -> 7"),
         (("--epochs", "2"), "epochs 3 -> 2"),
+        (("--optimizer", "adamw"), "optimizer sgd -> adamw"),
         (("--limit_test", "30"), "limit_test 40 -> 30"),
     ],
 )
@@ -396,6 +397,7 @@ def test_flags_that_alter_the_result_are_refused_unless_told(command, flags, nam
     done = command("main", *run, *flags, "--resume", "auto", "--resume_override")
     assert done.code == 0
     assert f"changed: {named}" in done.out
+    assert ("momenta start anew" in done.out) == ("optimizer" in named)
 
 
 def test_flags_that_do_not_alter_the_result_pass(command, tmp_path, reference):
@@ -420,14 +422,16 @@ def test_other_images_under_the_same_flags_are_noticed(command, tree):
 
 
 def test_more_epochs_go_on_and_say_what_becomes_of_the_schedule(command):
-    assert command("main", *QUICK, "--epochs", "2").code == 0
-    done = command("main", *QUICK, "--epochs", "4", "--resume", "auto")
+    run = (*QUICK, "--image_sizes", "8,16")
+    assert command("main", *run, "--epochs", "2").code == 0
+    done = command("main", *run, "--epochs", "4", "--resume", "auto")
     assert (done.code, done.err) == (0, "")
     rates = [float(row["lr"]) for row in rows_of(Path("log"))]
     assert rates[1] == 1e-6 < rates[2]
     assert (
         "--epochs 4 stretches the schedule: the learning rate, 1e-06 at the end of epoch 2, goes on at 0.0" in done.out
     )
+    assert "so do the parts of --image_sizes: from 16 pixels the training goes on at 16" in done.out
 
 
 def test_a_changed_weight_is_noticed_and_an_older_snapshot_taken(command, tmp_path, reference):
