@@ -45,6 +45,8 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for rows, part, color, label in ((history, "train", TRAIN, "train"), (measured, held_out, TEST, named)):
+            if not rows:  # not measured yet
+                continue
             values = [row[f"{part}_{what}"] for row in rows]
             style = {"marker": "o" if len(rows) < 30 else "", "ms": 3, "color": color, "label": label}
             axes.plot([row["epoch"] for row in rows], values, **style)

@@ -35,6 +35,18 @@ def test_curves(tmp_path, epochs, held_out):
     assert size_of(tmp_path / "curves.png") == (1320, 504)
 
 
+def test_curves_show_and_name_only_what_was_measured(tmp_path):
+    rows = history(5)
+    red = np.array([int(plots.TEST[i : i + 2], 16) for i in (1, 3, 5)])
+    for measured in (True, False):
+        if not measured:
+            rows = [row | {"test_loss": None, "test_accuracy": None} for row in rows]
+        plots.training_curves(rows, "title", tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as image:
+            drawn = (np.asarray(image.convert("RGB")) == red).all(axis=2)
+        assert drawn.any() == measured
+
+
 @pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])
 def test_schedule(tmp_path, epochs, done):
     steps = epochs * 98
