@@ -1,5 +1,6 @@
 """What results/ holds stays usable; where the real images are, its figures are repeated."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from conftest import draw_tree
 from PIL import Image
 
 import weights
+from config import read_recipe
 from model import load_pretrained, parameter_count
 
 NAMES = sorted(path.parent.name for path in weights.RESULTS.glob(f"*/{weights.FILE}"))
@@ -43,6 +45,18 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
         assert sorted(guess["class"] for guess in predictions) == sorted(held.classes)
         assert sum(guess["probability"] for guess in predictions) == pytest.approx(1)
     assert len({predictions[0]["probability"] for predictions in told}) == 19  # it looks at the pictures
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_is_of_the_recipe_beside_it(name):
+    recipe = read_recipe(weights.RESULTS / name / "recipe.toml")
+    held = weights.read_weights(name)
+    assert recipe.items() <= held.config.items()
+    with (weights.RESULTS / name / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, recipe["epochs"] + 1))
+    assert held.epoch == recipe["epochs"]
+    assert float(rows[-1]["test_accuracy"]) == held.accuracy
 
 
 @pytest.mark.slow
