@@ -50,6 +50,7 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_is_of_the_recipe_beside_it(name):
     recipe = read_recipe(weights.RESULTS / name / "recipe.toml")
+    assert recipe == read_recipe(weights.RESULTS.parent / "recipes" / f"{name}.toml")  # what repeats it
     held = weights.read_weights(name)
     assert recipe.items() <= held.config.items()
     with (weights.RESULTS / name / "history.csv").open(newline="") as file:
