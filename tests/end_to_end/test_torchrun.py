@@ -121,13 +121,15 @@ def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_al
     os.kill(pid_of(0, process), signal.SIGKILL)
     wait_for(lambda: "resuming after epoch" in output(), process)
     first = int(re.search(r"resuming after epoch (\d+)", output())[1])
-    assert len(errors()) == 1
-    assert errors()[0].startswith("error: rank 1: lost contact with another rank")
+    lost = errors()  # none where torchrun, which ends the other rank too, was faster
+    assert len(lost) <= 1
+    assert all(error.startswith("error: rank 1: lost contact with another rank") for error in lost)
     wait_for(lambda: snapshots.load(last).epoch > first, process)
     os.kill(pid_of(1, process), signal.SIGTERM)
     assert process.wait(60) == 1
-    assert len(errors()) == 1
-    assert output().count("exitcode  : 143") == 2
+    assert errors() == lost
+    codes = re.findall(r"exitcode  : (-?\d+)", output())  # of one rank or both: torchrun looks now and then,
+    assert {"143"} <= set(codes) <= {"143", "-15"}  # and its own SIGTERM may come as a rank is on its way out
     epoch = re.search(r"SIGTERM: ended after epoch (\d+); go on with:", log_text())[1]
     assert snapshots.load(last).epoch == int(epoch)
     assert "  torchrun --nproc_per_node=2 main.py" in output()
