@@ -221,7 +221,8 @@ class Signals:
     """Meanwhile, SIGINT and SIGTERM raise `Interrupted`: at once or, inside `deferred()`, at the next `check()`.
 
     A second signal ends the process at once, unless `patient`: torchrun may pass on what all processes of a job got
-    already, and kills what stays.
+    already, and kills what stays. Then signals stay ignored after an `Interrupted` too, or one that comes as the
+    process is on its way out would change its exit code.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -233,9 +234,10 @@ class Signals:
         self._former = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *problem: object) -> None:
+        leaving = self.patient and kind is not None and issubclass(kind, Interrupted)
         for signum, handler in self._former.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if leaving else handler)
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         if self.received and self.patient:

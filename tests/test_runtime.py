@@ -71,6 +71,21 @@ def test_signals_wait_while_deferred():
     assert signal.getsignal(signal.SIGTERM) is former
 
 
+def test_a_patient_process_on_its_way_out_ignores_signals():
+    former = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Interrupted), Signals(patient=True), Signals(patient=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+        assert {signal.getsignal(signum) for signum in former} == {signal.SIG_IGN}
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+    with Signals(patient=True):
+        pass  # none came: what was there before is put back
+    assert all(signal.getsignal(signum) is handler for signum, handler in former.items())
+
+
 def test_a_terminal_of_few_characters_is_no_bug(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
