@@ -169,7 +169,9 @@ def _resume(trainer: Trainer, source: Path, log: RunLog) -> None:
     _say_changes(trainer, state, source, log)
     if state.epoch >= config.epochs:
         log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
-        best = from_first_rank(lambda: find_best(source, source.parent, trainer.best_epoch), trainer.runtime)
+        best = from_first_rank(
+            lambda: find_best(source, source.parent, trainer.best_epoch, trainer.history), trainer.runtime
+        )
         if config.select == "best" and not best:
             raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
 
@@ -179,7 +181,9 @@ def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path |
     in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
     best = None
     if source:
-        best = from_first_rank(lambda: find_best(source, snapshot_dir, trainer.best_epoch), trainer.runtime)
+        best = from_first_rank(
+            lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history), trainer.runtime
+        )
     if trainer.runtime.rank == 0:
         _move_and_copy(trainer, log, snapshot_dir, best, trainer.epoch if in_place else 0)
     if source and trainer.config.keeps_best and trainer.best_epoch and not best:

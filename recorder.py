@@ -12,7 +12,7 @@ from distributed import Group, from_first_rank
 from evaluate import headline, report_on, write_evaluation
 from files import RunLog
 from runtime import peak_memory
-from snapshots import BEST, LAST, find_best, load, numbered, pack, prune, save, weights_of
+from snapshots import BEST, LAST, TrainState, find_best, load, numbered, pack, prune, save, weights_of
 from train import Trainer
 
 
@@ -27,6 +27,7 @@ class Recorder:
         self.epochs_before = trainer.epoch
         self.told_of_wait = False
         self.unsaved: dict[Path, bytes] = {}  # snapshots yet to be written, or to be tried again
+        self.undrawn = False  # whether the disk did not take the curves the last time
 
     @property
     def epochs_here(self) -> int:
@@ -107,12 +108,14 @@ class Recorder:
             return
         trainer, epochs = self.trainer, self.config.epochs
         title = f"{self.splits.name}: epoch {trainer.epoch} of {epochs}"
+        self.undrawn = False
         try:
             plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png")
             plots.learning_rate_schedule(
                 trainer.rate, trainer.total_steps, epochs, trainer.epoch, self.plot_dir / "learning_rate_schedule.png"
             )
         except OSError as problem:
+            self.undrawn = True
             self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
 
     def leave(self, why: str, command: list[str]) -> None:
@@ -127,7 +130,7 @@ class Recorder:
     def finish(self, source: Path | None) -> None:
         """The report on the finished run, `source` being the snapshot it went on from.
 
-        Raises `RunError` where a snapshot or the report could not be written.
+        Raises `RunError` where a snapshot, the curves or the report could not be written.
         """
         self.group.first_only(self._finish_files)
         if self.epochs_here or source is None:
@@ -136,7 +139,7 @@ class Recorder:
             at_end, state = source, from_first_rank(lambda: load(source), self.runtime)
         which = self.config.evaluate
         last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
-        best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state.best_epoch), self.runtime)
+        best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state), self.runtime)
         if self.config.keeps_best and best_path:
             state = from_first_rank(lambda: load(best_path), self.runtime)
             best = report_on(weights_of(state, best_path, which), self.splits, self.config, self.runtime)
@@ -162,14 +165,16 @@ class Recorder:
         if self.unsaved:
             names = ", ".join(sorted(path.name for path in self.unsaved))
             raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
+        if self.undrawn:
+            raise RunError(f"the curves could not be drawn in {self.plot_dir}; see the log")
 
     def _finish_files(self) -> None:
         self._draw_training()
         if self.unsaved:
             self._write_snapshots()
 
-    def _written_best(self, at_end: Path, epoch: int) -> Path | None:
-        path = find_best(at_end, at_end.parent, epoch)
+    def _written_best(self, at_end: Path, state: TrainState) -> Path | None:
+        path = find_best(at_end, at_end.parent, state.best_epoch, state.history)
         return None if path in self.unsaved else path
 
 

@@ -16,7 +16,7 @@ import torch
 
 from config import TrainConfig, UserError, config_from_dict
 from files import write_atomically
-from weights import Weights, read_weights
+from weights import Weights, fit_a_network, read_weights
 
 LAST, BEST = "last.pth", "best_model.pth"
 HISTORY_KEYS = {"epoch", "lr"} | {
@@ -100,13 +100,15 @@ def load(path: Path) -> TrainState:
 
     Only tensors and plain values are read: a pickle that would run code is refused.
     """
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "is not there"
-        raise UserError(f"the snapshot {path} {what}; name a .pth file that a run wrote")
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise UserError(
+            f"the snapshot {path} cannot be read ({problem.strerror}); name a .pth file that a run wrote"
+        ) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of foreign files is said below in one line
-            content = path.read_bytes()
             fields = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged or crafted file can raise anything
         if "unsupported global" in str(problem).lower():
@@ -134,11 +136,7 @@ def _is_sound(state: TrainState) -> bool:
     return (
         state.epoch >= 1
         and 0 <= state.best_epoch <= state.epoch
-        and len(state.classes) >= 2
-        and all(isinstance(name, str) for name in state.classes)
-        and len(state.mean) == len(state.std) == 3
-        and all(isinstance(value, float) and math.isfinite(value) for value in [*state.mean, *state.std])
-        and min(state.std) > 0
+        and fit_a_network(state.classes, state.mean, state.std)
         and all(isinstance(row, dict) and row.keys() >= HISTORY_KEYS for row in state.history)
     )
 
@@ -232,10 +230,13 @@ def _epoch_of(path: Path) -> int | None:
         return None
 
 
-def find_best(source: Path, directory: Path, epoch: int) -> Path | None:
-    """The snapshot of epoch `epoch`, the best of the run that `source` is of: best_model.pth in `directory` or beside
-    `source`, or `source` itself; None where there is none."""
+def find_best(source: Path, directory: Path, epoch: int, history: list[dict[str, Any]]) -> Path | None:
+    """The snapshot of epoch `epoch`, the best of the run that `source` and `history` are of: best_model.pth in
+    `directory` or beside `source`, or `source` itself; None where there is none. Another run's differs in its losses."""
+    losses = [row["train_loss"] for row in history[:epoch]]
     for path in (directory / BEST, source.parent / BEST, source):
-        if path.exists() and _epoch_of(path) == epoch:
-            return path
+        with contextlib.suppress(UserError):
+            state = load(path)
+            if state.epoch == epoch and [row["train_loss"] for row in state.history] == losses:
+                return path
     return None

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,4 +89,19 @@ def read_weights(name: str) -> Weights:
         raise UserError(f"{path} lacks the metadata {missing[0]!r}; use a file that export.py wrote")
     if metadata["sha256"] != json.dumps(_checksum(model, metadata)):
         raise UserError(f"{path} is damaged: its checksum does not fit its content; use another one")
-    return Weights(model=model, source=name, **{key: json.loads(metadata[key]) for key in METADATA})
+    trained = Weights(model=model, source=name, **{key: json.loads(metadata[key]) for key in METADATA})
+    if not isinstance(trained.config, dict) or not fit_a_network(trained.classes, trained.mean, trained.std):
+        raise UserError(f"{path}: its metadata do not fit together; use a file that export.py wrote")
+    return trained
+
+
+def fit_a_network(classes: Any, mean: Any, std: Any) -> bool:
+    """Whether these, read from a file, can be class names and the statistics of three channels."""
+    return (
+        all(isinstance(values, list) for values in (classes, mean, std))
+        and len(classes) >= 2
+        and all(isinstance(name, str) for name in classes)
+        and len(mean) == len(std) == 3
+        and all(isinstance(value, float) and math.isfinite(value) for value in [*mean, *std])
+        and min(std) > 0
+    )

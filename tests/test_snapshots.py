@@ -261,16 +261,24 @@ def test_the_best_comes_along(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    assert find_best(old / LAST, new, 7) is None
-    save(make_state(7), old / BEST)
-    assert find_best(old / LAST, new, 6) is None  # another epoch's
-    assert find_best(old / LAST, new, 7) == old / BEST
-    save(make_state(6), new / BEST)
-    assert find_best(old / LAST, new, 7) == old / BEST
-    save(make_state(7), new / BEST)
-    assert find_best(old / LAST, new, 7) == new / BEST
-    save(make_state(9), numbered(old, 9))
-    assert find_best(numbered(old, 9), new, 9) == numbered(old, 9)
+    rows = [dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 10)]
+
+    def state(epoch: int) -> TrainState:
+        return replace(make_state(epoch), history=rows[:epoch])
+
+    assert find_best(old / LAST, new, 7, rows) is None
+    save(state(7), old / BEST)
+    assert find_best(old / LAST, new, 6, rows) is None  # another epoch's
+    assert find_best(old / LAST, new, 7, rows) == old / BEST
+    save(state(6), new / BEST)
+    assert find_best(old / LAST, new, 7, rows) == old / BEST
+    other_run = [*rows[:6], rows[6] | {"train_loss": 0.2}]
+    save(replace(state(7), history=other_run), new / BEST)
+    assert find_best(old / LAST, new, 7, rows) == old / BEST
+    save(state(7), new / BEST)
+    assert find_best(old / LAST, new, 7, rows) == new / BEST
+    save(state(9), numbered(old, 9))
+    assert find_best(numbered(old, 9), new, 9, rows) == numbered(old, 9)
 
 
 @pytest.mark.parametrize(

@@ -86,23 +86,31 @@ def test_a_changed_bit_is_noticed_or_harmless(tmp_path, place, bit):
     assert all(torch.equal(back.model[name], kept.model[name]) for name in kept.model)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "text", "a changed weight", "no metadata", "less metadata"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "text", "a changed weight", "no metadata", "less metadata", "odd metadata"]
+)
 def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
     path = tmp_path / FILE
-    write_weights(make_weights(), path)
+    odd = {"std": [0.3, 0.2, 0.0]} if how == "odd metadata" else {}
+    write_weights(replace(make_weights(), **odd), path)
     content = path.read_bytes()
     if how in ("truncated", "empty", "text"):
         path.write_bytes({"truncated": content[:-9], "empty": b"", "text": b"no weights at all"}[how])
     elif how == "a changed weight":
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    else:
+    elif how in ("no metadata", "less metadata"):
         with safe_open(path, "pt") as file:
             metadata = {name: text for name, text in file.metadata().items() if name != "mean"}
         save_file({"weight": torch.ones(3)}, path, metadata if how == "less metadata" else None)
     with pytest.raises(UserError) as caught:
         read_weights(str(path))
     assert str(path) in str(caught.value)
-    words = {"a changed weight": "checksum", "no metadata": "lacks", "less metadata": "'mean'"}
+    words = {
+        "a changed weight": "checksum",
+        "no metadata": "lacks",
+        "less metadata": "'mean'",
+        "odd metadata": "do not fit",
+    }
     assert words.get(how, "no safetensors") in str(caught.value)
 
 

@@ -342,6 +342,18 @@ def test_a_best_model_that_never_could_be_written_ends_with_1(command, monkeypat
     assert Path("plots_complete/metrics.json").exists()
 
 
+def test_curves_that_could_not_be_drawn_end_a_whole_run_with_1(command, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots, "training_curves", fail)
+    done = command("main", *RUN)
+    assert done.code == 1
+    assert done.err == "error: the curves could not be drawn in plots_complete; see the log\n"
+    assert snapshot("last.pth")["epoch"] == 5
+    assert Path("plots_complete/metrics.json").exists()
+
+
 # --- numbers that go wrong ---
 
 
