@@ -7,6 +7,7 @@ derived from `TrainConfig`. `python config.py` prints that table.
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 import tomllib
 import typing
@@ -160,7 +161,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
-            _check(spec, getattr(self, spec.name))
+            value = getattr(self, spec.name)
+            _check(spec, value)
+            if spec.type in (float, float | None) and type(value) is int:  # `lr = 1` in a recipe
+                object.__setattr__(self, spec.name, float(value))
         if self.min_lr > self.lr:
             raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr")
         if self.warmup_epochs >= self.epochs:
@@ -170,7 +174,7 @@ class TrainConfig:
         if self.evaluate == "ema" and self.ema_decay == 0:
             raise UserError("--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out")
         sizes = (self.image_sizes or "32").split(",")
-        if not all(size.strip().isdecimal() and 8 <= int(size) <= 32 for size in sizes):
+        if not all(re.fullmatch(r"\s*\d{1,2}\s*", size) and 8 <= int(size) <= 32 for size in sizes):
             raise UserError(
                 f"--image_sizes {self.image_sizes} is no list of whole numbers from 8 to 32, as in 16,24,32"
             )
@@ -285,7 +289,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UserError(f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:  # of which the two decoding errors are kinds
         raise UserError(f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250") from None
     known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "recipe"]
     for name, value in recipe.items():

@@ -141,6 +141,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(tmp_p
     recipe.write_text('epochs = 12\nlr = 1\namp = false\naugment = "light"\n')
     config = parse_config(["--epochs", "3", "--recipe", str(recipe)], "test", ("--amp", "--save_best", "--epochs", "9"))
     assert config == TrainConfig(recipe=str(recipe), epochs=3, lr=1, augment="light", save_best=True)
+    assert type(config.lr) is float  # as from the command line: optimizers tell the two apart
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(tmp_p
         ("[recipe]\nepochs = 3", "no flag 'recipe'"),
         ("epochs", "is no TOML file"),
         ("epochs = 3\nepochs = 4", "is no TOML file"),
+        (f"epochs = {'9' * 5000}", "is no TOML file"),
+        (f"epochs = {'[' * 5000}", "is no TOML file"),
     ],
 )
 def test_a_wrong_recipe_is_named_with_what_is_wrong(tmp_path, text, said):
