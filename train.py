@@ -98,7 +98,7 @@ def train_one_epoch(
             good = finite_loss & (finite | scaler.is_enabled())  # the scaler leaves such a step out
             bad_step = torch.where((bad_step < 0) & ~good, step, bad_step)
             norm_sum += torch.where(finite, norm, 0)
-            clipped += norm > (max_grad_norm or math.inf)
+            clipped += finite & (norm > (max_grad_norm or math.inf))
             infinite += ~finite
         images_seen += len(labels)
         if step == 0:
@@ -355,8 +355,7 @@ class Trainer:
         self.epoch = state.epoch
         self.history = [row | {key: row.get(key) for key in LATER_COLUMNS} for row in state.history]
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
-        if (former.val_fraction > 0, former.evaluate) != (self.splits.val is not None, self.config.evaluate):
-            # accuracies on other images, or of other weights, are no match for each other
+        if _judged_on(former) != _judged_on(self.config):
             self.best_accuracy, self.best_epoch = 0.0, 0
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
@@ -366,6 +365,12 @@ class Trainer:
             group.update(settings)  # this run's flags, not the snapshot's
             if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
                 raise ValueError("its momenta are not those of the weights")
+
+
+def _judged_on(config: TrainConfig) -> tuple[Any, ...]:
+    """The settings that say which images, and which weights, an epoch's accuracy is of: others are no match for it."""
+    held_back = (config.limit_train, config.seed) if config.val_fraction else (config.limit_test,)
+    return config.evaluate, config.dataset, config.skip_bad_images, config.val_fraction, *held_back
 
 
 def keeps_momenta(former: TrainConfig, now: TrainConfig) -> bool:

@@ -136,6 +136,15 @@ def test_going_on_from_a_state_equals_not_stopping(settings):
     assert (second.best_accuracy, second.best_epoch) == (whole.best_accuracy, whole.best_epoch)
 
 
+@pytest.mark.parametrize("change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str)
+def test_the_best_by_other_images_is_forgotten(change):
+    first = make_trainer()
+    first.fit(lambda row: None)
+    second = make_trainer(**change)
+    second.load_state(first.state())
+    assert (second.best_epoch == first.best_epoch > 0) == (not change)
+
+
 @pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"decay_norms": False}])
 def test_an_optimizer_of_other_settings_starts_anew(change):
     first = make_trainer()
