@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from augment import build_engine
 from batches import EvalBatches
-from config import TrainConfig, UserError
+from config import RunError, TrainConfig, UserError
 from data import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
 from distributed import Group, run_on_ranks
 from layers import use_plain_forms
@@ -345,7 +345,8 @@ def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
     child = subprocess.run(command, capture_output=True, text=True, env=clean)
     if child.returncode != 0:
-        raise UserError(f"the measurement {name!r} failed: {child.stderr.strip().splitlines()[-1]}")
+        why = child.stderr.strip().splitlines() or [f"it ended with {child.returncode}"]
+        raise RunError(f"the measurement {name!r} failed: {why[-1]}")
     return json.loads(child.stdout.splitlines()[-1])
 
 

@@ -137,7 +137,9 @@ def _pick_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | 
     if not config.amp:
         return None
     if config.amp_dtype == "fp16" or (
-        config.amp_dtype == "auto" and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        config.amp_dtype == "auto"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         return torch.float16
     return torch.bfloat16

@@ -43,6 +43,12 @@ def test_precision():
         start(TrainConfig(device="cpu", amp=True, amp_dtype="fp16"))
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert runtime._pick_amp_dtype(TrainConfig(amp=True), torch.device("cuda")) is dtype
+
+
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"cuda: there is no such device here; usable: .*cpu"):
