@@ -345,8 +345,10 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     """A picture of any size and mode as uint8 [3,32,32], as the network is to see it; of an animation, its frame.
 
     Its exif rotation is respected, 16-bit grey is scaled to 8 bits, what is transparent becomes black, and
-    another size is resized without regard to its proportions.
+    another size is resized without regard to its proportions. Raises `UserError` for pixels that are floats.
     """
+    if image.mode == "F":
+        raise UserError("its pixels are floats, for which there is no agreed range; save it with 8 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))

@@ -123,7 +123,7 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
     """
     figures = {name: value for name, value in asdict(report).items() if name != "table"} | {"last": last, "best": best}
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / "metrics.json", lambda file: file.write(text.encode()))
+    write_atomically(directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace")))
 
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     head = (
@@ -132,4 +132,5 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
         f"{tops}loss: {report.loss:.4f}\n\n"
     )
-    write_atomically(directory / "classification_report.txt", lambda file: file.write((head + report.table).encode()))
+    text = (head + report.table).encode(errors="backslashreplace")
+    write_atomically(directory / "classification_report.txt", lambda file: file.write(text))

@@ -131,7 +131,7 @@ def load_pretrained(
     32x32 as in training (B is 1); or a tensor [3,H,W] or [B,3,H,W], uint8 or floats in [0,1], whose size stays.
     Raises `UserError`; so does `normalise` for other tensors.
     """
-    trained = read_weights(str(name))
+    trained = read_weights(name if isinstance(name, str) else str(name.absolute()))
 
     def normalise(picture: Image.Image | Tensor) -> Tensor:
         pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(to_pixels(picture))
@@ -139,6 +139,10 @@ def load_pretrained(
         if not in_range or pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
             shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
             raise UserError(f"a tensor {shown} is no picture; give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]")
+        if pixels.is_floating_point() and not ((pixels >= 0) & (pixels <= 1)).all():
+            raise UserError(
+                "a tensor of floats outside [0,1] is no picture; divide bytes by 255, or give them as uint8"
+            )
         pixels = pixels.reshape(-1, *pixels.shape[-3:])
         return Normalise(trained.mean, trained.std, pixels.device)(
             pixels * 255 if pixels.is_floating_point() else pixels

@@ -151,6 +151,12 @@ def test_other_sizes_are_resized_and_said_once(tmp_path):
     assert said == ["resized 18 of 18 images to 32x32"]
 
 
+def test_pictures_of_floats_are_refused_in_words(tmp_path):
+    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match="its pixels are floats"):
+        read_image(tmp_path / "image.tif")
+
+
 def save_image(path: Path, kind: str) -> None:
     grey = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
     if kind == "16-bit":

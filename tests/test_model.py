@@ -153,6 +153,9 @@ def test_pictures_are_normalised_as_in_training(trained):
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (32, 32), (2, 1, 32, 32)], ids=str)
 def test_tensors_that_are_no_pictures_are_refused(trained, shape):
     _, _, normalise = load_pretrained(trained.weights)
+    for value in (-0.1, 255.0, float("nan")):
+        with pytest.raises(UserError, match=r"floats outside \[0,1\]"):
+            normalise(torch.full((3, 32, 32), value))
     with pytest.raises(UserError, match=r"is no picture; give uint8"):
         normalise(torch.zeros(shape))
     with pytest.raises(UserError, match=r"int64 \[3, 32, 32\] is no picture"):
