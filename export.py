@@ -38,7 +38,9 @@ def _export(argv: Sequence[str]) -> None:
         raise UserError(f"--out {out}: it will be a safetensors file; end its name in .safetensors")
     writable_directory(out.parent, "--out")
     kept = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["on_resume"] != "change"}
-    settings = {name: value for name, value in weights.config.items() if name in kept}  # no place on this machine
+    settings = {name: value for name, value in weights.config.items() if name in kept}
+    if settings.get("init"):
+        settings["init"] = Path(settings["init"]).name  # no place on this machine
     try:
         write_weights(dataclasses.replace(weights, config=settings), out)
     except OSError as problem:

@@ -106,7 +106,8 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
 @pytest.mark.parametrize(
     "flags",
     [
-        (), ("--snapshot", "missing.pth"), ("--snapshot", "SNAPSHOT", "--evaluate", "ema"),
+        (), ("--snapshot", "missing.pth"), ("--snapshot", f"{'long' * 75}.pth"), ("--snapshot", "."),
+        ("--snapshot", "SNAPSHOT", "--evaluate", "ema"),
         ("--snapshot", "SNAPSHOT", "--out", "weights.bin"),
         ("--snapshot", "SNAPSHOT", "--out", "a_file/w.safetensors"), ("--snapshot", "SNAPSHOT", "--metrics", "missing"),
         ("--snapshot", "SNAPSHOT", "--out", "a_folder.safetensors"), ("--snapshot", "SNAPSHOT", "--no-such-flag"),
@@ -336,6 +337,8 @@ def test_a_run_starts_from_the_weights_it_is_given(command, trained, given):
     """At next to no learning rate the weights are still there at the end, and have been from the start."""
     done = run_from(command, getattr(trained, given), trained.tree)
     assert (done.code, done.err) == (0, "")
+    assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
+    assert metadata(Path("weights.safetensors"))["config"]["init"] == Path(getattr(trained, given)).name  # and no place
     assert f"starting from the weights {getattr(trained, given)}: epoch 4 on pictures\n" in done.out
     assert "starting from the weights" in log_text()
     before, after = torch.load(trained.snapshot)["model"], snapshot("last.pth")["model"]
