@@ -46,12 +46,13 @@ class Policy:
     hole: int = 16  # pixels
 
 
-def build_policy(name: str, augment_p: float | None = None) -> Policy:
+def build_policy(name: str, augment_p: float | None = None, **single: float | None) -> Policy:
     """The policy "full" (the published five), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
-    probability of each step that "light" leaves out."""
+    probability of each step that "light" leaves out, and those in `single` (affine_p, ...) are of one step."""
     off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
     probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
     policy = Policy() if augment_p is None else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
+    policy = replace(policy, **{step: p for step, p in single.items() if p is not None})
     return replace(policy, **dict.fromkeys(off.get(name, probabilities), 0.0))
 
 
@@ -315,7 +316,8 @@ def build_engine(
     config: TrainConfig, mean: tuple[float, float, float], device: torch.device
 ) -> AlbumentationsEngine | BatchedEngine:
     """The engine that --augment_engine names, with the policy that --augment names."""
-    policy = build_policy(config.augment, config.augment_p)
+    single = {"affine_p": config.affine_p, "jitter_p": config.jitter_p, "hole_p": config.hole_p}
+    policy = build_policy(config.augment, config.augment_p, **single)
     if config.augment_engine == "batched":
         return BatchedEngine(policy, mean, device)
     return AlbumentationsEngine(policy, mean)

@@ -108,6 +108,9 @@ class TrainConfig:
 
     augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
     augment_p: float | None = _flag(None, "augmentation", "probability of each step of full beyond crop and flip", within="[0, 1]", unset="0.5")
+    affine_p: float | None = _flag(None, "augmentation", "probability of full's shift, scale and rotation", within="[0, 1]", unset="--augment_p")
+    jitter_p: float | None = _flag(None, "augmentation", "probability of full's jitter of colours", within="[0, 1]", unset="--augment_p")
+    hole_p: float | None = _flag(None, "augmentation", "probability of full's hole", within="[0, 1]", unset="--augment_p")
     augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions, at 32x32, into this PNG file, then end", unset="off", on_resume="change")
 
