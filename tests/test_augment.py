@@ -59,9 +59,11 @@ def test_the_probability_of_all_but_crop_and_flip_can_be_set():
     rare = build_policy("full", 0.25)
     assert (rare.crop_p, rare.flip_p, rare.affine_p, rare.jitter_p, rare.hole_p) == (1.0, 0.5, 0.25, 0.25, 0.25)
     assert build_policy("light", 0.25) == build_policy("light") == build_policy("full", 0.0)
-    assert build_policy("full", 0.25, hole_p=1.0, affine_p=0.0, jitter_p=None) == replace(
-        rare, hole_p=1.0, affine_p=0.0
-    )
+
+
+def test_the_probabilities_of_single_steps_win():
+    rare = build_policy("full", 0.25)
+    assert build_policy("full", 0.25, hole_p=1.0, jitter_p=None) == replace(rare, hole_p=1.0)
     assert build_policy("light", hole_p=1.0) == build_policy("light")
     config = TrainConfig(augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0)
     policy = build_engine(config, MEAN, torch.device("cpu")).policy

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_the_pass_evaluates_and_leaves_the_mode_alone():
     assert model.training
     assert torch.equal(targets, labels)
     torch.testing.assert_close(got, model.eval()(images))
+
+
+def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
+    report = replace(report_of(*random_predictions(3)), snapshot="\udcff.pth")
+    write_report(report, tmp_path, None, None)
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"] == "\udcff.pth"
+    assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])

@@ -1,17 +1,19 @@
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import weights
 from batches import Normalise
 from config import TrainConfig, UserError
 from data import read_image
 from layers import use_plain_forms
 from model import CIFARNet, build_model, load_pretrained, model_table, parameter_count, restore, start_from
-from weights import read_weights
+from weights import FILE, read_weights
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
 
@@ -153,13 +155,28 @@ def test_pictures_are_normalised_as_in_training(trained):
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (32, 32), (2, 1, 32, 32)], ids=str)
 def test_tensors_that_are_no_pictures_are_refused(trained, shape):
     _, _, normalise = load_pretrained(trained.weights)
-    for value in (-0.1, 255.0, float("nan")):
-        with pytest.raises(UserError, match=r"floats outside \[0,1\]"):
-            normalise(torch.full((3, 32, 32), value))
     with pytest.raises(UserError, match=r"is no picture; give uint8"):
         normalise(torch.zeros(shape))
     with pytest.raises(UserError, match=r"int64 \[3, 32, 32\] is no picture"):
         normalise(torch.zeros(3, 32, 32, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [-0.1, 255.0, float("nan")])
+def test_floats_of_another_range_are_refused(trained, value):
+    _, _, normalise = load_pretrained(trained.weights)
+    with pytest.raises(UserError, match=r"floats outside \[0,1\]"):
+        normalise(torch.full((3, 32, 32), value))
+
+
+def test_a_path_is_no_name_of_a_result(trained, tmp_path, monkeypatch):
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / FILE).write_bytes(b"another")
+    monkeypatch.setattr(weights, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_bytes(trained.weights.read_bytes())
+    assert load_pretrained(Path("mine"))[1] == ("bar", "disc", "star")
+    with pytest.raises(UserError, match="no safetensors"):
+        load_pretrained("mine")
 
 
 def test_another_networks_weights_are_refused(trained):

@@ -380,7 +380,9 @@ def test_steps_that_the_fp16_scaler_left_out_are_counted_in_the_log(command, mon
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler)
     done = command("main", *QUICK, "--epochs", "1", "--no-plot_evaluation")
     assert (done.code, done.err) == (0, "")
-    assert rows_of(Path("log"))[0]["skipped_steps"] == "3"
+    row = rows_of(Path("log"))[0]
+    assert row["skipped_steps"] == "3"
+    assert float(row["clipped"]) == 0  # an infinite gradient was left out, not scaled down
     assert "| 3 steps skipped by the fp16 scaler |" in log_text()
 
 
