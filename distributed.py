@@ -60,8 +60,15 @@ class Group:
                 world_size=ranks.world_size,
                 timeout=PATIENCE,
             )
-            yield
-            dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that are gone
+            over = False
+            try:
+                yield
+                over = True
+            finally:
+                # after an error NCCL would wait for ranks that are gone; gloo's threads do not, but left to the end
+                # of the interpreter they can abort the process (SIGABRT)
+                if over or not both:
+                    dist.destroy_process_group()
 
     @contextlib.contextmanager
     def contact(self) -> Iterator[None]:
