@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -70,14 +69,10 @@ class TrainBatches:
         return min(self.order.batch_size, self.images - step * self.order.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch`, counted from 1, resized to its `config.image_size`."""
+        """The batches of `epoch`, counted from 1."""
         self.order.epoch = epoch
-        size = self.config.image_size(epoch)
         for images, labels in self.loader:
-            images = self.normalise(images)
-            if size != images.shape[-1]:
-                images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-            yield images, labels.to(self.device, non_blocking=True)
+            yield self.normalise(images), labels.to(self.device, non_blocking=True)
 
 
 class _EpochOrder(Sampler):

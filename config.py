@@ -115,6 +115,7 @@ class TrainConfig:
     preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions, at 32x32, into this PNG file, then end", unset="off", on_resume="change")
 
     recipe: str | None = _flag(None, "recipe", "read flags from this TOML file; what the command line says wins", unset="off", on_resume="change")
+    network: str = _flag("cifarnet", "recipe", "residual: a larger network, to be a --teacher", choices=("cifarnet", "residual"))
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
     batch_size: int = _flag(512, "recipe", "images per step, on all devices together", within="[1, 1000000]")
     accumulate: int = _flag(1, "recipe", "parts that each process computes its share of a batch in, one after the other, for less memory; batch normalisation then takes the statistics of each part alone", within="[1, 1000000]")
@@ -133,6 +134,7 @@ class TrainConfig:
     ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
     dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")
+    teacher: str | None = _flag(None, "recipe", "learn from the predictions of a trained network for the same classes in place of the labels: the name of a result, a .safetensors file or a .pth snapshot; the training loss then is the divergence from them", unset="off")
     init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off")
     seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
     deterministic: bool = _flag(False, "recipe", "deterministic algorithms only: the same figures every time on one machine, slower on CUDA")
@@ -174,6 +176,8 @@ class TrainConfig:
             raise UserError(
                 f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; lower it"
             )
+        if self.teacher and self.label_smoothing:
+            raise UserError("--teacher replaces the labels that --label_smoothing softens; leave one of them out")
         if self.evaluate == "ema" and self.ema_decay == 0:
             raise UserError("--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out")
         sizes = (self.image_sizes or "32").split(",")
@@ -263,6 +267,7 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
         "resume": "PATH|auto",
         "image_sizes": "N,N,...",
         "init": "NAME|PATH",
+        "teacher": "NAME|PATH",
     }
     metavar = special.get(spec.name, metavar)
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)

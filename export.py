@@ -39,8 +39,9 @@ def _export(argv: Sequence[str]) -> None:
     writable_directory(out.parent, "--out")
     kept = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["on_resume"] != "change"}
     settings = {name: value for name, value in weights.config.items() if name in kept}
-    if settings.get("init"):
-        settings["init"] = Path(settings["init"]).name  # no place on this machine
+    for flag in ("init", "teacher"):
+        if settings.get(flag) and Path(settings[flag]).is_absolute():
+            settings[flag] = Path(settings[flag]).name  # no place on this machine
     try:
         write_weights(dataclasses.replace(weights, config=settings), out)
     except OSError as problem:

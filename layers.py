@@ -137,6 +137,11 @@ def norm_relu_dropout(branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm
     return _ReluDropout.apply(y, p)
 
 
+def conv_norm(x: Tensor, conv: DenseConv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """bn(conv(x)): x [B,in,H,W] -> [B,out,H,W]; one convolution where bn goes by its running statistics."""
+    return bn(conv(x)) if bn.training or conv.plain else _evaluated(x, conv, bn)
+
+
 def _sum(terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms)
 

@@ -18,10 +18,11 @@ from config import TrainConfig, UserError, changed_settings, config_from_dict, p
 from data import Splits, limited, load_splits
 from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
 from files import RunLog, exclusive, writable_directory
-from model import CIFARNet, build_model, model_table, parameter_count, start_from
+from model import Network, build_model, model_table, parameter_count, start_from
 from recorder import Recorder
 from runtime import Runtime, Signals, start
 from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
+from teacher import Teacher
 from train import Trainer, keeps_momenta
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -57,7 +58,8 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
         source = _find_source(config, log, snapshot_dir, runtime)
         if config.init and source is None:
             _start_from(config.init, model, splits, log, runtime)
-        trainer = Trainer(model, splits, config, runtime)
+        teacher = _find_teacher(config.teacher, splits, snapshot_dir, log, runtime) if config.teacher else None
+        trainer = Trainer(model, splits, config, runtime, teacher)
         if source:
             _resume(trainer, source, log)
         recorder = Recorder(trainer, log, snapshot_dir, plot_dir, group)
@@ -153,12 +155,23 @@ def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: 
     return source
 
 
-def _start_from(name: str, model: CIFARNet, splits: Splits, log: RunLog, runtime: Runtime) -> None:
+def _start_from(name: str, model: Network, splits: Splits, log: RunLog, runtime: Runtime) -> None:
     """Loads the weights that --init names into `model`. Raises `UserError`."""
     trained = from_first_rank(lambda: read_trained(name), runtime)
     same = start_from(model, trained, splits.train.classes)
     head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
     log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
+
+
+def _find_teacher(name: str, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime) -> Teacher:
+    """The network that --teacher names. Raises `UserError`."""
+    if Path(name).resolve().parent == snapshot_dir.resolve():
+        raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
+    trained = from_first_rank(lambda: read_trained(name), runtime)
+    teacher = Teacher(trained, splits, runtime)
+    accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
+    log.line(printable(f"learning from {name}: epoch {trained.epoch} on {trained.dataset}{accuracy}"))
+    return teacher
 
 
 def _resume(trainer: Trainer, source: Path, log: RunLog) -> None:
@@ -215,6 +228,8 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
     if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
         altering = ["the training images (their channel statistics are others)"]
+    if not altering and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
+        altering = [f"the teacher {config.teacher} (its weights are others)"]
     if altering and not config.resume_override:
         raise UserError(
             f"{', '.join(altering)} would alter the result of the run in {source}; put it back, or add "

@@ -1,4 +1,4 @@
-"""CIFARNet: four convolution blocks and a linear head, 174,762 parameters for ten classes."""
+"""CIFARNet: four convolution blocks and a linear head, 174,762 parameters for ten classes; and a network to teach it."""
 
 import contextlib
 import copy
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from batches import Normalise
 from config import TrainConfig, UserError, config_from_dict
 from data import to_pixels
-from layers import DenseConv2d, DepthwiseSeparableConv2d, norm_relu_dropout, use_plain_forms
+from layers import DenseConv2d, DepthwiseSeparableConv2d, conv_norm, norm_relu_dropout, use_plain_forms
 from weights import Weights, read_weights
 
 
@@ -92,27 +92,76 @@ def _average(x: Tensor) -> Tensor:
     return torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
 
 
-def build_model(config: TrainConfig, classes: int) -> CIFARNet:
+class PooledConv(nn.Module):
+    """conv 3x3 -> BN -> maximum of each `pool` x `pool` pixels -> ReLU: [B,in,H,W] -> [B,out,H//pool,W//pool]."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: int = 1) -> None:
+        super().__init__()
+        self.conv = DenseConv2d(in_channels, out_channels, 3)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.pool(conv_norm(x, self.conv, self.bn)))
+
+
+class ResidualBlock(nn.Module):
+    """y + conv(conv(y)), y being a convolution of x at half the size: [B,in,H,W] -> [B,out,H//2,W//2]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.down = PooledConv(in_channels, out_channels, 2)
+        self.residual = nn.Sequential(PooledConv(out_channels, out_channels), PooledConv(out_channels, out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.residual(x)
+
+
+class ResidualNet(nn.Module):
+    """A larger network, 2,494,890 parameters for ten classes, to learn from (`--teacher`); it takes about as long as
+    CIFARNet, as most of its pixels are gone early. Images [B,3,H,W] of 8x8 at least -> logits, as CIFARNet."""
+
+    def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.stem = PooledConv(3, 32)
+        self.blocks = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 192), ResidualBlock(192, 256))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(256, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)).amax((2, 3))  # [B, 256]
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(self.dropout(x).to(self.head.weight.dtype))  # [B, classes]
+
+
+Network = CIFARNet | ResidualNet
+
+
+def build_model(config: TrainConfig, classes: int) -> Network:
     """The network that `config` asks for, with freshly drawn weights, laid out channels_last."""
-    return CIFARNet(classes, config.dropout).to(memory_format=torch.channels_last)
+    network = ResidualNet if config.network == "residual" else CIFARNet
+    return network(classes, config.dropout).to(memory_format=torch.channels_last)
 
 
-def load_weights(model: CIFARNet, weights: dict[str, Any]) -> None:
+def load_weights(model: Network, weights: dict[str, Any]) -> None:
     """Loads a state_dict into `model`. Raises `UserError` where it is another network's."""
     try:
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError):  # names and shapes; values that are no tensors
-        raise UserError("these are the weights of another network than this CIFARNet; use others") from None
+        raise UserError(
+            f"these are the weights of another network than this {type(model).__name__}; use others"
+        ) from None
 
 
-def restore(trained: Weights) -> CIFARNet:
+def restore(trained: Weights) -> Network:
     """The network that `trained` holds, on the CPU, in evaluation mode. Raises `UserError` for another network."""
     model = build_model(config_from_dict(trained.config), len(trained.classes))
     load_weights(model, trained.model)
     return model.eval()
 
 
-def start_from(model: CIFARNet, trained: Weights, classes: Sequence[str]) -> bool:
+def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> bool:
     """Loads `trained` into `model`, running statistics too, but its head only if that tells these `classes` apart, in
     this order; whether it does. Raises `UserError` for another network."""
     same = list(trained.classes) == list(classes)
@@ -123,7 +172,7 @@ def start_from(model: CIFARNet, trained: Weights, classes: Sequence[str]) -> boo
 
 def load_pretrained(
     name: str | Path,
-) -> tuple[CIFARNet, tuple[str, ...], Callable[[Image.Image | Tensor], Tensor]]:
+) -> tuple[Network, tuple[str, ...], Callable[[Image.Image | Tensor], Tensor]]:
     """A trained network by the name of a result (results/<name>/weights.safetensors beside this file), or by the path
     of a file that export.py wrote: the network, on the CPU in evaluation mode; its class names; and `normalise`.
 

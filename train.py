@@ -23,6 +23,7 @@ from model import load_weights
 from optimizer import build_optimizer, learning_rate
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
 from snapshots import TrainState
+from teacher import Teacher, distillation_loss
 
 
 class EpochStats(NamedTuple):
@@ -48,6 +49,8 @@ def train_one_epoch(
     *,
     rate: Callable[[int], float],
     size: Callable[[int], int],
+    image_size: int,
+    teacher: Teacher | None,
     accumulate: int,
     max_grad_norm: float,
     label_smoothing: float,
@@ -55,7 +58,8 @@ def train_one_epoch(
     bar: tqdm,
 ) -> EpochStats:
     """One pass over `batches`; step i, from 0, takes the learning rate `rate(i)`, and `size(i)` images over all ranks,
-    this rank's in `accumulate` parts. Each step is taken up into `averaged`.
+    this rank's in `accumulate` parts, resized to `image_size` pixels. The loss is by the labels, or by what `teacher`
+    makes of the images. Each step is taken up into `averaged`.
 
     The sums stay on the device: on CUDA nothing waits for a step but the bar, every 50 steps.
     """
@@ -78,9 +82,13 @@ def train_one_epoch(
         share = size(step) / runtime.world_size  # the gradient will be the mean over ranks
         finite_loss = True
         for part, targets in micro_batches(model, images, labels, accumulate):
+            taught = teacher(part) if teacher else None
             with runtime.autocast():
-                logits = _logits(model, part)
-                loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum") / share
+                logits = _logits(model, resized(part, image_size))
+                if taught is None:
+                    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum") / share
+                else:
+                    loss = distillation_loss(logits, taught) / share
             scaler.scale(loss).backward()
             with torch.no_grad():
                 finite_loss &= loss.isfinite()
@@ -122,6 +130,13 @@ def train_one_epoch(
         first_step=first_step,
         bad_step=earliest_over_ranks(int(bad_step), runtime),
     )
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """`images` [B,3,H,W] with sides of `size` pixels: smoothed first where they shrink, then sampled bilinearly."""
+    if size == images.shape[-1]:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
@@ -185,19 +200,21 @@ LATER_COLUMNS = ("raw_accuracy", "ema_accuracy", "train_seconds")
 
 
 class Trainer:
-    """Trains `model` by the recipe in `config`, an epoch at a time.
+    """Trains `model` by the recipe in `config`, an epoch at a time, by the labels or by what `teacher` says.
 
     `on_epoch_end(row)` is called with each new row of `history` once the epoch is over; `state()` is then
     what a snapshot keeps. Accuracy and loss are those of the weights that `config.evaluate` names, on `splits.val`
     where there is one, else on the test set.
     """
 
-    def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime) -> None:
+    def __init__(
+        self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime, teacher: Teacher | None = None
+    ) -> None:
         self.model = model.to(runtime.device)
         if config.sync_bn:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         step_model = compiled(self.model, runtime.device) if config.compile else self.model
-        self.splits, self.config, self.runtime = splits, config, runtime
+        self.splits, self.config, self.runtime, self.teacher = splits, config, runtime, teacher
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
         self.held_out = EvalBatches(held_out, config.batch_size, runtime, splits.mean, splits.std)
@@ -253,6 +270,8 @@ class Trainer:
                 self.runtime,
                 rate=lambda step: self.rate(steps_before + step),
                 size=self.batches.size,
+                image_size=self.config.image_size(epoch),
+                teacher=self.teacher,
                 accumulate=self.config.accumulate,
                 max_grad_norm=self.config.max_grad_norm,
                 label_smoothing=self.config.label_smoothing,
@@ -328,7 +347,8 @@ class Trainer:
             best_accuracy=self.best_accuracy,
             best_epoch=self.best_epoch,
             history=self.history,
-            config=asdict(self.config) | {"world_size": self.runtime.world_size},
+            config=asdict(self.config)
+            | {"world_size": self.runtime.world_size, "teacher_sha256": self.teacher and self.teacher.sha256},
             random_state=random_state(),
             classes=list(self.splits.train.classes),
             mean=list(self.splits.mean),

@@ -25,7 +25,7 @@ FILE = "weights.safetensors"
 class Weights:
     """The weights of a trained network, and all that using or judging it needs."""
 
-    model: dict[str, Tensor]  # CIFARNet's state_dict
+    model: dict[str, Tensor]  # the network's state_dict
     epoch: int
     config: dict[str, Any]
     classes: list[str]

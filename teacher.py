@@ -1,0 +1,52 @@
+"""A trained network that another learns from, in place of the labels (`--teacher`)."""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from config import UserError
+from data import Splits
+from model import restore
+from runtime import Runtime
+from weights import Weights
+
+TEMPERATURE = 2.0  # flattens both sides' probabilities, so that the small ones count
+
+
+class Teacher:
+    """Calls give the logits of `trained`, float32 [B,classes], for images [B,3,H,W] normalised as those of `splits`.
+
+    Each image is seen as the student sees it, augmented, but at full size (Beyer et al. 2022, arXiv 2106.05237).
+    Raises `UserError` where the network is for other classes than those of `splits`.
+    """
+
+    def __init__(self, trained: Weights, splits: Splits, runtime: Runtime) -> None:
+        if list(trained.classes) != list(splits.train.classes):
+            raise UserError(
+                f"--teacher {trained.source} is for other classes ({', '.join(trained.classes[:3])}, ...) than the "
+                f"training images have ({', '.join(splits.train.classes[:3])}, ...); use one for these, in this order"
+            )
+        content = b"".join(value.numpy().tobytes() for value in trained.model.values())
+        self.sha256 = hashlib.sha256(content).hexdigest()  # by which a resumed run knows it again
+        self.classes, self.runtime = len(trained.classes), runtime
+        self.model = restore(trained).requires_grad_(False).to(runtime.device)
+        statistics = (trained.mean, trained.std, splits.mean, splits.std)
+        its_mean, its_std, mean, std = (torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics)
+        self.factor, self.shift = std / its_std, (mean - its_mean) / its_std  # from one normalisation to the other
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        if not len(images):  # a rank's share of a small last batch
+            return images.new_zeros(0, self.classes)
+        with self.runtime.autocast():
+            return self.model(images * self.factor + self.shift)
+
+
+def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
+    """How far `logits` are from what was `taught`, both [B,classes], as a sum over images: T^2 times the
+    Kullback-Leibler divergence between their probabilities at temperature T, in nats (Hinton et al. 2015, arXiv
+    1503.02531)."""
+    mine, right = (logits / TEMPERATURE).log_softmax(1), (taught / TEMPERATURE).softmax(1)
+    return TEMPERATURE**2 * F.kl_div(mine, right, reduction="sum")
