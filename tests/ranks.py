@@ -14,10 +14,17 @@ from data import ImageSet, Splits  # noqa: E402
 from distributed import Group, gathered, run_on_ranks  # noqa: E402
 from model import build_model  # noqa: E402
 from runtime import Ranks, start  # noqa: E402
+from teacher import Teacher  # noqa: E402
 from train import Trainer  # noqa: E402
+from weights import Weights  # noqa: E402
 
 PLAIN = {"augment": "none", "dropout": 0.0}
-SETTINGS = {"plain": PLAIN, "accumulated": {**PLAIN, "accumulate": 3}, "clipped": {**PLAIN, "max_grad_norm": 0.05}}
+SETTINGS = {
+    "plain": PLAIN,
+    "taught": PLAIN,
+    "accumulated": {**PLAIN, "accumulate": 3},
+    "clipped": {**PLAIN, "max_grad_norm": 0.05},
+}
 
 
 def noise() -> Splits:
@@ -44,6 +51,11 @@ def trainer(ranks: Ranks, frozen: bool, **settings: object) -> Trainer:
 def trained(ranks: Ranks, name: str) -> dict:
     """Weights and history after two epochs with frozen batch statistics."""
     run = trainer(ranks, True, **SETTINGS[name])
+    if name == "taught":
+        torch.manual_seed(1)
+        states = build_model(run.config, 3).state_dict()
+        untrained = Weights(states, 1, {}, ["a", "b", "c"], [0.4] * 3, [0.2] * 3, "noise", "", None, "", "none")
+        run.teacher = Teacher(untrained, run.splits, run.runtime)
     run.fit(lambda row: None)
     return {"model": run.model.state_dict(), "history": run.history}
 

@@ -49,11 +49,14 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_is_of_the_recipe_beside_it(name):
-    recipe = read_recipe(weights.RESULTS / name / "recipe.toml")
-    assert recipe == read_recipe(weights.RESULTS.parent / "recipes" / f"{name}.toml")  # what repeats it
+    folder, recipes = weights.RESULTS / name, weights.RESULTS.parent / "recipes"
+    recipe = read_recipe(folder / "recipe.toml")
+    assert recipe == read_recipe(recipes / f"{name}.toml")  # what repeats it
+    if "teacher" in recipe:
+        assert read_recipe(folder / "teacher.toml") == read_recipe(recipes / "teacher.toml")
     held = weights.read_weights(name)
     assert recipe.items() <= held.config.items()
-    with (weights.RESULTS / name / "history.csv").open(newline="") as file:
+    with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, recipe["epochs"] + 1))
     assert held.epoch == recipe["epochs"]
