@@ -167,7 +167,10 @@ def _find_teacher(name: str, splits: Splits, snapshot_dir: Path, log: RunLog, ru
     """The network that --teacher names. Raises `UserError`."""
     if Path(name).resolve().parent == snapshot_dir.resolve():
         raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
-    trained = from_first_rank(lambda: read_trained(name), runtime)
+    try:
+        trained = from_first_rank(lambda: read_trained(name), runtime)
+    except UserError as problem:
+        raise UserError(f"--teacher: {problem} (recipes/teacher.toml trains one)") from None
     teacher = Teacher(trained, splits, runtime)
     accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
     log.line(printable(f"learning from {name}: epoch {trained.epoch} on {trained.dataset}{accuracy}"))

@@ -446,6 +446,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
     for teacher, words in wrong.items():
         done = learn_from(command, teacher, trained.tree)
         assert (done.code, done.err.count("\n")) == (2, 1)
+        assert done.err.startswith("error: --teacher")
         assert words in done.err
     done = learn_from(command, trained.weights, draw_tree(Path("tree"), classes=("bar", "disc", "tree")))
     assert done.code == 2
