@@ -133,7 +133,7 @@ class TrainConfig:
     label_smoothing: float = _flag(0.0, "recipe", "share of each training label spread evenly over all classes; the training loss then is that of such labels", within="[0, 1)")
     ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
-    dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the spatial dropouts", within="[0, 1)")
+    dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the dropouts", within="[0, 1)")
     teacher: str | None = _flag(None, "recipe", "learn from the predictions of a trained network for the same classes in place of the labels: the name of a result, a .safetensors file or a .pth snapshot; the training loss then is the divergence from them", unset="off")
     init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off")
     seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
@@ -187,6 +187,9 @@ class TrainConfig:
             )
         if len(sizes) > self.epochs:
             raise UserError(f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out")
+
+        if self.network == "residual" and min(map(int, sizes)) < 16:
+            raise UserError(f"--image_sizes {self.image_sizes} is too small for --network residual; start from 16")
 
     def image_size(self, epoch: int) -> int:
         """The side in pixels of the training images in `epoch`, counted from 1."""

@@ -40,8 +40,9 @@ def _export(argv: Sequence[str]) -> None:
     kept = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["on_resume"] != "change"}
     settings = {name: value for name, value in weights.config.items() if name in kept}
     for flag in ("init", "teacher"):
-        if settings.get(flag) and Path(settings[flag]).is_absolute():
-            settings[flag] = Path(settings[flag]).name  # no place on this machine
+        path = Path(settings.get(flag) or ".")
+        if path.is_absolute() or ".." in path.parts:
+            settings[flag] = path.name  # no place on this machine
     try:
         write_weights(dataclasses.replace(weights, config=settings), out)
     except OSError as problem:

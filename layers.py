@@ -1,4 +1,4 @@
-"""The building blocks of CIFARNet: one set of weights each, computed in the form that is fastest where it runs."""
+"""The building blocks of the networks: one set of weights each, computed in the form that is fastest where it runs."""
 
 import functools
 import math
@@ -91,8 +91,8 @@ class _Depthwise(torch.autograd.Function):
 
 
 class DenseConv2d(nn.Conv2d):
-    """A convolution of stride 1 with "same" padding and no bias: [B,in,H,W] -> [B,out,H,W]; `norm_relu_dropout`
-    computes it together with what follows it, unless it is `plain`."""
+    """A convolution of stride 1 with "same" padding and no bias: [B,in,H,W] -> [B,out,H,W]; `norm_relu_dropout` and
+    `conv_norm` compute it together with what follows it, unless it is `plain`."""
 
     plain = False
 

@@ -1,4 +1,4 @@
-"""Trains CIFARNet and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
+"""Trains CIFARNet, or the network that is to teach it, and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
 
 import contextlib
 import dataclasses
@@ -58,7 +58,7 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
         source = _find_source(config, log, snapshot_dir, runtime)
         if config.init and source is None:
             _start_from(config.init, model, splits, log, runtime)
-        teacher = _find_teacher(config.teacher, splits, snapshot_dir, log, runtime) if config.teacher else None
+        teacher = _find_teacher(config, splits, snapshot_dir, log, runtime)
         trainer = Trainer(model, splits, config, runtime, teacher)
         if source:
             _resume(trainer, source, log)
@@ -163,17 +163,26 @@ def _start_from(name: str, model: Network, splits: Splits, log: RunLog, runtime:
     log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
 
 
-def _find_teacher(name: str, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime) -> Teacher:
-    """The network that --teacher names. Raises `UserError`."""
-    if Path(name).resolve().parent == snapshot_dir.resolve():
+def _find_teacher(
+    config: TrainConfig, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime
+) -> Teacher | None:
+    """The network that --teacher names, if it names one. Raises `UserError`."""
+    if config.teacher is None:
+        return None
+    name = config.teacher
+    path = Path(name)
+    if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
         raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
     try:
         trained = from_first_rank(lambda: read_trained(name), runtime)
+        teacher = Teacher(trained, splits, runtime)
     except UserError as problem:
         raise UserError(f"--teacher: {problem} (recipes/teacher.toml trains one)") from None
-    teacher = Teacher(trained, splits, runtime)
     accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
     log.line(printable(f"learning from {name}: epoch {trained.epoch} on {trained.dataset}{accuracy}"))
+    if splits.val is not None and trained.config.get("val_fraction") != config.val_fraction:
+        log.line("warning: the teacher has seen the validation images, and the accuracy on them will be too high, unless "
+                 "it was trained on other images: train it with the same --val_fraction")  # fmt: skip
     return teacher
 
 
@@ -227,12 +236,15 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     config, splits = trainer.config, trainer.splits
     former = config_from_dict(state.config)
     of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
+    same_teacher = trainer.teacher and trainer.teacher.sha256 == state.config.get("teacher_sha256")
+    if former.teacher and config.teacher:  # its weights count, not where they lie
+        of_this_command["teacher"] = config.teacher
     allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
     pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
     if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
         altering = ["the training images (their channel statistics are others)"]
-    if not altering and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
-        altering = [f"the teacher {config.teacher} (its weights are others)"]
+    if trainer.teacher and former.teacher and not same_teacher:
+        altering.append(f"the teacher {config.teacher} (its weights are others)")
     if altering and not config.resume_override:
         raise UserError(
             f"{', '.join(altering)} would alter the result of the run in {source}; put it back, or add "

@@ -150,7 +150,7 @@ def load_weights(model: Network, weights: dict[str, Any]) -> None:
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError):  # names and shapes; values that are no tensors
         raise UserError(
-            f"these are the weights of another network than this {type(model).__name__}; use others"
+            f"these are the weights of another network than this {type(model).__name__}; use others, or another --network"
         ) from None
 
 

@@ -101,7 +101,8 @@ class Recorder:
 
     def _work(self, first: int, last: int) -> int:
         """What the epochs from `first` to `last` take, in pixels of an image."""
-        return sum(self.config.image_size(epoch) ** 2 for epoch in range(first, last + 1))
+        teacher = 32**2 // 4 if self.config.teacher else 0  # looks at full size, forwards only
+        return sum(self.config.image_size(epoch) ** 2 + teacher for epoch in range(first, last + 1))
 
     def _draw_training(self) -> None:
         if not self.config.plot_training or not self.trainer.history:

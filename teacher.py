@@ -1,6 +1,7 @@
 """A trained network that another learns from, in place of the labels (`--teacher`)."""
 
 import hashlib
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +24,17 @@ class Teacher:
     """
 
     def __init__(self, trained: Weights, splits: Splits, runtime: Runtime) -> None:
-        if list(trained.classes) != list(splits.train.classes):
-            raise UserError(
-                f"--teacher {trained.source} is for other classes ({', '.join(trained.classes[:3])}, ...) than the "
-                f"training images have ({', '.join(splits.train.classes[:3])}, ...); use one for these, in this order"
-            )
-        content = b"".join(value.numpy().tobytes() for value in trained.model.values())
-        self.sha256 = hashlib.sha256(content).hexdigest()  # by which a resumed run knows it again
+        for its, ours in itertools.zip_longest(trained.classes, splits.train.classes):
+            if its != ours:
+                raise UserError(
+                    f"{trained.source} is for other classes than the training images have, or in another order "
+                    f"({its or 'none'} in place of {ours or 'none'}); use one for these"
+                )
         self.classes, self.runtime = len(trained.classes), runtime
-        self.model = restore(trained).requires_grad_(False).to(runtime.device)
+        self.model = restore(trained).requires_grad_(False)
+        content = b"".join(value.numpy().tobytes() for value in self.model.state_dict().values())
+        self.sha256 = hashlib.sha256(content).hexdigest()  # by which a resumed run knows it again
+        self.model.to(runtime.device)
         statistics = (trained.mean, trained.std, splits.mean, splits.std)
         its_mean, its_std, mean, std = (torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics)
         self.factor, self.shift = std / its_std, (mean - its_mean) / its_std  # from one normalisation to the other

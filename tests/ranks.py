@@ -21,7 +21,7 @@ from weights import Weights  # noqa: E402
 PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
     "plain": PLAIN,
-    "taught": PLAIN,
+    "taught": {**PLAIN, "image_sizes": "16"},
     "accumulated": {**PLAIN, "accumulate": 3},
     "clipped": {**PLAIN, "max_grad_norm": 0.05},
 }

@@ -60,8 +60,9 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
 
 
 def test_a_teacher_for_other_classes_is_refused():
-    for classes in (("a", "b", "c"), ("b", "a")):
-        with pytest.raises(UserError, match=r"--teacher t\.pth is for other classes"):
+    differing = {("a", "b", "c"): "c in place of none", ("a",): "none in place of b", ("b", "a"): "b in place of a"}
+    for classes, words in differing.items():
+        with pytest.raises(UserError, match=rf"t\.pth is for other classes .* \({words}\)"):
             Teacher(trained_network(classes), splits_of(), start(TrainConfig(device="cpu")))
 
 
@@ -113,4 +114,7 @@ def test_the_larger_network_in_evaluation_is_what_its_layers_say():
 
 def test_the_larger_networks_size():
     assert sum(p.numel() for p in ResidualNet().parameters()) == 2_494_890
-    assert ResidualNet(7)(torch.randn(2, 3, 8, 11)).shape == (2, 7)
+    assert ResidualNet(7)(torch.randn(2, 3, 16, 21)).shape == (2, 7)
+    assert ResidualNet()(torch.randn(1, 3, 16, 16)).shape == (1, 10)  # a last batch of one image
+    with pytest.raises(UserError, match="--image_sizes 15,32 is too small for --network residual"):
+        TrainConfig(network="residual", image_sizes="15,32")

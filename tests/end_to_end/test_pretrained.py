@@ -395,7 +395,7 @@ def test_wrong_weights_to_start_from_are_one_line(command, trained, content, suf
 
 
 def learn_from(command, teacher, tree, *flags):
-    quick = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "6", "--epochs", "2")
+    quick = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "6", "--amp", "--ema_decay", "0.5")
     return command("main", *quick, "--teacher", teacher, *flags)
 
 
@@ -413,17 +413,13 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     )
     flags = ("--image_sizes", "16,32", "--resume", "whole/snapshot_epoch_0001.pth")
     assert learn_from(command, "larger/last.pth", trained.tree, *flags).code == 0
-    whole, parts = snapshot("last.pth", "whole")["model"], snapshot("last.pth")["model"]
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert command("main", *quick).code == 0
-    assert any(not torch.equal(value, whole[name]) for name, value in snapshot("last.pth")["model"].items())
-    done = learn_from(command, trained.weights, trained.tree, *flags)
-    assert done.code == 2
-    assert "teacher larger/last.pth -> " in done.err
-    assert command("main", *larger, "--seed", "1").code == 0
-    done = learn_from(command, "larger/last.pth", trained.tree, *flags)
-    assert done.code == 2
-    assert "the teacher larger/last.pth (its weights are others) would alter the result" in done.err
+    for kept in ("model", "averaged"):
+        whole, parts = snapshot("last.pth", "whole")[kept], snapshot("last.pth")[kept]
+        assert whole
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert command("main", *quick, "--amp").code == 0
+    learnt = snapshot("last.pth", "whole")["model"]
+    assert any(not torch.equal(value, learnt[name]) for name, value in snapshot("last.pth")["model"].items())
     assert command("export", "--snapshot", "whole/last.pth").code == 0
     assert metadata(Path("weights.safetensors"))["config"]["teacher"] == "larger/last.pth"
     assert command("export", "--snapshot", "larger/last.pth").code == 0
@@ -433,6 +429,30 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     assert command("evaluate", *flags, "--plot_dir", "again").code == 0
     again, before = (json.loads(Path(name, "metrics.json").read_text()) for name in ("again", "larger"))
     assert again["confusion_matrix"] == before["confusion_matrix"]
+
+
+def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
+    places = [Path(name).absolute() for name in ("t.safetensors", "moved.safetensors")]
+    places[0].write_bytes(trained.weights.read_bytes())
+    assert learn_from(command, Path("..") / Path.cwd().name / "t.safetensors", trained.tree).code == 0
+    assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
+    assert metadata(Path("weights.safetensors"))["config"]["teacher"] == "t.safetensors"  # and no place
+    places[0].rename(places[1])
+    first = ("--resume", "snapshots_complete/snapshot_epoch_0001.pth", "--snapshot_dir", "more")
+    assert learn_from(command, places[1], trained.tree, *first).code == 0
+    places[1].write_bytes(Path("weights.safetensors").read_bytes())
+    done = learn_from(command, places[1], trained.tree, *first)
+    assert done.code == 2
+    assert f"the teacher {places[1]} (its weights are others) would alter the result" in done.err
+    done = learn_from(command, places[1], trained.tree, *first, "--lr", "0.05", "--resume_override")
+    assert done.code == 0
+    assert f"; changed: lr 0.1 -> 0.05, the teacher {places[1]} (its weights are others)\n" in done.out
+
+
+def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
+    for fraction, warned in (("0", False), ("0.5", True)):
+        done = learn_from(command, trained.weights, trained.tree, "--val_fraction", fraction)
+        assert (done.code, "warning: the teacher has seen the validation images" in done.out) == (0, warned)
 
 
 def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command, trained):
@@ -450,7 +470,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
         assert words in done.err
     done = learn_from(command, trained.weights, draw_tree(Path("tree"), classes=("bar", "disc", "tree")))
     assert done.code == 2
-    assert "is for other classes (bar, disc, star, ...)" in done.err
+    assert "is for other classes than the training images have, or in another order (star in place of tree)" in done.err
     done = learn_from(command, trained.weights, trained.tree, "--label_smoothing", "0.1")
     assert done.code == 2
     assert "--label_smoothing" in done.err
