@@ -446,7 +446,7 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     assert f"the teacher {places[1]} (its weights are others) would alter the result" in done.err
     done = learn_from(command, places[1], trained.tree, *first, "--lr", "0.05", "--resume_override")
     assert done.code == 0
-    assert f"; changed: lr 0.1 -> 0.05, the teacher {places[1]} (its weights are others)\n" in done.out
+    assert f"lr 0.1 -> 0.05, the teacher {places[1]} (its weights are others)\n" in done.out
 
 
 def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
