@@ -1,4 +1,4 @@
-"""Trains CIFARNet, or the network that is to teach it, and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
+"""Trains CIFARNet, or its teacher, and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
 
 import contextlib
 import dataclasses
@@ -236,14 +236,14 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     config, splits = trainer.config, trainer.splits
     former = config_from_dict(state.config)
     of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
-    same_teacher = trainer.teacher and trainer.teacher.sha256 == state.config.get("teacher_sha256")
-    if former.teacher and config.teacher:  # its weights count, not where they lie
+    teachers = former.teacher and trainer.teacher  # both runs have one
+    if teachers:  # whose weights count, not where they lie
         of_this_command["teacher"] = config.teacher
     allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
     pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
     if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
         altering = ["the training images (their channel statistics are others)"]
-    if trainer.teacher and former.teacher and not same_teacher:
+    if teachers and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
         altering.append(f"the teacher {config.teacher} (its weights are others)")
     if altering and not config.resume_override:
         raise UserError(
