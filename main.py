@@ -58,10 +58,13 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
         source = _find_source(config, log, snapshot_dir, runtime)
         if config.init and source is None:
             _start_from(config.init, model, splits, log, runtime)
-        teacher = _find_teacher(config, splits, snapshot_dir, log, runtime)
+        state = from_first_rank(lambda: load(source), runtime) if source else None
+        teacher = None
+        if config.teacher and (state is None or state.epoch < config.epochs):  # else there is nothing left to learn
+            teacher = _find_teacher(config, splits, snapshot_dir, log, runtime)
         trainer = Trainer(model, splits, config, runtime, teacher)
-        if source:
-            _resume(trainer, source, log)
+        if state:
+            _resume(trainer, state, source, log)
         recorder = Recorder(trainer, log, snapshot_dir, plot_dir, group)
         if first:
             log.open(log_dir)  # the request is accepted
@@ -163,12 +166,8 @@ def _start_from(name: str, model: Network, splits: Splits, log: RunLog, runtime:
     log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
 
 
-def _find_teacher(
-    config: TrainConfig, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime
-) -> Teacher | None:
-    """The network that --teacher names, if it names one. Raises `UserError`."""
-    if config.teacher is None:
-        return None
+def _find_teacher(config: TrainConfig, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime) -> Teacher:
+    """The network that --teacher names. Raises `UserError`."""
     name = config.teacher
     path = Path(name)
     if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
@@ -177,7 +176,7 @@ def _find_teacher(
         trained = from_first_rank(lambda: read_trained(name), runtime)
         teacher = Teacher(trained, splits, runtime)
     except UserError as problem:
-        raise UserError(f"--teacher: {problem} (recipes/teacher.toml trains one)") from None
+        raise UserError(f"--teacher: {problem} (recipes/*teacher.toml train one)") from None
     accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
     log.line(printable(f"learning from {name}: epoch {trained.epoch} on {trained.dataset}{accuracy}"))
     if splits.val is not None and trained.config.get("val_fraction") != config.val_fraction:
@@ -186,10 +185,9 @@ def _find_teacher(
     return teacher
 
 
-def _resume(trainer: Trainer, source: Path, log: RunLog) -> None:
-    """Takes over the state of the snapshot `source`. Raises `UserError` where it does not fit."""
+def _resume(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
+    """Takes over `state`, that of the snapshot `source`. Raises `UserError` where it does not fit."""
     config = trainer.config
-    state = from_first_rank(lambda: load(source), trainer.runtime)
     trainer.load_state(state)
     _say_changes(trainer, state, source, log)
     if state.epoch >= config.epochs:
@@ -236,14 +234,14 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     config, splits = trainer.config, trainer.splits
     former = config_from_dict(state.config)
     of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
-    teachers = former.teacher and trainer.teacher  # both runs have one
-    if teachers:  # whose weights count, not where they lie
+    both_taught = former.teacher and config.teacher
+    if both_taught:  # whose weights count, not where they lie
         of_this_command["teacher"] = config.teacher
     allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
     pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
     if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
         altering = ["the training images (their channel statistics are others)"]
-    if teachers and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
+    if both_taught and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
         altering.append(f"the teacher {config.teacher} (its weights are others)")
     if altering and not config.resume_override:
         raise UserError(

@@ -53,7 +53,8 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     recipe = read_recipe(folder / "recipe.toml")
     assert recipe == read_recipe(recipes / f"{name}.toml")  # what repeats it
     if "teacher" in recipe:
-        assert read_recipe(folder / "teacher.toml") == read_recipe(recipes / "teacher.toml")
+        its = Path(recipe["teacher"]).parent.name.removeprefix("snapshots_")  # as that recipe names its --snapshot_dir
+        assert read_recipe(folder / "teacher.toml") == read_recipe(recipes / f"{its}.toml")
     held = weights.read_weights(name)
     assert recipe.items() <= held.config.items()
     with (folder / "history.csv").open(newline="") as file:

@@ -65,6 +65,18 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     assert f"lr 0.1 -> 0.05, the teacher {places[1]} (its weights are others)\n" in done.out
 
 
+def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained):
+    Path("t.safetensors").write_bytes(trained.weights.read_bytes())
+    assert learn_from(command, "t.safetensors", trained.tree).code == 0
+    Path("t.safetensors").unlink()
+    for teacher in ("t.safetensors", "moved.safetensors"):
+        done = learn_from(command, teacher, trained.tree, "--resume", "auto")
+        assert (done.code, done.err) == (0, "")
+        assert "evaluating only" in done.out
+    done = learn_from(command, "t.safetensors", trained.tree, "--resume", "auto", "--epochs", "3")
+    assert (done.code, done.err.startswith("error: --teacher")) == (2, True)
+
+
 def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
     for teacher, fraction, warned in (
         (trained.weights, "0", False),
