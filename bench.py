@@ -51,8 +51,8 @@ def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
     for i in range(warm_up + times):
         started = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         if i >= warm_up:
             taken.append(time.perf_counter() - started)
     return statistics.median(taken)

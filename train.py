@@ -116,15 +116,15 @@ def train_one_epoch(
             bar.set_postfix(loss=f"{loss_sum.item() / images_seen:.4f}", acc=f"{correct.item() / images_seen:.2%}")
         ready = time.perf_counter()
     steps = step + 1
-    skipped = int(infinite) if scaler.is_enabled() else 0  # waits for the device: only now is the epoch over
+    infinite = int(infinite)  # waits for the device: only now is the epoch over
     seconds = time.perf_counter() - started
     loss_sum, correct, images_seen = sum_over_ranks([loss_sum.item(), correct.item(), images_seen], runtime)
     return EpochStats(
         loss=loss_sum / images_seen,
         accuracy=correct / images_seen,
-        grad_norm=norm_sum.item() / max(1, steps - int(infinite)),
+        grad_norm=norm_sum.item() / max(1, steps - infinite),
         clipped=clipped.item() / steps,
-        skipped=skipped,
+        skipped=infinite if scaler.is_enabled() else 0,
         seconds=seconds,
         data_wait=waited / seconds,
         first_step=first_step,
