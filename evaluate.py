@@ -15,7 +15,7 @@ from model import restore
 from runtime import Runtime, run_command, start
 from snapshots import load, read_trained, weights_of
 from train import check_classes
-from weights import Weights
+from weights import Weights, fingerprint
 
 FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
@@ -31,8 +31,8 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
     how = trained.selected_by if splits.name == trained.dataset else f"trained on {trained.dataset}"
-    which = trained.config.get("evaluate", "raw")
-    return build_report(logits, labels, splits.test.classes, splits.name, trained.source, trained.epoch, which, how)
+    about = (trained.source, trained.epoch, trained.config.get("evaluate", "raw"), how, fingerprint(trained.model))
+    return build_report(logits, labels, splits.test.classes, splits.name, *about)
 
 
 def headline(report: Report) -> dict[str, Any]:

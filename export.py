@@ -10,7 +10,7 @@ from config import RunError, TrainConfig, UserError, build_parser
 from files import writable_directory
 from runtime import run_command
 from snapshots import load, weights_of
-from weights import FILE, Weights, write_weights
+from weights import FILE, Weights, fingerprint, write_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _with_accuracy_of(weights: Weights, path: Path) -> Weights:
         report = json.loads(path.read_text(encoding="utf-8"))
         accuracy, classes = float(report["top1"]), list(report["per_class"])
         about = {name: report[name] for name in ("epoch", "dataset", "weights")}
-        images = int(report["images"])
+        images, sha256 = int(report["images"]), report.get("sha256")  # which earlier versions did not write
     except OSError as problem:
         raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
     except (KeyError, TypeError, ValueError):
@@ -66,6 +66,8 @@ def _with_accuracy_of(weights: Weights, path: Path) -> Weights:
     if (about, classes) != (own, weights.classes):
         said, meant = (", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (about, own))
         raise UserError(f"--metrics {path} is of another model: {said}; those to export are: {meant}")
+    if sha256 not in (None, fingerprint(weights.model)):
+        raise UserError(f"--metrics {path} is of other weights, those of another run perhaps; evaluate.py writes one")
     return dataclasses.replace(weights, accuracy=accuracy, accuracy_from=f"{path.name}, {images} images")
 
 

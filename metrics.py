@@ -75,6 +75,7 @@ class Report:
     epoch: int
     weights: str  # "raw", or "ema": the averaged ones
     selected_by: str  # how the epoch was chosen, in words
+    sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
 
     def tops(self) -> dict[int, float]:
@@ -91,6 +92,7 @@ def build_report(
     epoch: int,
     weights: str,
     selected_by: str,
+    sha256: str,
 ) -> Report:
     """The report on logits [N,C] and labels [N]; a class never predicted or never present scores 0."""
     loss, top1, top3, top5 = scores(logits, labels)
@@ -112,7 +114,7 @@ def build_report(
     matrix = confusion_matrix(true, predicted, labels=indices).tolist()
     return Report(
         top1, top3, top5, loss, len(labels), averaged("macro"), averaged("weighted"), per_class, matrix,
-        dataset, snapshot, epoch, weights, selected_by, table,
+        dataset, snapshot, epoch, weights, selected_by, sha256, table,
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """A trained network that another learns from, in place of the labels (`--teacher`)."""
 
-import hashlib
 import itertools
 
 import torch
@@ -11,7 +10,7 @@ from config import UserError
 from data import Splits
 from model import restore
 from runtime import Runtime
-from weights import Weights
+from weights import Weights, fingerprint
 
 TEMPERATURE = 2.0  # flattens both sides' probabilities, so that the small ones count
 
@@ -32,8 +31,7 @@ class Teacher:
                 )
         self.classes, self.runtime = len(trained.classes), runtime
         self.model = restore(trained).requires_grad_(False)
-        content = b"".join(value.numpy().tobytes() for value in self.model.state_dict().values())
-        self.sha256 = hashlib.sha256(content).hexdigest()  # by which a resumed run knows it again
+        self.sha256 = fingerprint(trained.model)  # by which a resumed run knows it again
         self.model.to(runtime.device)
         statistics = (trained.mean, trained.std, splits.mean, splits.std)
         its_mean, its_std, mean, std = (torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics)

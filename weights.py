@@ -54,10 +54,18 @@ def write_weights(weights: Weights, path: Path) -> None:
 
 def _checksum(model: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Of all that a file says: safetensors itself would not notice a weight that changed on the disk."""
-    digest = hashlib.sha256(json.dumps([[name, metadata[name]] for name in METADATA]).encode())
-    for name in sorted(model):
-        digest.update(name.encode() + model[name].flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    said = json.dumps([[name, metadata[name]] for name in METADATA]).encode()
+    return hashlib.sha256(said + _content(model)).hexdigest()
+
+
+def fingerprint(model: dict[str, Tensor]) -> str:
+    """What tells the weights and running statistics of a state_dict from all others: their sha256."""
+    return hashlib.sha256(_content(model)).hexdigest()
+
+
+def _content(model: dict[str, Tensor]) -> bytes:
+    values = ((name, model[name].cpu().flatten().view(torch.uint8)) for name in sorted(model))
+    return b"".join(name.encode() + value.numpy().tobytes() for name, value in values)
 
 
 def find_weights(name: str) -> Path:

@@ -21,7 +21,7 @@ def random_predictions(classes: int, images: int = 500, seed: int = 0):
 
 def report_of(logits, labels, names=None):
     names = names or tuple(f"class {i}" for i in range(logits.shape[1]))
-    return build_report(logits, labels, names, "noise", "a.pth", 3, "raw", "not selected")
+    return build_report(logits, labels, names, "noise", "a.pth", 3, "raw", "not selected", "0123")
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 10, 100])

@@ -60,7 +60,7 @@ def test_schedule(tmp_path, epochs, done):
 def test_report_figures(tmp_path, classes):
     names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
     logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
-    report = build_report(logits, labels, names, "$pictures_{", "a.pth", 1, "raw", "not selected")
+    report = build_report(logits, labels, names, "$pictures_{", "a.pth", 1, "raw", "not selected", "0123")
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")
     for name in ("confusion.png", "classes.png"):

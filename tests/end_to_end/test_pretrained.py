@@ -70,7 +70,11 @@ def test_the_accuracy_may_come_from_a_report(command, trained):
     assert (done.code, done.err) == (0, "")
     said = metadata(Path("weights.safetensors"))
     assert (said["accuracy"], said["accuracy_from"]) == (0.625, "metrics.json, 9 images")
-    for wrong in (report | {"epoch": 3}, report | {"dataset": "others"}, report | {"top1": None}, {}, []):
+    of_earlier_versions = {name: value for name, value in report.items() if name != "sha256"}
+    Path("metrics.json").write_text(json.dumps(of_earlier_versions))
+    assert command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json").code == 0
+    another_run = report | {"sha256": "0" * 64}
+    for wrong in (another_run, report | {"epoch": 3}, report | {"dataset": "others"}, report | {"top1": None}, {}, []):
         Path("metrics.json").write_text(json.dumps(wrong))
         done = command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json")
         assert done.code == 2
