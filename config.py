@@ -326,6 +326,25 @@ def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], 
     return words
 
 
+def without_effect(config: TrainConfig) -> list[str]:
+    """The flags that have none beside the others, in words."""
+    needs = {
+        "--augment full": (config.augment == "full", ("augment_p", "affine_p", "jitter_p", "hole_p")),
+        "--augment_engine albumentations": (config.augment_engine == "albumentations", ("num_workers",)),
+        "--optimizer muon": (config.optimizer == "muon", ("muon_lr", "muon_momentum")),
+        "--amp": (config.amp, ("amp_dtype",)),
+        "--dataset cifar10": (config.dataset == "cifar10", ("data_url",)),
+        "--dataset folder": (config.dataset == "folder", ("skip_bad_images",)),
+    }
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(config)}
+    return [
+        f"--{name} has no effect without {needed}"
+        for needed, (there, names) in needs.items()
+        for name in names
+        if not there and getattr(config, name) != defaults[name]
+    ]
+
+
 def config_from_dict(settings: dict[str, Any]) -> TrainConfig:
     """The settings kept in a snapshot; names that this version does not know are left out."""
     known = {spec.name for spec in dataclasses.fields(TrainConfig)}

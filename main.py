@@ -10,11 +10,17 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 import plots
 from augment import build_engine
-from config import TrainConfig, UserError, changed_settings, config_from_dict, parse_config, printable
+from config import (
+    TrainConfig,
+    UserError,
+    changed_settings,
+    config_from_dict,
+    parse_config,
+    printable,
+    without_effect,
+)
 from data import Splits, limited, load_splits
 from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
 from files import RunLog, exclusive, writable_directory
@@ -24,6 +30,7 @@ from runtime import Runtime, Signals, start
 from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
 from teacher import Teacher
 from train import Trainer, keeps_momenta
+from weights import Weights
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
@@ -57,7 +64,7 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
         model = build_model(config, len(splits.train.classes))
         source = _find_source(config, log, snapshot_dir, runtime)
         if config.init and source is None:
-            _start_from(config.init, model, splits, log, runtime)
+            _start_from(config, model, splits, log, runtime)
         state = from_first_rank(lambda: load(source), runtime) if source else None
         teacher = None
         if config.teacher and (state is None or state.epoch < config.epochs):  # else there is nothing left to learn
@@ -121,12 +128,13 @@ def _describe(
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
     log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
+    for words in without_effect(config):
+        log.line(f"warning: {words}")
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
     log.line(
         f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
     )
-    precision = str(runtime.amp_dtype or torch.float32).removeprefix("torch.")
-    log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {precision}, "
+    log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {runtime.precision}, "
              f"{trainer.batches.workers} workers")  # fmt: skip
     if runtime.world_size > 1:
         log.line(f"ranks: {runtime.world_size} ({launcher}), each with that many threads and workers, and "
@@ -158,12 +166,15 @@ def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: 
     return source
 
 
-def _start_from(name: str, model: Network, splits: Splits, log: RunLog, runtime: Runtime) -> None:
+def _start_from(config: TrainConfig, model: Network, splits: Splits, log: RunLog, runtime: Runtime) -> None:
     """Loads the weights that --init names into `model`. Raises `UserError`."""
+    name = config.init
     trained = from_first_rank(lambda: read_trained(name), runtime)
     same = start_from(model, trained, splits.train.classes)
     head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
-    log.line(printable(f"starting from the weights {name}: epoch {trained.epoch} on {trained.dataset}{head}"))
+    log.line(printable(f"starting from the weights {name}: {_origin(trained)}{head}"))
+    if same:
+        _warn_of_seen("the network that --init names", trained, splits, config, log)
 
 
 def _find_teacher(config: TrainConfig, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime) -> Teacher:
@@ -178,11 +189,22 @@ def _find_teacher(config: TrainConfig, splits: Splits, snapshot_dir: Path, log: 
     except UserError as problem:
         raise UserError(f"--teacher: {problem} (recipes/*teacher.toml train one)") from None
     accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
-    log.line(printable(f"learning from {name}: epoch {trained.epoch} on {trained.dataset}{accuracy}"))
-    if splits.val is not None and trained.config.get("val_fraction") != config.val_fraction:
-        log.line("warning: the teacher has seen the validation images, and the accuracy on them will be too high, unless "
-                 "it was trained on other images: train it with the same --val_fraction")  # fmt: skip
+    log.line(printable(f"learning from {name}: {_origin(trained)}{accuracy}"))
+    _warn_of_seen("the teacher", trained, splits, config, log)
     return teacher
+
+
+def _origin(trained: Weights) -> str:
+    return f"epoch {trained.epoch} of {config_from_dict(trained.config).epochs} on {trained.dataset}"
+
+
+def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainConfig, log: RunLog) -> None:
+    """Warns of validation images that `trained` was trained on: its own split has to be this run's."""
+    former = config_from_dict(trained.config)
+    split, own = ((c.val_fraction, c.limit_train) for c in (config, former))
+    if splits.val is not None and split != own:
+        log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it "
+                 f"was trained on other images: train it with the same --val_fraction and --limit_train")  # fmt: skip
 
 
 def _resume(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
@@ -252,6 +274,9 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
     if not keeps_momenta(former, config):
         log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
+    before, now = state.config.get("computed_on"), trainer.runtime.computed_on
+    if before not in (None, now):
+        log.line(f"that run computed on {before}, this one on {now}: rounding differs, so that the result is another")
     before, now = state.config.get("world_size", 1), trainer.runtime.world_size
     if before != now:
         log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "

@@ -143,7 +143,7 @@ class Recorder:
         best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state), self.runtime)
         if self.config.keeps_best and best_path:
             state = from_first_rank(lambda: load(best_path), self.runtime)
-            best = report_on(weights_of(state, best_path, which), self.splits, self.config, self.runtime)
+            best = report_on(weights_of(state, best_path, which, best=True), self.splits, self.config, self.runtime)
         if self.runtime.rank:
             return
         chosen = best if self.config.select == "best" and best else last

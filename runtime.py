@@ -70,6 +70,18 @@ class Runtime:
     local_rank: int = 0
     world_size: int = 1
 
+    @property
+    def precision(self) -> str:
+        """What is computed with, in words."""
+        if self.amp_dtype is None:
+            return "float32, products in TF32" if self.device.type == "cuda" else "float32"
+        return str(self.amp_dtype).removeprefix("torch.")
+
+    @property
+    def computed_on(self) -> str:
+        """Device and precision, in words; with others the same run gives other figures."""
+        return f"{self.device.type} in {self.precision}"
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context that forward passes run in."""
         if self.amp_dtype is None:

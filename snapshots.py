@@ -141,9 +141,9 @@ def _is_sound(state: TrainState) -> bool:
     )
 
 
-def weights_of(state: TrainState, source: Path, which: str | None = None) -> Weights:
+def weights_of(state: TrainState, source: Path, which: str | None = None, best: bool = False) -> Weights:
     """What the snapshot `source`, which holds `state`, says of its "raw" or "ema" weights; None: of those that its run
-    evaluates. Raises `UserError` where there are none such."""
+    evaluates. It is of the `best` epoch, as its name may say too. Raises `UserError` where there are none such."""
     config = config_from_dict(state.config)
     which = which or config.evaluate
     measured = [row["test_accuracy"] for row in state.history if row["epoch"] == state.epoch]
@@ -156,18 +156,18 @@ def weights_of(state: TrainState, source: Path, which: str | None = None) -> Wei
         mean=state.mean,
         std=state.std,
         dataset=state.dataset,
-        selected_by=_selected_by(config, source),
+        selected_by=_selected_by(config, best or source.name == BEST),
         accuracy=accuracy,
         accuracy_from="not measured" if accuracy is None else f"the run's history, epoch {state.epoch}",
         source=str(source),
     )
 
 
-def _selected_by(config: TrainConfig, source: Path) -> str:
-    """How the epoch of the snapshot `source` was chosen, and what part the test set had in it."""
+def _selected_by(config: TrainConfig, best: bool) -> str:
+    """How the epoch of a snapshot was chosen, and what part the test set had in it."""
     validated = config.val_fraction > 0
     looked = "during the run" if config.eval_freq else "at the end only"
-    if source.name == BEST:
+    if best:
         return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
     return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
 

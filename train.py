@@ -348,7 +348,11 @@ class Trainer:
             best_epoch=self.best_epoch,
             history=self.history,
             config=asdict(self.config)
-            | {"world_size": self.runtime.world_size, "teacher_sha256": self.teacher and self.teacher.sha256},
+            | {
+                "world_size": self.runtime.world_size,
+                "computed_on": self.runtime.computed_on,
+                "teacher_sha256": self.teacher and self.teacher.sha256,
+            },
             random_state=random_state(),
             classes=list(self.splits.train.classes),
             mean=list(self.splits.mean),

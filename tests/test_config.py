@@ -19,6 +19,7 @@ from config import (
     parse_config,
     printable,
     read_recipe,
+    without_effect,
 )
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -42,9 +43,27 @@ def test_the_published_recipe_is_the_default():
 
 
 @pytest.mark.parametrize(
+    ("argv", "idle"),
+    [
+        ((), ""),
+        (("--augment", "light", "--augment_p", "0.2", "--hole_p", "0"), "augment_p hole_p"),
+        (("--augment_p", "0.2", "--hole_p", "0"), ""),
+        (("--muon_lr", "0.2", "--muon_momentum", "0.9"), "muon_lr muon_momentum"),
+        (("--muon_lr", "0.2", "--optimizer", "muon"), ""),
+        (("--amp_dtype", "bf16"), "amp_dtype"),
+        (("--amp_dtype", "bf16", "--amp"), ""),
+        (("--num_workers", "2", "--augment_engine", "batched", "--skip_bad_images"), "num_workers skip_bad_images"),
+        (("--dataset", "folder", "--skip_bad_images", "--data_url", "http://x"), "data_url"),
+    ],
+)
+def test_flags_that_do_nothing_are_named(argv, idle):
+    assert [words.split()[0] for words in without_effect(parse(*argv))] == [f"--{name}" for name in idle.split()]
+
+
+@pytest.mark.parametrize(
     "argv",
     [
-        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""), ("--epochs", "9" * 401), ("--epochs",), ("--epochs", "9" * 401),
+        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""), ("--epochs", "9" * 401), ("--epochs",),
         ("--lr", "0"), ("--lr", "-0.1"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "1e999"), ("--lr", "fast"),
         ("--min_lr", "0.2"), ("--min_lr", "-1"), ("--min_lr", "nan"), ("--weight_decay", "-1"),
         ("--warmup_epochs", "250"), ("--warmup_epochs", "3", "--epochs", "3"), ("--warmup_epochs", "-1"),

@@ -25,7 +25,7 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     done = learn_from(command, "larger/last.pth", trained.tree, "--image_sizes", "16,32", "--snapshot_dir", "whole")
     assert (done.code, done.err) == (0, "")
     assert re.search(
-        r"learning from larger/last.pth: epoch 2 on pictures, top-1 \d+\.\d\d% \(the run's history", done.out
+        r"learning from larger/last.pth: epoch 2 of 2 on pictures, top-1 \d+\.\d\d% \(the run's history", done.out
     )
     flags = ("--image_sizes", "16,32", "--resume", "whole/snapshot_epoch_0001.pth")
     assert learn_from(command, "larger/last.pth", trained.tree, *flags).code == 0
@@ -78,12 +78,13 @@ def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained)
 
 
 def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
-    for teacher, fraction, warned in (
-        (trained.weights, "0", False),
-        (trained.weights, "0.5", True),
-        ("t.pth", "0.5", False),
+    for teacher, split, warned in (
+        (trained.weights, (), False),
+        (trained.weights, ("--val_fraction", "0.5"), True),
+        ("t.pth", ("--val_fraction", "0.5"), False),
+        ("t.pth", ("--val_fraction", "0.5", "--limit_train", "12"), True),
     ):
-        done = learn_from(command, teacher, trained.tree, "--val_fraction", fraction)
+        done = learn_from(command, teacher, trained.tree, *split)
         assert (done.code, "warning: the teacher has seen the validation images" in done.out) == (0, warned)
         Path("t.pth").write_bytes(Path("snapshots_complete/last.pth").read_bytes())
 

@@ -343,7 +343,7 @@ def test_a_run_starts_from_the_weights_it_is_given(command, trained, given):
     assert (done.code, done.err) == (0, "")
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
     assert metadata(Path("weights.safetensors"))["config"]["init"] == Path(getattr(trained, given)).name  # and no place
-    assert f"starting from the weights {getattr(trained, given)}: epoch 4 on pictures\n" in done.out
+    assert f"starting from the weights {getattr(trained, given)}: epoch 4 of 4 on pictures\n" in done.out
     assert "starting from the weights" in log_text()
     before, after = torch.load(trained.snapshot)["model"], snapshot("last.pth")["model"]
     for name, value in before.items():
@@ -364,6 +364,13 @@ def test_other_classes_get_a_fresh_head(command, trained):
     assert (after["head.weight"] - before["head.weight"]).abs().max() > 1e-3
     torch.testing.assert_close(after["c4.conv.1.weight"], before["c4.conv.1.weight"], atol=1e-5, rtol=0)
     assert run_from(command, trained.weights, draw_tree(Path("two"))).code == 0  # of another number
+
+
+@pytest.mark.parametrize(("fraction", "warned"), [("0", False), ("0.5", True)])
+def test_weights_that_have_seen_the_validation_images_are_warned_of(command, trained, fraction, warned):
+    done = run_from(command, trained.weights, trained.tree, "--val_fraction", fraction)
+    assert done.code == 0
+    assert ("warning: the network that --init names has seen the validation images" in done.out) == warned
 
 
 def test_a_resumed_run_does_not_start_from_the_weights_again(command, trained):

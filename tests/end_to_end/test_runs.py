@@ -277,6 +277,13 @@ def test_validation_images_select_and_the_test_set_is_seen_once(command):
     assert report["epoch"] == snapshot("last.pth")["best_epoch"]
 
 
+def test_a_last_epoch_that_is_the_best_is_reported_as_selected(command):
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    assert command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--select", "best").code == 0
+    report = figures()
+    assert (Path(report["snapshot"]).name, report["selected_by"][:21]) == ("last.pth", "best by test accuracy")
+
+
 def test_evaluate_repeats_the_runs_report(command, tree):
     assert (
         command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--save_best").code == 0

@@ -414,6 +414,18 @@ def test_flags_that_alter_the_result_are_refused_unless_told(command, flags, nam
     assert ("momenta start anew" in done.out) == ("optimizer" in named)
 
 
+def test_another_device_is_told_and_so_are_flags_without_effect(command):
+    assert command("main", *QUICK).code == 0
+    path = Path("snapshots_complete/last.pth")
+    state = snapshots.load(path)
+    state.config["computed_on"] = "cuda in bfloat16"
+    snapshots.save(snapshots.pack(state), path)
+    done = command("main", *QUICK, "--epochs", "3", "--resume", "auto", "--muon_lr", "0.2", "--resume_override")
+    assert (done.code, done.err) == (0, "")
+    assert "that run computed on cuda in bfloat16, this one on cpu in float32: rounding differs" in done.out
+    assert "warning: --muon_lr has no effect without --optimizer muon" in done.out
+
+
 def test_flags_that_do_not_alter_the_result_pass(command, tmp_path, reference):
     shutil.copytree(reference, tmp_path / "copy")
     (tmp_path / "copy" / "snapshots_complete" / "last.pth").unlink()
