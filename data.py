@@ -156,7 +156,8 @@ def _read_cifar10(root: Path, url: str | None, say: Callable[[str], None]) -> tu
         try:
             parts = [official(root, train=train) for train in (True, False)]
         except RuntimeError:  # not there, or its checksums do not match
-            say(f"downloading CIFAR-10 (170 MB) to {root}")
+            if not (root / official.filename).exists():
+                say(f"downloading CIFAR-10 (170 MB) to {root}")
             root.mkdir(parents=True, exist_ok=True)
             with exclusive(root, "--data_dir"):
                 fetch(url or official.url, root / official.filename, official.tgz_md5, say)
@@ -234,7 +235,7 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
     if not root.is_dir():
         raise UserError(f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory")
     classes: tuple[str, ...] = ()
-    files = []
+    files, others, suffixes = [], [], ", ".join(sorted(IMAGE_SUFFIXES))
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
@@ -256,11 +257,14 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
                 f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
             )
         for name in found:
-            paths = [p for p in (root / split / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-            paths = sorted(p for p in paths if not p.name.startswith("."))
+            inside = sorted(p for p in (root / split / name).iterdir() if not p.name.startswith("."))
+            paths = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
             if not paths:
-                raise UserError(f"{root / split / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise UserError(f"{root / split / name} holds no images ({suffixes})")
             files += [(path, split, classes.index(name)) for path in paths]
+            others += [p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES]
+    if others:
+        say(f"warning: left out as no images by their names ({suffixes}): {len(others)}, such as {others[0]}")
     return classes, files
 
 

@@ -35,8 +35,10 @@ def fetch(url: str, target: Path, md5: str, say: Callable[[str], None]) -> None:
     """
     if not url.lower().startswith(("http://", "https://", "file://")):
         raise UserError(f"--data_url {url} is no address of the kind http://, https:// or file://")
-    if target.is_file() and _md5_of(target) == md5:
-        return
+    if target.is_file():
+        if _md5_of(target) == md5:
+            return
+        say(f"{target} does not have the md5 checksum {md5}: it is replaced by a new download")
     part = target.with_name(f"{target.name}.part")
     with part.open("ab") as file:
         _fill(file, part, url, md5, say)

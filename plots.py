@@ -34,8 +34,9 @@ def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Loss and accuracy over the epochs, training beside validation or test, the best epoch marked."""
+def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path, train_loss: str = "train") -> None:
+    """Loss and accuracy over the epochs, training beside validation or test, the best epoch marked; `train_loss` is
+    what the legend calls that loss, which may be another than the held-out one."""
     measured = [row for row in history if row["val_loss"] is not None or row["test_loss"] is not None]
     held_out = "test" if not measured or measured[-1]["val_loss"] is None else "val"
     named = {"val": "validation", "test": "test"}[held_out]
@@ -44,7 +45,8 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for rows, part, color, label in ((history, "train", TRAIN, "train"), (measured, held_out, TEST, named)):
+        of_training = train_loss if what == "loss" else "train"
+        for rows, part, color, label in ((history, "train", TRAIN, of_training), (measured, held_out, TEST, named)):
             if not rows:  # not measured yet
                 continue
             values = [row[f"{part}_{what}"] for row in rows]

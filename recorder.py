@@ -8,7 +8,7 @@ from typing import Any
 
 import plots
 from config import RunError
-from distributed import Group, from_first_rank
+from distributed import Group, from_first_rank, sum_over_ranks
 from evaluate import headline, report_on, write_evaluation
 from files import RunLog
 from runtime import peak_memory
@@ -111,7 +111,9 @@ class Recorder:
         title = f"{self.splits.name}: epoch {trainer.epoch} of {epochs}"
         self.undrawn = False
         try:
-            plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png")
+            loss = "train, from the teacher" if self.config.teacher else "train"
+            loss += ", smoothed labels" if self.config.label_smoothing else ""
+            plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png", loss)
             plots.learning_rate_schedule(
                 trainer.rate, trainer.total_steps, epochs, trainer.epoch, self.plot_dir / "learning_rate_schedule.png"
             )
@@ -144,6 +146,8 @@ class Recorder:
         if self.config.keeps_best and best_path:
             state = from_first_rank(lambda: load(best_path), self.runtime)
             best = report_on(weights_of(state, best_path, which, best=True), self.splits, self.config, self.runtime)
+        self.trainer.batches.close()
+        used = sum_over_ranks([sum(os.times()[:4])], self.runtime)[0]
         if self.runtime.rank:
             return
         chosen = best if self.config.select == "best" and best else last
@@ -156,9 +160,8 @@ class Recorder:
         rows = [row for row in self.trainer.history if row["train_seconds"] is not None]
         trained = sum(row["train_seconds"] for row in rows)
         others = sum(row["seconds"] for row in rows) - trained
-        used = os.times()
         self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
-                      f"{_clock(sum(used[:4]))} of processor time")  # fmt: skip
+                      f"{_clock(used)} of processor time")  # fmt: skip
         self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
         self.log.line(
             f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"

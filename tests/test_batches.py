@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,15 @@ def test_an_epoch_shows_each_image_once_the_last_batch_what_is_left(engine):
         assert torch.equal(pixels.round().long(), labels)
         orders.append(labels.tolist())
     assert orders[0] != orders[1] != list(range(50))
+
+
+def test_closed_batches_have_no_workers_left():
+    train = batches_of(numbered_images(50), num_workers=1)
+    assert len(list(train.epoch(1))) == 4
+    assert multiprocessing.active_children()
+    train.close()
+    assert not multiprocessing.active_children()
+    assert len(train) == 4
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

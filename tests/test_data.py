@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import shutil
 import socket
 import struct
 import tarfile
@@ -142,6 +143,17 @@ def test_a_tree_that_cannot_be_written_is_decoded_in_memory(tree, monkeypatch):
     assert len(load(said, dataset="folder", data_dir=str(tree)).train) == 12
     assert not (tree / CACHE_NAME).exists()
     assert "in memory only" in said[0]
+
+
+def test_files_that_are_no_images_by_their_names_are_left_out_and_said(tree):
+    for name in ("a.tif", "b.txt", ".hidden", ".c.txt"):
+        (tree / "train" / "bar" / name).touch()
+    (tree / "test" / "disc" / "below.png.d").mkdir()
+    said = []
+    assert len(load(said, dataset="folder", data_dir=str(tree)).train) == 12
+    assert said == [
+        f"warning: left out as no images by their names (.bmp, .jpeg, .jpg, .png, .webp): 3, such as {tree}/train/bar/a.tif"
+    ]
 
 
 def test_other_sizes_are_resized_and_said_once(tmp_path):
@@ -455,6 +467,9 @@ def test_cifar10_is_downloaded_once(archive, tmp_path):
     splits = load(said, data_dir=str(tmp_path / "data"))
     assert (splits.name, len(splits.train), len(splits.test)) == ("CIFAR-10", 40, 20)
     assert splits.mean == (0.4914, 0.4822, 0.4465)
+    assert len(said) == 1
+    shutil.rmtree(tmp_path / "data" / "cifar-10-batches-py")
+    load(said, data_dir=str(tmp_path / "data"))  # from the archive that is kept
     assert len(said) == 1
     archive.unlink()
     again = load(said, data_dir=str(tmp_path / "data"))

@@ -163,8 +163,10 @@ def test_a_whole_partial_file_needs_no_more_than_a_look(serve, target):
 
 def test_a_damaged_archive_is_replaced(serve, target):
     target.write_bytes(CONTENT[:1000])
-    fetch(serve().url, target, MD5, lambda line: None)
+    said = []
+    fetch(serve().url, target, MD5, said.append)
     assert target.read_bytes() == CONTENT
+    assert said == [f"{target} does not have the md5 checksum {MD5}: it is replaced by a new download"]
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -47,6 +47,17 @@ def test_curves_show_and_name_only_what_was_measured(tmp_path):
         assert drawn.any() == measured
 
 
+def test_a_training_loss_of_another_kind_is_named(tmp_path, monkeypatch):
+    legends = []
+
+    def keep(figure, path):
+        legends.extend([text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes)
+
+    monkeypatch.setattr(plots, "_write", keep)
+    plots.training_curves(history(3), "title", tmp_path / "curves.png", "train, smoothed labels")
+    assert [names[0] for names in legends] == ["train, smoothed labels", "train"]
+
+
 @pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])
 def test_schedule(tmp_path, epochs, done):
     steps = epochs * 98
