@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import signal
@@ -47,6 +48,16 @@ def test_precision():
 def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert runtime._pick_amp_dtype(TrainConfig(amp=True), torch.device("cuda")) is dtype
+
+
+def test_what_is_computed_with_is_said():
+    here = start(TrainConfig(device="cpu"))
+    for device, dtype, words in (
+        ("cpu", None, "cpu in float32"),
+        ("cuda:1", None, "cuda in float32, products in TF32"),
+        ("cuda:0", torch.bfloat16, "cuda in bfloat16"),
+    ):
+        assert dataclasses.replace(here, device=torch.device(device), amp_dtype=dtype).computed_on == words
 
 
 def test_a_device_that_is_not_there(monkeypatch):
