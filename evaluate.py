@@ -1,4 +1,4 @@
-"""Evaluation files of a snapshot or of weights: `python evaluate.py --snapshot snapshots_complete/best_model.pth`."""
+"""Evaluation files of a snapshot or of weights: `python evaluate.py --snapshot snapshots_complete/last.pth`."""
 
 import sys
 from collections.abc import Sequence

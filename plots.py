@@ -58,7 +58,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path, t
                 best = max(measured, key=lambda row: row[f"{held_out}_accuracy"])
                 best_accuracy = best[f"{held_out}_accuracy"]
                 label = f"best {named}: {best_accuracy:.2%}, epoch {best['epoch']}"
-                axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=TEST, label=label)
+                axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=TEST, label=label, clip_on=False)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="best", framealpha=0.9)
     _write(figure, path)

@@ -1,4 +1,4 @@
-"""Tells what pictures show: `python predict.py --pretrained hour photo.jpg holidays/`."""
+"""Tells what pictures show: `python predict.py --pretrained long photo.jpg holidays/`."""
 
 import contextlib
 import itertools
