@@ -9,6 +9,8 @@ from conftest import QUICK, draw_tree
 from test_pretrained import metadata
 from test_runs import snapshot
 
+import plots
+
 
 def learn_from(command, teacher, tree, *flags):
     quick = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "6", "--amp", "--ema_decay", "0.5")
@@ -63,6 +65,15 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     done = learn_from(command, places[1], trained.tree, *first, "--lr", "0.05", "--resume_override")
     assert done.code == 0
     assert f"lr 0.1 -> 0.05, the teacher {places[1]} (its weights are others)\n" in done.out
+
+
+def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "training_curves", lambda *arguments: shown.append(arguments[-1]))
+    assert learn_from(command, trained.weights, trained.tree, "--plot_training").code == 0
+    for flags in (("--label_smoothing", "0.1"), ()):
+        assert command("main", *QUICK, "--epochs", "1", "--plot_training", *flags).code == 0
+    assert shown == ["train, from the teacher", "train, smoothed labels", "train"]
 
 
 def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained):

@@ -18,6 +18,7 @@ from test_model import reference_forward
 from test_runs import figures, log_text, snapshot
 
 import weights
+from weights import fingerprint
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = ("bar", "disc", "star")  # of the fixture `trained`
@@ -70,6 +71,7 @@ def test_the_accuracy_may_come_from_a_report(command, trained):
     assert (done.code, done.err) == (0, "")
     said = metadata(Path("weights.safetensors"))
     assert (said["accuracy"], said["accuracy_from"]) == (0.625, "metrics.json, 9 images")
+    assert report["sha256"] == fingerprint(torch.load(trained.snapshot)["model"])
     of_earlier_versions = {name: value for name, value in report.items() if name != "sha256"}
     Path("metrics.json").write_text(json.dumps(of_earlier_versions))
     assert command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json").code == 0

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -282,6 +284,13 @@ def test_a_last_epoch_that_is_the_best_is_reported_as_selected(command):
     assert command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--select", "best").code == 0
     report = figures()
     assert (Path(report["snapshot"]).name, report["selected_by"][:21]) == ("last.pth", "best by test accuracy")
+
+
+def test_processor_time_is_taken_when_the_workers_have_ended(command, monkeypatch):
+    times, workers = os.times, []
+    monkeypatch.setattr(os, "times", lambda: workers.append(multiprocessing.active_children()) or times())
+    assert command("main", *QUICK, "--epochs", "1", "--num_workers", "1").code == 0
+    assert workers == [[]]
 
 
 def test_evaluate_repeats_the_runs_report(command, tree):
