@@ -273,7 +273,14 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
         "teacher": "NAME|PATH",
     }
     metavar = special.get(spec.name, metavar)
+    if spec.metadata["unset"] == "off":
+        kind = _unless_off
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+
+
+def _unless_off(text: str) -> str | None:
+    """None for "off", by which a command line switches off what its recipe names."""
+    return None if text == "off" else text
 
 
 def _shown_default(spec: dataclasses.Field) -> str:
@@ -290,7 +297,7 @@ def parse_config(argv: Sequence[str], description: str, presets: Sequence[str] =
     """
     parser = build_parser(description, [spec.name for spec in dataclasses.fields(TrainConfig)])
     given = vars(parser.parse_args(argv))
-    recipe = read_recipe(Path(given["recipe"])) if "recipe" in given else {}
+    recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
     return TrainConfig(**(vars(parser.parse_args(presets)) | recipe | given))
 
 

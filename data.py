@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from files import exclusive, remove_leftovers, write_atomically
 SIZE = 32  # pixels: height and width of every image
 SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 CACHE_NAME = ".cifarnet_32x32.npz"
 
 # Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
@@ -235,7 +236,7 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
     if not root.is_dir():
         raise UserError(f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory")
     classes: tuple[str, ...] = ()
-    files, others, suffixes = [], [], ", ".join(sorted(IMAGE_SUFFIXES))
+    files, others = [], []
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
@@ -260,12 +261,18 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
             inside = sorted(p for p in (root / split / name).iterdir() if not p.name.startswith("."))
             paths = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
             if not paths:
-                raise UserError(f"{root / split / name} holds no images ({suffixes})")
+                raise UserError(f"{root / split / name} holds no images ({SUFFIXES})")
             files += [(path, split, classes.index(name)) for path in paths]
             others += [p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES]
     if others:
-        say(f"warning: left out as no images by their names ({suffixes}): {len(others)}, such as {others[0]}")
+        say(left_out(others))
     return classes, files
+
+
+def left_out(others: Sequence[Path]) -> str:
+    """The warning that the files `others`, at least one, are no images by their names."""
+    first = printable(str(others[0]))
+    return f"warning: left out as no images by their names ({SUFFIXES}): {len(others)}, such as {first}"
 
 
 class _Decoded(NamedTuple):

@@ -59,16 +59,19 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
     with RunLog(quiet=not first) as log, lock, group.contact():
         log.line(f"{group.ranks.launcher} {shlex.join(command)}")
-        splits = group.first_on_machine(lambda: load_splits(config, log.line))
+        source = _find_source(config, log, snapshot_dir, runtime)
+        state = from_first_rank(lambda: load(source), runtime) if source else None
+        finished = state is not None and state.epoch >= config.epochs
+        initial = None if state else _read_named("init", config, snapshot_dir, runtime)
+        teaching = None if finished else _read_named("teacher", config, snapshot_dir, runtime)
+        splits = group.first_on_machine(
+            lambda: load_splits(config, log.line)
+        )  # a download, perhaps: what fails at once did
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
-        source = _find_source(config, log, snapshot_dir, runtime)
-        if config.init and source is None:
-            _start_from(config, model, splits, log, runtime)
-        state = from_first_rank(lambda: load(source), runtime) if source else None
-        teacher = None
-        if config.teacher and (state is None or state.epoch < config.epochs):  # else there is nothing left to learn
-            teacher = _find_teacher(config, splits, snapshot_dir, log, runtime)
+        if initial:
+            _start_from(initial, model, splits, config, log)
+        teacher = _teacher_of(teaching, splits, config, log, runtime) if teaching else None
         trainer = Trainer(model, splits, config, runtime, teacher)
         if state:
             _resume(trainer, state, source, log)
@@ -166,30 +169,40 @@ def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: 
     return source
 
 
-def _start_from(config: TrainConfig, model: Network, splits: Splits, log: RunLog, runtime: Runtime) -> None:
-    """Loads the weights that --init names into `model`. Raises `UserError`."""
-    name = config.init
-    trained = from_first_rank(lambda: read_trained(name), runtime)
+def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Runtime) -> Weights | None:
+    """The trained network that --init or --teacher, `flag`, names; None: neither does. Raises `UserError`."""
+    name = getattr(config, flag)
+    if name is None:
+        return None
+    path = Path(name)
+    if flag == "teacher" and path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
+        raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
+    try:
+        return from_first_rank(lambda: read_trained(name), runtime)
+    except UserError as problem:
+        recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
+        trains = (Path(__file__).parent / "recipes" / recipe).is_file()
+        hint = f" (recipes/{recipe} trains one)" if trains else ""
+        raise UserError(f"--{flag}: {problem}{hint}") from None
+
+
+def _start_from(trained: Weights, model: Network, splits: Splits, config: TrainConfig, log: RunLog) -> None:
+    """Loads the weights that --init names, `trained`, into `model`. Raises `UserError`."""
     same = start_from(model, trained, splits.train.classes)
     head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
-    log.line(printable(f"starting from the weights {name}: {_origin(trained)}{head}"))
+    log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
     if same:
         _warn_of_seen("the network that --init names", trained, splits, config, log)
 
 
-def _find_teacher(config: TrainConfig, splits: Splits, snapshot_dir: Path, log: RunLog, runtime: Runtime) -> Teacher:
-    """The network that --teacher names. Raises `UserError`."""
-    name = config.teacher
-    path = Path(name)
-    if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
-        raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
+def _teacher_of(trained: Weights, splits: Splits, config: TrainConfig, log: RunLog, runtime: Runtime) -> Teacher:
+    """The network that --teacher names, `trained`, made ready. Raises `UserError`."""
     try:
-        trained = from_first_rank(lambda: read_trained(name), runtime)
         teacher = Teacher(trained, splits, runtime)
     except UserError as problem:
-        raise UserError(f"--teacher: {problem} (recipes/*teacher.toml train one)") from None
+        raise UserError(f"--teacher: {problem}") from None
     accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
-    log.line(printable(f"learning from {name}: {_origin(trained)}{accuracy}"))
+    log.line(printable(f"learning from {trained.source}: {_origin(trained)}{accuracy}"))
     _warn_of_seen("the teacher", trained, splits, config, log)
     return teacher
 

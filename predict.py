@@ -15,14 +15,12 @@ from tqdm import tqdm
 
 from batches import EvalBatches
 from config import RunError, TrainConfig, UserError, build_parser, printable
-from data import IMAGE_SUFFIXES, ImageSet, read_images
+from data import IMAGE_SUFFIXES, SUFFIXES, ImageSet, left_out, read_images
 from metrics import predict
 from model import restore
 from runtime import Runtime, run_command, start
 from snapshots import read_trained
 from weights import Weights
-
-SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 
 Ranking = list[tuple[str, float]]  # classes and their probabilities in [0, 1], the likeliest first
 Outcome = tuple[str, Ranking | UserError]  # of a picture, or of a folder, by its path
@@ -49,7 +47,9 @@ def _predict(argv: Sequence[str]) -> None:
     runtime = start(config)
     trained = read_trained(pretrained)
     model = restore(trained).to(runtime.device)
-    paths, problems = find_pictures(names)
+    paths, problems, others = find_pictures(names)
+    if others:
+        print(left_out(others), file=sys.stderr)
     asked, unreadable = len(paths) + len(problems), 0
     table = Table(paths, trained.classes)
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
@@ -71,10 +71,12 @@ def _predict(argv: Sequence[str]) -> None:
         raise RunError(f"{unreadable} of {asked} could not be read; they are named above")
 
 
-def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome]]:
-    """The paths of the pictures that `names` mean, themselves or anywhere below them, in order; and the folders that
-    hold none or cannot be read. Hidden files and folders are left out, and so are links to folders."""
+def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[Path]]:
+    """The paths of the pictures that `names` mean, themselves or anywhere below them, in order; the folders that hold
+    none or cannot be read; and the files there that are no pictures by their names. Hidden files and folders are passed
+    over, and so are links to folders."""
     paths: list[str] = []
+    others: list[Path] = []
     problems: list[Outcome] = []
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112, for Path.is_dir raises for names too long
@@ -83,12 +85,15 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome]]:
         before, closed = len(paths), []
         for folder, below, files in os.walk(name, onerror=closed.append):
             below[:] = sorted(inner for inner in below if not inner.startswith("."))
-            pictures = [Path(folder, file) for file in sorted(files) if not file.startswith(".")]
-            paths += [str(picture) for picture in pictures if picture.suffix.lower() in IMAGE_SUFFIXES]
+            for path in (Path(folder, file) for file in sorted(files) if not file.startswith(".")):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    paths.append(str(path))
+                else:
+                    others.append(path)
         problems += [(p.filename, UserError(f"cannot read the folder {p.filename} ({p.strerror})")) for p in closed]
         if len(paths) == before and not closed:
             problems.append((name, UserError(f"the folder {name} holds no pictures ({SUFFIXES})")))
-    return paths, problems
+    return paths, problems, others
 
 
 def classify(

@@ -186,6 +186,14 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(tmp_path, text, said):
     assert str(recipe) in str(caught.value)
 
 
+def test_what_a_recipe_names_can_be_switched_off(tmp_path):
+    recipe = tmp_path / "taught.toml"
+    recipe.write_text('teacher = "a.pth"\ninit = "b.pth"\n')
+    config = parse("--recipe", str(recipe), "--teacher", "off", "--init", "off")
+    assert (config.teacher, config.init) == (None, None)
+    assert parse("--recipe", "off") == TrainConfig()
+
+
 def test_a_recipe_that_is_not_there():
     with pytest.raises(UserError, match="cannot read it"):
         parse("--recipe", "not/there.toml")
@@ -195,6 +203,10 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     folder = Path(__file__).parent.parent / "recipes"
     recipes = {path.stem: TrainConfig(**read_recipe(path)) for path in folder.glob("*.toml")}
     assert recipes["published"] == TrainConfig(amp=True)
+    for recipe in recipes.values():
+        for earlier in filter(None, (recipe.init, recipe.teacher)):  # by its folder's name the error names its recipe
+            its = recipes[Path(earlier).parent.name.removeprefix("snapshots_")]
+            assert Path(its.snapshot_dir) / "last.pth" == Path(earlier)
 
 
 def test_image_sizes_take_equal_parts_of_the_run():

@@ -52,9 +52,9 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     folder, recipes = weights.RESULTS / name, weights.RESULTS.parent / "recipes"
     recipe = read_recipe(folder / "recipe.toml")
     assert recipe == read_recipe(recipes / f"{name}.toml")  # what repeats it
-    if "teacher" in recipe:
-        its = Path(recipe["teacher"]).parent.name.removeprefix("snapshots_")  # as that recipe names its --snapshot_dir
-        assert read_recipe(folder / "teacher.toml") == read_recipe(recipes / f"{its}.toml")
+    for earlier in recipe.keys() & {"init", "teacher"}:
+        its = Path(recipe[earlier]).parent.name.removeprefix("snapshots_")  # as that recipe names its --snapshot_dir
+        assert read_recipe(folder / f"{earlier}.toml") == read_recipe(recipes / f"{its}.toml")
     held = weights.read_weights(name)
     assert recipe.items() <= held.config.items()
     with (folder / "history.csv").open(newline="") as file:

@@ -210,6 +210,10 @@ def test_folders_are_searched_in_order(command, trained):
     Path("album/again").symlink_to(Path("album").resolve())
     done = command("predict", "--pretrained", trained.weights, "--json", "album/notes.txt", "album", "album/B.png")
     assert done.code == 1
+    assert (
+        "left out as no images by their names (.bmp, .jpeg, .jpg, .png, .webp): 1, such as album/notes.txt\n"
+        in done.err
+    )
     assert [line["path"] for line in lines(done.out)] == [
         "album/notes.txt", "album/B.png", "album/z.WEBP", "album/train/a/000.jpg", "album/train/a/001.jpg",
         "album/train/a/d.bmp", "album/B.png",
@@ -397,9 +401,9 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(command, trained):
 def test_wrong_weights_to_start_from_are_one_line(command, trained, content, suffix):
     if content:
         Path(f"w.{suffix}").write_bytes(content)
-    done = run_from(command, f"w.{suffix}", trained.tree)
+    done = run_from(command, f"w.{suffix}", "tree/that/is/not/there")  # told before images are read or downloaded
     assert done.code == 2
-    assert done.err.startswith("error: ")
+    assert done.err.startswith("error: --init: ")
     assert done.err.count("\n") == 1
     assert not list(Path().glob("log/*.log"))
 
