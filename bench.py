@@ -61,10 +61,10 @@ def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
 # --- what is measured: each returns a rate, per second ---------------------------------------------------------
 
 
-def matmul(device: str, dtype: torch.dtype) -> float:
-    """Multiplications and additions of a square matrix product: the ceiling of everything below."""
-    torch.set_num_threads(available_cores())
-    a = torch.randn(4096, 4096, device=device).to(dtype)
+def matmul(device: str, amp: bool) -> float:
+    """Multiplications and additions of a square matrix product: the ceiling of everything below, in its precision."""
+    runtime = start(TrainConfig(device=device, amp=amp))
+    a = torch.randn(4096, 4096, device=device).to(runtime.amp_dtype or torch.float32)
     return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
 
 
@@ -172,8 +172,8 @@ def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
 def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
     """Every measurement by its name, in the order of the table, and whether it decides something."""
     named: dict[str, tuple[bool, Callable[[], float]]] = {
-        "matrix product, fp32": (True, lambda: matmul(device, torch.float32)),
-        "matrix product, bf16": (True, lambda: matmul(device, torch.bfloat16)),
+        "matrix product, fp32": (True, lambda: matmul(device, False)),
+        "matrix product, bf16": (True, lambda: matmul(device, True)),
         "plain loop, fp32": (True, lambda: plain_loop(device, 1)),
     }
     for dtype in ("fp32", "bf16"):

@@ -342,6 +342,10 @@ def without_effect(config: TrainConfig) -> list[str]:
         "--amp": (config.amp, ("amp_dtype",)),
         "--dataset cifar10": (config.dataset == "cifar10", ("data_url",)),
         "--dataset folder": (config.dataset == "folder", ("skip_bad_images",)),
+        "--snapshot_freq": (config.snapshot_freq > 0, ("keep_snapshots",)),
+        "--plot_training": (config.plot_training, ("plot_freq",)),
+        "--weight_decay": (config.weight_decay > 0, ("decay_norms",)),
+        "--resume": (config.resume is not None, ("resume_override",)),
     }
     defaults = {spec.name: spec.default for spec in dataclasses.fields(config)}
     return [

@@ -26,6 +26,7 @@ SIZE = 32  # pixels: height and width of every image
 SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+NO_IMAGES = f"as no images by their names ({SUFFIXES})"
 CACHE_NAME = ".cifarnet_32x32.npz"
 
 # Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
@@ -236,7 +237,7 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
     if not root.is_dir():
         raise UserError(f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory")
     classes: tuple[str, ...] = ()
-    files, others = [], []
+    files, loose, others = [], [], []
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
@@ -257,6 +258,7 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
             say(
                 f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
             )
+        loose += [p for p in sorted((root / split).iterdir()) if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
         for name in found:
             inside = sorted(p for p in (root / split / name).iterdir() if not p.name.startswith("."))
             paths = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
@@ -264,15 +266,15 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
                 raise UserError(f"{root / split / name} holds no images ({SUFFIXES})")
             files += [(path, split, classes.index(name)) for path in paths]
             others += [p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES]
-    if others:
-        say(left_out(others))
+    for paths, why in ((loose, "as in no class's folder"), (others, NO_IMAGES)):
+        if paths:
+            say(left_out(paths, why))
     return classes, files
 
 
-def left_out(others: Sequence[Path]) -> str:
-    """The warning that the files `others`, at least one, are no images by their names."""
-    first = printable(str(others[0]))
-    return f"warning: left out as no images by their names ({SUFFIXES}): {len(others)}, such as {first}"
+def left_out(paths: Sequence[Path], why: str) -> str:
+    """The warning that `paths`, at least one, are not used, and `why`."""
+    return f"warning: left out {why}: {len(paths)}, such as {printable(str(paths[0]))}"
 
 
 class _Decoded(NamedTuple):

@@ -64,6 +64,9 @@ class Group:
             try:
                 yield
                 over = True
+            except UserError as problem:
+                self.tell(problem)  # before the others notice that this rank is gone
+                raise
             finally:
                 # after an error NCCL would wait for ranks that are gone; gloo's threads do not, but left to the end
                 # of the interpreter they can abort the process (SIGABRT)

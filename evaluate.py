@@ -30,7 +30,7 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     model = restore(trained).to(runtime.device)
     batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
-    how = trained.selected_by if splits.name == trained.dataset else f"trained on {trained.dataset}"
+    how = trained.selected_by + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}")
     about = (trained.source, trained.epoch, trained.config.get("evaluate", "raw"), how, fingerprint(trained.model))
     return build_report(logits, labels, splits.test.classes, splits.name, *about)
 

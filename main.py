@@ -175,13 +175,13 @@ def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Run
     if name is None:
         return None
     path = Path(name)
-    if flag == "teacher" and path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
-        raise UserError(f"--teacher {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
+    if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
+        raise UserError(f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
     try:
         return from_first_rank(lambda: read_trained(name), runtime)
     except UserError as problem:
         recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
-        trains = (Path(__file__).parent / "recipes" / recipe).is_file()
+        trains = recipe in {path.name for path in (Path(__file__).parent / "recipes").glob("*.toml")}
         hint = f" (recipes/{recipe} trains one)" if trains else ""
         raise UserError(f"--{flag}: {problem}{hint}") from None
 
@@ -212,12 +212,16 @@ def _origin(trained: Weights) -> str:
 
 
 def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainConfig, log: RunLog) -> None:
-    """Warns of validation images that `trained` was trained on: its own split has to be this run's."""
+    """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
+    learnt from had seen them, nobody knows here."""
     former = config_from_dict(trained.config)
     split, own = ((c.val_fraction, c.limit_train) for c in (config, former))
     if splits.val is not None and split != own:
         log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it "
                  f"was trained on other images: train it with the same --val_fraction and --limit_train")  # fmt: skip
+    elif splits.val is not None and (former.init or former.teacher):
+        log.line(f"warning: {which} learnt from another one, {former.init or former.teacher}: if that one has seen the "
+                 f"validation images, the accuracy on them will be too high")  # fmt: skip
 
 
 def _resume(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from batches import EvalBatches
 from config import RunError, TrainConfig, UserError, build_parser, printable
-from data import IMAGE_SUFFIXES, SUFFIXES, ImageSet, left_out, read_images
+from data import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, ImageSet, left_out, read_images
 from metrics import predict
 from model import restore
 from runtime import Runtime, run_command, start
@@ -49,7 +49,7 @@ def _predict(argv: Sequence[str]) -> None:
     model = restore(trained).to(runtime.device)
     paths, problems, others = find_pictures(names)
     if others:
-        print(left_out(others), file=sys.stderr)
+        print(left_out(others, NO_IMAGES), file=sys.stderr)
     asked, unreadable = len(paths) + len(problems), 0
     table = Table(paths, trained.classes)
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:

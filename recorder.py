@@ -3,8 +3,11 @@
 import os
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import plots
 from config import RunError
@@ -114,12 +117,21 @@ class Recorder:
             loss = "train, from the teacher" if self.config.teacher else "train"
             loss += ", smoothed labels" if self.config.label_smoothing else ""
             plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png", loss)
-            plots.learning_rate_schedule(
-                trainer.rate, trainer.total_steps, epochs, trainer.epoch, self.plot_dir / "learning_rate_schedule.png"
-            )
+            path = self.plot_dir / "learning_rate_schedule.png"
+            plots.learning_rate_schedule(self._rate_by_step(), trainer.total_steps, epochs, trainer.epoch, path)
         except OSError as problem:
             self.undrawn = True
             self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
+
+    def _rate_by_step(self) -> Callable[[int], float]:
+        """The learning rate of each step, from 0, as this run's flags say; but where epochs before its start had others,
+        lines through what the history has of them, the rates of their last steps."""
+        said, before = self.trainer.rate, self.trainer.history[: self.epochs_before]
+        ends = [row["epoch"] * len(self.trainer.batches) - 1 for row in before]
+        rates = [row["lr"] for row in before]
+        if np.allclose(rates, [said(end) for end in ends], rtol=1e-6, atol=0):
+            return said
+        return lambda step: said(step) if step > ends[-1] else float(np.interp(step, ends, rates))
 
     def leave(self, why: str, command: list[str]) -> None:
         """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""

@@ -156,17 +156,18 @@ def weights_of(state: TrainState, source: Path, which: str | None = None, best: 
         mean=state.mean,
         std=state.std,
         dataset=state.dataset,
-        selected_by=_selected_by(config, best or source.name == BEST),
+        selected_by=_selected_by(config, state.history, best or source.name == BEST),
         accuracy=accuracy,
         accuracy_from="not measured" if accuracy is None else f"the run's history, epoch {state.epoch}",
         source=str(source),
     )
 
 
-def _selected_by(config: TrainConfig, best: bool) -> str:
+def _selected_by(config: TrainConfig, history: list[dict[str, Any]], best: bool) -> str:
     """How the epoch of a snapshot was chosen, and what part the test set had in it."""
     validated = config.val_fraction > 0
-    looked = "during the run" if config.eval_freq else "at the end only"
+    early = any(row["test_accuracy"] is not None for row in history if row["epoch"] < config.epochs)
+    looked = "during the run" if early else "at the end only"
     if best:
         return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
     return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
@@ -182,10 +183,13 @@ def read_trained(name: str) -> Weights:
 
 
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The intact snapshot of the highest epoch in `directory` (None: there is none), and why others were passed over."""
+    """The intact snapshot of the highest epoch in `directory` (None: there is none), and why others were passed over.
+
+    The best one is taken only where all others are broken: it may be of an epoch that had not been kept otherwise.
+    """
     passed_over, newest, newest_epoch = [], None, -1
-    for path in [directory / LAST, *_all_numbered(directory)]:
-        if path.exists():
+    for path in [directory / LAST, *_all_numbered(directory), directory / BEST]:
+        if path.exists() and (path.name != BEST or (passed_over and newest is None)):
             try:
                 epoch = load(path).epoch
             except UserError as problem:

@@ -54,6 +54,9 @@ def test_the_published_recipe_is_the_default():
         (("--amp_dtype", "bf16", "--amp"), ""),
         (("--num_workers", "2", "--augment_engine", "batched", "--skip_bad_images"), "num_workers skip_bad_images"),
         (("--dataset", "folder", "--skip_bad_images", "--data_url", "http://x"), "data_url"),
+        (("--snapshot_freq", "0", "--keep_snapshots", "2", "--plot_freq", "1"), "keep_snapshots"),
+        (("--no-plot_training", "--plot_freq", "1", "--resume_override"), "plot_freq resume_override"),
+        (("--no-decay_norms", "--weight_decay", "0", "--resume", "auto", "--resume_override"), "decay_norms"),
     ],
 )
 def test_flags_that_do_nothing_are_named(argv, idle):

@@ -149,10 +149,12 @@ def test_files_that_are_no_images_by_their_names_are_left_out_and_said(tree):
     for name in ("a.tif", "b.txt", ".hidden", ".c.txt"):
         (tree / "train" / "bar" / name).touch()
     (tree / "test" / "disc" / "below.png.d").mkdir()
+    (tree / "test" / "in no class.png").touch()
     said = []
     assert len(load(said, dataset="folder", data_dir=str(tree)).train) == 12
     assert said == [
-        f"warning: left out as no images by their names (.bmp, .jpeg, .jpg, .png, .webp): 3, such as {tree}/train/bar/a.tif"
+        f"warning: left out as in no class's folder: 1, such as {tree}/test/in no class.png",
+        f"warning: left out as no images by their names (.bmp, .jpeg, .jpg, .png, .webp): 3, such as {tree}/train/bar/a.tif",
     ]
 
 

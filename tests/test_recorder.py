@@ -20,3 +20,16 @@ def test_the_time_left_knows_that_larger_images_take_longer(monkeypatch, before,
     row |= dict.fromkeys(("val_loss", "test_loss", "ema_accuracy")) | {"grad_norm": 0, "clipped": 0, "skipped_steps": 0}
     line = kept._epoch_line(row | {"epoch": epoch})
     assert re.search(r"left (.*)", line)[1] == left
+
+
+def test_the_learning_rates_drawn_are_those_that_were():
+    """Ten steps an epoch; two epochs are done, by flags that said the same or something else."""
+    history = [{"epoch": 1, "lr": 0.4}, {"epoch": 2, "lr": 0.2}]
+    trainer = SimpleNamespace(config=None, splits=None, runtime=None, epoch=2, history=history, batches=range(10))
+    for rate, drawn in (
+        (lambda step: 0.6 - 0.02 * (step + 1), (0.58, 0.4, 0.3, 0.2, 0.18)),
+        (lambda step: 0.7, (0.4, 0.4, 0.3, 0.2, 0.7)),
+    ):
+        trainer.rate = rate
+        shown = recorder.Recorder(trainer, None, Path(), Path(), None)._rate_by_step()
+        assert [shown(step) for step in (0, 9, 14, 19, 20)] == pytest.approx(drawn)

@@ -230,6 +230,14 @@ def test_the_newest_intact_snapshot_is_found(tmp_path):
     newest, passed_over = find_newest(tmp_path)
     assert newest == numbered(tmp_path, 10)
     assert [LAST in why or "0015" in why for why in passed_over] == [True, True]
+    save(make_state(12), tmp_path / BEST)
+    assert find_newest(tmp_path)[0] == numbered(tmp_path, 10)
+    for epoch in (5, 10):
+        spoil(numbered(tmp_path, epoch), "text")
+    assert find_newest(tmp_path)[0] == tmp_path / BEST
+    for path in (tmp_path / LAST, *(numbered(tmp_path, epoch) for epoch in (5, 10, 15))):
+        path.unlink()
+    assert find_newest(tmp_path) == (None, [])
 
 
 def names(directory):
@@ -293,11 +301,13 @@ def test_the_best_comes_along(tmp_path):
 def test_what_a_snapshot_says_of_its_network(tmp_path, name, val_fraction, words):
     row = dict.fromkeys(HISTORY_KEYS, 0.5)
     rows = [row | {"epoch": 2, "test_accuracy": 0.25}, row | {"epoch": 3, "test_accuracy": 0.75}]
-    state = replace(make_state(3), history=rows, config={"val_fraction": val_fraction})
+    state = replace(make_state(3), history=rows, config={"val_fraction": val_fraction, "epochs": 3})
     trained = weights_of(state, tmp_path / name)
     assert trained.selected_by == words
     assert trained.accuracy == 0.75
     assert trained.source == str(tmp_path / name)
+    rows[0]["test_accuracy"] = None
+    assert weights_of(state, tmp_path / name).selected_by == words.replace("during the run", "at the end only")
     assert trained.model is state.model
     assert weights_of(replace(state, epoch=4), tmp_path / name).accuracy is None
     unmeasured = replace(state, history=[rows[0], rows[1] | {"test_accuracy": None}])

@@ -92,11 +92,13 @@ def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
     for teacher, split, warned in (
         (trained.weights, (), False),
         (trained.weights, ("--val_fraction", "0.5"), True),
-        ("t.pth", ("--val_fraction", "0.5"), False),
+        ("t.pth", ("--val_fraction", "0.5"), False),  # but what it learnt from has
         ("t.pth", ("--val_fraction", "0.5", "--limit_train", "12"), True),
     ):
         done = learn_from(command, teacher, trained.tree, *split)
         assert (done.code, "warning: the teacher has seen the validation images" in done.out) == (0, warned)
+        indirectly = f"warning: the teacher learnt from another one, {trained.weights}: if that one has seen the"
+        assert (indirectly in done.out) == (teacher == "t.pth" and not warned)
         Path("t.pth").write_bytes(Path("snapshots_complete/last.pth").read_bytes())
 
 
