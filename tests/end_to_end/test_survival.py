@@ -23,7 +23,7 @@ import snapshots
 
 RUN = (
     *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--plot_training"),
-    *("--snapshot_freq", "2", "--keep_snapshots", "1"),
+    *("--snapshot_freq", "2", "--keep_snapshots", "1", "--image_sizes", "16"),
 )
 LONG = (*QUICK, "--plot_training", "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
 STATE = ("model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "best_epoch", "history", "random_state")
