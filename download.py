@@ -57,7 +57,7 @@ def _fill(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str], N
             if file.tell() - had >= PROGRESS:
                 pause, deadline = 1.0, time.monotonic() + PATIENCE
             if time.monotonic() + pause >= deadline:
-                raise OSError(f"{problem}; {file.tell()} bytes are kept in {part} and not fetched again") from None
+                raise OSError(f"{problem}; what has come, {file.tell()} bytes, is kept in {part}") from None
             say(f"download: {problem}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause *= 2

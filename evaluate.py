@@ -81,6 +81,9 @@ def _evaluate(argv: Sequence[str]) -> None:
     if "dataset" in given or "data_dir" in given:
         inherited["dataset_name"] = None  # the name of other images
     config = TrainConfig(**(inherited | given))
+    if pretrained is not None and config.dataset == "folder" and "data_dir" not in given:
+        raise UserError(f"--pretrained {pretrained} is of a folder of images, {trained.dataset}, and does not say where; name "
+                        f"test images by --dataset folder --data_dir TREE, or --dataset cifar10")  # fmt: skip
     directory = writable_directory(config.plot_dir, "--plot_dir")
     runtime = start(config)
     splits = load_splits(config, print)

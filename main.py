@@ -182,7 +182,7 @@ def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Run
     except UserError as problem:
         recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
         trains = recipe in {path.name for path in (Path(__file__).parent / "recipes").glob("*.toml")}
-        hint = f" (recipes/{recipe} trains one)" if trains else ""
+        hint = f" (recipes/{recipe} trains one; --{flag} off does without)" if trains else ""
         raise UserError(f"--{flag}: {problem}{hint}") from None
 
 

@@ -57,7 +57,8 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path, t
             if measured:
                 best = max(measured, key=lambda row: row[f"{held_out}_accuracy"])
                 best_accuracy = best[f"{held_out}_accuracy"]
-                label = f"best {named}: {best_accuracy:.2%}, epoch {best['epoch']}"
+                which = f"best {named}" if len(measured) > 1 else named  # a single one is not the best of several
+                label = f"{which}: {best_accuracy:.2%}, epoch {best['epoch']}"
                 axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=TEST, label=label, clip_on=False)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="best", framealpha=0.9)
@@ -75,7 +76,7 @@ def learning_rate_schedule(rate: Callable[[int], float], steps: int, epochs: int
     axes.fill_between(
         at, rates, where=at <= done, color=TRAIN, alpha=0.15, lw=0, label=f"done: {done} of {epochs} epochs"
     )
-    _epoch_axis(axes, f"learning rate, {rates[0]:g} to {rates[-1]:g}", epochs)
+    _epoch_axis(axes, f"learning rate (--lr), {rates.max():.3g} to {rates[-1]:.3g}", epochs)
     axes.set_xlim(0, epochs)
     axes.set_ylim(0, rates.max() * 1.05)
     axes.legend(loc="upper right")

@@ -56,6 +56,10 @@ def test_a_training_loss_of_another_kind_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "_write", keep)
     plots.training_curves(history(3), "title", tmp_path / "curves.png", "train, smoothed labels")
     assert [names[0] for names in legends] == ["train, smoothed labels", "train"]
+    assert legends[1][-1].startswith("best test: ")
+    once = [row | {"test_loss": None, "test_accuracy": None} for row in history(2)] + history(3)[2:]
+    plots.training_curves(once, "title", tmp_path / "curves.png")
+    assert legends[-1][-1].startswith("test: ")  # one look is not the best of several
 
 
 @pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])

@@ -109,7 +109,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
         "snapshots_complete/last.pth": r"is in this run's --snapshot_dir, where it would be replaced; choose another",
         "nowhere.pth": "cannot be read",
         "nobody": "no weights 'nobody'",
-        "snapshots_long_teacher/last.pth": "name a .pth file that a run wrote (recipes/long_teacher.toml trains one)\n",
+        "snapshots_long_teacher/last.pth": "name a .pth file that a run wrote (recipes/long_teacher.toml trains one; --teacher off does without)\n",
     }
     for teacher, words in wrong.items():
         done = learn_from(command, teacher, "tree/that/is/not/there")  # told before images are read or downloaded

@@ -328,6 +328,9 @@ def test_evaluate_takes_either_a_snapshot_or_weights(command, trained):
         done = command("evaluate", *flags)
         assert done.code == 2
         assert words in done.err
+    done = command("evaluate", "--pretrained", trained.weights)
+    assert (done.code, done.out) == (2, "")
+    assert "is of a folder of images, pictures, and does not say where; name test images by --dataset" in done.err
     other = draw_tree(Path("other"), classes=("bar", "tree"))
     done = command("evaluate", "--pretrained", trained.weights, "--data_dir", other)
     assert (done.code, done.out) == (2, "")
