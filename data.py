@@ -258,7 +258,8 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
             say(
                 f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
             )
-        loose += [p for p in sorted((root / split).iterdir()) if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
+        beside = sorted(p for p in (root / split).iterdir() if p.is_file() and not p.name.startswith("."))
+        loose += [p for p in beside if p.suffix.lower() in IMAGE_SUFFIXES]
         for name in found:
             inside = sorted(p for p in (root / split / name).iterdir() if not p.name.startswith("."))
             paths = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]

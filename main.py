@@ -64,9 +64,8 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
         finished = state is not None and state.epoch >= config.epochs
         initial = None if state else _read_named("init", config, snapshot_dir, runtime)
         teaching = None if finished else _read_named("teacher", config, snapshot_dir, runtime)
-        splits = group.first_on_machine(
-            lambda: load_splits(config, log.line)
-        )  # a download, perhaps: what fails at once did
+        # perhaps a download: only now that all else was found
+        splits = group.first_on_machine(lambda: load_splits(config, log.line))
         _check_sizes(config, splits)
         model = build_model(config, len(splits.train.classes))
         if initial:

@@ -150,6 +150,7 @@ def test_files_that_are_no_images_by_their_names_are_left_out_and_said(tree):
         (tree / "train" / "bar" / name).touch()
     (tree / "test" / "disc" / "below.png.d").mkdir()
     (tree / "test" / "in no class.png").touch()
+    (tree / "test" / ".hidden.png").touch()
     said = []
     assert len(load(said, dataset="folder", data_dir=str(tree)).train) == 12
     assert said == [
