@@ -172,8 +172,8 @@ def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
 def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
     """Every measurement by its name, in the order of the table, and whether it decides something."""
     named: dict[str, tuple[bool, Callable[[], float]]] = {
-        "matrix product, fp32": (True, lambda: matmul(device, False)),
-        "matrix product, bf16": (True, lambda: matmul(device, True)),
+        "matrix product, fp32": (True, lambda: matmul(device, amp=False)),
+        "matrix product, bf16": (True, lambda: matmul(device, amp=True)),
         "plain loop, fp32": (True, lambda: plain_loop(device, 1)),
     }
     for dtype in ("fp32", "bf16"):

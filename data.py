@@ -241,7 +241,8 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
-        found = sorted(d.name for d in (root / split).iterdir() if d.is_dir() and not d.name.startswith("."))
+        there = _visible(root / split)
+        found = [path.name for path in there if path.is_dir()]
         if split == "train":
             classes = tuple(found)
             if len(classes) < 2:
@@ -258,10 +259,9 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
             say(
                 f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
             )
-        beside = sorted(p for p in (root / split).iterdir() if p.is_file() and not p.name.startswith("."))
-        loose += [p for p in beside if p.suffix.lower() in IMAGE_SUFFIXES]
+        loose += [p for p in there if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
         for name in found:
-            inside = sorted(p for p in (root / split / name).iterdir() if not p.name.startswith("."))
+            inside = _visible(root / split / name)
             paths = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
             if not paths:
                 raise UserError(f"{root / split / name} holds no images ({SUFFIXES})")
@@ -271,6 +271,10 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
         if paths:
             say(left_out(paths, why))
     return classes, files
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def left_out(paths: Sequence[Path], why: str) -> str:

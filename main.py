@@ -180,8 +180,8 @@ def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Run
         return from_first_rank(lambda: read_trained(name), runtime)
     except UserError as problem:
         recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
-        trains = recipe in {path.name for path in (Path(__file__).parent / "recipes").glob("*.toml")}
-        hint = f" (recipes/{recipe} trains one; --{flag} off does without)" if trains else ""
+        known = {file.name for file in (Path(__file__).parent / "recipes").glob("*.toml")}
+        hint = f" (recipes/{recipe} trains one; --{flag} off does without)" if recipe in known else ""
         raise UserError(f"--{flag}: {problem}{hint}") from None
 
 

@@ -207,6 +207,18 @@ def test_an_error_that_all_find_is_told_once_and_others_each(capsys):
     assert capsys.readouterr().err == "error: --lr 0\n"
 
 
+def test_an_error_is_told_before_the_others_lose_contact(monkeypatch):
+    order = []
+    monkeypatch.setattr(dist, "rendezvous", lambda *args, **settings: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **settings: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: order.append("contact lost"))
+    monkeypatch.setattr(Group, "_wait", lambda *args: None)
+    monkeypatch.setattr(Group, "tell", lambda self, problem: order.append(str(problem)))
+    with pytest.raises(UserError), Group(Ranks(0, 2, 0, 2)).joined():
+        raise UserError("--init: no such file")
+    assert order == ["--init: no such file", "contact lost"]
+
+
 def test_a_bug_is_told_with_its_rank_too(capsys, monkeypatch):
     monkeypatch.setattr("distributed.launched_ranks", lambda: Ranks(1, 2, 1, 2))
     monkeypatch.setattr(Group, "joined", lambda self: contextlib.nullcontext())

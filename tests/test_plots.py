@@ -71,6 +71,13 @@ def test_schedule(tmp_path, epochs, done):
     assert size_of(tmp_path / "rate.png") == (960, 504)
 
 
+def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path: titles.append(figure.axes[0].get_title()))
+    plots.learning_rate_schedule(lambda step: (0.1, 0.4, 0.2)[step], 3, 3, 3, tmp_path / "rate.png")
+    assert titles == ["learning rate (--lr), 0.4 to 0.2"]
+
+
 @pytest.mark.parametrize("classes", [2, 5, 10, 20, 21, 150])
 def test_report_figures(tmp_path, classes):
     names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))

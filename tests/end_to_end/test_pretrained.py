@@ -404,14 +404,22 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(command, trained):
 def test_wrong_weights_to_start_from_are_one_line(command, trained, content, suffix):
     if content:
         Path(f"w.{suffix}").write_bytes(content)
-    assert run_from(command, "snapshots_complete/last.pth", trained.tree).err.startswith(
-        "error: --init snapshots_complete/last.pth is in this run's --snapshot_dir, where it would be replaced"
-    )
     done = run_from(command, f"w.{suffix}", "tree/that/is/not/there")  # told before images are read or downloaded
     assert done.code == 2
     assert done.err.startswith("error: --init: ")
     assert done.err.count("\n") == 1
     assert not list(Path().glob("log/*.log"))
+
+
+def test_weights_that_the_run_would_replace_are_refused(command, trained):
+    Path("snapshots_complete").mkdir()
+    Path("snapshots_complete/last.pth").write_bytes(trained.snapshot.read_bytes())
+    done = run_from(command, "snapshots_complete/last.pth", trained.tree)
+    assert done.code == 2
+    assert done.err.startswith(
+        "error: --init snapshots_complete/last.pth is in this run's --snapshot_dir, where it would"
+    )
+    assert Path("snapshots_complete/last.pth").read_bytes() == trained.snapshot.read_bytes()
 
 
 # --- from Python ---

@@ -305,6 +305,10 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     assert {p.name for p in Path("again").iterdir()} == {
         "confusion_matrix.png", "class_metrics.png", "metrics.json", "classification_report.txt"
     }  # fmt: skip
+    renamed = ("--dataset_name", "renamed", "--plot_dir", "renamed")
+    assert command("evaluate", "--snapshot", "snapshots_complete/best_model.pth", *renamed).code == 0
+    how = figures(Path("renamed"))["selected_by"]
+    assert how == "best by test accuracy, evaluated during the run; trained on pictures"
     other = draw_tree(Path("other"), classes=("bar", "star"))
     done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--data_dir", other)
     assert done.code == 2
