@@ -28,9 +28,9 @@ class LostContactError(RunError):
 
 
 class Group:
-    """The ranks of one run, and what they do in turn; one process alone does everything at once.
+    """The ranks of one run, and the order in which they work; one process alone does everything at once.
 
-    They speak of it by way of `store`, which `joined` opens.
+    They coordinate through `store`, a key-value store that `joined` opens.
     """
 
     def __init__(self, ranks: Ranks, store: dist.Store | None = None) -> None:
@@ -103,7 +103,7 @@ class Group:
                 return first if isinstance(problem, LostContactError) else self._store.add(f"error: {text}", 1) == 1
         return True
 
-    def first_on_machine(self, work: Callable[[], T]) -> T:
+    def in_turn(self, work: Callable[[], T]) -> T:
         """`work()`, done by the first rank of all, then by the first of each other machine, which may share its
         disks, then by the others; returns once all are through."""
         ranks = self.ranks

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import platform
 import shlex
 import sys
@@ -12,24 +11,17 @@ from pathlib import Path
 
 import plots
 from augment import build_engine
-from config import (
-    TrainConfig,
-    UserError,
-    changed_settings,
-    config_from_dict,
-    parse_config,
-    printable,
-    without_effect,
-)
+from config import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
 from data import Splits, limited, load_splits
 from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
 from files import RunLog, exclusive, writable_directory
 from model import Network, build_model, model_table, parameter_count, start_from
 from recorder import Recorder
+from resume import find_source, make_room, take_over
 from runtime import Runtime, Signals, start
-from snapshots import BEST, TrainState, find_best, find_newest, load, move_aside, read_trained, save
+from snapshots import load, read_trained
 from teacher import Teacher
-from train import Trainer, keeps_momenta
+from train import Trainer
 from weights import Weights
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -59,27 +51,27 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
     with RunLog(quiet=not first) as log, lock, group.contact():
         log.line(f"{group.ranks.launcher} {shlex.join(command)}")
-        source = _find_source(config, log, snapshot_dir, runtime)
+        source = find_source(config, log, snapshot_dir, runtime)
         state = from_first_rank(lambda: load(source), runtime) if source else None
         finished = state is not None and state.epoch >= config.epochs
         initial = None if state else _read_named("init", config, snapshot_dir, runtime)
         teaching = None if finished else _read_named("teacher", config, snapshot_dir, runtime)
         # perhaps a download: only now that all else was found
-        splits = group.first_on_machine(lambda: load_splits(config, log.line))
-        _check_sizes(config, splits)
+        splits = group.in_turn(lambda: load_splits(config, log.line))
+        _check_batch_size(config, splits)
         model = build_model(config, len(splits.train.classes))
         if initial:
             _start_from(initial, model, splits, config, log)
         teacher = _teacher_of(teaching, splits, config, log, runtime) if teaching else None
         trainer = Trainer(model, splits, config, runtime, teacher)
         if state:
-            _resume(trainer, state, source, log)
+            take_over(trainer, state, source, log)
         recorder = Recorder(trainer, log, snapshot_dir, plot_dir, group)
         if first:
             log.open(log_dir)  # the request is accepted
             _describe(log, config, runtime, splits, trainer, group.ranks.launcher)
         if trainer.epoch < config.epochs:
-            _make_room(trainer, log, snapshot_dir, source)
+            make_room(trainer, log, snapshot_dir, source)
         if first:
             for row in trainer.history:
                 log.row(row)
@@ -103,7 +95,7 @@ def _train(trainer: Trainer, recorder: Recorder, signals: Signals, group: Group)
         raise
 
 
-def _check_sizes(config: TrainConfig, splits: Splits) -> None:
+def _check_batch_size(config: TrainConfig, splits: Splits) -> None:
     if config.batch_size > len(splits.train):
         raise UserError(f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it")
 
@@ -154,18 +146,6 @@ def _describe(
     log.line(model_table(trainer.model))
     count = parameter_count(trainer.model)
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
-
-
-def _find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
-    """The snapshot to go on from, by --resume; None: start anew."""
-    if config.resume != "auto":
-        return Path(config.resume) if config.resume else None
-    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
-    for why in passed_over:
-        log.line(f"passed over: {why}")
-    if source is None:
-        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
-    return source
 
 
 def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Runtime) -> Weights | None:
@@ -221,92 +201,6 @@ def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainCon
     elif splits.val is not None and (former.init or former.teacher):
         log.line(f"warning: {which} learnt from another one, {former.init or former.teacher}: if that one has seen the "
                  f"validation images, the accuracy on them will be too high")  # fmt: skip
-
-
-def _resume(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
-    """Takes over `state`, that of the snapshot `source`. Raises `UserError` where it does not fit."""
-    config = trainer.config
-    trainer.load_state(state)
-    _say_changes(trainer, state, source, log)
-    if state.epoch >= config.epochs:
-        log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
-        best = from_first_rank(
-            lambda: find_best(source, source.parent, trainer.best_epoch, trainer.history), trainer.runtime
-        )
-        if config.select == "best" and not best:
-            raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
-
-
-def _make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
-    """Keeps an earlier run's snapshots from being overwritten, and the best one of the run that goes on at hand."""
-    in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
-    best = None
-    if source:
-        best = from_first_rank(
-            lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history), trainer.runtime
-        )
-    if trainer.runtime.rank == 0:
-        _move_and_copy(trainer, log, snapshot_dir, best, trainer.epoch if in_place else 0)
-    if source and trainer.config.keeps_best and trainer.best_epoch and not best:
-        log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
-        trainer.best_accuracy, trainer.best_epoch = 0.0, 0
-
-
-def _move_and_copy(trainer: Trainer, log: RunLog, snapshot_dir: Path, best: Path | None, keep_up_to: int) -> None:
-    try:
-        content = best.read_bytes() if best else None
-        moved = move_aside(snapshot_dir, keep_up_to, trainer.best_epoch)
-        if moved:
-            log.line(f"moved the snapshots of an earlier run to {moved}")
-        if content and trainer.config.keeps_best and not (snapshot_dir / BEST).exists():
-            save(content, snapshot_dir / BEST)
-    except OSError as problem:
-        raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
-
-
-def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
-    """Tells what is not as it was in the run that `source` is from.
-
-    Raises `UserError` for what would alter its result, unless --resume_override.
-    """
-    config, splits = trainer.config, trainer.splits
-    former = config_from_dict(state.config)
-    of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
-    both_taught = former.teacher and config.teacher
-    if both_taught:  # whose weights count, not where they lie
-        of_this_command["teacher"] = config.teacher
-    allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
-    pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
-    if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
-        altering = ["the training images (their channel statistics are others)"]
-    if both_taught and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
-        altering.append(f"the teacher {config.teacher} (its weights are others)")
-    if altering and not config.resume_override:
-        raise UserError(
-            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, or add "
-            f"--resume_override to go on all the same"
-        )
-    changes = ", ".join(allowed + altering)
-    log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
-    if not keeps_momenta(former, config):
-        log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
-    before, now = state.config.get("computed_on"), trainer.runtime.computed_on
-    if before not in (None, now):
-        log.line(f"that run computed on {before}, this one on {now}: rounding differs, so that the result is another")
-    before, now = state.config.get("world_size", 1), trainer.runtime.world_size
-    if before != now:
-        log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "
-                 f"the same, but augmentation, dropout and rounding do not, so that the result is another")  # fmt: skip
-    if config.epochs > former.epochs and state.history:
-        step = state.epoch * len(trainer.batches)
-        log.line(
-            f"--epochs {config.epochs} stretches the schedule: the learning rate, {state.history[-1]['lr']:.3g} at the "
-            f"end of epoch {state.epoch}, goes on at {trainer.rate(step):.3g} and reaches --min_lr in epoch "
-            f"{config.epochs}; a run that had {config.epochs} epochs from the start would end elsewhere"
-        )
-        if config.image_sizes:
-            sizes = former.image_size(state.epoch), config.image_size(state.epoch + 1)
-            log.line(f"so do the parts of --image_sizes: from {sizes[0]} pixels the training goes on at {sizes[1]}")
 
 
 if __name__ == "__main__":

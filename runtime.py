@@ -67,7 +67,6 @@ class Runtime:
     threads: int
     keeps_memory: bool  # freed activations stay inside the process
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
 
     @property
@@ -120,7 +119,7 @@ def start(config: TrainConfig, ranks: Ranks | None = None) -> Runtime:
     torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     amp_dtype = _pick_amp_dtype(config, device)
-    return Runtime(device, name, amp_dtype, threads, keeps_memory, ranks.rank, ranks.local_rank, ranks.world_size)
+    return Runtime(device, name, amp_dtype, threads, keeps_memory, ranks.rank, ranks.world_size)
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:

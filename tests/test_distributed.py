@@ -14,12 +14,10 @@ from ranks import trained, trainer
 from test_batches import MEAN, STD, batches_of, numbered_images
 from torch import nn
 
-import bench
 from batches import EvalBatches, TrainBatches, _EpochOrder
-from bench import GRADIENT, all_reduce_seconds, expected_table
 from config import TrainConfig, UserError
 from distributed import Group, LostContactError, agreed_check, data_parallel, micro_batches, run_on_ranks
-from model import build_model, parameter_count
+from model import build_model
 from runtime import ALONE, Interrupted, Ranks, Signals, _pick_device, available_cores, launched_ranks, start
 from train import _logits
 
@@ -145,7 +143,7 @@ def test_data_is_fetched_once_a_machine_and_disks_may_be_shared():
     groups = [Group(Ranks(rank, 4, local_rank, 2, machine), store) for rank, (machine, local_rank) in enumerate(places)]
 
     def load(rank):
-        assert groups[rank].first_on_machine(lambda: order.append(rank) or "data") == "data"
+        assert groups[rank].in_turn(lambda: order.append(rank) or "data") == "data"
         assert len(order) == 4  # all are through
 
     in_threads([lambda rank=rank: load(rank) for rank in (3, 2, 1, 0)])
@@ -190,7 +188,7 @@ def test_who_waits_is_told_that_another_failed(capsys):
     first, second = (Group(Ranks(rank, 2, rank, 2), store) for rank in (0, 1))
     first.tell(UserError("no such folder"))
     with pytest.raises(LostContactError) as caught:
-        second.first_on_machine(lambda: pytest.fail("went on"))
+        second.in_turn(lambda: pytest.fail("went on"))
     second.tell(caught.value)
     assert capsys.readouterr().err == "error: rank 0: no such folder\n"
 
@@ -263,7 +261,7 @@ def test_torchruns_environment(monkeypatch):
     with pytest.raises(UserError, match="without torchrun"):
         start(TrainConfig(device="cpu"))
     runtime = start(TrainConfig(device="cpu", batch_size=12), ranks)
-    assert (runtime.rank, runtime.local_rank, runtime.world_size) == (5, 1, 6)
+    assert (runtime.rank, runtime.world_size) == (5, 6)
     assert runtime.threads == max(1, available_cores() // 2)
 
 
@@ -293,18 +291,3 @@ def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
 def test_sync_bn_is_refused_on_the_cpu():
     with pytest.raises(UserError, match="--sync_bn needs CUDA"):
         start(TrainConfig(device="cpu", sync_bn=True))
-
-
-def test_the_expected_table_is_for_this_network():
-    assert 4 * parameter_count(build_model(TrainConfig(), 10)) == GRADIENT
-    assert expected_table().count("\n| 64 |") == 2
-
-
-def test_the_ring_moves_all_but_its_own_part_twice():
-    assert all_reduce_seconds(1, 1e6, 1e-5, 1e9) == 0
-    assert all_reduce_seconds(4, 1e6, 1e-5, 1e9) == pytest.approx(6 * 1e-5 + 2 * 0.75 * 1e-3)
-
-
-def test_numbers_of_ranks_that_are_none_are_refused(capsys):
-    assert bench.main(["--ranks", "1,two", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == "error: --ranks 1,two: name numbers of processes, as in 1,2\n"
