@@ -30,9 +30,17 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     model = restore(trained).to(runtime.device)
     batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
-    how = trained.selected_by + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}")
-    about = (trained.source, trained.epoch, trained.config.get("evaluate", "raw"), how, fingerprint(trained.model))
-    return build_report(logits, labels, splits.test.classes, splits.name, *about)
+    return build_report(
+        logits,
+        labels,
+        splits.test.classes,
+        dataset=splits.name,
+        snapshot=trained.source,
+        epoch=trained.epoch,
+        weights=trained.config.get("evaluate", "raw"),
+        selected_by=trained.selected_by + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}"),
+        sha256=fingerprint(trained.model),
+    )
 
 
 def headline(report: Report) -> dict[str, Any]:
@@ -69,8 +77,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     parser = build_parser(about, FLAGS, defaults=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with the settings of its run")
-    what.add_argument("--pretrained", metavar="NAME|PATH", help="weights: the name of a result, or a file that "
-                      "export.py wrote; where the images are is not among their settings: --data_dir")  # fmt: skip
+    what.add_argument("--pretrained", metavar="NAME|PATH", help="a trained network: the name of a result, or a file "
+                      "that export.py wrote; where the images are is not among its settings: --data_dir")  # fmt: skip
     given = vars(parser.parse_args(argv))
     snapshot, pretrained, which = (given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate"))
     if pretrained is not None and which:
@@ -81,7 +89,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     if "dataset" in given or "data_dir" in given:
         inherited["dataset_name"] = None  # the name of other images
     config = TrainConfig(**(inherited | given))
-    if pretrained is not None and config.dataset == "folder" and "data_dir" not in given:
+    if config.dataset == "folder" and "data_dir" not in given | trained.config:
         raise UserError(f"--pretrained {pretrained} is of a folder of images, {trained.dataset}, and does not say where; name "
                         f"test images by --dataset folder --data_dir TREE, or --dataset cifar10")  # fmt: skip
     directory = writable_directory(config.plot_dir, "--plot_dir")
@@ -89,9 +97,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     splits = load_splits(config, print)
     report = report_on(trained, splits, config, runtime)
     write_evaluation(report, config, directory, None, None)
-    tops = ", ".join(f"top-{k} {share:.4f}" for k, share in report.tops().items())
     print(
-        f"{report.dataset}, {report.images} test images, {report.snapshot} (epoch {report.epoch}): {tops}, loss {report.loss:.4f}"
+        f"{report.dataset}, {report.images} test images, {report.snapshot} (epoch {report.epoch}): {report.summary()}"
     )
     print(f"written to {directory}")
 

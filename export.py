@@ -47,7 +47,7 @@ def _export(argv: Sequence[str]) -> None:
         write_weights(dataclasses.replace(weights, config=settings), out)
     except OSError as problem:
         raise RunError(f"{out} could not be written ({problem.strerror})") from None
-    accuracy = "not known" if weights.accuracy is None else f"{weights.accuracy:.4f}"
+    accuracy = "not known" if weights.accuracy is None else f"{weights.accuracy:.2%}"
     print(f"{out}: epoch {weights.epoch} on {weights.dataset}, top-1 {accuracy} ({weights.accuracy_from})")
 
 

@@ -78,23 +78,21 @@ class Report:
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
 
+    def summary(self) -> str:
+        """The headline figures, in words."""
+        tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
+        return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
+
     def tops(self) -> dict[int, float]:
         """The top-k accuracies of the ks that there are classes for."""
         return {k: top for k, top in ((1, self.top1), (3, self.top3), (5, self.top5)) if k <= len(self.per_class)}
 
 
-def build_report(
-    logits: Tensor,
-    labels: Tensor,
-    classes: tuple[str, ...],
-    dataset: str,
-    snapshot: str,
-    epoch: int,
-    weights: str,
-    selected_by: str,
-    sha256: str,
-) -> Report:
-    """The report on logits [N,C] and labels [N]; a class never predicted or never present scores 0."""
+def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
+    """The report on logits [N,C] and labels [N]; a class never predicted or never present scores 0.
+
+    `about` is what a `Report` says of model and images: dataset, snapshot, epoch, weights, selected_by, sha256.
+    """
     loss, top1, top3, top5 = scores(logits, labels)
     true, predicted = labels.numpy(), _ranked(logits)[:, 0].numpy()
     indices = np.arange(len(classes))
@@ -110,12 +108,19 @@ def build_report(
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for name, (p, r, f, n) in zip(classes, each, strict=True)
     }
-    table = classification_report(true, predicted, target_names=list(classes), digits=4, **arguments)
-    matrix = confusion_matrix(true, predicted, labels=indices).tolist()
     return Report(
-        top1, top3, top5, loss, len(labels), averaged("macro"), averaged("weighted"), per_class, matrix,
-        dataset, snapshot, epoch, weights, selected_by, sha256, table,
-    )  # fmt: skip
+        top1=top1,
+        top3=top3,
+        top5=top5,
+        loss=loss,
+        images=len(labels),
+        macro=averaged("macro"),
+        weighted=averaged("weighted"),
+        per_class=per_class,
+        confusion_matrix=confusion_matrix(true, predicted, labels=indices).tolist(),
+        table=classification_report(true, predicted, target_names=list(classes), digits=4, **arguments),
+        **about,
+    )
 
 
 def write_report(report: Report, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None) -> None:

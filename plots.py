@@ -14,7 +14,7 @@ from files import write_atomically
 from metrics import Report
 
 DPI = 120
-TRAIN, TEST, THIRD = "#1f6fb4", "#d1495b", "#3f9c6b"
+BLUE, RED, GREEN = "#1f6fb4", "#d1495b", "#3f9c6b"
 
 
 def _write(figure: Figure, path: Path) -> None:
@@ -46,7 +46,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path, t
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         of_training = train_loss if what == "loss" else "train"
-        for rows, part, color, label in ((history, "train", TRAIN, of_training), (measured, held_out, TEST, named)):
+        for rows, part, color, label in ((history, "train", BLUE, of_training), (measured, held_out, RED, named)):
             if not rows:  # not measured yet
                 continue
             values = [row[f"{part}_{what}"] for row in rows]
@@ -59,7 +59,7 @@ def training_curves(history: Sequence[dict[str, Any]], title: str, path: Path, t
                 best_accuracy = best[f"{held_out}_accuracy"]
                 which = f"best {named}" if len(measured) > 1 else named  # a single one is not the best of several
                 label = f"{which}: {best_accuracy:.2%}, epoch {best['epoch']}"
-                axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=TEST, label=label, clip_on=False)
+                axes.plot(best["epoch"], best_accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="best", framealpha=0.9)
     _write(figure, path)
@@ -72,9 +72,9 @@ def learning_rate_schedule(rate: Callable[[int], float], steps: int, epochs: int
     at = shown * epochs / steps
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(at, rates, color=TRAIN)
+    axes.plot(at, rates, color=BLUE)
     axes.fill_between(
-        at, rates, where=at <= done, color=TRAIN, alpha=0.15, lw=0, label=f"done: {done} of {epochs} epochs"
+        at, rates, where=at <= done, color=BLUE, alpha=0.15, lw=0, label=f"done: {done} of {epochs} epochs"
     )
     _epoch_axis(axes, f"learning rate (--lr), {rates.max():.3g} to {rates[-1]:.3g}", epochs)
     axes.set_xlim(0, epochs)
@@ -96,7 +96,7 @@ def confusion_matrix(report: Report, path: Path) -> None:
         shown = axes.imshow(values, cmap="Blues", vmin=0, vmax=max(1e-9, values.max()))
         figure.colorbar(shown, ax=axes, shrink=0.8)
         axes.set(title=title, xlabel="predicted", ylabel="true")
-        _name_ticks(axes, names)
+        _name_ticks(axes, names, also_y=True)
         if len(names) <= 20:
             for (row, column), value in np.ndenumerate(values):
                 dark = value > 0.6 * values.max()
@@ -107,16 +107,14 @@ def confusion_matrix(report: Report, path: Path) -> None:
     _write(figure, path)
 
 
-def _name_ticks(axes: Axes, names: list[str]) -> None:
+def _name_ticks(axes: Axes, names: list[str], also_y: bool = False) -> None:
+    """Writes `names` under `axes`, tilted unless they are short, and beside it; of many, some."""
     every = -(-len(names) // 50)
     shown = [_shortened(name, 18) for name in names[::every]]
-    axes.set_xticks(range(0, len(names), every), shown, **_tilt(shown))
-    axes.set_yticks(range(0, len(names), every), shown)
-
-
-def _tilt(names: list[str]) -> dict[str, Any]:
-    """How to write names under an axis: upright where they are short."""
-    return {} if max(map(len, names)) <= 3 else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    tilt = {} if max(map(len, shown)) <= 3 else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(0, len(names), every), shown, **tilt)
+    if also_y:
+        axes.set_yticks(range(0, len(names), every), shown)
 
 
 def _shortened(name: str, limit: int) -> str:
@@ -130,14 +128,12 @@ def class_metrics(report: Report, path: Path) -> None:
     figure = Figure(figsize=(min(40, max(7, 1.5 + 0.85 * len(names))), 4.6), layout="constrained")
     axes = figure.subplots()
     for place, (key, label, color) in enumerate(
-        (("precision", "precision", TRAIN), ("recall", "recall", THIRD), ("f1", "F1", TEST))
+        (("precision", "precision", BLUE), ("recall", "recall", GREEN), ("f1", "F1", RED))
     ):
         values = [report.per_class[name][key] for name in names]
         axes.bar(at + (place - 1) * 0.27, values, 0.25, label=label, color=color)
     axes.axhline(report.macro["f1"], color="k", lw=1, ls="--", label=f"macro F1 {report.macro['f1']:.4f}")
-    every = -(-len(names) // 50)
-    shown = [_shortened(name, 18) for name in names[::every]]
-    axes.set_xticks(at[::every], shown, **_tilt(shown))
+    _name_ticks(axes, names)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)

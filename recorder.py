@@ -11,6 +11,7 @@ import numpy as np
 
 import plots
 from config import RunError
+from data import SIZE
 from distributed import Group, from_first_rank, sum_over_ranks
 from evaluate import headline, report_on, write_evaluation
 from files import RunLog
@@ -104,7 +105,7 @@ class Recorder:
 
     def _work(self, first: int, last: int) -> int:
         """What the epochs from `first` to `last` take, in pixels of an image."""
-        teacher = 32**2 // 4 if self.config.teacher else 0  # looks at full size, forwards only
+        teacher = SIZE**2 // 4 if self.config.teacher else 0  # looks at full size, forwards only
         return sum(self.config.image_size(epoch) ** 2 + teacher for epoch in range(first, last + 1))
 
     def _draw_training(self) -> None:
@@ -166,9 +167,7 @@ class Recorder:
         write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
         for name, report in (("last", last), ("best", best)):
             if report:
-                tops = ", ".join(f"top-{k} {share:.2%}" for k, share in report.tops().items())
-                self.log.line(f"{name} model, epoch {report.epoch}: {tops}, macro F1 {report.macro['f1']:.4f}, "
-                              f"loss {report.loss:.4f}")  # fmt: skip
+                self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
         rows = [row for row in self.trainer.history if row["train_seconds"] is not None]
         trained = sum(row["train_seconds"] for row in rows)
         others = sum(row["seconds"] for row in rows) - trained

@@ -10,6 +10,15 @@ from config import TrainConfig
 from metrics import build_report, predict, scores, write_report
 from runtime import start
 
+ABOUT = {
+    "dataset": "noise",
+    "snapshot": "a.pth",
+    "epoch": 3,
+    "weights": "raw",
+    "selected_by": "by chance",
+    "sha256": "0",
+}
+
 
 def random_predictions(classes: int, images: int = 500, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
@@ -21,7 +30,7 @@ def random_predictions(classes: int, images: int = 500, seed: int = 0):
 
 def report_of(logits, labels, names=None):
     names = names or tuple(f"class {i}" for i in range(logits.shape[1]))
-    return build_report(logits, labels, names, "noise", "a.pth", 3, "raw", "not selected", "0123")
+    return build_report(logits, labels, names, **ABOUT)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 10, 100])

@@ -37,7 +37,7 @@ def test_curves(tmp_path, epochs, held_out):
 
 def test_curves_show_and_name_only_what_was_measured(tmp_path):
     rows = history(5)
-    red = np.array([int(plots.TEST[i : i + 2], 16) for i in (1, 3, 5)])
+    red = np.array([int(plots.RED[i : i + 2], 16) for i in (1, 3, 5)])
     for measured in (True, False):
         if not measured:
             rows = [row | {"test_loss": None, "test_accuracy": None} for row in rows]
@@ -82,7 +82,8 @@ def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
 def test_report_figures(tmp_path, classes):
     names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
     logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
-    report = build_report(logits, labels, names, "$pictures_{", "a.pth", 1, "raw", "not selected", "0123")
+    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw", "selected_by": "by chance", "sha256": "0"}
+    report = build_report(logits, labels, names, dataset="$pictures_{", **about)
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")
     for name in ("confusion.png", "classes.png"):

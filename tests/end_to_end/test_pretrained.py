@@ -37,7 +37,7 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
     assert (done.code, done.err) == (0, "")
     state, report = torch.load(trained.snapshot), json.loads(trained.metrics.read_text())
     assert (
-        done.out == f"new/w.safetensors: epoch 4 on pictures, top-1 {report['top1']:.4f} (the run's history, epoch 4)\n"
+        done.out == f"new/w.safetensors: epoch 4 on pictures, top-1 {report['top1']:.2%} (the run's history, epoch 4)\n"
     )
     said = metadata(Path("new/w.safetensors"))
     assert [said[name] for name in ("classes", "mean", "std", "epoch", "dataset")] == [
