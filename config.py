@@ -38,6 +38,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The question after the nearest of the words `known`; empty where none is near."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A range of numbers in the usual notation: `Interval("[0, 1)")` holds 0 and not 1."""
@@ -70,9 +76,11 @@ def _flag(
     within: str | None = None,
     choices: Sequence[str] | None = None,
     unset: str | None = None,
+    metavar: str | None = None,
     on_resume: str = "keep",
 ) -> Any:
-    """A field of `TrainConfig`. `unset` says in words what a default of None stands for.
+    """A field of `TrainConfig`. `unset` says in words what a default of None stands for; `metavar` is what --help calls
+    a value that is no mere number, path or choice.
 
     `on_resume` says what a resumed run may do with it: "keep", because another value alters the result; "raise";
     or "change".
@@ -83,6 +91,7 @@ def _flag(
         "within": Interval(within) if within else None,
         "choices": choices,
         "unset": unset,
+        "metavar": metavar,
         "on_resume": on_resume,
     }
     return field(default=default, metadata=meta)
@@ -98,15 +107,15 @@ class TrainConfig:
     # fmt: off
     dataset: str = _flag("cifar10", "data", "cifar10 (downloaded once), folder (train/<class>/*, test/<class>/*) or digits (ships with scikit-learn)", choices=("cifar10", "folder", "digits"))
     data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder", on_resume="change")
-    data_url: str | None = _flag(None, "data", "another address (http, https or file) of the archive that cifar10 is downloaded as", unset="the official server", on_resume="change")
-    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own", on_resume="change")
+    data_url: str | None = _flag(None, "data", "another address (http, https or file) of the archive that cifar10 is downloaded as", unset="the official server", metavar="URL", on_resume="change")
+    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own", metavar="NAME", on_resume="change")
     limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
     limit_test: int = _flag(0, "data", "use a fixed, class-balanced part of this many test images; 0: all", within="[0, inf)")
     val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated during the run, every --eval_freq epochs", within="[0, 1)")
     num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores", on_resume="change")
     skip_bad_images: bool = _flag(False, "data", "go on without the images of a folder that cannot be read, and list them")
 
-    augment: str = _flag("full", "augmentation", "full: the published five; light: crop and flip; none", choices=("full", "light", "none"))
+    augment: str = _flag("full", "augmentation", "full: crop, flip, affine, colour jitter and a hole; light: crop and flip; none", choices=("full", "light", "none"))
     augment_p: float | None = _flag(None, "augmentation", "probability of each step of full beyond crop and flip", within="[0, 1]", unset="0.5")
     affine_p: float | None = _flag(None, "augmentation", "probability of full's shift, scale and rotation", within="[0, 1]", unset="--augment_p")
     jitter_p: float | None = _flag(None, "augmentation", "probability of full's jitter of colours", within="[0, 1]", unset="--augment_p")
@@ -119,7 +128,7 @@ class TrainConfig:
     epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
     batch_size: int = _flag(512, "recipe", "images per step, on all devices together", within="[1, 1000000]")
     accumulate: int = _flag(1, "recipe", "parts that each process computes its share of a batch in, one after the other, for less memory; batch normalisation then takes the statistics of each part alone", within="[1, 1000000]")
-    image_sizes: str | None = _flag(None, "recipe", "sides in pixels, as in 16,20,24,28,32: the run in as many equal parts, its training images resized to them; evaluation is always at 32", unset="32 throughout")
+    image_sizes: str | None = _flag(None, "recipe", "sides in pixels, as in 16,20,24,28,32: the run in as many equal parts, its training images resized to them; evaluation is always at 32", unset="32 throughout", metavar="N,N,...")
     optimizer: str = _flag("sgd", "recipe", "muon: orthogonalised updates for the dense convolutions, sgd for the rest", choices=("sgd", "adamw", "muon"))
     lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
     min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; --schedule in between, stepped per batch", within="[0, inf)")
@@ -134,8 +143,8 @@ class TrainConfig:
     ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
     max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
     dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the dropouts", within="[0, 1)")
-    teacher: str | None = _flag(None, "recipe", "learn from the predictions of a trained network for the same classes in place of the labels: the name of a result, a .safetensors file or a .pth snapshot; the training loss then is the divergence from them", unset="off")
-    init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off")
+    teacher: str | None = _flag(None, "recipe", "learn from the predictions of a trained network for the same classes in place of the labels: the name of a result, a .safetensors file or a .pth snapshot; the training loss then is the divergence from them", unset="off", metavar="NAME|PATH")
+    init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off", metavar="NAME|PATH")
     seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
     deterministic: bool = _flag(False, "recipe", "deterministic algorithms only: the same figures every time on one machine, slower on CUDA")
 
@@ -156,7 +165,7 @@ class TrainConfig:
     save_best: bool = _flag(False, "snapshots", "keep best_model.pth, replaced only when the accuracy improves", on_resume="change")
     snapshot_freq: int = _flag(5, "snapshots", "epochs between numbered snapshots (last.pth is written every epoch); 0: none", within="[0, 1000000]", on_resume="change")
     keep_snapshots: int = _flag(0, "snapshots", "how many numbered snapshots stay, the newest; 0: all", within="[0, inf)", on_resume="change")
-    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off", on_resume="change")
+    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off", metavar="PATH|auto", on_resume="change")
     resume_override: bool = _flag(False, "snapshots", "let --resume go on with flags that alter the result", on_resume="change")
 
     log_dir: str = _flag("./log", "output", "log and history of each run", on_resume="change")
@@ -180,21 +189,24 @@ class TrainConfig:
             raise UserError("--teacher replaces the labels that --label_smoothing softens; leave one of them out")
         if self.evaluate == "ema" and self.ema_decay == 0:
             raise UserError("--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out")
-        sizes = (self.image_sizes or "32").split(",")
+        sizes = self._sizes
         if not all(re.fullmatch(r"\s*\d{1,2}\s*", size) and 8 <= int(size) <= 32 for size in sizes):
             raise UserError(
                 f"--image_sizes {self.image_sizes} is no list of whole numbers from 8 to 32, as in 16,24,32"
             )
         if len(sizes) > self.epochs:
             raise UserError(f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out")
-
+        # below 16 its last feature map is a single pixel, and of one image no deviation is to be had
         if self.network == "residual" and min(map(int, sizes)) < 16:
             raise UserError(f"--image_sizes {self.image_sizes} is too small for --network residual; start from 16")
 
     def image_size(self, epoch: int) -> int:
         """The side in pixels of the training images in `epoch`, counted from 1."""
-        sizes = (self.image_sizes or "32").split(",")
-        return int(sizes[(epoch - 1) * len(sizes) // self.epochs])
+        return int(self._sizes[(epoch - 1) * len(self._sizes) // self.epochs])
+
+    @property
+    def _sizes(self) -> list[str]:
+        return (self.image_sizes or "32").split(",")
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the model is evaluated after `epoch`, counted from 1."""
@@ -231,8 +243,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = next((w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), "")
-        near = difflib.get_close_matches(unknown, flags, 1)
-        raise UserError(f"{message}; {f'did you mean {near[0]}?' if near else 'see --help'}")
+        raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
 
 
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> argparse.ArgumentParser:
@@ -261,18 +272,8 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
         )
         return
     kind = (typing.get_args(spec.type) or (spec.type,))[0]
-    metavar = {int: "N", float: "X", str: "PATH"}[kind]
-    if spec.metadata["choices"]:
-        metavar = "|".join(spec.metadata["choices"])
-    special = {
-        "dataset_name": "NAME",
-        "data_url": "URL",
-        "resume": "PATH|auto",
-        "image_sizes": "N,N,...",
-        "init": "NAME|PATH",
-        "teacher": "NAME|PATH",
-    }
-    metavar = special.get(spec.name, metavar)
+    metavar = spec.metadata["metavar"] or "|".join(spec.metadata["choices"] or ())
+    metavar = metavar or {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["unset"] == "off":
         kind = _unless_off
     group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
@@ -312,8 +313,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "recipe"]
     for name, value in recipe.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "its keys are the flags of --help"
+            hint = did_you_mean(name, known) or "its keys are the flags of --help"
             raise UserError(f"--recipe {path}: there is no flag {name!r}; {hint}")
         try:
             _check(next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name), value)

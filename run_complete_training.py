@@ -1,16 +1,16 @@
-"""`main.py` with everything switched on; a recipe or any flag given here wins."""
+"""`main.py --amp --save_best`; a recipe or any flag given here wins."""
 
 import sys
 from collections.abc import Sequence
 
 import main as training
 
-EVERYTHING = ("--amp", "--save_best", "--plot_training", "--plot_evaluation")
+PRESETS = ("--amp", "--save_best")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`main.main` with `EVERYTHING` preset; its exit codes."""
-    return training.main(argv, EVERYTHING)
+    """`main.main` with `PRESETS`; its exit codes."""
+    return training.main(argv, PRESETS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A trained network in a file that other programs read too: writing, finding and reading `weights.safetensors`."""
 
 import contextlib
-import difflib
 import hashlib
 import json
 import math
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from config import UserError
+from config import UserError, did_you_mean
 from files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"  # results/<name>/weights.safetensors
@@ -76,10 +75,9 @@ def find_weights(name: str) -> Path:
             if path.is_file():
                 return path
     there = sorted(path.parent.name for path in RESULTS.glob(f"*/{FILE}"))
-    near = difflib.get_close_matches(name, there, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
     known = f"known by name: {', '.join(there)}; else" if there else f"{RESULTS} holds none;"
-    raise UserError(f"there are no weights {name!r}; {hint}{known} name a file that export.py wrote")
+    hints = f"{did_you_mean(name, there)} {known} name a file that export.py wrote".lstrip()
+    raise UserError(f"there are no weights {name!r}; {hints}")
 
 
 def read_weights(name: str) -> Weights:
