@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import TrainConfig
+from data import SIZE
 from runtime import derived_seed
 
-SIZE = 32  # pixels, of an image's side
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
 
 
@@ -47,7 +47,7 @@ class Policy:
 
 
 def build_policy(name: str, augment_p: float | None = None, **single: float | None) -> Policy:
-    """The policy "full" (the published five), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
+    """The policy "full" (all five steps), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
     probability of each step that "light" leaves out, and those in `single` (affine_p, ...) are of one step."""
     off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
     probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
@@ -84,11 +84,10 @@ class AlbumentationsEngine:
 
 
 def _albumentations(policy: Policy, fill: tuple[int, ...]) -> list[A.BasicTransform]:
-    size = 32
-    shift = round(policy.shift * size)  # in pixels: a share would be drawn as a float and cut off towards 0
-    padding = A.PadIfNeeded(size + 2 * policy.pad, size + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill)
+    shift = round(policy.shift * SIZE)  # in pixels: a share would be drawn as a float and cut off towards 0
+    padding = A.PadIfNeeded(SIZE + 2 * policy.pad, SIZE + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill)
     steps = [
-        (policy.crop_p, [padding, A.RandomCrop(size, size)]),
+        (policy.crop_p, [padding, A.RandomCrop(SIZE, SIZE)]),
         (policy.flip_p, [A.HorizontalFlip(p=policy.flip_p)]),
         (
             policy.affine_p,
@@ -215,8 +214,8 @@ class BatchedEngine:
         pad, width = self.policy.pad, SIZE + 2 * self.policy.pad
         padded = self.fill.to(torch.uint8).repeat(len(images), 1, width, width)
         padded[:, :, pad : pad + SIZE, pad : pad + SIZE] = images
-        row, column = self._there(draws.offset).unsqueeze(2).unbind(1)  # [B,1]
-        columns = torch.where(self._there(draws.flip)[:, None], self.places.flip(0), self.places) + column
+        row, column = self._to_device(draws.offset).unsqueeze(2).unbind(1)  # [B,1]
+        columns = torch.where(self._to_device(draws.flip)[:, None], self.places.flip(0), self.places) + column
         source = ((self.places + row) * width)[:, :, None] + columns[:, None, :]  # [B,32,32]
         source = source.view(len(images), 1, -1).expand(-1, 3, -1)
         return padded.view(len(images), 3, -1).gather(2, source).view_as(images)
@@ -232,9 +231,9 @@ class BatchedEngine:
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
         inverse = turn / draws.scale[chosen].view(-1, 1, 1)  # from a pixel of the result to its source
         origin = -inverse @ draws.shift[chosen].float().unsqueeze(2) * (2 / SIZE)  # the image reaches from -1 to 1
-        matrices = self._there(torch.cat([inverse, origin], 2)).unsqueeze(3)  # [n,2,3,1]
+        matrices = self._to_device(torch.cat([inverse, origin], 2)).unsqueeze(3)  # [n,2,3,1]
         ends = (2 * self.places + 1) / SIZE - 1  # pixel centres
-        chosen = self._there(chosen)
+        chosen = self._to_device(chosen)
         for part, matrix in zip(chosen.split(self.chunk), matrices.split(self.chunk), strict=True):
             x, y, origin = matrix.unbind(2)  # [n,2,1]
             grid = (x * ends).unsqueeze(2) + (y * ends + origin).unsqueeze(3)  # [n,2,32,32]
@@ -254,11 +253,11 @@ class BatchedEngine:
         for part in chosen.split(self.chunk):
             order = draws.order[part]
             kinds = order[order != HUE].view(-1, 3)
-            factors = self._there(draws.factors[part].gather(1, kinds)).view(-1, 3, 1, 1, 1)
-            kinds = self._there(kinds).view(-1, 3, 1, 1, 1)
+            factors = self._to_device(draws.factors[part].gather(1, kinds)).view(-1, 3, 1, 1, 1)
+            kinds = self._to_device(kinds).view(-1, 3, 1, 1, 1)
             bounds = [0, *place[part].bincount(minlength=4).cumsum(0).tolist()]
-            turn = self._there(draws.factors[part, HUE])
-            part = self._there(part)
+            turn = self._to_device(draws.factors[part, HUE])
+            part = self._to_device(part)
             values = images.index_select(0, part).float()
             for step in range(4):
                 turned = slice(bounds[step], bounds[step + 1])
@@ -271,11 +270,11 @@ class BatchedEngine:
     def _punch(self, images: Tensor, draws: Draws) -> None:
         """Fills the holes, in place."""
         chosen = draws.hole.nonzero().squeeze(1)
-        row, column = (self._there(draws.corner[chosen])[:, :, None] + self.places[: self.policy.hole]).unbind(1)
+        row, column = (self._to_device(draws.corner[chosen])[:, :, None] + self.places[: self.policy.hole]).unbind(1)
         inside = (row[:, :, None] * SIZE + column[:, None, :]).flatten(1)  # [n,256]
-        images.flatten(2)[self._there(chosen)[:, None], :, inside] = self.fill.to(torch.uint8).flatten()
+        images.flatten(2)[self._to_device(chosen)[:, None], :, inside] = self.fill.to(torch.uint8).flatten()
 
-    def _there(self, values: Tensor) -> Tensor:
+    def _to_device(self, values: Tensor) -> Tensor:
         return values.to(self.device, non_blocking=True)
 
 

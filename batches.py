@@ -40,7 +40,7 @@ class TrainBatches:
     def __init__(
         self, images: ImageSet, config: TrainConfig, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        self.images, self.config = len(images), config
+        self.count = len(images)
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
         self.order = _EpochOrder(len(images), config.batch_size, config.seed, runtime.rank, runtime.world_size)
@@ -66,7 +66,7 @@ class TrainBatches:
 
     def size(self, step: int) -> int:
         """Images in the batch of step `step`, from 0, over all ranks."""
-        return min(self.order.batch_size, self.images - step * self.order.batch_size)
+        return min(self.order.batch_size, self.count - step * self.order.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of `epoch`, counted from 1."""
@@ -86,19 +86,19 @@ class _EpochOrder(Sampler):
     fewer images than ranks.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.images, self.batch_size, self.seed = images, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 1
 
     def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
+        return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
-        order = torch.randperm(self.images, generator=generator)
-        for first in range(0, self.images, self.batch_size):
-            size = min(self.batch_size, self.images - first)
+        order = torch.randperm(self.count, generator=generator)
+        for first in range(0, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - first)
             start, end = (first + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
             yield self.epoch, start, order[start:end]
 
@@ -107,13 +107,12 @@ class _AugmentedBatches(Dataset):
     """What a worker does: (epoch, place, indices) -> augmented uint8 images [B,3,32,32] and their labels."""
 
     def __init__(self, images: ImageSet, engine: AlbumentationsEngine, seed: int) -> None:
-        self.images, self.engine, self.seed = images, engine, seed
+        self.set, self.engine, self.seed = images, engine, seed
 
     def __getitem__(self, key: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, first, chosen = key
-        images = self.images.images[chosen].numpy()
-        augmented = self.engine(images, self.seed, epoch, AUGMENTATION, first)
-        return torch.from_numpy(augmented), self.images.labels[chosen]
+        augmented = self.engine(self.set.images[chosen].numpy(), self.seed, epoch, AUGMENTATION, first)
+        return torch.from_numpy(augmented), self.set.labels[chosen]
 
 
 class _BatchesOnDevice:

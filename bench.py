@@ -112,7 +112,7 @@ def plain_loop(device: str, steps: int) -> float:
     return BATCH / statistics.median(taken[1:])
 
 
-def step(device: str, amp: bool, plain: bool, compile_it: bool, steps: int) -> float:
+def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = False) -> float:
     """Images a second of the project's step alone, on one batch that is at hand."""
     config = TrainConfig(device=device, amp=amp)
     runtime = start(config)
@@ -132,7 +132,7 @@ def step(device: str, amp: bool, plain: bool, compile_it: bool, steps: int) -> f
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return BATCH / _seconds(one, 3, steps)
+    return BATCH / _seconds(one, 3, 3)
 
 
 def training(
@@ -150,15 +150,15 @@ def training(
     return statistics.median(row["images_per_second"] for row in rows[1:])
 
 
-def augmentation(engine: str, steps: int) -> float:
+def augmentation(engine: str) -> float:
     """Images a second of an augmentation engine on one core."""
     torch.set_num_threads(1)
     run = build_engine(TrainConfig(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
     images = _random_images(BATCH).images.numpy()
-    return BATCH / _seconds(lambda: run(images, 0), 2, steps)
+    return BATCH / _seconds(lambda: run(images, 0), 2, 3)
 
 
-def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
+def evaluation(device: str, amp: bool, *, plain: bool = False) -> float:
     """Images a second of the evaluation pass."""
     config = TrainConfig(device=device, amp=amp)
     runtime = start(config)
@@ -166,7 +166,7 @@ def evaluation(device: str, amp: bool, plain: bool, steps: int) -> float:
     if plain:
         use_plain_forms(model)
     batches = EvalBatches(_random_images(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
-    return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, steps)
+    return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
 
 
 def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
@@ -180,13 +180,13 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
         amp = dtype == "bf16"
         named[f"main.py, {dtype}, albumentations"] = True, lambda amp=amp: training(device, amp, "albumentations", 3)
         named[f"main.py, {dtype}, batched"] = amp, lambda amp=amp: training(device, amp, "batched", 3)
-        named[f"step, {dtype}, plain forms"] = False, lambda amp=amp: step(device, amp, True, False, 3)
-        named[f"step, {dtype}, fast forms"] = False, lambda amp=amp: step(device, amp, False, False, 3)
-        named[f"step, {dtype}, compiled"] = False, lambda amp=amp: step(device, amp, False, True, 3)
-        named[f"evaluation, {dtype}, plain forms"] = False, lambda amp=amp: evaluation(device, amp, True, 3)
-        named[f"evaluation, {dtype}, fast forms"] = amp, lambda amp=amp: evaluation(device, amp, False, 3)
+        named[f"step, {dtype}, plain forms"] = False, lambda amp=amp: step(device, amp, plain=True)
+        named[f"step, {dtype}, fast forms"] = False, lambda amp=amp: step(device, amp)
+        named[f"step, {dtype}, compiled"] = False, lambda amp=amp: step(device, amp, compile_it=True)
+        named[f"evaluation, {dtype}, plain forms"] = False, lambda amp=amp: evaluation(device, amp, plain=True)
+        named[f"evaluation, {dtype}, fast forms"] = amp, lambda amp=amp: evaluation(device, amp)
     for engine in ("albumentations", "batched"):
-        named[f"augmentation, one core, {engine}"] = True, lambda engine=engine: augmentation(engine, 3)
+        named[f"augmentation, one core, {engine}"] = True, lambda engine=engine: augmentation(engine)
     return named
 
 
@@ -227,7 +227,7 @@ def expected_table() -> str:
     return "\n".join(rows)
 
 
-def one_of(group: Group, device: str) -> dict[str, float]:
+def measure_ranks(group: Group, device: str) -> dict[str, float]:
     """A rank's part in measuring: images a second of all ranks, with 512 a batch in all and with 512 each, and seconds
     of one exchange of gradients."""
     ranks = group.ranks
@@ -293,7 +293,7 @@ def _bench(argv: list[str], group: Group) -> None:
     device = start(TrainConfig(device=options.device)).device.type if options.device == "auto" else options.device
     named = measurements(device)
     if options.child == "ranks":
-        rates = one_of(group, device)
+        rates = measure_ranks(group, device)
         if group.ranks.rank == 0:
             print(json.dumps({"rate": rates, "memory": peak_memory()}))
         return

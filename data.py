@@ -46,7 +46,7 @@ class ImageSet:
         return len(self.labels)
 
     def take(self, chosen: np.ndarray) -> "ImageSet":
-        """The part at the indices (or where the mask) `chosen` is true, in order."""
+        """The images at the indices `chosen`, in that order, or where `chosen` is a mask, those that it is true for."""
         where = torch.from_numpy(chosen)
         return ImageSet(self.images[where], self.labels[where], self.classes)
 
@@ -105,7 +105,7 @@ def _rank_in_class(labels: Tensor) -> np.ndarray:
 
 
 def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
-    """A fixed part of `limit` images, as many of each class as there are of every other; all for 0.
+    """A fixed part of `limit` images, balanced over the classes as far as each reaches; all for 0.
 
     Raises `UserError`, which names `flag`, for fewer images than classes.
     """

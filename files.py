@@ -126,7 +126,7 @@ class RunLog:
 
     Each line reaches the file at once, so that `tail -f` follows it; the terminal gets the same lines,
     without disturbing a progress bar. The file is made by `open()`, with the lines so far: a request that is
-    refused before leaves none. A `quiet` one, of another rank than the first, is none.
+    refused before leaves none. With `quiet`, on other ranks than the first, nothing is written.
     """
 
     def __init__(self, quiet: bool = False) -> None:

@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +142,7 @@ def conv_norm(x: Tensor, conv: DenseConv2d, bn: nn.BatchNorm2d) -> Tensor:
     return bn(conv(x)) if bn.training or conv.plain else _evaluated(x, conv, bn)
 
 
-def _sum(terms: Sequence[Tensor]) -> Tensor:
+def _sum(terms: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms)
 
 

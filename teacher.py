@@ -45,9 +45,8 @@ class Teacher:
             return self.model(images * self.factor + self.shift)
 
 
-def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
-    """How far `logits` are from what was `taught`, both [B,classes], as a sum over images: T^2 times the
-    Kullback-Leibler divergence between their probabilities at temperature T, in nats (Hinton et al. 2015, arXiv
-    1503.02531)."""
-    mine, right = (logits / TEMPERATURE).log_softmax(1), (taught / TEMPERATURE).softmax(1)
-    return TEMPERATURE**2 * F.kl_div(mine, right, reduction="sum")
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """How far `logits` are from `teacher_logits`, both [B,classes], as a sum over images: T^2 times the Kullback-Leibler
+    divergence of their probabilities at temperature T, in nats (Hinton et al. 2015, arXiv 1503.02531)."""
+    student, teacher = (logits / TEMPERATURE).log_softmax(1), (teacher_logits / TEMPERATURE).softmax(1)
+    return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")

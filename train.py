@@ -82,13 +82,13 @@ def train_one_epoch(
         share = size(step) / runtime.world_size  # the gradient will be the mean over ranks
         finite_loss = True
         for part, targets in micro_batches(model, images, labels, accumulate):
-            taught = teacher(part) if teacher else None
+            teacher_logits = teacher(part) if teacher else None
             with runtime.autocast():
                 logits = _logits(model, resized(part, image_size))
-                if taught is None:
+                if teacher_logits is None:
                     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum") / share
                 else:
-                    loss = distillation_loss(logits, taught) / share
+                    loss = distillation_loss(logits, teacher_logits) / share
             scaler.scale(loss).backward()
             with torch.no_grad():
                 finite_loss &= loss.isfinite()
@@ -140,10 +140,11 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def settle(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> None:
-    """Gives the normalisations of `model` the statistics of `batches`, clean and without dropout, as running ones.
+def update_bn(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> None:
+    """Gives the normalisations of `model` the statistics of `batches` as running ones.
 
-    Averaged weights need it: the statistics of weights that moved are not those of their average.
+    Averaged weights need it: the statistics of weights that moved are not those of their average. Unlike torch's own
+    (`torch.optim.swa_utils.update_bn`) without dropout and in the precision of the run.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -223,7 +224,7 @@ class Trainer:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
             some = limited(splits.train, max(1024, len(splits.train.classes)), "--ema_decay")
             alone = replace(runtime, rank=0, world_size=1)
-            self.settling = EvalBatches(some, len(some), alone, splits.mean, splits.std)
+            self.bn_batches = EvalBatches(some, len(some), alone, splits.mean, splits.std)
         self.step_model = data_parallel(step_model, runtime)
         # One pass over the weights instead of several; but a fused step does not survive an overflow in its first steps.
         fused = runtime.device.type in ("cpu", "cuda") and runtime.amp_dtype is not torch.float16
@@ -283,7 +284,7 @@ class Trainer:
             bar.set_description(f"{name}, evaluating")
             average_over_ranks(self.model.buffers(), self.runtime)  # each has normalised by its own statistics
             if self.averaged is not None:
-                settle(self.averaged.module, self.settling, self.runtime)
+                update_bn(self.averaged.module, self.bn_batches, self.runtime)
             found = self._evaluate(check) if self.config.evaluates(epoch) else {}
         held_out = found.get(self.config.evaluate)
         if not all(p.isfinite().all() for p in self.model.parameters()):  # the last step's update
@@ -322,7 +323,7 @@ class Trainer:
             "ema_accuracy": found["ema"].top1 if "ema" in found else None,
             "seconds": seconds,
             "train_seconds": stats.seconds,
-            "images_per_second": self.batches.images / stats.seconds,
+            "images_per_second": self.batches.count / stats.seconds,
             "data_wait": stats.data_wait,
             "grad_norm": stats.grad_norm,
             "clipped": stats.clipped,
@@ -393,8 +394,8 @@ class Trainer:
 
 def _judged_on(config: TrainConfig) -> tuple[Any, ...]:
     """The settings that say which images, and which weights, an epoch's accuracy is of: others are no match for it."""
-    held_back = (config.limit_train, config.seed) if config.val_fraction else (config.limit_test,)
-    return config.evaluate, config.dataset, config.skip_bad_images, config.val_fraction, *held_back
+    limit = config.limit_train if config.val_fraction else config.limit_test
+    return config.evaluate, config.dataset, config.skip_bad_images, config.val_fraction, limit
 
 
 def keeps_momenta(former: TrainConfig, now: TrainConfig) -> bool:
