@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from config import RunError, UserError
-from runtime import Interrupted, Ranks, Runtime, Signals, launched_ranks, print_error, run_command
+from runtime import Interrupted, Ranks, Runtime, Signals, launched_ranks, memory_errors, print_error, run_command
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
 
     def run() -> None:
         try:
-            with group.joined():
+            with group.joined(), memory_errors():
                 command(group)
         except Exception as problem:
             if group.ranks.world_size > 1 and not isinstance(problem, UserError):  # a bug, whose traceback follows

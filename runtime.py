@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import TrainConfig, UserError
+from config import RunError, TrainConfig, UserError
 
 # What a random draw is for: `derived_seed(seed, epoch, purpose, ...)` keeps one purpose's draws from another's.
 INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
@@ -283,6 +283,20 @@ def print_error(problem: UserError) -> None:
     print(f"error: {problem}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Makes a `RunError` of want of memory, of which torch's errors on the CPU and on MPS have no class of their own."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        wants = ("out of memory", "can't allocate memory")
+        if isinstance(problem, MemoryError) or any(words in str(problem) for words in wants):
+            raise RunError(
+                "out of memory; a lower --batch_size needs less, and in training --accumulate does"
+            ) from None
+        raise
+
+
 def run_command(
     command: Callable[[], None], tell: Callable[[UserError], None] = print_error, patient: bool = False
 ) -> int:
@@ -292,7 +306,7 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of few characters, a name of many
     try:
-        with Signals(patient):
+        with Signals(patient), memory_errors():
             command()
         sys.stdout.flush()
     except UserError as problem:

@@ -1,10 +1,12 @@
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,3 +124,14 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == "error: no\n" * 2
     with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
         run_command(lambda: 1 / 0)
+
+
+def test_want_of_memory_is_one_line(capsys):
+    def on_a_device():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for wants in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
+        assert run_command(wants) == 1
+        assert re.fullmatch(r"error: out of memory; a lower --batch_size .*\n", capsys.readouterr().err)
+    with pytest.raises(RuntimeError, match="shape"):
+        run_command(lambda: torch.zeros(3).view(2))
