@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -198,21 +197,22 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
         raise UserError(f"cannot read {problem.filename} ({problem.strerror}); repair or remove it") from None
     fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     cache = root / CACHE_NAME
-    decoded = _load_decoded(cache, fingerprint, len(files))
-    if decoded is None or (decoded.problems and not skip_bad):  # to fail at the first
-        decoded = _decode_all([path for path, _, _ in files], skip_bad, say)
-        arrays = {"images": decoded.images, "bad": decoded.bad, "problems": np.array(decoded.problems, dtype=str)}
+    images, missing = _load_decoded(cache, fingerprint, len(files))
+    problems = _decode_missing(images, missing, [path for path, _, _ in files], skip_bad, say)
+    bad = np.fromiter(problems, np.int64)
+    if len(bad) < len(missing):
+        arrays = {"fingerprint": np.array(fingerprint), "images": images, "bad": bad}
         try:
-            write_atomically(cache, lambda file: np.savez(file, fingerprint=np.array(fingerprint), **arrays))
+            write_atomically(cache, lambda file: np.savez(file, **arrays))
         except OSError as problem:
             say(f"decoded images are kept in memory only: {cache} cannot be written ({problem.strerror})")
-    for problem in decoded.problems:
+    for problem in problems.values():
         say(f"skipped: {problem}")
-    pixels = torch.from_numpy(decoded.images)
+    pixels = torch.from_numpy(images)
     labels = torch.tensor([label for _, _, label in files])
     is_test = np.array([split == "test" for _, split, _ in files])
     good = np.ones(len(files), dtype=bool)
-    good[decoded.bad] = False
+    good[bad] = False
     both = ImageSet(pixels, labels, classes)
     train, test = both.take(~is_test & good), both.take(is_test & good)
     left = train.labels.bincount(minlength=len(classes))
@@ -282,39 +282,39 @@ def left_out(paths: Sequence[Path], why: str) -> str:
     return f"warning: left out {why}: {len(paths)}, such as {printable(str(paths[0]))}"
 
 
-class _Decoded(NamedTuple):
-    images: np.ndarray  # uint8 [N,3,32,32]
-    bad: np.ndarray  # int64: which of them could not be read, and are black
-    problems: list[str]  # why not
-
-
-def _load_decoded(cache: Path, fingerprint: str, count: int) -> _Decoded | None:
-    """The decoded images, `count` of them, or None where they are missing, damaged or of another tree."""
+def _load_decoded(cache: Path, fingerprint: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N,3,32,32], of which those at the indices int64 are still to be decoded, having been unreadable:
+    all `count`, where the cache is missing, damaged or of another tree."""
     with contextlib.suppress(Exception):  # a damaged archive can raise anything
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:
                 images = kept["images"]
                 if images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8:
-                    return _Decoded(images, kept["bad"], kept["problems"].tolist())
-    return None
+                    return images, kept["bad"]
+    return np.zeros((count, 3, SIZE, SIZE), dtype=np.uint8), np.arange(count)
 
 
-def _decode_all(paths: list[Path], skip_bad: bool, say: Callable[[str], None]) -> _Decoded:
-    images = np.zeros((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
-    resized, bad, problems = 0, [], []
-    with contextlib.closing(read_images(paths)) as decoded:
-        for i, outcome in enumerate(tqdm(decoded, "decoding", len(paths), leave=False, disable=None)):
+def _decode_missing(
+    images: np.ndarray, missing: np.ndarray, paths: list[Path], skip_bad: bool, say: Callable[[str], None]
+) -> dict[int, UserError]:
+    """Decodes the `images` at the indices `missing`, in place; returns why which of them cannot be read.
+
+    Raises the first such `UserError`, unless `skip_bad`.
+    """
+    resized, problems = 0, {}
+    with contextlib.closing(read_images([paths[i] for i in missing])) as decoded:
+        shown = tqdm(decoded, "decoding", len(missing), leave=False, disable=None)
+        for i, outcome in zip(missing.tolist(), shown, strict=True):
             if isinstance(outcome, UserError):
                 if not skip_bad:
                     raise outcome
-                bad.append(i)
-                problems.append(str(outcome))
+                problems[i] = outcome
             else:
                 images[i], original_size = outcome
                 resized += original_size != (SIZE, SIZE)
     if resized:
-        say(f"resized {resized} of {len(paths)} images to {SIZE}x{SIZE}")
-    return _Decoded(images, np.array(bad, dtype=np.int64), problems)
+        say(f"resized {resized} of {len(missing)} images to {SIZE}x{SIZE}")
+    return problems
 
 
 @contextlib.contextmanager

@@ -376,6 +376,18 @@ def test_bad_images_are_named_or_skipped(tree, kind):
         load(dataset="folder", data_dir=str(tree))
 
 
+def test_an_image_that_can_be_read_again_is_used_again(tree):
+    """Its size and its time of change may be what they were: a right that was lacking, a disk that was away."""
+    path = tree / "train" / "bar" / "000.png"
+    whole, times = path.read_bytes(), (1_700_000_000, 1_700_000_000)
+    for content, expected in ((bytes(len(whole)), 5), (whole, 6), (bytes(len(whole)), 6)):  # the last is cached
+        path.write_bytes(content)
+        os.utime(path, times)
+        splits = load(dataset="folder", data_dir=str(tree), skip_bad_images=True)
+        assert splits.train.labels.tolist() == [0] * expected + [1] * 6
+    assert splits.train.images[0].float().std() > 0
+
+
 def test_a_class_of_bad_images_only_is_an_error(tree):
     for path in (tree / "train" / "disc").iterdir():
         path.write_bytes(b"")
