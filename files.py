@@ -84,7 +84,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
 
     The lock is a POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
     """
-    path = directory / ".lock"
+    path = directory / f".{flag.removeprefix('--')}.lock"  # one a purpose: a directory may serve several
     while True:
         try:
             file = path.open("a+")

@@ -59,9 +59,11 @@ def test_only_what_killed_writers_left_is_removed(tmp_path):
 def test_a_lock_leaves_nothing_behind(tmp_path):
     for _ in range(2):
         with exclusive(tmp_path, "--x"):
-            assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+            assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
         assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".lock").mkdir()
+    with exclusive(tmp_path, "--x"), exclusive(tmp_path, "--y"):  # a lock for each purpose
+        assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".x.lock").mkdir()
     with pytest.raises(UserError, match=r"--x .* cannot lock it"), exclusive(tmp_path, "--x"):
         pass
 
