@@ -385,9 +385,10 @@ class Trainer:
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(settings)  # this run's flags, not the snapshot's
+        # this run's flags, not the snapshot's; before loading, as torch goes by them where it puts AdamW's counts of steps
+        groups = [saved | settings for saved, settings in zip(state["param_groups"], own, strict=True)]
+        self.optimizer.load_state_dict(state | {"param_groups": groups})
+        for group in self.optimizer.param_groups:
             if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
                 raise ValueError("its momenta are not those of the weights")
 
