@@ -86,8 +86,10 @@ def _evaluate(argv: Sequence[str]) -> None:
     trained = read_trained(pretrained) if snapshot is None else weights_of(load(Path(snapshot)), Path(snapshot), which)
     settings = config_from_dict(trained.config)
     inherited = {name: getattr(settings, name) for name in FROM_SNAPSHOT}
-    if "dataset" in given or "data_dir" in given:
-        inherited["dataset_name"] = None  # the name of other images
+    if given.get("dataset", settings.dataset) != settings.dataset:
+        del inherited["data_dir"]
+    if "dataset" in given or "data_dir" in given:  # other images: neither their name nor their number
+        del inherited["dataset_name"], inherited["limit_test"]
     config = TrainConfig(**(inherited | given))
     if config.dataset == "folder" and "data_dir" not in given | trained.config:
         raise UserError(f"--pretrained {pretrained} is of a folder of images, {trained.dataset}, and does not say where; name "

@@ -138,7 +138,8 @@ class Recorder:
         """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""
         self._write_snapshots()
         self._draw_training()
-        if (self.snapshot_dir / LAST).exists():  # else nothing was finished here, and the same command starts again
+        trained_here = self.epochs_here or self.trainer.epoch < self.config.epochs
+        if trained_here and (self.snapshot_dir / LAST).exists():  # else the same command does it again
             command = [*command, "--resume", "auto"]
         self.log.line(f"{why}; go on with:")
         self.log.line(f"  {self.group.ranks.launcher} {shlex.join(command)}")

@@ -8,7 +8,7 @@ from config import TrainConfig, UserError, changed_settings, config_from_dict
 from distributed import from_first_rank
 from files import RunLog
 from runtime import Runtime
-from snapshots import BEST, TrainState, find_best, find_newest, move_aside, save
+from snapshots import BEST, LAST, TrainState, find_best, find_newest, move_aside, save
 from train import Trainer, keeps_momenta
 
 
@@ -39,7 +39,8 @@ def take_over(trainer: Trainer, state: TrainState, source: Path, log: RunLog) ->
 
 
 def make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
-    """Keeps an earlier run's snapshots from being overwritten, and the best one of the run that goes on at hand."""
+    """Keeps an earlier run's snapshots from being overwritten, and of the run that goes on its best snapshot and the one
+    that it goes on from at hand: whatever ends it, `--resume auto` then finds it."""
     in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
     best = None
     if source:
@@ -47,20 +48,24 @@ def make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | 
             lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history), trainer.runtime
         )
     if trainer.runtime.rank == 0:
-        _move_and_copy(trainer, log, snapshot_dir, best, trainer.epoch if in_place else 0)
+        _move_and_copy(trainer, log, snapshot_dir, source, best, trainer.epoch if in_place else 0)
     if source and trainer.config.keeps_best and trainer.best_epoch and not best:
         log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
         trainer.best_accuracy, trainer.best_epoch = 0.0, 0
 
 
-def _move_and_copy(trainer: Trainer, log: RunLog, snapshot_dir: Path, best: Path | None, keep_up_to: int) -> None:
+def _move_and_copy(
+    trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None, best: Path | None, keep_up_to: int
+) -> None:
+    wanted = {LAST: source, BEST: best if trainer.config.keeps_best else None}
     try:
-        content = best.read_bytes() if best else None
+        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
         moved = move_aside(snapshot_dir, keep_up_to, trainer.best_epoch)
         if moved:
             log.line(f"moved the snapshots of an earlier run to {moved}")
-        if content and trainer.config.keeps_best and not (snapshot_dir / BEST).exists():
-            save(content, snapshot_dir / BEST)
+        for name, content in contents.items():
+            if not (snapshot_dir / name).exists():
+                save(content, snapshot_dir / name)
     except OSError as problem:
         raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
 

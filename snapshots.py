@@ -166,8 +166,8 @@ def weights_of(state: TrainState, source: Path, which: str | None = None, best: 
 def _selected_by(config: TrainConfig, history: list[dict[str, Any]], best: bool) -> str:
     """How the epoch of a snapshot was chosen, and what part the test set had in it."""
     validated = config.val_fraction > 0
-    early = any(row["test_accuracy"] is not None for row in history if row["epoch"] < config.epochs)
-    looked = "during the run" if early else "at the end only"
+    looks = [row["epoch"] for row in history if row["test_accuracy"] is not None]
+    looked = "at the end only" if looks == [config.epochs] else "during the run" if looks else "never so far"
     if best:
         return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
     return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
@@ -236,9 +236,11 @@ def _epoch_of(path: Path) -> int | None:
 
 def find_best(source: Path, directory: Path, epoch: int, history: list[dict[str, Any]]) -> Path | None:
     """The snapshot of epoch `epoch`, the best of the run that `source` and `history` are of: best_model.pth in
-    `directory` or beside `source`, or `source` itself; None where there is none. Another run's differs in its losses."""
+    `directory` or beside `source`, `source` itself, or a numbered one; None where there is none. Another run's differs in
+    its losses."""
     losses = [row["train_loss"] for row in history[:epoch]]
-    for path in (directory / BEST, source.parent / BEST, source):
+    places = (directory, source.parent)
+    for path in (*(place / BEST for place in places), source, *(numbered(place, epoch) for place in places)):
         with contextlib.suppress(UserError):
             state = load(path)
             if state.epoch == epoch and [row["train_loss"] for row in state.history] == losses:

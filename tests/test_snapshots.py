@@ -287,6 +287,8 @@ def test_the_best_comes_along(tmp_path):
     assert find_best(old / LAST, new, 7, rows) == new / BEST
     save(state(9), numbered(old, 9))
     assert find_best(numbered(old, 9), new, 9, rows) == numbered(old, 9)
+    save(state(5), numbered(old, 5))
+    assert find_best(old / LAST, new, 5, rows) == numbered(old, 5)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +314,7 @@ def test_what_a_snapshot_says_of_its_network(tmp_path, name, val_fraction, words
     assert weights_of(replace(state, epoch=4), tmp_path / name).accuracy is None
     unmeasured = replace(state, history=[rows[0], rows[1] | {"test_accuracy": None}])
     assert weights_of(unmeasured, tmp_path / name).accuracy is None
+    assert weights_of(unmeasured, tmp_path / name).selected_by == words.replace("during the run", "never so far")
 
 
 def test_the_weights_that_count_are_those_that_the_run_evaluates():

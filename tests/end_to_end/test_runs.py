@@ -209,8 +209,8 @@ def test_a_best_snapshot_that_is_not_the_best_is_kept_and_not_believed(command):
 
     done = command("main", *flags, "--resume", "auto", "--save_best")
     assert done.code == 0
-    report = figures()
-    assert report["best"] is None or report["best"]["epoch"] == best
+    assert figures()["best"]["epoch"] == best  # which the numbered one is of
+    (snapshots / f"snapshot_epoch_000{best}.pth").unlink()
     done = command("main", *flags, "--resume", "auto", "--select", "best")
     assert done.code == (0 if best == 3 else 2), done.err
 
@@ -315,6 +315,24 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     assert "tells 2 classes apart" in done.err
     assert command("evaluate").code == 2
     assert command("evaluate", "--snapshot", "missing.pth").code == 2
+
+
+def test_evaluate_looks_for_other_images_where_they_are(command, trained):
+    before = sorted(trained.tree.iterdir())
+    other = ("--dataset", "cifar10", "--data_url", "file:///nowhere")
+    done = command("evaluate", "--snapshot", trained.snapshot, *other)
+    assert (done.code, "cannot get CIFAR-10 into data (" in done.err) == (2, True)
+    assert sorted(trained.tree.iterdir()) == before
+    more = draw_tree(Path("more"), classes=("bar", "disc", "star"), test=20)  # the run was limited to 40
+    for source in (
+        ("--snapshot", trained.snapshot),
+        ("--pretrained", trained.snapshot),
+        ("--pretrained", trained.weights),
+    ):
+        assert command("evaluate", *source, "--data_dir", more).code == 0
+        assert figures()["images"] == 60
+    assert command("evaluate", "--pretrained", trained.snapshot).code == 0  # which says where its images are
+    assert figures()["images"] == 9
 
 
 def test_folders_of_strange_names_and_few_classes(command):

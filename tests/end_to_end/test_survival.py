@@ -250,15 +250,27 @@ def test_a_signal_ends_after_the_step_and_the_command_printed_goes_on(
     assert_same_run(tmp_path / "run", reference)
 
 
-def test_a_signal_before_the_first_epoch_prints_what_starts_again(command, monkeypatch):
-    """--resume auto would start anew here, and the snapshot named would be forgotten."""
-    assert command("main", *QUICK, "--epochs", "1").code == 0
-    flags = (*QUICK, "--snapshot_dir", "b", "--resume", "snapshots_complete/last.pth")
-    monkeypatch.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr("recorder.Recorder.on_epoch_end", lambda *args: None)
-    done = command("main", *flags)
-    assert done.code == 143
-    assert done.out.rstrip().endswith("--snapshot_dir b --resume snapshots_complete/last.pth")
+def test_before_the_first_epoch_ends_the_run_is_at_hand_already(command, monkeypatch):
+    """Whatever ends a run that goes on from elsewhere, --resume auto does not start anew."""
+    assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "a").code == 0
+    elsewhere = (*QUICK, "--snapshot_dir", "b", "--resume", "a/last.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr("recorder.Recorder.on_epoch_end", lambda *args: None)
+        done = command("main", *QUICK)
+        assert (done.code, done.out.rstrip().endswith("--no-plot_evaluation")) == (143, True)  # nothing to resume
+        done = command("main", *elsewhere)
+        assert (done.code, done.out.rstrip().endswith("--resume a/last.pth --resume auto")) == (143, True)
+    done = command("main", *elsewhere, "--resume", "auto")
+    assert (done.code, "resuming after epoch 1 from b/last.pth" in done.out) == (0, True)
+
+
+def test_a_finished_run_interrupted_while_evaluated_is_not_mixed_up_with_another(command, monkeypatch):
+    for place in ("a", "b"):
+        assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", place).code == 0
+    monkeypatch.setattr("recorder.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    done = command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "b", "--resume", "a/last.pth")
+    assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")) == (143, True)
 
 
 def test_a_second_signal_ends_at_once(command, monkeypatch):
