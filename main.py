@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 import plots
 from augment import build_engine
 from config import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
@@ -194,10 +196,11 @@ def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainCon
     """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
     learnt from had seen them, nobody knows here."""
     former = config_from_dict(trained.config)
-    split, own = ((c.val_fraction, c.limit_train) for c in (config, former))
-    if splits.val is not None and split != own:
-        log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it "
-                 f"was trained on other images: train it with the same --val_fraction and --limit_train")  # fmt: skip
+    split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
+    statistics, its = (*splits.mean, *splits.std), (*trained.mean, *trained.std)  # which tell one folder from another
+    if splits.val is not None and (split != own or not np.allclose(statistics, its, rtol=1e-6, atol=0)):
+        log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it was "
+                 f"trained on others: train it with the same images, --val_fraction and --limit_train")  # fmt: skip
     elif splits.val is not None and (former.init or former.teacher):
         log.line(f"warning: {which} learnt from another one, {former.init or former.teacher}: if that one has seen the "
                  f"validation images, the accuracy on them will be too high")  # fmt: skip

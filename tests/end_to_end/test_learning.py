@@ -89,11 +89,17 @@ def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained)
 
 
 def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
+    quick = (*QUICK, "--dataset", "folder", "--data_dir", trained.tree, "--batch_size", "6", "--epochs", "1")
+    assert command("main", *quick, "--val_fraction", "0.5").code == 0
+    Path("alike.pth").write_bytes(Path("snapshots_complete/last.pth").read_bytes())
+    more = draw_tree(Path("more"), classes=("bar", "disc", "star"), train=8)
     for teacher, split, warned in (
         (trained.weights, (), False),
         (trained.weights, ("--val_fraction", "0.5"), True),
         ("t.pth", ("--val_fraction", "0.5"), False),  # but what it learnt from has
         ("t.pth", ("--val_fraction", "0.5", "--limit_train", "12"), True),
+        ("alike.pth", ("--val_fraction", "0.5"), False),
+        ("alike.pth", ("--val_fraction", "0.5", "--data_dir", more), True),  # whose split is another
     ):
         done = learn_from(command, teacher, trained.tree, *split)
         assert (done.code, "warning: the teacher has seen the validation images" in done.out) == (0, warned)
