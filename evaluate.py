@@ -77,8 +77,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     parser = build_parser(about, FLAGS, defaults=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with the settings of its run")
-    what.add_argument("--pretrained", metavar="NAME|PATH", help="a trained network: the name of a result, or a file "
-                      "that export.py wrote; where the images are is not among its settings: --data_dir")  # fmt: skip
+    what.add_argument("--pretrained", metavar="NAME|PATH", help="a trained network: the name of a result, a file that "
+                      "export.py wrote (where the images are is not among its settings: --data_dir) or a snapshot")  # fmt: skip
     given = vars(parser.parse_args(argv))
     snapshot, pretrained, which = (given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate"))
     if pretrained is not None and which:
