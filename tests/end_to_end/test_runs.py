@@ -185,87 +185,6 @@ def test_averaged_weights_that_are_not_there_are_an_error(command):
     assert "--ema_decay" in done.err
 
 
-def test_resuming_by_path_elsewhere_brings_the_best_along(command):
-    flags = (*QUICK, "--save_best")
-    assert command("main", *flags, "--epochs", "3", "--snapshot_dir", "a").code == 0
-    best = snapshot("last.pth", "a")["best_epoch"]
-    done = command("main", *flags, "--epochs", "4", "--snapshot_dir", "b", "--resume", "a/last.pth")
-    assert done.code == 0
-    assert "changed: " in done.out
-    assert "epochs 3 -> 4" in done.out
-    assert (Path("b") / "best_model.pth").exists()
-    assert snapshot("best_model.pth", "b")["epoch"] in (best, 4)
-    assert snapshot("last.pth", "a")["epoch"] == 3  # untouched
-
-
-def test_a_best_snapshot_that_is_not_the_best_is_kept_and_not_believed(command):
-    flags = (*QUICK, "--epochs", "3")
-    assert command("main", *flags, "--save_best").code == 0
-    snapshots = Path("snapshots_complete")
-    best = snapshot("last.pth")["best_epoch"]
-    other = next(epoch for epoch in (1, 2, 3) if epoch != best)
-    stale = (snapshots / f"snapshot_epoch_000{other}.pth").read_bytes()
-    (snapshots / "best_model.pth").write_bytes(stale)
-
-    done = command("main", *flags, "--resume", "auto", "--save_best")
-    assert done.code == 0
-    assert figures()["best"]["epoch"] == best  # which the numbered one is of
-    (snapshots / f"snapshot_epoch_000{best}.pth").unlink()
-    done = command("main", *flags, "--resume", "auto", "--select", "best")
-    assert done.code == (0 if best == 3 else 2), done.err
-
-    done = command("main", *QUICK, "--epochs", "4", "--resume", "auto", "--save_best")
-    assert done.code == 0
-    kept = [path.read_bytes() for path in snapshots.glob("before_*/best_model.pth")]
-    assert kept == [stale]
-
-
-def test_what_a_finished_run_is_told_now_does_not_change_its_report(command):
-    assert command("main", *QUICK, "--epochs", "1").code == 0
-    first = figures()
-    assert (
-        command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--limit_train", "0", "--resume_override").code
-        == 0
-    )
-    assert figures() == first
-
-
-def test_a_finished_run_is_only_evaluated(command):
-    assert command("main", *QUICK).code == 0
-    before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
-    first = figures()
-    Path("plots_complete/metrics.json").unlink()
-    done = command("main", *QUICK, "--resume", "auto")
-    assert done.code == 0
-    assert "evaluating only" in done.out
-    assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
-    assert dict(figures().items()) == first
-    assert len(rows_of(Path("log"))) == 2
-
-
-def test_auto_without_a_snapshot_starts_anew_and_passes_over_broken_ones(command):
-    Path("snapshots_complete").mkdir()
-    Path("snapshots_complete/last.pth").write_text("broken")
-    done = command("main", *QUICK, "--epochs", "1", "--resume", "auto")
-    assert done.code == 0
-    assert "passed over: " in done.out
-    assert "starting anew" in done.out
-    kept = list(Path("snapshots_complete").glob("before_*/last.pth"))
-    assert [path.read_text() for path in kept] == ["broken"]
-
-
-def test_a_new_run_keeps_an_older_ones_snapshots(command):
-    assert command("main", *QUICK).code == 0
-    before = Path("snapshots_complete/last.pth").read_bytes()
-    done = command("main", *QUICK, "--seed", "1", "--epochs", "1")
-    assert "moved the snapshots of an earlier run to " in done.out
-    moved = list(Path("snapshots_complete").glob("before_*"))
-    assert len(moved) == 1
-    assert (moved[0] / "last.pth").read_bytes() == before
-    assert {p.name for p in moved[0].iterdir()} == {"last.pth", "snapshot_epoch_0001.pth", "snapshot_epoch_0002.pth"}
-    assert snapshot("last.pth")["epoch"] == 1
-
-
 def test_validation_images_select_and_the_test_set_is_seen_once(command):
     done = command("main", *QUICK, "--limit_train", "200", "--val_fraction", "0.2", "--select", "best")
     assert done.code == 0
@@ -345,14 +264,6 @@ def test_folders_of_strange_names_and_few_classes(command):
     assert report["dataset"] == "$tree_{"
 
 
-def test_a_validated_run_goes_on_without_validation(command):
-    flags = (*QUICK, "--limit_train", "100", "--save_best")
-    assert command("main", *flags, "--epochs", "1", "--val_fraction", "0.4").code == 0
-    done = command("main", *flags, "--epochs", "2", "--resume", "auto", "--resume_override")
-    assert done.code == 0, done.err
-    assert snapshot("last.pth")["best_epoch"] == 2  # by test images only the second epoch was measured
-
-
 def test_a_class_without_test_images_is_told(command, tree):
     for path in (tree / "test" / "disc").iterdir():
         path.unlink()
@@ -414,17 +325,6 @@ def test_bad_input_is_one_line_and_exit_code_2(command, monkeypatch, flags, file
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert "Traceback" not in done.out + done.err
-
-
-def test_resuming_another_data_sets_snapshot_is_refused_and_loses_nothing(command, tree):
-    assert command("main", *QUICK, "--epochs", "1").code == 0
-    before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
-    flags = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "4")
-    done = command("main", *flags, "--resume", "auto")
-    assert done.code == 2
-    assert "tells 10 classes apart" in done.err
-    assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
-    assert len(list(Path("log").glob("*.log"))) == 1  # the first run's
 
 
 def test_a_run_that_diverges_exits_with_1_and_keeps_what_was_good(command):
