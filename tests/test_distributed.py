@@ -223,6 +223,8 @@ def test_a_bug_is_told_with_its_rank_too(capsys, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_on_ranks(lambda group: 1 / 0)
     assert capsys.readouterr().err == "error: rank 1: ZeroDivisionError: division by zero\n"
+    assert run_on_ranks(lambda group: torch.empty(2**50)) == 1  # no bug
+    assert capsys.readouterr().err.startswith("error: rank 1: out of memory; ")
 
 
 def test_errors_of_torch_become_a_lost_contact_where_there_are_others(capsys):

@@ -145,6 +145,29 @@ def test_the_best_by_other_images_is_forgotten(change):
     assert (second.best_epoch == first.best_epoch > 0) == (not change)
 
 
+def test_another_seed_holds_back_the_same_images_and_the_best_by_them_stays():
+    first = make_trainer(val_fraction=0.5)
+    first.fit(lambda row: None)
+    second = make_trainer(val_fraction=0.5, seed=7)
+    second.load_state(first.state())
+    assert second.best_epoch == first.best_epoch > 0
+
+
+def test_adamw_takes_its_counts_of_steps_over_as_its_own_kind_of_step_wants_them():
+    """Which the snapshot's, of another device or precision, may not: torch converts them by the groups it is given."""
+    first = make_trainer(optimizer="adamw")
+    first.fit(lambda row: None)
+    state = first.state()
+    for group in state.optimizer["param_groups"]:
+        group["fused"] = False
+    for kept in state.optimizer["state"].values():
+        kept["step"] = kept["step"].double()
+    second = make_trainer(optimizer="adamw")
+    second.load_state(state)
+    assert all(group["fused"] for group in second.optimizer.param_groups)
+    assert {kept["step"].dtype for kept in second.optimizer.state.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"decay_norms": False}])
 def test_an_optimizer_of_other_settings_starts_anew(change):
     first = make_trainer()
