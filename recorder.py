@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import plots
-from config import RunError
+from config import RunError, build_parser
 from data import SIZE
 from distributed import Group, from_first_rank, sum_over_ranks
 from evaluate import headline, report_on, write_evaluation
@@ -140,7 +140,8 @@ class Recorder:
         self._draw_training()
         trained_here = self.epochs_here or self.trainer.epoch < self.config.epochs
         if trained_here and (self.snapshot_dir / LAST).exists():  # else the same command does it again
-            command = [*command, "--resume", "auto"]
+            others = build_parser("", ["resume"]).parse_known_args(command)[1]  # it resumed from elsewhere, perhaps
+            command = [*others, "--resume", "auto"]
         self.log.line(f"{why}; go on with:")
         self.log.line(f"  {self.group.ranks.launcher} {shlex.join(command)}")
 

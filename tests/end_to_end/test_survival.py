@@ -260,7 +260,7 @@ def test_before_the_first_epoch_ends_the_run_is_at_hand_already(command, monkeyp
         done = command("main", *QUICK)
         assert (done.code, done.out.rstrip().endswith("--no-plot_evaluation")) == (143, True)  # nothing to resume
         done = command("main", *elsewhere)
-        assert (done.code, done.out.rstrip().endswith("--resume a/last.pth --resume auto")) == (143, True)
+        assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume auto")) == (143, True)
     done = command("main", *elsewhere, "--resume", "auto")
     assert (done.code, "resuming after epoch 1 from b/last.pth" in done.out) == (0, True)
 
