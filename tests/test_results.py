@@ -12,10 +12,8 @@ from PIL import Image
 import weights
 from config import read_recipe
 from model import load_pretrained, parameter_count
-from snapshots import LAST, load
 
 NAMES = sorted(path.parent.name for path in weights.RESULTS.glob(f"*/{weights.FILE}"))
-UNDER_WAY = sorted(path.parent.name for path in weights.RESULTS.glob(f"*/{LAST}"))
 
 
 @pytest.fixture
@@ -66,25 +64,11 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     assert float(rows[-1]["test_accuracy"]) == held.accuracy
 
 
-@pytest.mark.parametrize("name", UNDER_WAY)
-def test_a_run_under_way_can_go_on_from_the_state_that_is_reported(name):
-    folder = weights.RESULTS / name
-    state = load(folder / LAST)
-    assert read_recipe(weights.RESULTS.parent / "recipes" / f"{name}.toml").items() <= state.config.items()
-    with (folder / "history.csv").open(newline="") as file:
-        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
-    assert losses == [row["train_loss"] for row in state.history]
-    assert len(losses) == state.epoch < state.config["epochs"]
-    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert report["sha256"] == weights.fingerprint(state.model)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES + UNDER_WAY)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_reported_accuracy_is_repeated(command, name, real_images):
     report = json.loads((weights.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
-    network = weights.RESULTS / name / LAST if name in UNDER_WAY else name
-    done = command("evaluate", "--pretrained", network, "--dataset", "folder", "--data_dir", real_images)
+    done = command("evaluate", "--pretrained", name, "--dataset", "folder", "--data_dir", real_images)
     assert (done.code, done.err) == (0, "")
     again = json.loads(Path("plots_complete/metrics.json").read_text(encoding="utf-8"))
     assert again["images"] == report["images"] == 10_000
