@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from augment import build_engine
 from batches import EvalBatches
-from config import RunError, TrainConfig, UserError
+from config import Parser, RunError, TrainConfig, UserError
 from data import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
 from distributed import Group, run_on_ranks
 from layers import use_plain_forms
@@ -275,9 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(argv: list[str], group: Group) -> None:
-    parser = argparse.ArgumentParser(
-        description="Measures training speed against the plain loop and the machine's ceiling."
-    )
+    parser = Parser(description="Measures training speed against the plain loop and the machine's ceiling.")
     parser.add_argument(
         "--quick", action="store_true", help="one round of the rows that decide: two minutes on two cores"
     )
@@ -317,7 +315,7 @@ def _bench(argv: list[str], group: Group) -> None:
         and (options.compiled or "compiled" in options.only or "compiled" not in name)
     ]
     if not chosen:
-        raise UserError(f"--only {options.only}: no measurement has that in its name")
+        raise UserError(f"--only {options.only}: no measurement{' of --quick' * options.quick} has that in its name")
     found: dict[str, list[dict]] = {name: [] for name in chosen}
     for round_ in range(1 if options.quick else 3):
         for name in (name for name in chosen if round_ == 0 or named[name][0]):

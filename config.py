@@ -213,6 +213,11 @@ class TrainConfig:
         return epoch == self.epochs or (self.eval_freq > 0 and epoch % self.eval_freq == 0)
 
     @property
+    def eval_batch_size(self) -> int:
+        """Images evaluated at a time: no more than a part of --accumulate's, for the memory is no larger then."""
+        return max(1, self.batch_size // self.accumulate)
+
+    @property
     def keeps_best(self) -> bool:
         """Whether best_model.pth is kept: asked for, or needed by the report."""
         return self.save_best or self.select == "best"
@@ -237,7 +242,7 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
         raise UserError(f"--{spec.name} is empty or holds a null character; give it a value or leave it out")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but a wrong request raises `UserError` instead of printing a usage text and leaving."""
 
     def error(self, message: str) -> typing.NoReturn:
@@ -252,7 +257,7 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
     With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
     given over settings from elsewhere (a snapshot).
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     wanted = set(names)
     for key, title in GROUPS.items():
         specs = [f for f in dataclasses.fields(TrainConfig) if f.metadata["group"] == key and f.name in wanted]
@@ -319,7 +324,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
             _check(next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name), value)
         except UserError as problem:
             raise UserError(f"--recipe {path}: {problem}") from None
-    return recipe
+    unset = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["unset"] == "off"}
+    return {name: _unless_off(value) if name in unset else value for name, value in recipe.items()}
 
 
 def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,10 @@ class Splits:
     test: ImageSet
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def has_statistics(self, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """Whether the channel statistics are these, but for rounding: what tells one folder's images from another's."""
+        return np.allclose([*self.mean, *self.std], [*mean, *std], rtol=1e-6, atol=0)
 
 
 def load_splits(config: TrainConfig, say: Callable[[str], None]) -> Splits:
@@ -150,7 +155,7 @@ def _read_cifar10(root: Path, url: str | None, say: Callable[[str], None]) -> tu
 
     Each file's checksum is verified by torchvision before it is read.
     """
-    if root.exists() and not root.is_dir():
+    if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112, for Path's raise for some names
         raise UserError(f"--data_dir {root} is a file; name a directory")
     official = datasets.CIFAR10
     try:
@@ -219,6 +224,11 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
     if not left.all() or not len(test):
         which = root / "train" / classes[int(left.argmin())] if not left.all() else root / "test"
         raise UserError(f"no image in {which} can be read; repair them")
+    absent = [
+        name for name, there in zip(classes, test.labels.bincount(minlength=len(classes)), strict=True) if not there
+    ]
+    if absent:
+        say(f"warning: {root / 'test'} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0")
     return train, test
 
 
@@ -254,11 +264,6 @@ def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...
         if strange or not found:
             what = f"has the class {strange[0]!r}, which train lacks" if strange else "has no class folders"
             raise UserError(f"{root / split} {what}; rename or remove it, or add what is missing")
-        absent = sorted(set(classes) - set(found))
-        if absent:
-            say(
-                f"warning: {root / split} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
-            )
         loose += [p for p in there if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
         for name in found:
             inside = _visible(root / split / name)

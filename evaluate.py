@@ -28,7 +28,7 @@ def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Ru
     """The report on the network `trained` on the test images of `splits`. Raises `UserError` where they do not fit."""
     check_classes(trained.classes, splits.test.classes)
     model = restore(trained).to(runtime.device)
-    batches = EvalBatches(splits.test, config.batch_size, runtime, tuple(trained.mean), tuple(trained.std))
+    batches = EvalBatches(splits.test, config.eval_batch_size, runtime, tuple(trained.mean), tuple(trained.std))
     logits, labels = predict(model, batches, runtime)
     return build_report(
         logits,
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(argv: Sequence[str]) -> None:
     about = (
-        "The evaluation files of any snapshot or weights. Unless given here, data set, batch size and --amp are those of "
-        "the training, and the rest main.py's defaults."
+        "The evaluation files of any snapshot or weights. Unless given here, data set, batch size, --amp, --evaluate and "
+        "--skip_bad_images are those of the training, and the rest main.py's defaults."
     )
     parser = build_parser(about, FLAGS, defaults=False)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def _export(argv: Sequence[str]) -> None:
     weights = weights_of(load(snapshot), snapshot, getattr(given, "evaluate", None))
     if given.metrics is not None:
         weights = _with_accuracy_of(weights, Path(given.metrics))
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors" or os.path.isdir(out):  # noqa: PTH112, for Path.is_dir raises for some names
         raise UserError(f"--out {out}: it will be a safetensors file; end its name in .safetensors")
     writable_directory(out.parent, "--out")
     kept = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["on_resume"] != "change"}

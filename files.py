@@ -148,14 +148,18 @@ class RunLog:
         """Writes `text`, one line or several, to the log and the terminal."""
         if self.quiet:
             return
-        with contextlib.suppress(BrokenPipeError):  # who reads along may stop; the run does not
-            tqdm.write(text)
+        self._tell(text, sys.stdout)
         if "\n" not in text:
             text = f"{time.strftime('%H:%M:%S')} {text}"
         if self._file is None:
             self._early.append(text)
         else:
             self._write_line(text)
+
+    def _tell(self, text: str, stream: TextIO) -> None:
+        """Who reads along may stop, a terminal may be closed, the disk under its output may be full: the run goes on."""
+        with contextlib.suppress(OSError):
+            tqdm.write(text, stream)
 
     def _write_line(self, text: str) -> None:
         self._write(lambda: print(text, file=self._file, flush=True))
@@ -179,7 +183,7 @@ class RunLog:
             write()
         except OSError as problem:
             if not self._failed:
-                tqdm.write(f"warning: the log cannot be written ({problem.strerror}); the run goes on", sys.stderr)
+                self._tell(f"warning: the log cannot be written ({problem.strerror}); the run goes on", sys.stderr)
             self._failed = True
 
     def __enter__(self) -> "RunLog":

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 import plots
 from augment import build_engine
 from config import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
@@ -197,8 +195,7 @@ def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainCon
     learnt from had seen them, nobody knows here."""
     former = config_from_dict(trained.config)
     split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
-    statistics, its = (*splits.mean, *splits.std), (*trained.mean, *trained.std)  # which tell one folder from another
-    if splits.val is not None and (split != own or not np.allclose(statistics, its, rtol=1e-6, atol=0)):
+    if splits.val is not None and (split != own or not splits.has_statistics(trained.mean, trained.std)):
         log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it was "
                  f"trained on others: train it with the same images, --val_fraction and --limit_train")  # fmt: skip
     elif splits.val is not None and (former.init or former.teacher):

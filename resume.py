@@ -1,7 +1,6 @@
 """How a run goes on from a snapshot: which one, whether it fits, and what becomes of those that lie there."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 from config import TrainConfig, UserError, changed_settings, config_from_dict
@@ -82,8 +81,7 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     if both_taught:  # whose weights count, not where they lie
         of_this_command["teacher"] = config.teacher
     allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
-    pairs = zip([*state.mean, *state.std], [*splits.mean, *splits.std], strict=True)
-    if not altering and not all(math.isclose(was, now, rel_tol=1e-6) for was, now in pairs):
+    if not altering and not splits.has_statistics(state.mean, state.std):
         altering = ["the training images (their channel statistics are others)"]
     if both_taught and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
         altering.append(f"the teacher {config.teacher} (its weights are others)")
@@ -94,6 +92,10 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
         )
     changes = ", ".join(allowed + altering)
     log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+    split, own = ((c.val_fraction, c.limit_train) for c in (config, former))
+    if splits.val is not None and split != own:
+        log.line("warning: this run was trained on some of the validation images that are held back now: the accuracy on them "
+                 "will be too high")  # fmt: skip
     if not keeps_momenta(former, config):
         log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
     before, now = state.config.get("computed_on"), trainer.runtime.computed_on

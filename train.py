@@ -218,7 +218,7 @@ class Trainer:
         self.splits, self.config, self.runtime, self.teacher = splits, config, runtime, teacher
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
-        self.held_out = EvalBatches(held_out, config.batch_size, runtime, splits.mean, splits.std)
+        self.held_out = EvalBatches(held_out, config.eval_batch_size, runtime, splits.mean, splits.std)
         self.averaged = None  # or the moving average of the weights
         if config.ema_decay:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

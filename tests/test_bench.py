@@ -19,3 +19,10 @@ def test_the_ring_moves_all_but_its_own_part_twice():
 def test_numbers_of_ranks_that_are_none_are_refused(capsys):
     assert bench.main(["--ranks", "1,two", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == "error: --ranks 1,two: name numbers of processes, as in 1,2\n"
+
+
+def test_wrong_requests_are_one_line(capsys):
+    assert bench.main(["--nonsense"]) == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --nonsense; see --help\n"
+    assert bench.main(["--quick", "--only", "compiled", "--device", "cpu"]) == 2
+    assert "no measurement of --quick has that in its name" in capsys.readouterr().err

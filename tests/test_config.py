@@ -189,12 +189,20 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(tmp_path, text, said):
     assert str(recipe) in str(caught.value)
 
 
+def test_images_evaluated_at_a_time_are_no_more_than_a_part_of_a_batch():
+    assert TrainConfig(batch_size=512, accumulate=4).eval_batch_size == 128
+    assert TrainConfig(batch_size=3, accumulate=4).eval_batch_size == 1
+
+
 def test_what_a_recipe_names_can_be_switched_off(tmp_path):
     recipe = tmp_path / "taught.toml"
     recipe.write_text('teacher = "a.pth"\ninit = "b.pth"\n')
     config = parse("--recipe", str(recipe), "--teacher", "off", "--init", "off")
     assert (config.teacher, config.init) == (None, None)
     assert parse("--recipe", "off") == TrainConfig()
+    recipe.write_text('teacher = "off"\ninit = "b.pth"\n')
+    config = parse("--recipe", str(recipe))
+    assert (config.teacher, config.init) == (None, "b.pth")
 
 
 def test_a_recipe_that_is_not_there():

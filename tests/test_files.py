@@ -1,4 +1,5 @@
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -114,12 +115,19 @@ def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys):
     assert printed.err.count("the log cannot be written") == 1
 
 
-def test_a_reader_who_leaves_does_not_end_the_run(tmp_path, monkeypatch):
-    def leave(text):
-        raise BrokenPipeError
+@pytest.mark.parametrize("why", [errno.EPIPE, errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_a_terminal_that_takes_no_more_does_not_end_the_run(tmp_path, monkeypatch, why):
+    """Who reads along left, the terminal was closed, the disk under its output is full."""
+
+    def leave(text, stream):
+        raise OSError(why, os.strerror(why))
 
     monkeypatch.setattr(files.tqdm, "write", leave)
     with RunLog() as log:
         log.open(tmp_path)
         log.line("goes on")
-    assert log.path.read_text().endswith("goes on\n")
+        text = log.path.read_text()
+        log._file.close()
+        log._file = open("/dev/full", "w", buffering=1)  # noqa: PTH123, SIM115
+        log.line("neither takes it")
+    assert text.endswith("goes on\n")

@@ -272,6 +272,17 @@ def test_a_class_without_test_images_is_told(command, tree):
     assert done.code == 0
     assert "lacks disc" in done.out
     assert figures()["per_class"]["disc"]["support"] == 0
+    (tree / "test" / "disc").mkdir()
+    (tree / "test" / "disc" / "broken.png").write_bytes(b"no picture")
+    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--epochs", "1",
+                   "--skip_bad_images")  # fmt: skip
+    assert done.code == 0
+    assert "lacks disc" in done.out
+
+
+def test_a_path_too_long_is_one_line(command):
+    done = command("main", "--data_dir", "a" * 300)
+    assert (done.code, done.err.count("\n")) == (2, 1)
 
 
 def test_the_preview_is_a_grid_and_no_run(command):
