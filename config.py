@@ -183,7 +183,8 @@ class TrainConfig:
             raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr")
         if self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; lower it"
+                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; "
+                f"lower --warmup_epochs or raise --epochs"
             )
         if self.teacher and self.label_smoothing:
             raise UserError("--teacher replaces the labels that --label_smoothing softens; leave one of them out")

@@ -26,7 +26,10 @@ def find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: R
 def take_over(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
     """Takes over `state`, that of the snapshot `source`. Raises `UserError` where it does not fit."""
     config = trainer.config
-    trainer.load_state(state)
+    try:
+        trainer.load_state(state)
+    except UserError as problem:
+        raise UserError(f"--resume {source}: {problem}") from None
     _say_changes(trainer, state, source, log)
     if state.epoch >= config.epochs:
         log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")

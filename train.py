@@ -415,6 +415,6 @@ def check_classes(known: Sequence[str], classes: Sequence[str]) -> None:
     """Raises `UserError` unless a trained network, which tells the classes `known` apart, is one for `classes`."""
     if tuple(known) != tuple(classes):
         raise UserError(
-            f"the trained network tells {len(known)} classes apart ({', '.join(known[:3])}, ...), the data set has "
+            f"the trained network tells {len(known)} classes apart ({', '.join(known[:3])}, ...), the data set has others, "
             f"{len(classes)} ({', '.join(classes[:3])}, ...); name the data set it was trained on"
         )
