@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,10 +154,10 @@ def _read_cifar10(root: Path, url: str | None, say: Callable[[str], None]) -> tu
 
     Each file's checksum is verified by torchvision before it is read.
     """
-    if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112, for Path's raise for some names
-        raise UserError(f"--data_dir {root} is a file; name a directory")
     official = datasets.CIFAR10
     try:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--data_dir {root} is a file; name a directory")
         try:
             parts = [official(root, train=train) for train in (True, False)]
         except RuntimeError:  # not there, or its checksums do not match
@@ -224,9 +223,8 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
     if not left.all() or not len(test):
         which = root / "train" / classes[int(left.argmin())] if not left.all() else root / "test"
         raise UserError(f"no image in {which} can be read; repair them")
-    absent = [
-        name for name, there in zip(classes, test.labels.bincount(minlength=len(classes)), strict=True) if not there
-    ]
+    in_test = test.labels.bincount(minlength=len(classes))
+    absent = [name for name, count in zip(classes, in_test, strict=True) if not count]
     if absent:
         say(f"warning: {root / 'test'} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0")
     return train, test

@@ -21,7 +21,7 @@ from resume import find_source, make_room, take_over
 from runtime import Runtime, Signals, start
 from snapshots import load, read_trained
 from teacher import Teacher
-from train import Trainer
+from train import Trainer, may_have_seen
 from weights import Weights
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
@@ -194,8 +194,7 @@ def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainCon
     """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
     learnt from had seen them, nobody knows here."""
     former = config_from_dict(trained.config)
-    split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
-    if splits.val is not None and (split != own or not splits.has_statistics(trained.mean, trained.std)):
+    if may_have_seen(trained, splits, config):
         log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it was "
                  f"trained on others: train it with the same images, --val_fraction and --limit_train")  # fmt: skip
     elif splits.val is not None and (former.init or former.teacher):

@@ -8,7 +8,7 @@ from distributed import from_first_rank
 from files import RunLog
 from runtime import Runtime
 from snapshots import BEST, LAST, TrainState, find_best, find_newest, move_aside, save
-from train import Trainer, keeps_momenta
+from train import Trainer, keeps_momenta, may_have_seen
 
 
 def find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
@@ -95,10 +95,9 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
         )
     changes = ", ".join(allowed + altering)
     log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
-    split, own = ((c.val_fraction, c.limit_train) for c in (config, former))
-    if splits.val is not None and split != own:
-        log.line("warning: this run was trained on some of the validation images that are held back now: the accuracy on them "
-                 "will be too high")  # fmt: skip
+    if may_have_seen(state, splits, config):
+        log.line("warning: this run has seen the validation images that are held back now, and the accuracy on them will be "
+                 "too high, unless it was trained on others")  # fmt: skip
     if not keeps_momenta(former, config):
         log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
     before, now = state.config.get("computed_on"), trainer.runtime.computed_on

@@ -24,6 +24,7 @@ from optimizer import build_optimizer, learning_rate
 from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
 from snapshots import TrainState
 from teacher import Teacher, distillation_loss
+from weights import Weights
 
 
 class EpochStats(NamedTuple):
@@ -397,6 +398,14 @@ def _judged_on(config: TrainConfig) -> tuple[Any, ...]:
     """The settings that say which images, and which weights, an epoch's accuracy is of: others are no match for it."""
     limit = config.limit_train if config.val_fraction else config.limit_test
     return config.evaluate, config.dataset, config.skip_bad_images, config.val_fraction, limit
+
+
+def may_have_seen(trained: TrainState | Weights, splits: Splits, config: TrainConfig) -> bool:
+    """Whether validation images may be among those that `trained` was trained on: its own split has to be this run's."""
+    former = config_from_dict(trained.config)
+    split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
+    same = split == own and splits.has_statistics(trained.mean, trained.std)  # which tell one folder from another
+    return splits.val is not None and not same
 
 
 def keeps_momenta(former: TrainConfig, now: TrainConfig) -> bool:

@@ -101,7 +101,7 @@ def test_a_validated_run_goes_on_without_validation(command):
 
 def test_images_held_back_after_they_were_trained_on_are_warned_of(command):
     flags = (*QUICK, "--limit_train", "100", "--resume", "auto", "--val_fraction")
-    warning = "warning: this run was trained on some of the validation images that are held back now"
+    warning = "warning: this run has seen the validation images that are held back now"
     for epochs, fraction, warned in (("1", "0", False), ("2", "0.4", True), ("3", "0.4", False)):
         done = command("main", *flags, fraction, "--epochs", epochs, "--resume_override")
         assert (done.code, warning in done.out) == (0, warned)

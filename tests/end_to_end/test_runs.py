@@ -16,6 +16,8 @@ import torch
 from conftest import DRAWN, QUICK, draw_tree
 from PIL import Image
 
+from batches import EvalBatches
+
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = {"training_curves.png", "learning_rate_schedule.png", "confusion_matrix.png", "class_metrics.png"}
 TIMINGS = {"seconds", "train_seconds", "images_per_second", "data_wait"}
@@ -278,6 +280,19 @@ def test_a_class_without_test_images_is_told(command, tree):
                    "--skip_bad_images")  # fmt: skip
     assert done.code == 0
     assert "lacks disc" in done.out
+
+
+def test_no_more_images_are_evaluated_at_a_time_than_a_part_of_a_batch(command, monkeypatch):
+    sizes = []
+    take = EvalBatches.__init__
+
+    def noted(self, images, batch_size, *rest):
+        sizes.append(batch_size)
+        take(self, images, batch_size, *rest)
+
+    monkeypatch.setattr(EvalBatches, "__init__", noted)
+    assert command("main", *QUICK, "--accumulate", "2").code == 0
+    assert sizes == [10, 10]  # during the run, and for the report
 
 
 def test_a_path_too_long_is_one_line(command):
