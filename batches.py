@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augment import AlbumentationsEngine, BatchedEngine, Draws, build_engine, draw
-from config import TrainConfig
-from data import ImageSet
-from runtime import AUGMENTATION, ORDER, Runtime, derived_seed
+from cifarnet.augment.batched import AlbumentationsEngine, BatchedEngine, Draws, build_engine, draw
+from cifarnet.core.device import AUGMENTATION, ORDER, Runtime, derived_seed
+from cifarnet.core.settings import TrainConfig
+from cifarnet.images.folder import ImageSet
 
 Batch = tuple[Tensor, Tensor]  # images float32 [B,3,H,W], channels_last, normalised; labels int64 [B]; on the device
 

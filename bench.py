@@ -25,15 +25,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from augment import build_engine
 from batches import EvalBatches
-from config import Parser, RunError, TrainConfig, UserError
-from data import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
-from distributed import Group, run_on_ranks
-from layers import use_plain_forms
-from metrics import predict
+from cifarnet.augment.batched import build_engine
+from cifarnet.core.device import ALONE, Ranks, available_cores, peak_memory, start
+from cifarnet.core.ranks import Group, run_on_ranks
+from cifarnet.core.settings import Parser, RunError, TrainConfig, UserError
+from cifarnet.images.folder import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
+from cifarnet.networks.fast import use_plain_forms
+from cifarnet.reporting.metrics import predict
 from model import CIFARNet, build_model
-from runtime import ALONE, Ranks, available_cores, peak_memory, start
 from train import Trainer, compiled
 
 BATCH = 512

@@ -7,15 +7,15 @@ from typing import Any
 
 import plots
 from batches import EvalBatches
-from config import RunError, TrainConfig, UserError, build_parser, config_from_dict
-from data import Splits, load_splits
-from files import writable_directory
-from metrics import Report, build_report, predict, write_report
+from cifarnet.checkpoints.snapshots import load, read_trained, weights_of
+from cifarnet.checkpoints.weights import Weights, fingerprint
+from cifarnet.core.device import Runtime, run_command, start
+from cifarnet.core.files import writable_directory
+from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, config_from_dict
+from cifarnet.images.folder import Splits, load_splits
+from cifarnet.reporting.metrics import Report, build_report, predict, write_report
 from model import restore
-from runtime import Runtime, run_command, start
-from snapshots import load, read_trained, weights_of
 from train import check_classes
-from weights import Weights, fingerprint
 
 FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import RunError, TrainConfig, UserError, build_parser
-from files import writable_directory
-from runtime import run_command
-from snapshots import load, weights_of
-from weights import FILE, Weights, fingerprint, write_weights
+from cifarnet.checkpoints.snapshots import load, weights_of
+from cifarnet.checkpoints.weights import FILE, Weights, fingerprint, write_weights
+from cifarnet.core.device import run_command
+from cifarnet.core.files import writable_directory
+from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

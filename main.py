@@ -10,19 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import plots
-from augment import build_engine
-from config import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
-from data import Splits, limited, load_splits
-from distributed import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
-from files import RunLog, exclusive, writable_directory
+from cifarnet.augment.batched import build_engine
+from cifarnet.checkpoints.resume import find_source, make_room, take_over
+from cifarnet.checkpoints.snapshots import load, read_trained
+from cifarnet.checkpoints.weights import Weights
+from cifarnet.core.device import Runtime, Signals, start
+from cifarnet.core.files import RunLog, exclusive, writable_directory
+from cifarnet.core.ranks import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
+from cifarnet.core.settings import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
+from cifarnet.images.folder import Splits, limited, load_splits
+from cifarnet.reporting.recorders import Recorder
+from cifarnet.training.objective import Teacher
 from model import Network, build_model, model_table, parameter_count, start_from
-from recorder import Recorder
-from resume import find_source, make_room, take_over
-from runtime import Runtime, Signals, start
-from snapshots import load, read_trained
-from teacher import Teacher
 from train import Trainer, may_have_seen
-from weights import Weights
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 

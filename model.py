@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from batches import Normalise
-from config import TrainConfig, UserError, config_from_dict
-from data import to_pixels
-from layers import DenseConv2d, DepthwiseSeparableConv2d, conv_norm, norm_relu_dropout, use_plain_forms
-from weights import Weights, read_weights
+from cifarnet.checkpoints.weights import Weights, read_weights
+from cifarnet.core.settings import TrainConfig, UserError, config_from_dict
+from cifarnet.images.folder import to_pixels
+from cifarnet.networks.fast import DenseConv2d, DepthwiseSeparableConv2d, conv_norm, norm_relu_dropout, use_plain_forms
 
 
 class ConvBlock(nn.Module):

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from files import write_atomically
-from metrics import Report
+from cifarnet.core.files import write_atomically
+from cifarnet.reporting.metrics import Report
 
 DPI = 120
 BLUE, RED, GREEN = "#1f6fb4", "#d1495b", "#3f9c6b"

@@ -14,13 +14,13 @@ from torch import nn
 from tqdm import tqdm
 
 from batches import EvalBatches
-from config import RunError, TrainConfig, UserError, build_parser, printable
-from data import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, ImageSet, left_out, read_images
-from metrics import predict
+from cifarnet.checkpoints.snapshots import read_trained
+from cifarnet.checkpoints.weights import Weights
+from cifarnet.core.device import Runtime, run_command, start
+from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, printable
+from cifarnet.images.folder import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, ImageSet, left_out, read_images
+from cifarnet.reporting.metrics import predict
 from model import restore
-from runtime import Runtime, run_command, start
-from snapshots import read_trained
-from weights import Weights
 
 Ranking = list[tuple[str, float]]  # classes and their probabilities in [0, 1], the likeliest first
 Outcome = tuple[str, Ranking | UserError]  # of a picture, or of a folder, by its path

@@ -14,17 +14,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from batches import Batch, EvalBatches, TrainBatches
-from config import RunError, TrainConfig, UserError, config_from_dict
-from data import Splits, limited
-from distributed import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
-from layers import DenseConv2d, use_plain_forms
-from metrics import Scores, predict, scores
+from cifarnet.checkpoints.snapshots import TrainState
+from cifarnet.checkpoints.weights import Weights
+from cifarnet.core.device import DROPOUT, Runtime, derived_seed, random_state, set_random_state
+from cifarnet.core.ranks import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
+from cifarnet.core.settings import RunError, TrainConfig, UserError, config_from_dict
+from cifarnet.images.folder import Splits, limited
+from cifarnet.networks.fast import DenseConv2d, use_plain_forms
+from cifarnet.reporting.metrics import Scores, predict, scores
+from cifarnet.training.objective import Teacher, distillation_loss
+from cifarnet.training.optimizers import build_optimizer, learning_rate
 from model import load_weights
-from optimizer import build_optimizer, learning_rate
-from runtime import DROPOUT, Runtime, derived_seed, random_state, set_random_state
-from snapshots import TrainState
-from teacher import Teacher, distillation_loss
-from weights import Weights
 
 
 class EpochStats(NamedTuple):

@@ -103,7 +103,12 @@ def trained(tmp_path_factory) -> Trained:
     places = [f"--{what}_dir={root / what}" for what in ("log", "snapshot", "plot")]
     flags = ("--dataset", "folder", "--data_dir", str(tree), "--batch_size", "6", "--epochs", "4", "--augment", "none")
     assert main.main([*QUICK, *flags, "--dropout", "0", *places]) == 0
-    made = Trained(tree, root / "snapshot" / "last.pth", root / "plot" / "metrics.json", root / "weights.safetensors")
+    made = Trained(
+        tree,
+        root / "snapshot" / "last.pth",
+        root / "plot" / "cifarnet.reporting.metrics.json",
+        root / "cifarnet.checkpoints.weights.safetensors",
+    )
     assert export.main(["--snapshot", str(made.snapshot), "--out", str(made.weights)]) == 0
     return made
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from config import TrainConfig, UserError  # noqa: E402
-from data import ImageSet, Splits  # noqa: E402
-from distributed import Group, gathered, run_on_ranks  # noqa: E402
+from cifarnet.checkpoints.weights import Weights  # noqa: E402
+from cifarnet.core.device import Ranks, start  # noqa: E402
+from cifarnet.core.ranks import Group, gathered, run_on_ranks  # noqa: E402
+from cifarnet.core.settings import TrainConfig, UserError  # noqa: E402
+from cifarnet.images.folder import ImageSet, Splits  # noqa: E402
+from cifarnet.training.objective import Teacher  # noqa: E402
 from model import build_model  # noqa: E402
-from runtime import Ranks, start  # noqa: E402
-from teacher import Teacher  # noqa: E402
 from train import Trainer  # noqa: E402
-from weights import Weights  # noqa: E402
 
 PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from batches import EvalBatches, Normalise, TrainBatches
-from config import TrainConfig
-from data import ImageSet
-from runtime import start
+from cifarnet.core.device import start
+from cifarnet.core.settings import TrainConfig
+from cifarnet.images.folder import ImageSet
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

@@ -2,7 +2,7 @@ import pytest
 
 import bench
 from bench import GRADIENT, all_reduce_seconds, expected_table
-from config import TrainConfig
+from cifarnet.core.settings import TrainConfig
 from model import build_model, parameter_count
 
 

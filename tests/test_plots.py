@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 import plots
-from metrics import build_report
-from optimizer import learning_rate
+from cifarnet.reporting.metrics import build_report
+from cifarnet.training.optimizers import learning_rate
 
 STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from config import RunError, TrainConfig, UserError
-from data import ImageSet, Splits
-from layers import use_plain_forms
-from metrics import predict, scores
+from cifarnet.checkpoints.snapshots import evaluated_weights
+from cifarnet.core.device import start
+from cifarnet.core.settings import RunError, TrainConfig, UserError
+from cifarnet.images.folder import ImageSet, Splits
+from cifarnet.networks.fast import use_plain_forms
+from cifarnet.reporting.metrics import predict, scores
+from cifarnet.training.optimizers import learning_rate
 from model import CIFARNet, build_model
-from optimizer import learning_rate
-from runtime import start
-from snapshots import evaluated_weights
 from train import LATER_COLUMNS, Trainer
 
 

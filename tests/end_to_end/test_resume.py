@@ -7,7 +7,7 @@ from conftest import QUICK
 from PIL import Image
 from test_runs import figures, rows_of, snapshot
 
-import snapshots
+from cifarnet.checkpoints import snapshots
 
 
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):

@@ -19,7 +19,7 @@ from test_runs import assert_same_state, log_text, rows_of, snapshot
 
 import main
 import plots
-import snapshots
+from cifarnet.checkpoints import snapshots
 
 RUN = (
     *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--plot_training"),
@@ -256,7 +256,7 @@ def test_before_the_first_epoch_ends_the_run_is_at_hand_already(command, monkeyp
     elsewhere = (*QUICK, "--snapshot_dir", "b", "--resume", "a/last.pth")
     with monkeypatch.context() as patched:
         patched.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
-        patched.setattr("recorder.Recorder.on_epoch_end", lambda *args: None)
+        patched.setattr("cifarnet.reporting.recorders.Recorder.on_epoch_end", lambda *args: None)
         done = command("main", *QUICK)
         assert (done.code, done.out.rstrip().endswith("--no-plot_evaluation")) == (143, True)  # nothing to resume
         done = command("main", *elsewhere)
@@ -268,7 +268,7 @@ def test_before_the_first_epoch_ends_the_run_is_at_hand_already(command, monkeyp
 def test_a_finished_run_interrupted_while_evaluated_is_not_mixed_up_with_another(command, monkeypatch):
     for place in ("a", "b"):
         assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", place).code == 0
-    monkeypatch.setattr("recorder.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("cifarnet.reporting.recorders.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     done = command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "b", "--resume", "a/last.pth")
     assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")) == (143, True)
 
@@ -287,14 +287,14 @@ def test_a_second_signal_ends_at_once(command, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
-    monkeypatch.setattr("runtime.os._exit", leave)
+    monkeypatch.setattr("cifarnet.core.device.os._exit", leave)
     monkeypatch.setattr("train.Trainer._run_epoch", two_signals)
     with pytest.raises(LeftAtOnce, match="143"):
         command("main", *QUICK)
 
 
 def test_a_signal_while_images_are_read_ends_too(command, tree, monkeypatch):
-    monkeypatch.setattr("data._list_folder", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("cifarnet.images.folder._list_folder", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -334,7 +334,7 @@ def fail_at(monkeypatch, fails: Callable[[int, str], bool]) -> None:
             raise OSError(28, "No space left on device")
         snapshots.save(content, path)
 
-    monkeypatch.setattr("recorder.save", save)
+    monkeypatch.setattr("cifarnet.reporting.recorders.save", save)
 
 
 def test_what_could_not_be_written_is_written_later_as_it_would_have_been(command, monkeypatch, tmp_path, reference):

@@ -15,8 +15,8 @@ from conftest import QUICK
 from ranks import SETTINGS, trained
 from test_runs import ROOT, figures, log_text, rows_of
 
-import snapshots
-from runtime import ALONE
+from cifarnet.checkpoints import snapshots
+from cifarnet.core.device import ALONE
 
 MAIN = str(ROOT / "main.py")
 

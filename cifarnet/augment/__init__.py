@@ -1,0 +1,1 @@
+"""Random changes of training images; imports core and images."""

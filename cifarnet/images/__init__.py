@@ -1,0 +1,1 @@
+"""Reading images into memory; imports core."""

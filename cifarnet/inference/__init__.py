@@ -1,0 +1,1 @@
+"""Predictions of trained networks; imports images and networks."""

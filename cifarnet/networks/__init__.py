@@ -1,0 +1,1 @@
+"""Convolution blocks and networks; imports torch alone."""

@@ -1,0 +1,1 @@
+"""What a run or an evaluation writes down; imports core and checkpoints."""

@@ -1,0 +1,1 @@
+"""Objectives, schedules, optimizers, averaged weights; imports core and networks."""

@@ -1,0 +1,134 @@
+"""CIFAR-10 as it is downloaded, or put there by hand: the archive, and what can be wrong with it."""
+
+import hashlib
+import http.server
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_folder import load
+from torchvision import datasets
+
+from cifarnet.core.settings import UserError
+from cifarnet.images import download
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A server of a small archive laid out as the official one; torchvision is told its checksums."""
+    served = tmp_path / "served"
+    batches = served / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sums = {}
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
+        (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}))
+    names = [f"class {i}" for i in range(10)]
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    for path in batches.iterdir():
+        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(batches, batches.name)
+    archive = served / "cifar-10-python.tar.gz"
+
+    handler = lambda *args: Quiet(*args, directory=str(served))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    yield archive
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_cifar10_is_downloaded_once(archive, tmp_path):
+    said = []
+    splits = load(said, data_dir=str(tmp_path / "data"))
+    assert (splits.name, len(splits.train), len(splits.test)) == ("CIFAR-10", 40, 20)
+    assert splits.mean == (0.4914, 0.4822, 0.4465)
+    assert len(said) == 1
+    shutil.rmtree(tmp_path / "data" / "cifar-10-batches-py")
+    load(said, data_dir=str(tmp_path / "data"))  # from the archive that is kept
+    assert len(said) == 1
+    archive.unlink()
+    again = load(said, data_dir=str(tmp_path / "data"))
+    assert len(said) == 1
+    assert torch.equal(again.train.images, splits.train.images)
+
+
+def test_another_address_of_the_archive(archive, tmp_path):
+    elsewhere = tmp_path / "elsewhere.tar.gz"
+    archive.rename(elsewhere)
+    assert len(load(data_dir=str(tmp_path / "a"), data_url=elsewhere.as_uri()).train) == 40
+    assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    with pytest.raises(UserError, match=r"cannot get CIFAR-10 .*No such file.*--data_url"):
+        load(data_dir=str(tmp_path / "b"), data_url=archive.as_uri())
+    with pytest.raises(UserError, match="--data_url"):
+        load(data_dir=str(tmp_path / "b"), data_url="ftp://127.0.0.1/a.tar.gz")
+
+
+def test_an_archive_put_there_by_hand_is_used_and_damaged_files_are_renewed(archive, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    archive.rename(root / archive.name)  # the server has nothing more to give
+    assert len(load(data_dir=str(root)).train) == 40
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    assert len(load(data_dir=str(root)).train) == 40
+    assert not (tmp_path / "exploded").exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.mkdir, (self.path,))
+
+
+def test_a_download_with_the_wrong_checksum_is_refused(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(UserError, match="cannot get CIFAR-10") as caught:
+        load(data_dir=str(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data" / "cifar-10-batches-py").exists()
+
+
+def test_without_network_and_data_the_answer_says_what_to_do(tmp_path, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(download, "PATIENCE", 0)
+    with pytest.raises(UserError, match=r"by hand, or try --dataset digits"):
+        load(data_dir=str(tmp_path / "data"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        load(data_dir=str(tmp_path / "file"))
+
+
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
+    """It accepts the connection and never answers."""
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz"
+        monkeypatch.setattr(datasets.CIFAR10, "url", url)
+        with pytest.raises(UserError, match="timed out"):
+            load(data_dir=str(tmp_path / "data"))

@@ -1,0 +1,123 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cifarnet.core.settings import TrainConfig
+from cifarnet.networks.fast import DenseConv2d
+from cifarnet.training.optimizers import build_optimizer, learning_rate, orthogonalised
+from model import CIFARNet
+
+TOTAL, WARMUP = 1000, 100
+
+
+def test_the_cosine_starts_and_ends_exactly():
+    for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
+        assert learning_rate(0, TOTAL, 0, lr, low) == lr
+        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low) == low
+        assert learning_rate(500, 1001, 0, lr, low) == pytest.approx((lr + low) / 2)
+    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6) for step in range(TOTAL)]
+    assert all(a > b for a, b in itertools.pairwise(rates))
+
+
+def test_the_cosine_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
+    for step in range(TOTAL):
+        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_warm_up_is_linear_and_meets_the_cosine():
+    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6) for step in range(TOTAL)]
+    assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
+    assert rates[WARMUP] == 0.1
+    assert rates[-1] == 1e-6
+
+
+def test_the_shortest_runs():
+    assert learning_rate(0, 1, 0, 0.1, 1e-6) == 0.1
+    assert [learning_rate(i, 2, 0, 0.1, 1e-6) for i in range(2)] == [0.1, 1e-6]
+    assert [learning_rate(i, 2, 1, 0.1, 1e-6) for i in range(2)] == [0.1, 0.1]
+
+
+def test_the_linear_schedule_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.005, TOTAL - WARMUP - 1)
+    for step in range(TOTAL):
+        rate = learning_rate(step, TOTAL, WARMUP, 0.2, 1e-3, "linear")
+        if step < WARMUP:
+            assert rate == pytest.approx(0.2 * (step + 1) / WARMUP)
+        else:
+            assert rate == pytest.approx(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+    assert rate == 1e-3
+
+
+@pytest.mark.parametrize("shape", [(40, 3, 3, 3), (128, 40, 1, 1), (240, 128, 1, 1), (5, 5), (1, 9)])
+def test_muons_updates_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    update = torch.randn(shape)
+    result = orthogonalised(update)
+    assert result.shape == update.shape
+    u, values, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
+    near = torch.linalg.svdvals(result.flatten(1))
+    assert near[values / values.norm() > 0.03].min() > 0.65
+    assert near.max() < 1.3
+    mixed = u.T @ result.flatten(1) @ v.T  # the singular vectors stay
+    torch.testing.assert_close(mixed, mixed.diag().diag(), atol=1e-3, rtol=0)
+    for factor in (1e-6, 1e6):
+        torch.testing.assert_close(orthogonalised(update * factor), result, atol=0.1, rtol=0)
+
+
+def gradients(model):
+    torch.manual_seed(1)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_muon_turns_the_dense_convolutions_and_leaves_the_rest_to_sgd():
+    torch.manual_seed(0)
+    model, twin = (CIFARNet().to(memory_format=torch.channels_last) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    config = TrainConfig(optimizer="muon", lr=0.2, muon_lr=0.05, muon_momentum=0.6, weight_decay=1e-3)
+    muon = build_optimizer(model, config, fused=True)
+    sgd = torch.optim.SGD(twin.parameters(), 0.2, 0.9, weight_decay=1e-3, nesterov=True)
+    dense = {id(m.weight) for m in model.modules() if isinstance(m, DenseConv2d)}
+    assert len(dense) == 6  # c1, three pointwise, two shortcuts
+    expected = {id(p): p.detach().clone() for p in model.parameters()}
+    average = {id(p): torch.zeros_like(p) for p in model.parameters()}
+    for _ in range(3):
+        for group in muon.param_groups:
+            group["lr"] = 0.2 * group["rate_factor"]
+        gradients(twin)
+        for p, grad in zip(model.parameters(), gradients(model), strict=True):
+            average[id(p)] = 0.6 * average[id(p)] + grad
+            turned = expected[id(p)] - 0.05 * orthogonalised(grad + 0.6 * average[id(p)]) if grad.ndim > 1 else grad
+            expected[id(p)] = F.normalize(turned.flatten(1), dim=1).view_as(p) if grad.ndim > 1 else grad
+        muon.step()
+        sgd.step()
+    for ours, plain in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected[id(ours)] if id(ours) in dense else plain, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_every_weight_is_in_one_group_and_norms_decay_only_if_asked(name, decay_norms):
+    model = CIFARNet()
+    config = TrainConfig(optimizer=name, weight_decay=0.01, decay_norms=decay_norms)
+    groups = build_optimizer(model, config, fused=True).param_groups
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert decay[id(module.weight)] == decay[id(module.bias)] == (0.01 if decay_norms else 0)
+    assert decay[id(model.head.weight)] == 0.01
+    assert decay[id(model.head.bias)] == (0.01 if decay_norms else 0)
