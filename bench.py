@@ -25,7 +25,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from batches import EvalBatches
 from cifarnet.augment.batched import build_engine
 from cifarnet.core.device import ALONE, Ranks, available_cores, peak_memory, start
 from cifarnet.core.ranks import Group, run_on_ranks
@@ -33,6 +32,7 @@ from cifarnet.core.settings import Parser, RunError, TrainConfig, UserError
 from cifarnet.images.folder import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict
+from data import EvalBatches
 from model import CIFARNet, build_model
 from train import Trainer, compiled
 

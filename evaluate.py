@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from batches import EvalBatches
 from cifarnet.checkpoints.snapshots import load, read_trained, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
 from cifarnet.core.device import Runtime, run_command, start
@@ -14,6 +13,7 @@ from cifarnet.core.files import writable_directory
 from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, config_from_dict
 from cifarnet.images.folder import Splits, load_splits
 from cifarnet.reporting.metrics import Report, build_report, predict, write_report
+from data import EvalBatches
 from model import restore
 from train import check_classes
 

@@ -12,11 +12,11 @@ import torchsummary
 from PIL import Image
 from torch import Tensor, nn
 
-from batches import Normalise
 from cifarnet.checkpoints.weights import Weights, read_weights
 from cifarnet.core.settings import TrainConfig, UserError, config_from_dict
 from cifarnet.images.folder import to_pixels
 from cifarnet.networks.fast import DenseConv2d, DepthwiseSeparableConv2d, conv_norm, norm_relu_dropout, use_plain_forms
+from data import Normalise
 
 
 class ConvBlock(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from batches import EvalBatches
 from cifarnet.checkpoints.snapshots import read_trained
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.device import Runtime, run_command, start
 from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, printable
 from cifarnet.images.folder import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, ImageSet, left_out, read_images
 from cifarnet.reporting.metrics import predict
+from data import EvalBatches
 from model import restore
 
 Ranking = list[tuple[str, float]]  # classes and their probabilities in [0, 1], the likeliest first

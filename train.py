@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from batches import Batch, EvalBatches, TrainBatches
 from cifarnet.checkpoints.snapshots import TrainState
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.device import DROPOUT, Runtime, derived_seed, random_state, set_random_state
@@ -24,6 +23,7 @@ from cifarnet.networks.fast import DenseConv2d, use_plain_forms
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.training.objective import Teacher, distillation_loss
 from cifarnet.training.optimizers import build_optimizer, learning_rate
+from data import Batch, EvalBatches, TrainBatches
 from model import load_weights
 
 

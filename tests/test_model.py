@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from batches import Normalise
 from cifarnet.checkpoints import weights
 from cifarnet.checkpoints.weights import FILE, read_weights
 from cifarnet.core.settings import TrainConfig, UserError
 from cifarnet.images.folder import read_image
 from cifarnet.networks.fast import use_plain_forms
+from data import Normalise
 from model import CIFARNet, build_model, load_pretrained, model_table, parameter_count, restore, start_from
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}

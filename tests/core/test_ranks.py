@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import trained, trainer
 from hypothesis import given
 from hypothesis import strategies as st
-from test_batches import MEAN, STD, batches_of, numbered_images
+from ranks import trained, trainer
+from test_data import MEAN, STD, batches_of, numbered_images
 from torch import nn
 
-from batches import EvalBatches, TrainBatches, _EpochOrder
 from cifarnet.core.device import (
     ALONE,
     Interrupted,
@@ -27,6 +26,7 @@ from cifarnet.core.device import (
 )
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, data_parallel, micro_batches, run_on_ranks
 from cifarnet.core.settings import TrainConfig, UserError
+from data import EvalBatches, TrainBatches, _EpochOrder
 from model import build_model
 from train import _logits
 

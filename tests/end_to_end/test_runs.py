@@ -16,7 +16,7 @@ import torch
 from conftest import DRAWN, QUICK, draw_tree
 from PIL import Image
 
-from batches import EvalBatches
+from data import EvalBatches
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = {"training_curves.png", "learning_rate_schedule.png", "confusion_matrix.png", "class_metrics.png"}

@@ -31,7 +31,7 @@ def archive(tmp_path, monkeypatch):
         pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
         (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}))
     names = [f"class {i}" for i in range(10)]
-    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    (batches / "data.meta").write_bytes(pickle.dumps({"label_names": names}))
     for path in batches.iterdir():
         sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
     with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as tar:
@@ -46,7 +46,7 @@ def archive(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    meta = {"filename": "data.meta", "key": "label_names", "md5": sums["data.meta"]}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
     yield archive
     server.shutdown()

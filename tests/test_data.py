@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from batches import EvalBatches, Normalise, TrainBatches
 from cifarnet.core.device import start
 from cifarnet.core.settings import TrainConfig
 from cifarnet.images.folder import ImageSet
+from data import EvalBatches, Normalise, TrainBatches
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
