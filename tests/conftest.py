@@ -106,8 +106,8 @@ def trained(tmp_path_factory) -> Trained:
     made = Trained(
         tree,
         root / "snapshot" / "last.pth",
-        root / "plot" / "cifarnet.reporting.metrics.json",
-        root / "cifarnet.checkpoints.weights.safetensors",
+        root / "plot" / "metrics.json",
+        root / "weights.safetensors",
     )
     assert export.main(["--snapshot", str(made.snapshot), "--out", str(made.weights)]) == 0
     return made

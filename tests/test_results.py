@@ -21,7 +21,7 @@ def result(request, trained, tmp_path, monkeypatch) -> str:
     """A committed result, by its name; without one, a freshly made one stands in."""
     if request.param is None:
         (tmp_path / "fresh").mkdir()
-        for name, path in ((weights.FILE, trained.weights), ("cifarnet.reporting.metrics.json", trained.metrics)):
+        for name, path in ((weights.FILE, trained.weights), ("metrics.json", trained.metrics)):
             (tmp_path / "fresh" / name).write_bytes(path.read_bytes())
         monkeypatch.setattr(weights, "RESULTS", tmp_path)
     return request.param or "fresh"
@@ -30,7 +30,7 @@ def result(request, trained, tmp_path, monkeypatch) -> str:
 @pytest.mark.parametrize("result", NAMES or [None], indirect=True)
 def test_the_weights_in_the_repository_load_and_predict(command, result):
     folder = weights.RESULTS / result
-    report = json.loads((folder / "cifarnet.reporting.metrics.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     held = weights.read_weights(result)
     assert held.classes == list(report["per_class"])
     assert (held.epoch, held.dataset, held.accuracy) == (report["epoch"], report["dataset"], report["top1"])
@@ -67,7 +67,7 @@ def test_a_result_is_of_the_recipe_beside_it(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reported_accuracy_is_repeated(command, name, real_images):
-    report = json.loads((weights.RESULTS / name / "cifarnet.reporting.metrics.json").read_text(encoding="utf-8"))
+    report = json.loads((weights.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
     done = command("evaluate", "--pretrained", name, "--dataset", "folder", "--data_dir", real_images)
     assert (done.code, done.err) == (0, "")
     again = json.loads(Path("plots_complete/metrics.json").read_text(encoding="utf-8"))

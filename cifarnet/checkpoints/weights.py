@@ -17,7 +17,7 @@ from cifarnet.core.files import write_atomically
 from cifarnet.core.settings import UserError, did_you_mean
 
 RESULTS = Path(__file__).parents[2] / "results"  # results/<name>/weights.safetensors
-FILE = "cifarnet.checkpoints.weights.safetensors"
+FILE = "weights.safetensors"
 
 
 @dataclass(frozen=True)

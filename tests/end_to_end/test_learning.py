@@ -39,9 +39,9 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     learnt = snapshot("last.pth", "whole")["model"]
     assert any(not torch.equal(value, learnt[name]) for name, value in snapshot("last.pth")["model"].items())
     assert command("export", "--snapshot", "whole/last.pth").code == 0
-    assert metadata(Path("cifarnet.checkpoints.weights.safetensors"))["config"]["teacher"] == "larger/last.pth"
+    assert metadata(Path("weights.safetensors"))["config"]["teacher"] == "larger/last.pth"
     assert command("export", "--snapshot", "larger/last.pth").code == 0
-    done = command("predict", "--pretrained", "cifarnet.checkpoints.weights.safetensors", trained.tree / "test")
+    done = command("predict", "--pretrained", "weights.safetensors", trained.tree / "test")
     assert (done.code, done.err) == (0, "")
     flags = (
         "--dataset",
@@ -49,11 +49,11 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
         "--data_dir",
         trained.tree,
         "--pretrained",
-        "cifarnet.checkpoints.weights.safetensors",
+        "weights.safetensors",
     )
     assert command("evaluate", *flags, "--plot_dir", "again").code == 0
     again, before = (
-        json.loads(Path(name, "cifarnet.reporting.metrics.json").read_text()) for name in ("again", "larger")
+        json.loads(Path(name, "metrics.json").read_text()) for name in ("again", "larger")
     )
     assert again["confusion_matrix"] == before["confusion_matrix"]
 
@@ -64,12 +64,12 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     assert learn_from(command, Path("..") / Path.cwd().name / "t.safetensors", trained.tree).code == 0
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
     assert (
-        metadata(Path("cifarnet.checkpoints.weights.safetensors"))["config"]["teacher"] == "t.safetensors"
+        metadata(Path("weights.safetensors"))["config"]["teacher"] == "t.safetensors"
     )  # and no place
     places[0].rename(places[1])
     first = ("--resume", "snapshots_complete/snapshot_epoch_0001.pth", "--snapshot_dir", "more")
     assert learn_from(command, places[1], trained.tree, *first).code == 0
-    places[1].write_bytes(Path("cifarnet.checkpoints.weights.safetensors").read_bytes())
+    places[1].write_bytes(Path("weights.safetensors").read_bytes())
     done = learn_from(command, places[1], trained.tree, *first)
     assert done.code == 2
     assert f"the teacher {places[1]} (its weights are others) would alter the result" in done.err

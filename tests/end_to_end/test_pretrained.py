@@ -66,19 +66,19 @@ def test_the_settings_in_the_weights_name_no_place(command, trained):
 
 def test_the_accuracy_may_come_from_a_report(command, trained):
     report = json.loads(trained.metrics.read_text())
-    Path("cifarnet.reporting.metrics.json").write_text(json.dumps(report | {"top1": 0.625}))
-    done = command("export", "--snapshot", trained.snapshot, "--metrics", "cifarnet.reporting.metrics.json")
+    Path("metrics.json").write_text(json.dumps(report | {"top1": 0.625}))
+    done = command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json")
     assert (done.code, done.err) == (0, "")
-    said = metadata(Path("cifarnet.checkpoints.weights.safetensors"))
+    said = metadata(Path("weights.safetensors"))
     assert (said["accuracy"], said["accuracy_from"]) == (0.625, "metrics.json, 9 images")
     assert report["sha256"] == fingerprint(torch.load(trained.snapshot)["model"])
     of_earlier_versions = {name: value for name, value in report.items() if name != "sha256"}
-    Path("cifarnet.reporting.metrics.json").write_text(json.dumps(of_earlier_versions))
-    assert command("export", "--snapshot", trained.snapshot, "--metrics", "cifarnet.reporting.metrics.json").code == 0
+    Path("metrics.json").write_text(json.dumps(of_earlier_versions))
+    assert command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json").code == 0
     another_run = report | {"sha256": "0" * 64}
     for wrong in (another_run, report | {"epoch": 3}, report | {"dataset": "others"}, report | {"top1": None}, {}, []):
-        Path("cifarnet.reporting.metrics.json").write_text(json.dumps(wrong))
-        done = command("export", "--snapshot", trained.snapshot, "--metrics", "cifarnet.reporting.metrics.json")
+        Path("metrics.json").write_text(json.dumps(wrong))
+        done = command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json")
         assert done.code == 2
         assert "--metrics metrics.json" in done.err
 
@@ -90,15 +90,15 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
     for which, flags in (("ema", ()), ("raw", ("--evaluate", "raw"))):
         assert command("export", "--snapshot", "snapshots_complete/last.pth", *flags).code == 0
         expected = kept["averaged"]["module.head.bias"] if which == "ema" else kept["model"]["head.bias"]
-        with safe_open("cifarnet.checkpoints.weights.safetensors", "pt") as file:
+        with safe_open("weights.safetensors", "pt") as file:
             assert torch.equal(file.get_tensor("head.bias"), expected)
-        assert metadata(Path("cifarnet.checkpoints.weights.safetensors"))["accuracy"] == (
+        assert metadata(Path("weights.safetensors"))["accuracy"] == (
             report["top1"] if which == "ema" else None
         )
         done = command(
             "evaluate",
             "--pretrained",
-            "cifarnet.checkpoints.weights.safetensors",
+            "weights.safetensors",
             "--data_dir",
             trained.tree,
             "--plot_dir",
@@ -113,7 +113,7 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
     assert wrong.code == 2
     assert "weights ema; those to export are" in wrong.err
     assert figures(Path("ema"))["loss"] == report["loss"] != figures(Path("raw"))["loss"]
-    done = command("evaluate", "--pretrained", "cifarnet.checkpoints.weights.safetensors", "--evaluate", "ema")
+    done = command("evaluate", "--pretrained", "weights.safetensors", "--evaluate", "ema")
     assert (done.code, done.out) == (2, "")
 
 
@@ -360,7 +360,7 @@ def test_a_run_starts_from_the_weights_it_is_given(command, trained, given):
     assert (done.code, done.err) == (0, "")
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
     assert (
-        metadata(Path("cifarnet.checkpoints.weights.safetensors"))["config"]["init"]
+        metadata(Path("weights.safetensors"))["config"]["init"]
         == Path(getattr(trained, given)).name
     )  # and no place
     assert f"starting from the weights {getattr(trained, given)}: epoch 4 of 4 on pictures\n" in done.out

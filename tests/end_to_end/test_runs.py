@@ -34,7 +34,7 @@ def log_text(log_dir: Path = Path("log")) -> str:
 
 
 def figures(plot_dir: Path = Path("plots_complete")) -> dict:
-    return json.loads((plot_dir / "cifarnet.reporting.metrics.json").read_text(encoding="utf-8"))
+    return json.loads((plot_dir / "metrics.json").read_text(encoding="utf-8"))
 
 
 def snapshot(name: str, directory: str = "snapshots_complete") -> dict:
@@ -61,7 +61,7 @@ def test_what_a_run_leaves_behind(command):
     done = command("main", *DRAWN, "--save_best", "--epochs", "3", "--plot_freq", "1")
     assert (done.code, done.err) == (0, "")
     assert {p.name for p in Path("plots_complete").iterdir()} == PICTURES | {
-        "cifarnet.reporting.metrics.json",
+        "metrics.json",
         "classification_report.txt",
     }
     assert {p.name for p in Path("snapshots_complete").iterdir()} == {
@@ -116,7 +116,7 @@ def test_what_a_run_leaves_behind(command):
 def test_without_plots_only_the_numbers(command):
     assert command("main", *QUICK, "--epochs", "1").code == 0
     assert {p.name for p in Path("plots_complete").iterdir()} == {
-        "cifarnet.reporting.metrics.json",
+        "metrics.json",
         "classification_report.txt",
     }
 
@@ -227,7 +227,7 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     again = figures(Path("again"))
     assert {k for k in again if again[k] != of_the_run[k]} == {"last", "best"}
     assert {p.name for p in Path("again").iterdir()} == {
-        "confusion_matrix.png", "class_metrics.png", "cifarnet.reporting.metrics.json", "classification_report.txt"
+        "confusion_matrix.png", "class_metrics.png", "metrics.json", "classification_report.txt"
     }  # fmt: skip
     renamed = ("--dataset_name", "renamed", "--plot_dir", "renamed")
     assert command("evaluate", "--snapshot", "snapshots_complete/best_model.pth", *renamed).code == 0

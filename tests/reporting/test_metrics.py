@@ -98,7 +98,7 @@ def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
     report = replace(report_of(*random_predictions(3)), snapshot="\udcff.pth")
     write_report(report, tmp_path, None, None)
     assert (
-        json.loads((tmp_path / "cifarnet.reporting.metrics.json").read_text(encoding="utf-8"))["snapshot"]
+        json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"]
         == "\udcff.pth"
     )
     assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def test_the_files(tmp_path, classes):
     names = tuple(f"<b>$x_{i}$ é" for i in range(classes))
     report = report_of(*random_predictions(classes), names)
     write_report(report, tmp_path, {"top1": 0.5}, None)
-    figures = json.loads((tmp_path / "cifarnet.reporting.metrics.json").read_text(encoding="utf-8"))
+    figures = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert set(figures) >= {
         "top1", "top3", "top5", "loss", "images", "macro", "weighted", "per_class", "confusion_matrix", "dataset",
         "snapshot", "epoch",
