@@ -25,14 +25,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifarnet.augment.batched import build_engine
-from cifarnet.core.device import ALONE, Ranks, available_cores, peak_memory, start
+from cifarnet.core.commandline import Parser
+from cifarnet.core.device import available_cores, peak_memory, start
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.ranks import Group, run_on_ranks
-from cifarnet.core.settings import Parser, RunError, TrainConfig, UserError
-from cifarnet.images.folder import CIFAR10_MEAN, CIFAR10_STD, ImageSet, Splits
+from cifarnet.core.settings import Settings
+from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
+from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict
-from data import EvalBatches
+from data import EvalBatches, build_engine
 from model import CIFARNet, build_model
 from train import Trainer, compiled
 
@@ -63,7 +66,7 @@ def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
 
 def matmul(device: str, amp: bool) -> float:
     """Multiplications and additions of a square matrix product: the ceiling of everything below, in its precision."""
-    runtime = start(TrainConfig(device=device, amp=amp))
+    runtime = start(Settings(device=device, amp=amp))
     a = torch.randn(4096, 4096, device=device).to(runtime.amp_dtype or torch.float32)
     return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
 
@@ -114,7 +117,7 @@ def plain_loop(device: str, steps: int) -> float:
 
 def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = False) -> float:
     """Images a second of the project's step alone, on one batch that is at hand."""
-    config = TrainConfig(device=device, amp=amp)
+    config = Settings(device=device, amp=amp)
     runtime = start(config)
     model = build_model(config, 10).to(runtime.device)
     if plain:
@@ -139,7 +142,7 @@ def training(
     device: str, amp: bool, engine: str, steps: int, ranks: Ranks = ALONE, batch_size: int = BATCH, epochs: int = 2
 ) -> float:
     """Images a second of main.py's own loop, augmentation and workers included."""
-    config = TrainConfig(device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size)
+    config = Settings(device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size)
     runtime = start(config, ranks)
     images = _random_images(batch_size * steps)
     splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
@@ -153,14 +156,14 @@ def training(
 def augmentation(engine: str) -> float:
     """Images a second of an augmentation engine on one core."""
     torch.set_num_threads(1)
-    run = build_engine(TrainConfig(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
+    run = build_engine(Settings(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
     images = _random_images(BATCH).images.numpy()
     return BATCH / _seconds(lambda: run(images, 0), 2, 3)
 
 
 def evaluation(device: str, amp: bool, *, plain: bool = False) -> float:
     """Images a second of the evaluation pass."""
-    config = TrainConfig(device=device, amp=amp)
+    config = Settings(device=device, amp=amp)
     runtime = start(config)
     model = build_model(config, 10).to(runtime.device)
     if plain:
@@ -235,7 +238,7 @@ def measure_ranks(group: Group, device: str) -> dict[str, float]:
         name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
-    gradient = torch.zeros(GRADIENT // 4, device=start(TrainConfig(device=device), ranks).device)
+    gradient = torch.zeros(GRADIENT // 4, device=start(Settings(device=device), ranks).device)
     return rates | {"exchange": _seconds(lambda: dist.all_reduce(gradient), 5, 50) if ranks.world_size > 1 else 0.0}
 
 
@@ -288,7 +291,7 @@ def _bench(argv: list[str], group: Group) -> None:
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    device = start(TrainConfig(device=options.device)).device.type if options.device == "auto" else options.device
+    device = start(Settings(device=options.device)).device.type if options.device == "auto" else options.device
     named = measurements(device)
     if options.child == "ranks":
         rates = measure_ranks(group, device)
@@ -326,7 +329,7 @@ def _bench(argv: list[str], group: Group) -> None:
         name: {"rate": statistics.median(r["rate"] for r in runs), "memory": max(r["memory"] for r in runs)}
         for name, runs in found.items()
     }
-    machine = start(TrainConfig(device=device)).device_name
+    machine = start(Settings(device=device)).device_name
     print(f"{machine}, {available_cores()} cores, torch {torch.__version__}, python {platform.python_version()}\n")
     print(table(figures))
     if options.json:

@@ -1,31 +1,24 @@
 """From an `ImageSet` to what the network eats: shuffled, augmented by either engine, normalised on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cifarnet.augment.batched import AlbumentationsEngine, BatchedEngine, Draws, build_engine, draw
-from cifarnet.core.device import AUGMENTATION, ORDER, Runtime, derived_seed
-from cifarnet.core.settings import TrainConfig
-from cifarnet.images.folder import ImageSet
-
-Batch = tuple[Tensor, Tensor]  # images float32 [B,3,H,W], channels_last, normalised; labels int64 [B]; on the device
-
-
-class Normalise:
-    """uint8 images [B,3,H,W] -> float32 on `device`, channels_last, of mean 0 and deviation 1 by the data set's
-    channel statistics `mean` and `std`, in [0, 1]."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
-        self.device = device
-        self.shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
-        self.factor = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True).float().sub_(self.shift).mul_(self.factor)
-        return images.contiguous(memory_format=torch.channels_last)  # last: half the time of the other way round
+from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.per_image import AlbumentationsEngine
+from cifarnet.augment.policy import Draws, build_policy, draw
+from cifarnet.core.device import Runtime
+from cifarnet.core.errors import printable
+from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
+from cifarnet.core.settings import Settings
+from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD, _read_cifar10
+from cifarnet.images.digits import _read_digits
+from cifarnet.images.folder import _read_folder
+from cifarnet.images.imageset import ImageSet, Splits, channel_statistics, hold_back, limited
+from cifarnet.images.normalise import Batch, Normalise
 
 
 class TrainBatches:
@@ -38,7 +31,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, images: ImageSet, config: TrainConfig, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
+        self, images: ImageSet, config: Settings, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         self.count = len(images)
         self.device = runtime.device
@@ -159,3 +152,35 @@ class EvalBatches:
         parts = (self.set.images.split(self.batch_size), self.set.labels.split(self.batch_size))
         for images, labels in zip(*(part[self.chosen] for part in parts), strict=True):
             yield self.normalise(images), labels.to(self.device)
+
+
+def load_splits(config: Settings, say: Callable[[str], None]) -> Splits:
+    """Reads the data set that `config` names, fetching it first where that is possible.
+
+    `say` is told once about what the user should know. Raises `UserError` for anything that keeps the images
+    from being read, or that does not fit together.
+    """
+    if config.dataset == "cifar10":
+        train, test = _read_cifar10(Path(config.data_dir), config.data_url, say)
+    elif config.dataset == "folder":
+        train, test = _read_folder(Path(config.data_dir), config.skip_bad_images, say)
+    else:
+        train, test = _read_digits()
+    train = limited(train, config.limit_train, "--limit_train")
+    test = limited(test, config.limit_test, "--limit_test")
+    train, val = hold_back(train, config.val_fraction)
+    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if config.dataset == "cifar10" else channel_statistics(train.images)
+    own_names = {"cifar10": "CIFAR-10", "digits": "digits", "folder": Path(config.data_dir).resolve().name}
+    name = printable(config.dataset_name or own_names[config.dataset])
+    return Splits(name, train, val, test, mean, std)
+
+
+def build_engine(
+    config: Settings, mean: tuple[float, float, float], device: torch.device
+) -> AlbumentationsEngine | BatchedEngine:
+    """The engine that --augment_engine names, with the policy that --augment names."""
+    single = {"affine_p": config.affine_p, "jitter_p": config.jitter_p, "hole_p": config.hole_p}
+    policy = build_policy(config.augment, config.augment_p, **single)
+    if config.augment_engine == "batched":
+        return BatchedEngine(policy, mean, device)
+    return AlbumentationsEngine(policy, mean)

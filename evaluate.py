@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from cifarnet.checkpoints.snapshots import load, read_trained, weights_of
+from cifarnet.checkpoints.snapshots import load, read_trained
+from cifarnet.checkpoints.state import weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
-from cifarnet.core.device import Runtime, run_command, start
+from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.device import Runtime, start
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
-from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, config_from_dict
-from cifarnet.images.folder import Splits, load_splits
+from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.images.imageset import Splits
 from cifarnet.reporting.metrics import Report, build_report, predict, write_report
-from data import EvalBatches
+from data import EvalBatches, load_splits
 from model import restore
 from train import check_classes
 
@@ -24,7 +27,7 @@ FLAGS = (
 FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images")
 
 
-def report_on(trained: Weights, splits: Splits, config: TrainConfig, runtime: Runtime) -> Report:
+def report_on(trained: Weights, splits: Splits, config: Settings, runtime: Runtime) -> Report:
     """The report on the network `trained` on the test images of `splits`. Raises `UserError` where they do not fit."""
     check_classes(trained.classes, splits.test.classes)
     model = restore(trained).to(runtime.device)
@@ -49,7 +52,7 @@ def headline(report: Report) -> dict[str, Any]:
 
 
 def write_evaluation(
-    report: Report, config: TrainConfig, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None
+    report: Report, config: Settings, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None
 ) -> None:
     """Writes metrics.json, classification_report.txt and, with --plot_evaluation, the two pictures.
 
@@ -84,13 +87,13 @@ def _evaluate(argv: Sequence[str]) -> None:
     if pretrained is not None and which:
         raise UserError("--evaluate chooses between the weights in a snapshot; leave it out with --pretrained")
     trained = read_trained(pretrained) if snapshot is None else weights_of(load(Path(snapshot)), Path(snapshot), which)
-    settings = config_from_dict(trained.config)
+    settings = settings_from_dict(trained.config)
     inherited = {name: getattr(settings, name) for name in FROM_SNAPSHOT}
     if given.get("dataset", settings.dataset) != settings.dataset:
         del inherited["data_dir"]
     if "dataset" in given or "data_dir" in given:  # other images: neither their name nor their number
         del inherited["dataset_name"], inherited["limit_test"]
-    config = TrainConfig(**(inherited | given))
+    config = Settings(**(inherited | given))
     if config.dataset == "folder" and "data_dir" not in given | trained.config:
         raise UserError(f"--pretrained {pretrained} is of a folder of images, {trained.dataset}, and does not say where; name "
                         f"test images by --dataset folder --data_dir TREE, or --dataset cifar10")  # fmt: skip

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarnet.checkpoints.snapshots import load, weights_of
+from cifarnet.checkpoints.snapshots import load
+from cifarnet.checkpoints.state import weights_of
 from cifarnet.checkpoints.weights import FILE, Weights, fingerprint, write_weights
-from cifarnet.core.device import run_command
+from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
-from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser
+from cifarnet.core.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def _export(argv: Sequence[str]) -> None:
     if out.suffix != ".safetensors" or os.path.isdir(out):  # noqa: PTH112, for Path.is_dir raises for some names
         raise UserError(f"--out {out}: it will be a safetensors file; end its name in .safetensors")
     writable_directory(out.parent, "--out")
-    kept = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["on_resume"] != "change"}
+    kept = {spec.name for spec in dataclasses.fields(Settings) if spec.metadata["on_resume"] != "change"}
     settings = {name: value for name, value in weights.config.items() if name in kept}
     for flag in ("init", "teacher"):
         path = Path(settings.get(flag) or ".")

@@ -10,17 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import plots
-from cifarnet.augment.batched import build_engine
 from cifarnet.checkpoints.resume import find_source, make_room, take_over
 from cifarnet.checkpoints.snapshots import load, read_trained
 from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.device import Runtime, Signals, start
-from cifarnet.core.files import RunLog, exclusive, writable_directory
+from cifarnet.core.commandline import parse_settings
+from cifarnet.core.device import Runtime, start
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
-from cifarnet.core.settings import TrainConfig, UserError, config_from_dict, parse_config, printable, without_effect
-from cifarnet.images.folder import Splits, limited, load_splits
+from cifarnet.core.settings import Settings, settings_from_dict, without_effect
+from cifarnet.core.signals import Signals
+from cifarnet.images.imageset import Splits, limited
 from cifarnet.reporting.recorders import Recorder
 from cifarnet.training.objective import Teacher
+from data import build_engine, load_splits
 from model import Network, build_model, model_table, parameter_count, start_from
 from train import Trainer, may_have_seen
 
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
 
 
 def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
-    config = parse_config(argv, DESCRIPTION, presets)
+    config = parse_settings(argv, DESCRIPTION, presets)
     command = ["run_complete_training.py" if presets else "main.py", *argv]
     runtime = start(config, group.ranks)
     first = runtime.rank == 0  # it alone reads and writes here, and speaks
@@ -95,12 +99,12 @@ def _train(trainer: Trainer, recorder: Recorder, signals: Signals, group: Group)
         raise
 
 
-def _check_batch_size(config: TrainConfig, splits: Splits) -> None:
+def _check_batch_size(config: Settings, splits: Splits) -> None:
     if config.batch_size > len(splits.train):
         raise UserError(f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it")
 
 
-def _preview(config: TrainConfig, runtime: Runtime) -> None:
+def _preview(config: Settings, runtime: Runtime) -> None:
     """Draws eight training images, and eight augmented versions of each, drawn as in training."""
     path = Path(config.preview_augment)
     if path.suffix.lower() != ".png":
@@ -116,9 +120,7 @@ def _preview(config: TrainConfig, runtime: Runtime) -> None:
     print(f"written to {path}")
 
 
-def _describe(
-    log: RunLog, config: TrainConfig, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str
-) -> None:
+def _describe(log: RunLog, config: Settings, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str) -> None:
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
     log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
@@ -148,7 +150,7 @@ def _describe(
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
 
 
-def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Runtime) -> Weights | None:
+def _read_named(flag: str, config: Settings, snapshot_dir: Path, runtime: Runtime) -> Weights | None:
     """The trained network that --init or --teacher, `flag`, names; None: neither does. Raises `UserError`."""
     name = getattr(config, flag)
     if name is None:
@@ -165,7 +167,7 @@ def _read_named(flag: str, config: TrainConfig, snapshot_dir: Path, runtime: Run
         raise UserError(f"--{flag}: {problem}{hint}") from None
 
 
-def _start_from(trained: Weights, model: Network, splits: Splits, config: TrainConfig, log: RunLog) -> None:
+def _start_from(trained: Weights, model: Network, splits: Splits, config: Settings, log: RunLog) -> None:
     """Loads the weights that --init names, `trained`, into `model`. Raises `UserError`."""
     same = start_from(model, trained, splits.train.classes)
     head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
@@ -174,7 +176,7 @@ def _start_from(trained: Weights, model: Network, splits: Splits, config: TrainC
         _warn_of_seen("the network that --init names", trained, splits, config, log)
 
 
-def _teacher_of(trained: Weights, splits: Splits, config: TrainConfig, log: RunLog, runtime: Runtime) -> Teacher:
+def _teacher_of(trained: Weights, splits: Splits, config: Settings, log: RunLog, runtime: Runtime) -> Teacher:
     """The network that --teacher names, `trained`, made ready. Raises `UserError`."""
     try:
         teacher = Teacher(trained, splits, runtime)
@@ -187,13 +189,13 @@ def _teacher_of(trained: Weights, splits: Splits, config: TrainConfig, log: RunL
 
 
 def _origin(trained: Weights) -> str:
-    return f"epoch {trained.epoch} of {config_from_dict(trained.config).epochs} on {trained.dataset}"
+    return f"epoch {trained.epoch} of {settings_from_dict(trained.config).epochs} on {trained.dataset}"
 
 
-def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: TrainConfig, log: RunLog) -> None:
+def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: Settings, log: RunLog) -> None:
     """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
     learnt from had seen them, nobody knows here."""
-    former = config_from_dict(trained.config)
+    former = settings_from_dict(trained.config)
     if may_have_seen(trained, splits, config):
         log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it was "
                  f"trained on others: train it with the same images, --val_fraction and --limit_train")  # fmt: skip

@@ -13,52 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifarnet.checkpoints.weights import Weights, read_weights
-from cifarnet.core.settings import TrainConfig, UserError, config_from_dict
-from cifarnet.images.folder import to_pixels
-from cifarnet.networks.fast import DenseConv2d, DepthwiseSeparableConv2d, conv_norm, norm_relu_dropout, use_plain_forms
-from data import Normalise
-
-
-class ConvBlock(nn.Module):
-    """conv 3x3 -> BN -> ReLU -> spatial dropout: [B,in,H,W] -> [B,out,H,W]."""
-
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
-        super().__init__()
-        self.conv = DenseConv2d(in_channels, out_channels, 3)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.dropout = nn.Dropout2d(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return norm_relu_dropout([(x, self.conv, self.bn)], self.dropout)
-
-
-class SeparableBlock(nn.Module):
-    """Depthwise separable conv -> BN, plus a 1x1 conv -> BN of the input (`shortcut`) -> ReLU -> spatial dropout:
-    [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        dropout: float,
-        stride: int = 1,
-        dilation: int = 1,
-        shortcut: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = DepthwiseSeparableConv2d(in_channels, out_channels, stride, dilation)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.shortcut = None
-        if shortcut:
-            self.shortcut = nn.Sequential(DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
-        self.dropout = nn.Dropout2d(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        depthwise, pointwise = self.conv
-        branches = [(depthwise(x), pointwise, self.bn)]
-        if self.shortcut is not None:
-            branches.append((x, *self.shortcut))
-        return norm_relu_dropout(branches, self.dropout)
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.images.normalise import Normalise
+from cifarnet.images.pictures import to_pixels
+from cifarnet.networks.blocks import ConvBlock, SeparableBlock, _average
+from cifarnet.networks.fast import use_plain_forms
+from cifarnet.networks.residual import ResidualNet
 
 
 class CIFARNet(nn.Module):
@@ -86,59 +47,10 @@ class CIFARNet(nn.Module):
             return self.head(x.to(self.head.weight.dtype))  # [B, classes]
 
 
-def _average(x: Tensor) -> Tensor:
-    """The mean of each channel, [B,C,H,W] -> [B,C], as a product of matrices: a sixth of the time of `mean`."""
-    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C], and a gradient that is channels_last
-    return torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
-
-
-class PooledConv(nn.Module):
-    """conv 3x3 -> BN -> maximum of each `pool` x `pool` pixels -> ReLU: [B,in,H,W] -> [B,out,H//pool,W//pool]."""
-
-    def __init__(self, in_channels: int, out_channels: int, pool: int = 1) -> None:
-        super().__init__()
-        self.conv = DenseConv2d(in_channels, out_channels, 3)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.pool(conv_norm(x, self.conv, self.bn)))
-
-
-class ResidualBlock(nn.Module):
-    """y + conv(conv(y)), y being a convolution of x at half the size: [B,in,H,W] -> [B,out,H//2,W//2]."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.down = PooledConv(in_channels, out_channels, 2)
-        self.residual = nn.Sequential(PooledConv(out_channels, out_channels), PooledConv(out_channels, out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.down(x)
-        return x + self.residual(x)
-
-
-class ResidualNet(nn.Module):
-    """A larger network, 2,494,890 parameters for ten classes, to learn from (`--teacher`); it takes about as long as
-    CIFARNet, as most of its pixels are gone early. Images [B,3,H,W] of 8x8 at least -> logits, as CIFARNet."""
-
-    def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.stem = PooledConv(3, 32)
-        self.blocks = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 192), ResidualBlock(192, 256))
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(256, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x)).amax((2, 3))  # [B, 256]
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(self.dropout(x).to(self.head.weight.dtype))  # [B, classes]
-
-
 Network = CIFARNet | ResidualNet
 
 
-def build_model(config: TrainConfig, classes: int) -> Network:
+def build_model(config: Settings, classes: int) -> Network:
     """The network that `config` asks for, with freshly drawn weights, laid out channels_last."""
     network = ResidualNet if config.network == "residual" else CIFARNet
     return network(classes, config.dropout).to(memory_format=torch.channels_last)
@@ -156,7 +68,7 @@ def load_weights(model: Network, weights: dict[str, Any]) -> None:
 
 def restore(trained: Weights) -> Network:
     """The network that `trained` holds, on the CPU, in evaluation mode. Raises `UserError` for another network."""
-    model = build_model(config_from_dict(trained.config), len(trained.classes))
+    model = build_model(settings_from_dict(trained.config), len(trained.classes))
     load_weights(model, trained.model)
     return model.eval()
 

@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from cifarnet.checkpoints.snapshots import read_trained
 from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.device import Runtime, run_command, start
-from cifarnet.core.settings import RunError, TrainConfig, UserError, build_parser, printable
-from cifarnet.images.folder import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, ImageSet, left_out, read_images
+from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.device import Runtime, start
+from cifarnet.core.errors import RunError, UserError, printable
+from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import ImageSet
+from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, left_out, read_images
 from cifarnet.reporting.metrics import predict
 from data import EvalBatches
 from model import restore
@@ -43,7 +46,7 @@ def _predict(argv: Sequence[str]) -> None:
     names, pretrained, top_k, as_json = (given.pop(name) for name in ("pictures", "pretrained", "top_k", "json"))
     if top_k < 1:
         raise UserError(f"--top_k {top_k} is out of range; name one class at least")
-    config = TrainConfig(**given)
+    config = Settings(**given)
     runtime = start(config)
     trained = read_trained(pretrained)
     model = restore(trained).to(runtime.device)

@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from cifarnet.checkpoints.snapshots import TrainState
+from cifarnet.checkpoints.state import TrainState
 from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.device import DROPOUT, Runtime, derived_seed, random_state, set_random_state
+from cifarnet.core.device import Runtime
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.ranks import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
-from cifarnet.core.settings import RunError, TrainConfig, UserError, config_from_dict
-from cifarnet.images.folder import Splits, limited
+from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
+from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.images.imageset import Splits, limited
+from cifarnet.images.normalise import Batch
 from cifarnet.networks.fast import DenseConv2d, use_plain_forms
 from cifarnet.reporting.metrics import Scores, predict, scores
+from cifarnet.training.averaging import update_bn
 from cifarnet.training.objective import Teacher, distillation_loss
-from cifarnet.training.optimizers import build_optimizer, learning_rate
-from data import Batch, EvalBatches, TrainBatches
+from cifarnet.training.optimizers import build_optimizer
+from cifarnet.training.schedule import learning_rate
+from data import EvalBatches, TrainBatches
 from model import load_weights
 
 
@@ -140,28 +145,6 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
-@torch.no_grad()
-def update_bn(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> None:
-    """Gives the normalisations of `model` the statistics of `batches` as running ones.
-
-    Averaged weights need it: the statistics of weights that moved are not those of their average. Unlike torch's own
-    (`torch.optim.swa_utils.update_bn`) without dropout and in the precision of the run.
-    """
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [bn.momentum for bn in norms]
-    for bn in norms:
-        bn.reset_running_stats()
-        bn.momentum = None  # the mean of all batches
-        bn.train()
-    for images, _ in batches:
-        with runtime.autocast():
-            model(images)
-    for bn, momentum in zip(norms, momenta, strict=True):
-        bn.momentum = momentum
-        bn.eval()
-
-
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What `model` makes of `images`, also of none: a rank without images still takes part in the reduction, with
     gradients of zero, by way of one blank image in evaluation mode, which leaves the running statistics alone."""
@@ -210,7 +193,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, splits: Splits, config: TrainConfig, runtime: Runtime, teacher: Teacher | None = None
+        self, model: nn.Module, splits: Splits, config: Settings, runtime: Runtime, teacher: Teacher | None = None
     ) -> None:
         self.model = model.to(runtime.device)
         if config.sync_bn:
@@ -367,7 +350,7 @@ class Trainer:
         """Goes on from `state`. Raises `UserError` where it belongs to other classes or another network."""
         check_classes(state.classes, self.splits.train.classes)
         load_weights(self.model, state.model)
-        former = config_from_dict(state.config)
+        former = settings_from_dict(state.config)
         try:
             if keeps_momenta(former, self.config):
                 self._load_optimizer(state.optimizer)
@@ -394,21 +377,21 @@ class Trainer:
                 raise ValueError("its momenta are not those of the weights")
 
 
-def _judged_on(config: TrainConfig) -> tuple[Any, ...]:
+def _judged_on(config: Settings) -> tuple[Any, ...]:
     """The settings that say which images, and which weights, an epoch's accuracy is of: others are no match for it."""
     limit = config.limit_train if config.val_fraction else config.limit_test
     return config.evaluate, config.dataset, config.skip_bad_images, config.val_fraction, limit
 
 
-def may_have_seen(trained: TrainState | Weights, splits: Splits, config: TrainConfig) -> bool:
+def may_have_seen(trained: TrainState | Weights, splits: Splits, config: Settings) -> bool:
     """Whether validation images may be among those that `trained` was trained on: its own split has to be this run's."""
-    former = config_from_dict(trained.config)
+    former = settings_from_dict(trained.config)
     split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
     same = split == own and splits.has_statistics(trained.mean, trained.std)  # which tell one folder from another
     return splits.val is not None and not same
 
 
-def keeps_momenta(former: TrainConfig, now: TrainConfig) -> bool:
+def keeps_momenta(former: Settings, now: Settings) -> bool:
     """Whether an optimizer for `now` can go on from what one for `former` keeps of each weight; else it starts anew."""
     return (former.optimizer, former.decay_norms) == (now.optimizer, now.decay_norms)
 

@@ -1,5 +1,6 @@
 """What a rank does in test_torchrun.py: `python -m torch.distributed.run ... ranks.py FILE`."""
 
+# ruff: noqa: E402
 import sys
 from pathlib import Path
 
@@ -9,14 +10,16 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cifarnet.checkpoints.weights import Weights  # noqa: E402
-from cifarnet.core.device import Ranks, start  # noqa: E402
-from cifarnet.core.ranks import Group, gathered, run_on_ranks  # noqa: E402
-from cifarnet.core.settings import TrainConfig, UserError  # noqa: E402
-from cifarnet.images.folder import ImageSet, Splits  # noqa: E402
-from cifarnet.training.objective import Teacher  # noqa: E402
-from model import build_model  # noqa: E402
-from train import Trainer  # noqa: E402
+from cifarnet.checkpoints.weights import Weights
+from cifarnet.core.device import start
+from cifarnet.core.errors import UserError
+from cifarnet.core.launch import Ranks
+from cifarnet.core.ranks import Group, gathered, run_on_ranks
+from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.training.objective import Teacher
+from model import build_model
+from train import Trainer
 
 PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
@@ -39,7 +42,7 @@ def noise() -> Splits:
 
 def trainer(ranks: Ranks, frozen: bool, **settings: object) -> Trainer:
     quick = {"device": "cpu", "num_workers": 0, "batch_size": 12, "epochs": 2}
-    config = TrainConfig(**{**quick, **settings})
+    config = Settings(**{**quick, **settings})
     runtime = start(config, ranks)
     made = Trainer(build_model(config, 3), noise(), config, runtime)
     for module in made.model.modules():

@@ -2,12 +2,12 @@ import pytest
 
 import bench
 from bench import GRADIENT, all_reduce_seconds, expected_table
-from cifarnet.core.settings import TrainConfig
+from cifarnet.core.settings import Settings
 from model import build_model, parameter_count
 
 
 def test_the_expected_table_is_for_this_network():
-    assert 4 * parameter_count(build_model(TrainConfig(), 10)) == GRADIENT
+    assert 4 * parameter_count(build_model(Settings(), 10)) == GRADIENT
     assert expected_table().count("\n| 64 |") == 2
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from cifarnet.core.device import start
-from cifarnet.core.settings import TrainConfig
-from cifarnet.images.folder import ImageSet
-from data import EvalBatches, Normalise, TrainBatches
+from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import ImageSet
+from cifarnet.images.normalise import Normalise
+from data import EvalBatches, TrainBatches
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -19,7 +20,7 @@ def numbered_images(count: int) -> ImageSet:
 
 
 def batches_of(images, **settings) -> TrainBatches:
-    config = TrainConfig(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
+    config = Settings(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
     return TrainBatches(images, config, start(config), MEAN, STD)
 
 
@@ -117,7 +118,7 @@ def test_the_global_generator_is_left_alone(engine):
 
 
 def test_evaluation_takes_each_image_once_in_order():
-    held_out = EvalBatches(numbered_images(50), 16, start(TrainConfig(device="cpu")), MEAN, STD)
+    held_out = EvalBatches(numbered_images(50), 16, start(Settings(device="cpu")), MEAN, STD)
     for _ in range(2):
         labels = torch.cat([labels for _, labels in held_out])
         assert labels.tolist() == list(range(50))

@@ -9,10 +9,11 @@ from PIL import Image
 
 from cifarnet.checkpoints import weights
 from cifarnet.checkpoints.weights import FILE, read_weights
-from cifarnet.core.settings import TrainConfig, UserError
-from cifarnet.images.folder import read_image
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings
+from cifarnet.images.normalise import Normalise
+from cifarnet.images.pictures import read_image
 from cifarnet.networks.fast import use_plain_forms
-from data import Normalise
 from model import CIFARNet, build_model, load_pretrained, model_table, parameter_count, restore, start_from
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
@@ -103,7 +104,7 @@ def test_logits_are_32_bit_under_autocast():
 
 
 def test_the_table_changes_nothing():
-    model = build_model(TrainConfig(), 10).train()
+    model = build_model(Settings(), 10).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     table = model_table(model)
     assert "Total params: 174,762" in table
@@ -114,7 +115,7 @@ def test_the_table_changes_nothing():
 
 @pytest.mark.parametrize("classes", [2, 100])
 def test_the_head_follows_the_data(classes):
-    assert parameter_count(build_model(TrainConfig(), classes)) == 174_762 - 3_850 + 385 * classes
+    assert parameter_count(build_model(Settings(), classes)) == 174_762 - 3_850 + 385 * classes
 
 
 # --- trained networks ---
@@ -189,7 +190,7 @@ def test_another_networks_weights_are_refused(trained):
 @pytest.mark.parametrize("classes", [("bar", "disc", "star"), ("disc", "bar", "star"), ("bar", "disc"), tuple("abc")])
 def test_a_start_from_weights_keeps_the_head_only_of_the_same_classes(trained, classes):
     held = read_weights(str(trained.weights))
-    model = build_model(TrainConfig(), len(classes))
+    model = build_model(Settings(), len(classes))
     fresh = copy.deepcopy(model.state_dict())
     same = start_from(model, held, classes)
     assert same == (classes == ("bar", "disc", "star"))

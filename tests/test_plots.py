@@ -5,7 +5,7 @@ from PIL import Image
 
 import plots
 from cifarnet.reporting.metrics import build_report
-from cifarnet.training.optimizers import learning_rate
+from cifarnet.training.schedule import learning_rate
 
 STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
 

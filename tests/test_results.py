@@ -10,7 +10,7 @@ from conftest import draw_tree
 from PIL import Image
 
 from cifarnet.checkpoints import weights
-from cifarnet.core.settings import read_recipe
+from cifarnet.core.commandline import read_recipe
 from model import load_pretrained, parameter_count
 
 NAMES = sorted(path.parent.name for path in weights.RESULTS.glob(f"*/{weights.FILE}"))

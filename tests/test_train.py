@@ -5,13 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifarnet.checkpoints.snapshots import evaluated_weights
+from cifarnet.checkpoints.state import evaluated_weights
 from cifarnet.core.device import start
-from cifarnet.core.settings import RunError, TrainConfig, UserError
-from cifarnet.images.folder import ImageSet, Splits
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict, scores
-from cifarnet.training.optimizers import learning_rate
+from cifarnet.training.schedule import learning_rate
 from model import CIFARNet, build_model
 from train import LATER_COLUMNS, Trainer
 
@@ -28,7 +29,7 @@ def small_splits(train=24, test=10, val=None) -> Splits:
 
 def make_trainer(splits=None, **settings) -> Trainer:
     quick = {"device": "cpu", "num_workers": 0, "batch_size": 10, "epochs": 2, "augment": "none"}
-    config = TrainConfig(**{**quick, **settings})
+    config = Settings(**{**quick, **settings})
     runtime = start(config)
     return Trainer(build_model(config, 2), splits or small_splits(), config, runtime)
 
@@ -313,7 +314,7 @@ def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_an_overflow_in_the_first_fp16_step_leaves_no_trace(optimizer):
-    config = TrainConfig(device="cpu", num_workers=0, batch_size=10, optimizer=optimizer)
+    config = Settings(device="cpu", num_workers=0, batch_size=10, optimizer=optimizer)
     runtime = replace(start(config), amp_dtype=torch.float16)
     trainer = Trainer(build_model(config, 2), small_splits(), config, runtime)
     for gradient in (torch.inf, 0.1):

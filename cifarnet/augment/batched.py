@@ -1,184 +1,18 @@
 """The augmentation policy, as one table of ranges and probabilities, and the two engines that carry it out."""
 
 import os
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+
+from cifarnet.augment.policy import CONTRAST, HUE, SATURATION, Draws, Policy, draw
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks a server for newer versions
 
-import albumentations as A
-import cv2
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarnet.core.device import derived_seed
-from cifarnet.core.settings import TrainConfig
-from cifarnet.images.folder import SIZE
-
-CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is drawn for each training image, in this order; a probability of 0 leaves a step out.
-
-    The five steps and their ranges are the published recipe's. Order and the probabilities of the last three
-    are this project's: geometry first, so that each pixel is resampled once at most; colour next; the hole
-    last, so that the jitter leaves it at the data set's mean, which the network sees as exactly nothing. Half
-    of the images pass each of the three unchanged, so that one in eight is only cropped and flipped.
-    """
-
-    crop_p: float = 1.0  # pad by `pad` on all sides with the mean, cut out 32x32 anywhere
-    pad: int = 4  # pixels
-    flip_p: float = 0.5  # mirror left to right
-    affine_p: float = 0.5  # shift, scale and rotate in one resampling; the mean comes in from outside
-    shift: float = 0.0625  # of the image's width or height, at most, along each axis
-    scale: float = 0.1  # 1 - scale to 1 + scale
-    rotate: float = 15.0  # degrees, at most, either way
-    jitter_p: float = 0.5  # factors from 1 - x to 1 + x (hue: turns from -x to x), in random order
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.02
-    hole_p: float = 0.5  # a square of the mean, wholly inside the image
-    hole: int = 16  # pixels
-
-
-def build_policy(name: str, augment_p: float | None = None, **single: float | None) -> Policy:
-    """The policy "full" (all five steps), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
-    probability of each step that "light" leaves out, and those in `single` (affine_p, ...) are of one step."""
-    off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
-    probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
-    policy = Policy() if augment_p is None else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
-    policy = replace(policy, **{step: p for step, p in single.items() if p is not None})
-    return replace(policy, **dict.fromkeys(off.get(name, probabilities), 0.0))
-
-
-class AlbumentationsEngine:
-    """Carries out a `Policy` an image at a time, with albumentations: made for worker processes.
-
-    `mean` is the data set's, of each channel, in [0, 1].
-    """
-
-    def __init__(self, policy: Policy, mean: tuple[float, float, float]) -> None:
-        self.transforms = _albumentations(policy, tuple(round(255 * m) for m in mean))
-
-    def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
-        """Augmented copies of `images`, both uint8 [B,3,H,W]; equal `key`s (whole numbers) draw equal changes.
-
-        Each transform gets a seed of its own: with one for all, as a seed given to `A.Compose` sets it, every
-        transform's decisions would follow from the same numbers.
-        """
-        cv2.setNumThreads(1)  # a pool of threads an image of this size only costs, and dies in a forked worker
-        for place, transform in enumerate(self.transforms):
-            transform.set_random_seed(derived_seed(*key, place))
-        augmented = np.empty_like(images)
-        for i, image in enumerate(images.transpose(0, 2, 3, 1)):  # [H,W,3]
-            image = np.ascontiguousarray(image)
-            for transform in self.transforms:
-                image = transform(image=image)["image"]
-            augmented[i] = image.transpose(2, 0, 1)
-        return augmented
-
-
-def _albumentations(policy: Policy, fill: tuple[int, ...]) -> list[A.BasicTransform]:
-    shift = round(policy.shift * SIZE)  # in pixels: a share would be drawn as a float and cut off towards 0
-    padding = A.PadIfNeeded(SIZE + 2 * policy.pad, SIZE + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill)
-    steps = [
-        (policy.crop_p, [padding, A.RandomCrop(SIZE, SIZE)]),
-        (policy.flip_p, [A.HorizontalFlip(p=policy.flip_p)]),
-        (
-            policy.affine_p,
-            [
-                A.Affine(
-                    translate_px={"x": (-shift, shift), "y": (-shift, shift)},
-                    scale=(1 - policy.scale, 1 + policy.scale),
-                    keep_ratio=True,
-                    rotate=(-policy.rotate, policy.rotate),
-                    border_mode=cv2.BORDER_CONSTANT,
-                    fill=fill,
-                    p=policy.affine_p,
-                )
-            ],
-        ),
-        (
-            policy.jitter_p,
-            [
-                A.ColorJitter(
-                    brightness=(1 - policy.brightness, 1 + policy.brightness),
-                    contrast=(1 - policy.contrast, 1 + policy.contrast),
-                    saturation=(1 - policy.saturation, 1 + policy.saturation),
-                    hue=(-policy.hue, policy.hue),
-                    p=policy.jitter_p,
-                )
-            ],
-        ),
-        (
-            policy.hole_p,
-            [
-                A.CoarseDropout(
-                    num_holes_range=(1, 1),
-                    hole_height_range=(policy.hole, policy.hole),
-                    hole_width_range=(policy.hole, policy.hole),
-                    fill=fill,
-                    p=policy.hole_p,
-                )
-            ],
-        ),
-    ]
-    return [transform for probability, transforms in steps if probability > 0 for transform in transforms]
-
-
-class Draws(NamedTuple):
-    """What a policy drew for each of B images: tensors on the CPU, their first dimension B."""
-
-    offset: Tensor  # int64 [B,2], row and column of the crop's corner in the padded image
-    flip: Tensor  # bool [B]
-    affine: Tensor  # bool [B], whether the next three apply
-    shift: Tensor  # int64 [B,2], pixels to the right and down
-    scale: Tensor  # float32 [B], above 1: the image grows
-    rotate: Tensor  # float32 [B], degrees, counter-clockwise
-    jitter: Tensor  # bool [B], whether the next two apply
-    factors: Tensor  # float32 [B,4]: brightness, contrast, saturation, and hue in turns
-    order: Tensor  # int64 [B,4], the columns of `factors` in the order of their application
-    hole: Tensor  # bool [B]
-    corner: Tensor  # int64 [B,2], row and column of the hole's first pixel
-
-    def part(self, first: int, end: int) -> "Draws":
-        """What was drawn for the images from `first` to before `end`."""
-        return Draws(*(values[first:end] for values in self))
-
-
-def draw(policy: Policy, count: int, *key: int) -> Draws:
-    """What `policy` asks for `count` images; equal `key`s (whole numbers) draw the same, on any device."""
-    generator = torch.Generator().manual_seed(derived_seed(*key))
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count).uniform_(low, high, generator=generator)
-
-    def chance(probability: float) -> Tensor:
-        return uniform(0, 1) < probability
-
-    def whole(low: int, high: int) -> Tensor:
-        return torch.randint(low, high + 1, (count, 2), generator=generator)
-
-    shift = round(policy.shift * SIZE)
-    gains = policy.brightness, policy.contrast, policy.saturation
-    return Draws(
-        offset=torch.where(chance(policy.crop_p)[:, None], whole(0, 2 * policy.pad), policy.pad),
-        flip=chance(policy.flip_p),
-        affine=chance(policy.affine_p),
-        shift=whole(-shift, shift),
-        scale=uniform(1 - policy.scale, 1 + policy.scale),
-        rotate=uniform(-policy.rotate, policy.rotate),
-        jitter=chance(policy.jitter_p),
-        factors=torch.stack([*(uniform(1 - x, 1 + x) for x in gains), uniform(-policy.hue, policy.hue)], 1),
-        order=torch.rand(count, 4, generator=generator).argsort(1),
-        hole=chance(policy.hole_p),
-        corner=whole(0, SIZE - policy.hole),
-    )
+from cifarnet.images.imageset import SIZE
 
 
 class BatchedEngine:
@@ -309,14 +143,3 @@ def _turn_hue(values: Tensor, turn: Tensor) -> None:
         share = share.sub_(1) if channel == 0 else share.neg_().add_(2)
         torch.addcmul(low, share.clamp_(0, 1), chroma, out=share)
         values[:, channel] = share.floor_()
-
-
-def build_engine(
-    config: TrainConfig, mean: tuple[float, float, float], device: torch.device
-) -> AlbumentationsEngine | BatchedEngine:
-    """The engine that --augment_engine names, with the policy that --augment names."""
-    single = {"affine_p": config.affine_p, "jitter_p": config.jitter_p, "hole_p": config.hole_p}
-    policy = build_policy(config.augment, config.augment_p, **single)
-    if config.augment_engine == "batched":
-        return BatchedEngine(policy, mean, device)
-    return AlbumentationsEngine(policy, mean)

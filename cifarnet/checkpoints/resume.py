@@ -3,15 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-from cifarnet.checkpoints.snapshots import BEST, LAST, TrainState, find_best, find_newest, move_aside, save
+from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, find_newest, move_aside, save
+from cifarnet.checkpoints.state import TrainState
 from cifarnet.core.device import Runtime
-from cifarnet.core.files import RunLog
+from cifarnet.core.errors import UserError
+from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import from_first_rank
-from cifarnet.core.settings import TrainConfig, UserError, changed_settings, config_from_dict
+from cifarnet.core.settings import Settings, changed_settings, settings_from_dict
 from train import Trainer, keeps_momenta, may_have_seen
 
 
-def find_source(config: TrainConfig, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
+def find_source(config: Settings, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
     """The snapshot to go on from, by --resume; None: start anew."""
     if config.resume != "auto":
         return Path(config.resume) if config.resume else None
@@ -78,7 +80,7 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     Raises `UserError` for what would alter its result, unless --resume_override.
     """
     config, splits = trainer.config, trainer.splits
-    former = config_from_dict(state.config)
+    former = settings_from_dict(state.config)
     of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
     both_taught = former.teacher and config.teacher
     if both_taught:  # whose weights count, not where they lie

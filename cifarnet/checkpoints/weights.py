@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cifarnet.core.errors import UserError, did_you_mean
 from cifarnet.core.files import write_atomically
-from cifarnet.core.settings import UserError, did_you_mean
 
 RESULTS = Path(__file__).parents[2] / "results"  # results/<name>/weights.safetensors
 FILE = "weights.safetensors"

@@ -2,59 +2,21 @@
 
 import contextlib
 import ctypes
-import errno
-import io
 import os
 import platform
 import resource
-import signal
 import sys
-import types
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from cifarnet.core.settings import RunError, TrainConfig, UserError
-
-# What a random draw is for: `derived_seed(seed, epoch, purpose, ...)` keeps one purpose's draws from another's.
-INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
+from cifarnet.core.errors import UserError
+from cifarnet.core.launch import ALONE, Ranks, launched_ranks
+from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
+from cifarnet.core.settings import Settings
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's cgroup, version 2
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among those of one run; by default it is the only one."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0  # among those of its machine
-    local_world_size: int = 1
-    machine: int = 0
-    attempt: int = 0  # how often torchrun has started all ranks anew
-
-    @property
-    def launcher(self) -> str:
-        """What `main.py` is started with, in words."""
-        if self.world_size == 1:
-            return "python"
-        several = self.local_world_size < self.world_size
-        return "torchrun ..." if several else f"torchrun --nproc_per_node={self.world_size}"
-
-
-ALONE = Ranks()
-
-
-def launched_ranks() -> Ranks:
-    """What torchrun says in the environment; `ALONE` without it."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
-    return Ranks(*(int(os.environ[name]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -88,7 +50,7 @@ class Runtime:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-def start(config: TrainConfig, ranks: Ranks | None = None) -> Runtime:
+def start(config: Settings, ranks: Ranks | None = None) -> Runtime:
     """Sets the process up for `config`, as one of `ranks` (None: a command for one process). Call it before the first
     tensor.
 
@@ -142,7 +104,7 @@ def _pick_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
-def _pick_amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+def _pick_amp_dtype(config: Settings, device: torch.device) -> torch.dtype | None:
     if config.amp_dtype == "fp16" and device.type != "cuda":
         raise UserError(f"--amp_dtype fp16 needs CUDA, and the device is {device.type}; use bf16")
     if not config.amp:
@@ -201,124 +163,3 @@ def peak_memory() -> int:
     """The most memory that this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def derived_seed(*parts: int) -> int:
-    """A 63-bit seed from whole numbers in [0, 2**32); different parts, their number included, give independent seeds."""
-    words = (len(parts), *parts)  # SeedSequence takes (1,) and (1, 0) for the same
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def random_state() -> dict[str, Any]:
-    """The state of torch's generators, for `set_random_state`."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Puts back what `random_state` read; another number of CUDA devices is left as it is."""
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user, or the machine's, wish that the command ends: Ctrl-C or SIGTERM. Exit code 130 or 143."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
-class Signals:
-    """Meanwhile, SIGINT and SIGTERM raise `Interrupted`: at once or, inside `deferred()`, at the next `check()`.
-
-    A second signal ends the process at once, unless `patient`: torchrun may pass on what all processes of a job got
-    already, and kills what stays. Then signals stay ignored after an `Interrupted` too, or one that comes as the
-    process is on its way out would change its exit code.
-    """
-
-    def __init__(self, patient: bool = False) -> None:
-        self.patient = patient
-        self.received = 0
-        self._deferred = False
-
-    def __enter__(self) -> "Signals":
-        self._former = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *problem: object) -> None:
-        leaving = self.patient and kind is not None and issubclass(kind, Interrupted)
-        for signum, handler in self._former.items():
-            signal.signal(signum, signal.SIG_IGN if leaving else handler)
-
-    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        if self.received and self.patient:
-            return
-        if self.received:
-            os._exit(128 + signum)
-        self.received = signum
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises from there as workers, signalled too, end
-        if not self._deferred:
-            raise Interrupted(signum)
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Until the end of the block, which checks too, only `check` raises."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        self.check()
-
-    def check(self) -> None:
-        """Raises `Interrupted` if there was a signal."""
-        if self.received:
-            raise Interrupted(self.received)
-
-
-def print_error(problem: UserError) -> None:
-    """One line on stderr."""
-    print(f"error: {problem}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Makes a `RunError` of want of memory, of which torch's errors on the CPU and on MPS have no class of their own."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as problem:
-        wants = ("out of memory", "can't allocate memory")
-        if isinstance(problem, MemoryError) or any(words in str(problem) for words in wants):
-            raise RunError(
-                "out of memory; a lower --batch_size needs less, and in training --accumulate does"
-            ) from None
-        raise
-
-
-def run_command(
-    command: Callable[[], None], tell: Callable[[UserError], None] = print_error, patient: bool = False
-) -> int:
-    """Runs `command` and returns its exit code; `tell` gets an error of the user's or the run's. `patient` as in
-    `Signals`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters, a name of many
-    try:
-        with Signals(patient), memory_errors():
-            command()
-        sys.stdout.flush()
-    except UserError as problem:
-        tell(problem)
-        return problem.exit_code
-    except OSError as problem:
-        if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write there again at its end
-        if problem.errno == errno.ENOSPC:  # else who read along has seen enough (`| head`)
-            print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as problem:
-        return getattr(problem, "exit_code", 130)
-    return 0

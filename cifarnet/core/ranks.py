@@ -14,17 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cifarnet.core.device import (
-    Interrupted,
-    Ranks,
-    Runtime,
-    Signals,
-    launched_ranks,
-    memory_errors,
-    print_error,
-    run_command,
-)
-from cifarnet.core.settings import RunError, UserError
+from cifarnet.core.commandline import memory_errors, print_error, run_command
+from cifarnet.core.device import Runtime
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.launch import Ranks, launched_ranks
+from cifarnet.core.signals import Interrupted, Signals
 
 T = TypeVar("T")
 

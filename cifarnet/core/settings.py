@@ -1,47 +1,18 @@
 """Every setting of a run, once: name, type, default, range, group and help.
 
 The command line, the validation, the copy kept in a snapshot and the README's table of flags are all
-derived from `TrainConfig`. `python config.py` prints that table.
+derived from `Settings`. `python -m cifarnet.core.commandline` prints that table.
 """
 
-import argparse
 import dataclasses
-import difflib
 import re
 import sys
-import tomllib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-
-class UserError(Exception):
-    """The request was wrong (flags, files, data): one line for the user, who can put it right. Exit code 2."""
-
-    exit_code = 2
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
-
-
-class RunError(UserError):
-    """The request was right and the run failed all the same: one line for the user. Exit code 1."""
-
-    exit_code = 1
-
-
-def printable(text: str) -> str:
-    """`text` with what is no visible character (line breaks, terminal commands, broken bytes) written as an escape:
-    names of files and folders can hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The question after the nearest of the words `known`; empty where none is near."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {near[0]}?" if near else ""
+from cifarnet.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -79,7 +50,7 @@ def _flag(
     metavar: str | None = None,
     on_resume: str = "keep",
 ) -> Any:
-    """A field of `TrainConfig`. `unset` says in words what a default of None stands for; `metavar` is what --help calls
+    """A field of `Settings`. `unset` says in words what a default of None stands for; `metavar` is what --help calls
     a value that is no mere number, path or choice.
 
     `on_resume` says what a resumed run may do with it: "keep", because another value alters the result; "raise";
@@ -98,7 +69,7 @@ def _flag(
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class Settings:
     """The validated, immutable settings of one run; each field is the command-line flag of the same name.
 
     Raises `UserError` when built from a value of the wrong type or outside its range.
@@ -243,93 +214,7 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
         raise UserError(f"--{spec.name} is empty or holds a null character; give it a value or leave it out")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong request raises `UserError` instead of printing a usage text and leaving."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = next((w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), "")
-        raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
-
-
-def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> argparse.ArgumentParser:
-    """A parser with the flags `names` of `TrainConfig`, in their groups.
-
-    With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
-    given over settings from elsewhere (a snapshot).
-    """
-    parser = Parser(description=description, allow_abbrev=False)
-    wanted = set(names)
-    for key, title in GROUPS.items():
-        specs = [f for f in dataclasses.fields(TrainConfig) if f.metadata["group"] == key and f.name in wanted]
-        group = parser.add_argument_group(title) if specs else None
-        for spec in specs:
-            _add_flag(group, spec, defaults)
-    return parser
-
-
-def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
-    text = spec.metadata["help"].replace("%", "%%")
-    if defaults:
-        text += f" (default: {_shown_default(spec)})"
-    if spec.type is bool:
-        group.add_argument(
-            f"--{spec.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-        )
-        return
-    kind = (typing.get_args(spec.type) or (spec.type,))[0]
-    metavar = spec.metadata["metavar"] or "|".join(spec.metadata["choices"] or ())
-    metavar = metavar or {int: "N", float: "X", str: "PATH"}[kind]
-    if spec.metadata["unset"] == "off":
-        kind = _unless_off
-    group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
-
-
-def _unless_off(text: str) -> str | None:
-    """None for "off", by which a command line switches off what its recipe names."""
-    return None if text == "off" else text
-
-
-def _shown_default(spec: dataclasses.Field) -> str:
-    """The default as people read it."""
-    if spec.metadata["unset"]:
-        return spec.metadata["unset"]
-    return {True: "on", False: "off"}[spec.default] if spec.type is bool else str(spec.default)
-
-
-def parse_config(argv: Sequence[str], description: str, presets: Sequence[str] = ()) -> TrainConfig:
-    """The settings that a command line asks for: defaults < `presets`, flags too < its --recipe < its other flags.
-
-    Raises `UserError`; `--help` prints and leaves with 0.
-    """
-    parser = build_parser(description, [spec.name for spec in dataclasses.fields(TrainConfig)])
-    given = vars(parser.parse_args(argv))
-    recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
-    return TrainConfig(**(vars(parser.parse_args(presets)) | recipe | given))
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The flags that a TOML file sets: `epochs = 250`, `amp = true`. Raises `UserError` where it is no such file."""
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file") from None
-    except (ValueError, RecursionError) as problem:  # of which the two decoding errors are kinds
-        raise UserError(f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250") from None
-    known = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "recipe"]
-    for name, value in recipe.items():
-        if name not in known:
-            hint = did_you_mean(name, known) or "its keys are the flags of --help"
-            raise UserError(f"--recipe {path}: there is no flag {name!r}; {hint}")
-        try:
-            _check(next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name), value)
-        except UserError as problem:
-            raise UserError(f"--recipe {path}: {problem}") from None
-    unset = {spec.name for spec in dataclasses.fields(TrainConfig) if spec.metadata["unset"] == "off"}
-    return {name: _unless_off(value) if name in unset else value for name, value in recipe.items()}
-
-
-def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], list[str]]:
+def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[str]]:
     """What differs between the settings of a run and of its resumption, in words: (what may, what may not)."""
     words: tuple[list[str], list[str]] = ([], [])
     for spec in dataclasses.fields(now):
@@ -340,7 +225,7 @@ def changed_settings(before: TrainConfig, now: TrainConfig) -> tuple[list[str], 
     return words
 
 
-def without_effect(config: TrainConfig) -> list[str]:
+def without_effect(config: Settings) -> list[str]:
     """The flags that have none beside the others, in words."""
     needs = {
         "--augment full": (config.augment == "full", ("augment_p", "affine_p", "jitter_p", "hole_p")),
@@ -363,26 +248,7 @@ def without_effect(config: TrainConfig) -> list[str]:
     ]
 
 
-def config_from_dict(settings: dict[str, Any]) -> TrainConfig:
+def settings_from_dict(settings: dict[str, Any]) -> Settings:
     """The settings kept in a snapshot; names that this version does not know are left out."""
-    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in settings.items() if name in known})
-
-
-def flags_table() -> str:
-    """All flags as a Markdown table, for the README."""
-    rows = ["| flag | default | range | meaning |", "|---|---|---|---|"]
-    for key, title in GROUPS.items():
-        rows.append(f"| **{title}** | | | |")
-        for spec in dataclasses.fields(TrainConfig):
-            meta = spec.metadata
-            if meta["group"] != key:
-                continue
-            within = meta["within"].text if meta["within"] else " ".join(meta["choices"] or ())
-            name = f"--{spec.name}` / `--no-{spec.name}" if spec.type is bool else f"--{spec.name}"
-            rows.append(f"| `{name}` | {_shown_default(spec)} | {within} | {meta['help']} |")
-    return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(flags_table())
+    known = {spec.name for spec in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in settings.items() if name in known})

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from cifarnet.core.settings import UserError
+from cifarnet.core.errors import UserError
 
 PATIENCE = 45.0  # seconds without progress after which no further attempt is made
 TIMEOUT = 10.0  # seconds without a byte after which an attempt is given up

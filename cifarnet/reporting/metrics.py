@@ -130,9 +130,7 @@ def write_report(report: Report, directory: Path, last: dict[str, Any] | None, b
     """
     figures = {name: value for name, value in asdict(report).items() if name != "table"} | {"last": last, "best": best}
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(
-        directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace"))
-    )
+    write_atomically(directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace")))
 
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     head = (

@@ -10,23 +10,14 @@ from typing import Any
 import numpy as np
 
 import plots
-from cifarnet.checkpoints.snapshots import (
-    BEST,
-    LAST,
-    TrainState,
-    find_best,
-    load,
-    numbered,
-    pack,
-    prune,
-    save,
-    weights_of,
-)
+from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, load, numbered, pack, prune, save
+from cifarnet.checkpoints.state import TrainState, weights_of
+from cifarnet.core.commandline import build_parser
 from cifarnet.core.device import peak_memory
-from cifarnet.core.files import RunLog
+from cifarnet.core.errors import RunError
+from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import Group, from_first_rank, sum_over_ranks
-from cifarnet.core.settings import RunError, build_parser
-from cifarnet.images.folder import SIZE
+from cifarnet.images.imageset import SIZE
 from evaluate import headline, report_on, write_evaluation
 from train import Trainer
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cifarnet.checkpoints.weights import Weights, fingerprint
 from cifarnet.core.device import Runtime
-from cifarnet.core.settings import UserError
-from cifarnet.images.folder import Splits
+from cifarnet.core.errors import UserError
+from cifarnet.images.imageset import Splits
 from model import restore
 
 TEMPERATURE = 2.0  # flattens both sides' probabilities, so that the small ones count

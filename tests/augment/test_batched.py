@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cifarnet.augment.batched import AlbumentationsEngine, BatchedEngine, Draws, build_policy, draw
+from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.per_image import AlbumentationsEngine
+from cifarnet.augment.policy import Draws, build_policy, draw
 
 MEAN = (0.5, 0.4, 0.3)
 FILL = torch.tensor([128, 102, 76], dtype=torch.uint8)  # round(255 * MEAN)

@@ -9,8 +9,10 @@ import albumentations as A
 import numpy as np
 import torch
 
-from cifarnet.augment.batched import AlbumentationsEngine, Policy, build_engine, build_policy
-from cifarnet.core.settings import TrainConfig
+from cifarnet.augment.per_image import AlbumentationsEngine
+from cifarnet.augment.policy import Policy, build_policy
+from cifarnet.core.settings import Settings
+from data import build_engine
 
 MEAN = (0.5, 0.4, 0.3)
 FILL = np.array([128, 102, 76], dtype=np.uint8)  # round(255 * MEAN)
@@ -65,7 +67,7 @@ def test_the_probabilities_of_single_steps_win():
     rare = build_policy("full", 0.25)
     assert build_policy("full", 0.25, hole_p=1.0, jitter_p=None) == replace(rare, hole_p=1.0)
     assert build_policy("light", hole_p=1.0) == build_policy("light")
-    config = TrainConfig(augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0)
+    config = Settings(augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0)
     policy = build_engine(config, MEAN, torch.device("cpu")).policy
     assert policy == replace(Policy(), affine_p=0.1, jitter_p=0.2, hole_p=0.0)
 

@@ -10,21 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifarnet.checkpoints import snapshots
-from cifarnet.checkpoints.snapshots import (
-    BEST,
-    HISTORY_KEYS,
-    LAST,
-    TrainState,
-    find_best,
-    find_newest,
-    load,
-    move_aside,
-    numbered,
-    pack,
-    prune,
-    weights_of,
-)
-from cifarnet.core.settings import UserError
+from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, find_newest, load, move_aside, numbered, pack, prune
+from cifarnet.checkpoints.state import HISTORY_KEYS, TrainState, weights_of
+from cifarnet.core.errors import UserError
 
 
 def make_state(epoch: int = 3) -> TrainState:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cifarnet.checkpoints import weights
 from cifarnet.checkpoints.weights import FILE, Weights, find_weights, read_weights, write_weights
-from cifarnet.core.settings import UserError
+from cifarnet.core.errors import UserError
 
 
 def make_weights() -> Weights:

@@ -11,15 +11,12 @@ import pytest
 import torch
 
 from cifarnet.core import device as runtime
-from cifarnet.core.device import (
-    Interrupted,
-    Signals,
-    available_cores,
-    derived_seed,
-    run_command,
-    start,
-)
-from cifarnet.core.settings import RunError, TrainConfig, UserError
+from cifarnet.core.commandline import run_command
+from cifarnet.core.device import available_cores, start
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.seeds import derived_seed
+from cifarnet.core.settings import Settings
+from cifarnet.core.signals import Interrupted, Signals
 
 
 def test_seeds_depend_on_every_part_and_on_their_number():
@@ -33,27 +30,27 @@ def test_seeds_depend_on_every_part_and_on_their_number():
 def test_the_seed_decides_the_initial_draws():
     draws = []
     for seed in (1, 1, 2):
-        start(TrainConfig(device="cpu", seed=seed))
+        start(Settings(device="cpu", seed=seed))
         draws.append(torch.rand(3))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
 def test_precision():
-    assert start(TrainConfig(device="cpu")).amp_dtype is None
-    assert start(TrainConfig(device="cpu", amp=True)).amp_dtype is torch.bfloat16
+    assert start(Settings(device="cpu")).amp_dtype is None
+    assert start(Settings(device="cpu", amp=True)).amp_dtype is torch.bfloat16
     with pytest.raises(UserError, match="fp16 needs CUDA"):
-        start(TrainConfig(device="cpu", amp=True, amp_dtype="fp16"))
+        start(Settings(device="cpu", amp=True, amp_dtype="fp16"))
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert runtime._pick_amp_dtype(TrainConfig(amp=True), torch.device("cuda")) is dtype
+    assert runtime._pick_amp_dtype(Settings(amp=True), torch.device("cuda")) is dtype
 
 
 def test_what_is_computed_with_is_said():
-    here = start(TrainConfig(device="cpu"))
+    here = start(Settings(device="cpu"))
     for device, dtype, words in (
         ("cpu", None, "cpu in float32"),
         ("cuda:1", None, "cuda in float32, products in TF32"),
@@ -65,7 +62,7 @@ def test_what_is_computed_with_is_said():
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"cuda: there is no such device here; usable: .*cpu"):
-        start(TrainConfig(device="cuda"))
+        start(Settings(device="cuda"))
 
 
 def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core import files
-from cifarnet.core.files import RunLog, exclusive, writable_directory, write_atomically
-from cifarnet.core.settings import UserError
+from cifarnet.core.errors import UserError
+from cifarnet.core.files import exclusive, writable_directory, write_atomically
+from cifarnet.core.log import RunLog
 
 
 def test_a_failed_write_leaves_the_former_content_and_no_litter(tmp_path):

@@ -14,18 +14,12 @@ from ranks import trained, trainer
 from test_data import MEAN, STD, batches_of, numbered_images
 from torch import nn
 
-from cifarnet.core.device import (
-    ALONE,
-    Interrupted,
-    Ranks,
-    Signals,
-    _pick_device,
-    available_cores,
-    launched_ranks,
-    start,
-)
+from cifarnet.core.device import _pick_device, available_cores, start
+from cifarnet.core.errors import UserError
+from cifarnet.core.launch import ALONE, Ranks, launched_ranks
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, data_parallel, micro_batches, run_on_ranks
-from cifarnet.core.settings import TrainConfig, UserError
+from cifarnet.core.settings import Settings
+from cifarnet.core.signals import Interrupted, Signals
 from data import EvalBatches, TrainBatches, _EpochOrder
 from model import build_model
 from train import _logits
@@ -53,13 +47,13 @@ def test_shares_of_an_epoch_are_disjoint_complete_and_even(images, share, world_
         assert {e for e, _, _ in parts} == {epoch}
 
 
-def ranks_of(world_size: int, config: TrainConfig):
+def ranks_of(world_size: int, config: Settings):
     return [replace(start(config), rank=rank, world_size=world_size) for rank in range(world_size)]
 
 
 @given(images=st.integers(1, 60), batch_size=st.integers(1, 25), world_size=st.integers(1, 6))
 def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_size):
-    config, seen = TrainConfig(device="cpu"), []
+    config, seen = Settings(device="cpu"), []
     for runtime in ranks_of(world_size, config):
         batches = EvalBatches(numbered_images(images), batch_size, runtime, MEAN, STD)
         part = [labels.tolist() for _, labels in batches]
@@ -72,7 +66,7 @@ def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_siz
 
 
 def shares_of(images, engine: str, world_size: int) -> list[list[torch.Tensor]]:
-    config = TrainConfig(device="cpu", num_workers=0, batch_size=16, augment_engine=engine)
+    config = Settings(device="cpu", num_workers=0, batch_size=16, augment_engine=engine)
     trains = [TrainBatches(images, config, runtime, MEAN, STD) for runtime in ranks_of(world_size, config)]
     assert {len(train) for train in trains} == {-(-len(images) // 16)}
     assert [trains[0].size(step) for step in range(len(trains[0]))] == [16, 16, 1]
@@ -115,7 +109,7 @@ def test_normalisation_takes_the_statistics_of_each_part_alone():
 def test_gradients_are_exchanged_once_a_step():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        model = data_parallel(nn.Linear(2, 2), replace(start(TrainConfig(device="cpu")), world_size=2))
+        model = data_parallel(nn.Linear(2, 2), replace(start(Settings(device="cpu")), world_size=2))
         parts = micro_batches(model, torch.zeros(5, 2), torch.zeros(5), 3)
         assert [(len(x), model.require_backward_grad_sync) for x, _ in parts] == [(2, False), (2, False), (1, True)]
     finally:
@@ -123,7 +117,7 @@ def test_gradients_are_exchanged_once_a_step():
 
 
 def test_an_empty_share_leaves_gradients_of_zero_and_the_statistics_as_they_were():
-    model = build_model(TrainConfig(dropout=0.5), 3).train()
+    model = build_model(Settings(dropout=0.5), 3).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     logits = _logits(model, torch.zeros(0, 3, 32, 32))
     assert logits.shape == (0, 3)
@@ -249,7 +243,7 @@ def test_on_cuda_ranks_ask_each_other_every_50th_step(monkeypatch):
     asked = []
     monkeypatch.setattr(dist, "all_reduce", lambda received, how: asked.append(received.add_(15)))
     for device, steps in (("cpu", 1), ("cuda", 50)):
-        runtime = replace(start(TrainConfig(device="cpu")), world_size=2, device=torch.device(device))
+        runtime = replace(start(Settings(device="cpu")), world_size=2, device=torch.device(device))
         check = agreed_check(Signals(), runtime)
         for _ in range(steps - 1):
             check()
@@ -270,21 +264,21 @@ def test_torchruns_environment(monkeypatch):
     assert ranks.launcher == "torchrun ..."
     assert replace(ranks, local_world_size=6).launcher == "torchrun --nproc_per_node=6"
     with pytest.raises(UserError, match="without torchrun"):
-        start(TrainConfig(device="cpu"))
-    runtime = start(TrainConfig(device="cpu", batch_size=12), ranks)
+        start(Settings(device="cpu"))
+    runtime = start(Settings(device="cpu", batch_size=12), ranks)
     assert (runtime.rank, runtime.world_size) == (5, 6)
     assert runtime.threads == max(1, available_cores() // 2)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     three = Ranks(0, 3, 0, 3)
-    start(TrainConfig(device="cpu", batch_size=24, accumulate=4), three)
+    start(Settings(device="cpu", batch_size=24, accumulate=4), three)
     with pytest.raises(UserError, match=r"batch_size 32 cannot be divided evenly among 3 .* of 3, such as 30"):
-        start(TrainConfig(device="cpu", batch_size=32), three)
+        start(Settings(device="cpu", batch_size=32), three)
     with pytest.raises(UserError, match=r"batch_size 10 .* 1 processes and --accumulate 4; .* of 4, such as 8"):
-        start(TrainConfig(device="cpu", batch_size=10, accumulate=4))
+        start(Settings(device="cpu", batch_size=10, accumulate=4))
     with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
-        start(TrainConfig(device="cpu", batch_size=2), three)
+        start(Settings(device="cpu", batch_size=2), three)
 
 
 def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
@@ -301,4 +295,4 @@ def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
 
 def test_sync_bn_is_refused_on_the_cpu():
     with pytest.raises(UserError, match="--sync_bn needs CUDA"):
-        start(TrainConfig(device="cpu", sync_bn=True))
+        start(Settings(device="cpu", sync_bn=True))

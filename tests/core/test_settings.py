@@ -8,25 +8,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cifarnet.core.settings import (
-    GROUPS,
-    Interval,
-    TrainConfig,
-    UserError,
-    changed_settings,
-    config_from_dict,
-    flags_table,
-    parse_config,
-    printable,
-    read_recipe,
-    without_effect,
-)
+from cifarnet.core.commandline import flags_table, parse_settings, read_recipe
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.settings import GROUPS, Interval, Settings, changed_settings, settings_from_dict, without_effect
 
-FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
 def parse(*argv):
-    return parse_config(argv, "a test")
+    return parse_settings(argv, "a test")
 
 
 def test_the_published_recipe_is_the_default():
@@ -115,14 +105,14 @@ def test_help_shows_every_flag_in_its_group_with_its_default(capsys):
 
 def test_settings_survive_a_snapshot():
     config = parse("--lr", "0.25", "--amp", "--num_workers", "3", "--dataset_name", "Ä $x$")
-    assert config_from_dict(dataclasses.asdict(config)) == config
-    assert config_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == parse("--epochs", "3")
+    assert settings_from_dict(dataclasses.asdict(config)) == config
+    assert settings_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == parse("--epochs", "3")
 
 
 @pytest.mark.parametrize("settings", [{"epochs": "3"}, {"amp": 1}, {"lr": None}, {"seed": True}, {"data_dir": 3}])
 def test_settings_of_the_wrong_type_are_refused(settings):
     with pytest.raises(UserError):
-        config_from_dict(settings)
+        settings_from_dict(settings)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +151,10 @@ def test_only_what_leaves_the_result_alone_may_change():
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(tmp_path):
     recipe = tmp_path / "short.toml"
     recipe.write_text('epochs = 12\nlr = 1\namp = false\naugment = "light"\n')
-    config = parse_config(["--epochs", "3", "--recipe", str(recipe)], "test", ("--amp", "--save_best", "--epochs", "9"))
-    assert config == TrainConfig(recipe=str(recipe), epochs=3, lr=1, augment="light", save_best=True)
+    config = parse_settings(
+        ["--epochs", "3", "--recipe", str(recipe)], "test", ("--amp", "--save_best", "--epochs", "9")
+    )
+    assert config == Settings(recipe=str(recipe), epochs=3, lr=1, augment="light", save_best=True)
     assert type(config.lr) is float  # as from the command line: optimizers tell the two apart
 
 
@@ -190,8 +182,8 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(tmp_path, text, said):
 
 
 def test_images_evaluated_at_a_time_are_no_more_than_a_part_of_a_batch():
-    assert TrainConfig(batch_size=512, accumulate=4).eval_batch_size == 128
-    assert TrainConfig(batch_size=3, accumulate=4).eval_batch_size == 1
+    assert Settings(batch_size=512, accumulate=4).eval_batch_size == 128
+    assert Settings(batch_size=3, accumulate=4).eval_batch_size == 1
 
 
 def test_what_a_recipe_names_can_be_switched_off(tmp_path):
@@ -199,7 +191,7 @@ def test_what_a_recipe_names_can_be_switched_off(tmp_path):
     recipe.write_text('teacher = "a.pth"\ninit = "b.pth"\n')
     config = parse("--recipe", str(recipe), "--teacher", "off", "--init", "off")
     assert (config.teacher, config.init) == (None, None)
-    assert parse("--recipe", "off") == TrainConfig()
+    assert parse("--recipe", "off") == Settings()
     recipe.write_text('teacher = "off"\ninit = "b.pth"\n')
     config = parse("--recipe", str(recipe))
     assert (config.teacher, config.init) == (None, "b.pth")
@@ -212,8 +204,8 @@ def test_a_recipe_that_is_not_there():
 
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     folder = Path(__file__).parents[2] / "recipes"
-    recipes = {path.stem: TrainConfig(**read_recipe(path)) for path in folder.glob("*.toml")}
-    assert recipes["published"] == TrainConfig(amp=True)
+    recipes = {path.stem: Settings(**read_recipe(path)) for path in folder.glob("*.toml")}
+    assert recipes["published"] == Settings(amp=True)
     for recipe in recipes.values():
         for earlier in filter(None, (recipe.init, recipe.teacher)):  # by its folder's name the error names its recipe
             its = recipes[Path(earlier).parent.name.removeprefix("snapshots_")]
@@ -283,11 +275,11 @@ def command_line(settings: dict) -> list[str]:
 @given(st.fixed_dictionaries({}, optional={name: values(FIELDS[name]) for name in FIELDS if name != "recipe"}))
 def test_any_settings_survive_a_snapshot_and_a_command_line(settings):
     try:
-        config = TrainConfig(**settings)
+        config = Settings(**settings)
     except UserError as problem:
         assert re.search(r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher) ", str(problem))  # none is wrong alone
         assume(False)
-    assert config_from_dict(dataclasses.asdict(config)) == config
+    assert settings_from_dict(dataclasses.asdict(config)) == config
     assert parse(*command_line(settings)) == config
     assert changed_settings(config, config) == ([], [])
 
@@ -300,7 +292,7 @@ WORDS = st.sampled_from(
 @given(st.lists(WORDS | st.tuples(WORDS, st.text()).map("=".join) | st.text(), max_size=6))
 def test_any_command_line_is_accepted_or_one_line(words):
     try:
-        assert isinstance(parse(*words), TrainConfig)
+        assert isinstance(parse(*words), Settings)
     except UserError as problem:
         assert str(problem).isprintable()
         assert str(problem)
@@ -320,4 +312,4 @@ def test_messages_are_one_printable_line_without_loss(text):
 def test_the_readme_shows_the_flags_as_they_are():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- flags: .*? -->\n(.*?)\n<!-- end of flags -->", readme, re.DOTALL)
-    assert shown[1] == flags_table(), "run `python config.py` and put its table into the README"
+    assert shown[1] == flags_table(), "run `python -m cifarnet.core.commandline` and put its table into the README"

@@ -52,9 +52,7 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
         "weights.safetensors",
     )
     assert command("evaluate", *flags, "--plot_dir", "again").code == 0
-    again, before = (
-        json.loads(Path(name, "metrics.json").read_text()) for name in ("again", "larger")
-    )
+    again, before = (json.loads(Path(name, "metrics.json").read_text()) for name in ("again", "larger"))
     assert again["confusion_matrix"] == before["confusion_matrix"]
 
 
@@ -63,9 +61,7 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     places[0].write_bytes(trained.weights.read_bytes())
     assert learn_from(command, Path("..") / Path.cwd().name / "t.safetensors", trained.tree).code == 0
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
-    assert (
-        metadata(Path("weights.safetensors"))["config"]["teacher"] == "t.safetensors"
-    )  # and no place
+    assert metadata(Path("weights.safetensors"))["config"]["teacher"] == "t.safetensors"  # and no place
     places[0].rename(places[1])
     first = ("--resume", "snapshots_complete/snapshot_epoch_0001.pth", "--snapshot_dir", "more")
     assert learn_from(command, places[1], trained.tree, *first).code == 0

@@ -92,9 +92,7 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         expected = kept["averaged"]["module.head.bias"] if which == "ema" else kept["model"]["head.bias"]
         with safe_open("weights.safetensors", "pt") as file:
             assert torch.equal(file.get_tensor("head.bias"), expected)
-        assert metadata(Path("weights.safetensors"))["accuracy"] == (
-            report["top1"] if which == "ema" else None
-        )
+        assert metadata(Path("weights.safetensors"))["accuracy"] == (report["top1"] if which == "ema" else None)
         done = command(
             "evaluate",
             "--pretrained",
@@ -359,10 +357,7 @@ def test_a_run_starts_from_the_weights_it_is_given(command, trained, given):
     done = run_from(command, getattr(trained, given), trained.tree)
     assert (done.code, done.err) == (0, "")
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
-    assert (
-        metadata(Path("weights.safetensors"))["config"]["init"]
-        == Path(getattr(trained, given)).name
-    )  # and no place
+    assert metadata(Path("weights.safetensors"))["config"]["init"] == Path(getattr(trained, given)).name  # and no place
     assert f"starting from the weights {getattr(trained, given)}: epoch 4 of 4 on pictures\n" in done.out
     assert "starting from the weights" in log_text()
     before, after = torch.load(trained.snapshot)["model"], snapshot("last.pth")["model"]

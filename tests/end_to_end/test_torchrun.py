@@ -16,7 +16,7 @@ from ranks import SETTINGS, trained
 from test_runs import ROOT, figures, log_text, rows_of
 
 from cifarnet.checkpoints import snapshots
-from cifarnet.core.device import ALONE
+from cifarnet.core.launch import ALONE
 
 MAIN = str(ROOT / "main.py")
 

@@ -15,7 +15,7 @@ import torch
 from test_folder import load
 from torchvision import datasets
 
-from cifarnet.core.settings import UserError
+from cifarnet.core.errors import UserError
 from cifarnet.images import download
 
 

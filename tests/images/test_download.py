@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarnet.core.settings import UserError
+from cifarnet.core.errors import UserError
 from cifarnet.images import download
 from cifarnet.images.download import fetch, unpack
 

@@ -11,13 +11,17 @@ import torch
 from conftest import draw_tree, seen_by_others
 from PIL import Image
 
-from cifarnet.core.settings import TrainConfig, UserError
-from cifarnet.images import folder as data
-from cifarnet.images.folder import CACHE_NAME, channel_statistics, hold_back, load_splits, read_image
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings
+from cifarnet.images import pictures as data
+from cifarnet.images.folder import CACHE_NAME
+from cifarnet.images.imageset import channel_statistics, hold_back
+from cifarnet.images.pictures import read_image
+from data import load_splits
 
 
 def load(said=None, **settings):
-    return load_splits(TrainConfig(**settings), (said if said is not None else []).append)
+    return load_splits(Settings(**settings), (said if said is not None else []).append)
 
 
 def test_digits_are_real_images_in_the_house_format():

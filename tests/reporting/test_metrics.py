@@ -7,7 +7,7 @@ import sklearn.metrics
 import torch
 
 from cifarnet.core.device import start
-from cifarnet.core.settings import TrainConfig
+from cifarnet.core.settings import Settings
 from cifarnet.reporting.metrics import build_report, predict, scores, write_report
 
 ABOUT = {
@@ -85,7 +85,7 @@ def test_classes_that_are_absent_or_never_predicted_score_0():
 
 
 def test_the_pass_evaluates_and_leaves_the_mode_alone():
-    runtime = start(TrainConfig(device="cpu"))
+    runtime = start(Settings(device="cpu"))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3), torch.nn.Dropout(0.9)).train()
     images, labels = torch.randn(10, 3, 2, 2), torch.arange(10) % 3
     got, targets = predict(model, zip(images.split(4), labels.split(4), strict=True), runtime)
@@ -97,10 +97,7 @@ def test_the_pass_evaluates_and_leaves_the_mode_alone():
 def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
     report = replace(report_of(*random_predictions(3)), snapshot="\udcff.pth")
     write_report(report, tmp_path, None, None)
-    assert (
-        json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"]
-        == "\udcff.pth"
-    )
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"] == "\udcff.pth"
     assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cifarnet.core.settings import TrainConfig
+from cifarnet.core.settings import Settings
 from cifarnet.reporting import recorders as recorder
 
 
@@ -13,7 +13,7 @@ def test_the_time_left_knows_that_larger_images_take_longer(monkeypatch, before,
     """In units of 16x16 pixels the epochs are worth 1, 4, 4, 4; ten seconds went by for the first 1 or 5, or for 4."""
     clock = iter((100.0, 110.0))
     monkeypatch.setattr(recorder.time, "perf_counter", lambda: next(clock))
-    config = TrainConfig(epochs=4, image_sizes="16,32,32,32")
+    config = Settings(epochs=4, image_sizes="16,32,32,32")
     trainer = SimpleNamespace(config=config, splits=None, runtime=None, epoch=before, best_epoch=0)
     kept = recorder.Recorder(trainer, None, Path(), Path(), None)
     row = dict.fromkeys(("lr", "train_loss", "train_accuracy", "seconds", "images_per_second", "data_wait"), 0.0)

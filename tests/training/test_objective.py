@@ -7,17 +7,19 @@ from test_train import make_trainer, small_splits
 
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.device import start
-from cifarnet.core.settings import TrainConfig, UserError
-from cifarnet.images.folder import Splits
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import Splits
+from cifarnet.networks.residual import ResidualNet
 from cifarnet.training.objective import Teacher, distillation_loss
-from model import ResidualNet, build_model, restore
+from model import build_model, restore
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 
 
 def trained_network(classes=("a", "b"), mean=MEAN, std=STD, **settings) -> Weights:
     """Of random weights, whose running statistics are those of some batches."""
-    config = TrainConfig(dropout=0.0, **settings)
+    config = Settings(dropout=0.0, **settings)
     torch.manual_seed(3)
     model = build_model(config, len(classes)).train()
     for _ in range(30):
@@ -52,7 +54,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
         return (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
     other = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    teacher = Teacher(trained, splits_of(*other), start(TrainConfig(device="cpu")))
+    teacher = Teacher(trained, splits_of(*other), start(Settings(device="cpu")))
     with torch.no_grad():
         expected = restore(trained)(normalised(MEAN, STD))
     torch.testing.assert_close(teacher(normalised(*other)), expected, atol=1e-4, rtol=1e-4)
@@ -63,7 +65,7 @@ def test_a_teacher_for_other_classes_is_refused():
     differing = {("a", "b", "c"): "c in place of none", ("a",): "none in place of b", ("b", "a"): "b in place of a"}
     for classes, words in differing.items():
         with pytest.raises(UserError, match=rf"t\.pth is for other classes .* \({words}\)"):
-            Teacher(trained_network(classes), splits_of(), start(TrainConfig(device="cpu")))
+            Teacher(trained_network(classes), splits_of(), start(Settings(device="cpu")))
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -74,7 +76,7 @@ def test_a_step_goes_down_the_gradient_of_the_divergence_from_what_the_teacher_s
     splits = splits_of()
     trainer = make_trainer(splits, image_sizes="16", accumulate=accumulate, max_grad_norm=0.0, **settings)
     trainer.teacher = Teacher(trained, splits, trainer.runtime)
-    student = build_model(TrainConfig(dropout=0.0), 2)
+    student = build_model(Settings(dropout=0.0), 2)
     student.load_state_dict(trainer.model.state_dict())
     images, _ = next(trainer.batches.epoch(1))
     with torch.no_grad():
@@ -117,4 +119,4 @@ def test_the_larger_networks_size():
     assert ResidualNet(7)(torch.randn(2, 3, 16, 21)).shape == (2, 7)
     assert ResidualNet()(torch.randn(1, 3, 16, 16)).shape == (1, 10)  # a last batch of one image
     with pytest.raises(UserError, match="--image_sizes 15,32 is too small for --network residual"):
-        TrainConfig(network="residual", image_sizes="15,32")
+        Settings(network="residual", image_sizes="15,32")
