@@ -75,15 +75,25 @@ class _PlainImages(Dataset):
     """As one writes it first: an image at a time, normalised on the CPU."""
 
     def __init__(self, images: ImageSet) -> None:
-        self.images, self.labels = images.images.permute(0, 2, 3, 1).contiguous().numpy(), images.labels
+        self.images, self.labels = (
+            images.images.permute(0, 2, 3, 1).contiguous().numpy(),
+            images.labels,
+        )
         self.transform = A.Compose(
             [
                 A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_CONSTANT, fill=(125, 123, 114)),
                 A.RandomCrop(32, 32),
                 A.HorizontalFlip(p=0.5),
-                A.Affine(translate_percent=(-0.0625, 0.0625), scale=(0.9, 1.1), rotate=(-15, 15), p=0.5),
+                A.Affine(
+                    translate_percent=(-0.0625, 0.0625), scale=(0.9, 1.1), rotate=(-15, 15), p=0.5
+                ),
                 A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.5),
-                A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(16, 16), hole_width_range=(16, 16), p=0.5),
+                A.CoarseDropout(
+                    num_holes_range=(1, 1),
+                    hole_height_range=(16, 16),
+                    hole_width_range=(16, 16),
+                    p=0.5,
+                ),
                 A.Normalize(CIFAR10_MEAN, CIFAR10_STD),
                 A.ToTensorV2(),
             ]
@@ -99,8 +109,12 @@ class _PlainImages(Dataset):
 def plain_loop(device: str, steps: int) -> float:
     """Images a second of the loop that a practitioner writes first: NCHW, float32, torch's defaults."""
     model = use_plain_forms(CIFARNet()).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    loader = DataLoader(_PlainImages(_random_images(BATCH * (steps + 1))), BATCH, shuffle=True, num_workers=2)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    loader = DataLoader(
+        _PlainImages(_random_images(BATCH * (steps + 1))), BATCH, shuffle=True, num_workers=2
+    )
     taken = []
     started = time.perf_counter()
     for images, labels in loader:
@@ -123,8 +137,12 @@ def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = Fals
     if plain:
         use_plain_forms(model)
     forward = compiled(model, runtime.device) if compile_it else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    images = torch.randn(BATCH, 3, 32, 32, device=runtime.device).contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+    )
+    images = torch.randn(BATCH, 3, 32, 32, device=runtime.device).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.arange(BATCH, device=runtime.device) % 10
 
     def one() -> None:
@@ -139,10 +157,18 @@ def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = Fals
 
 
 def training(
-    device: str, amp: bool, engine: str, steps: int, ranks: Ranks = ALONE, batch_size: int = BATCH, epochs: int = 2
+    device: str,
+    amp: bool,
+    engine: str,
+    steps: int,
+    ranks: Ranks = ALONE,
+    batch_size: int = BATCH,
+    epochs: int = 2,
 ) -> float:
     """Images a second of main.py's own loop, augmentation and workers included."""
-    config = Settings(device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size)
+    config = Settings(
+        device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
+    )
     runtime = start(config, ranks)
     images = _random_images(batch_size * steps)
     splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
@@ -181,15 +207,30 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
     }
     for dtype in ("fp32", "bf16"):
         amp = dtype == "bf16"
-        named[f"main.py, {dtype}, albumentations"] = True, lambda amp=amp: training(device, amp, "albumentations", 3)
-        named[f"main.py, {dtype}, batched"] = amp, lambda amp=amp: training(device, amp, "batched", 3)
+        named[f"main.py, {dtype}, albumentations"] = (
+            True,
+            lambda amp=amp: training(device, amp, "albumentations", 3),
+        )
+        named[f"main.py, {dtype}, batched"] = (
+            amp,
+            lambda amp=amp: training(device, amp, "batched", 3),
+        )
         named[f"step, {dtype}, plain forms"] = False, lambda amp=amp: step(device, amp, plain=True)
         named[f"step, {dtype}, fast forms"] = False, lambda amp=amp: step(device, amp)
-        named[f"step, {dtype}, compiled"] = False, lambda amp=amp: step(device, amp, compile_it=True)
-        named[f"evaluation, {dtype}, plain forms"] = False, lambda amp=amp: evaluation(device, amp, plain=True)
+        named[f"step, {dtype}, compiled"] = (
+            False,
+            lambda amp=amp: step(device, amp, compile_it=True),
+        )
+        named[f"evaluation, {dtype}, plain forms"] = (
+            False,
+            lambda amp=amp: evaluation(device, amp, plain=True),
+        )
         named[f"evaluation, {dtype}, fast forms"] = amp, lambda amp=amp: evaluation(device, amp)
     for engine in ("albumentations", "batched"):
-        named[f"augmentation, one core, {engine}"] = True, lambda engine=engine: augmentation(engine)
+        named[f"augmentation, one core, {engine}"] = (
+            True,
+            lambda engine=engine: augmentation(engine),
+        )
     return named
 
 
@@ -199,7 +240,10 @@ GRADIENT = 4 * 174_762  # bytes
 # Assumed, not measured: bytes a second and seconds a message of the slowest link in the ring, and of one GPU the
 # images a second and the seconds of a step without images (some two hundred kernels are launched one by one).
 LINKS = {
-    "NVLink, InfiniBand": ((200e9, 5e-6), (20e9, 10e-6)),  # up to 8 GPUs in a machine; between machines
+    "NVLink, InfiniBand": (
+        (200e9, 5e-6),
+        (20e9, 10e-6),
+    ),  # up to 8 GPUs in a machine; between machines
     "NVLink, 10 Gb Ethernet": ((200e9, 5e-6), (1.1e9, 50e-6)),
 }
 GPU_RATE, GPU_OVERHEAD, GPUS_A_MACHINE = 30_000, 2e-3, 8
@@ -239,7 +283,11 @@ def measure_ranks(group: Group, device: str) -> dict[str, float]:
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
     gradient = torch.zeros(GRADIENT // 4, device=start(Settings(device=device), ranks).device)
-    return rates | {"exchange": _seconds(lambda: dist.all_reduce(gradient), 5, 50) if ranks.world_size > 1 else 0.0}
+    return rates | {
+        "exchange": _seconds(lambda: dist.all_reduce(gradient), 5, 50)
+        if ranks.world_size > 1
+        else 0.0
+    }
 
 
 def scaling(counts: list[int], device: str) -> str:
@@ -278,20 +326,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(argv: list[str], group: Group) -> None:
-    parser = Parser(description="Measures training speed against the plain loop and the machine's ceiling.")
+    parser = Parser(
+        description="Measures training speed against the plain loop and the machine's ceiling."
+    )
     parser.add_argument(
-        "--quick", action="store_true", help="one round of the rows that decide: two minutes on two cores"
+        "--quick",
+        action="store_true",
+        help="one round of the rows that decide: two minutes on two cores",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name holds this")
-    parser.add_argument("--compiled", action="store_true", help="the rows with torch.compile too: a minute each")
     parser.add_argument(
-        "--ranks", metavar="N,N", help="instead, training by so many processes, and what is expected of GPUs"
+        "--only", default="", metavar="TEXT", help="only measurements whose name holds this"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="the rows with torch.compile too: a minute each"
+    )
+    parser.add_argument(
+        "--ranks",
+        metavar="N,N",
+        help="instead, training by so many processes, and what is expected of GPUs",
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    device = start(Settings(device=options.device)).device.type if options.device == "auto" else options.device
+    device = (
+        start(Settings(device=options.device)).device.type
+        if options.device == "auto"
+        else options.device
+    )
     named = measurements(device)
     if options.child == "ranks":
         rates = measure_ranks(group, device)
@@ -318,7 +380,9 @@ def _bench(argv: list[str], group: Group) -> None:
         and (options.compiled or "compiled" in options.only or "compiled" not in name)
     ]
     if not chosen:
-        raise UserError(f"--only {options.only}: no measurement{' of --quick' * options.quick} has that in its name")
+        raise UserError(
+            f"--only {options.only}: no measurement{' of --quick' * options.quick} has that in its name"
+        )
     found: dict[str, list[dict]] = {name: [] for name in chosen}
     for round_ in range(1 if options.quick else 3):
         for name in (name for name in chosen if round_ == 0 or named[name][0]):
@@ -326,18 +390,27 @@ def _bench(argv: list[str], group: Group) -> None:
             found[name].append(_in_child(name, device))
     print(f"\r{'':55}\r", end="", file=sys.stderr)
     figures = {
-        name: {"rate": statistics.median(r["rate"] for r in runs), "memory": max(r["memory"] for r in runs)}
+        name: {
+            "rate": statistics.median(r["rate"] for r in runs),
+            "memory": max(r["memory"] for r in runs),
+        }
         for name, runs in found.items()
     }
     machine = start(Settings(device=device)).device_name
-    print(f"{machine}, {available_cores()} cores, torch {torch.__version__}, python {platform.python_version()}\n")
+    print(
+        f"{machine}, {available_cores()} cores, torch {torch.__version__}, python {platform.python_version()}\n"
+    )
     print(table(figures))
     if options.json:
-        content = json.dumps({"machine": machine, "cores": available_cores(), "figures": figures}, indent=2)
+        content = json.dumps(
+            {"machine": machine, "cores": available_cores(), "figures": figures}, indent=2
+        )
         try:
             Path(options.json).write_text(content + "\n")
         except OSError as problem:
-            raise UserError(f"--json {options.json}: cannot write it ({problem.strerror}); name another file") from None
+            raise UserError(
+                f"--json {options.json}: cannot write it ({problem.strerror}); name another file"
+            ) from None
 
 
 def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
@@ -360,15 +433,22 @@ def flops_per_image() -> float:
 
 def table(figures: dict[str, dict]) -> str:
     """The figures as a Markdown table: rates, ratios to the plain loop, shares of the matrix product's ceiling."""
-    rows = ["| measured | rate | times the plain loop | share of ceiling | peak memory |", "|---|---|---|---|---|"]
+    rows = [
+        "| measured | rate | times the plain loop | share of ceiling | peak memory |",
+        "|---|---|---|---|---|",
+    ]
     plain = figures.get("plain loop, fp32", {}).get("rate")
     for name, figure in figures.items():
         rate, trains = figure["rate"], name.startswith(("plain", "main", "step"))
         shown = f"{rate / 1e9:,.0f} GFLOP/s" if name.startswith("matrix") else f"{rate:,.0f} img/s"
         ratio = f"{rate / plain:.1f}" if plain and trains else ""
-        ceiling = figures.get(f"matrix product, {'bf16' if 'bf16' in name else 'fp32'}", {}).get("rate")
+        ceiling = figures.get(f"matrix product, {'bf16' if 'bf16' in name else 'fp32'}", {}).get(
+            "rate"
+        )
         share = f"{rate * flops_per_image() / ceiling:.0%}" if ceiling and trains else ""
-        rows.append(f"| {name} | {shown} | {ratio} | {share} | {figure['memory'] / 2**30:.1f} GiB |")
+        rows.append(
+            f"| {name} | {shown} | {ratio} | {share} | {figure['memory'] / 2**30:.1f} GiB |"
+        )
     return "\n".join(rows)
 
 

@@ -31,12 +31,19 @@ class TrainBatches:
     """
 
     def __init__(
-        self, images: ImageSet, config: Settings, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        images: ImageSet,
+        config: Settings,
+        runtime: Runtime,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
         self.count = len(images)
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
-        self.order = _EpochOrder(len(images), config.batch_size, config.seed, runtime.rank, runtime.world_size)
+        self.order = _EpochOrder(
+            len(images), config.batch_size, config.seed, runtime.rank, runtime.world_size
+        )
         engine = build_engine(config, mean, runtime.device)
         if isinstance(engine, BatchedEngine):
             self.workers = 0
@@ -79,7 +86,9 @@ class _EpochOrder(Sampler):
     fewer images than ranks.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 1
@@ -92,7 +101,9 @@ class _EpochOrder(Sampler):
         order = torch.randperm(self.count, generator=generator)
         for first in range(0, self.count, self.batch_size):
             size = min(self.batch_size, self.count - first)
-            start, end = (first + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            start, end = (
+                first + size * rank // self.world_size for rank in (self.rank, self.rank + 1)
+            )
             yield self.epoch, start, order[start:end]
 
 
@@ -104,7 +115,9 @@ class _AugmentedBatches(Dataset):
 
     def __getitem__(self, key: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
         epoch, first, chosen = key
-        augmented = self.engine(self.set.images[chosen].numpy(), self.seed, epoch, AUGMENTATION, first)
+        augmented = self.engine(
+            self.set.images[chosen].numpy(), self.seed, epoch, AUGMENTATION, first
+        )
         return torch.from_numpy(augmented), self.set.labels[chosen]
 
 
@@ -115,7 +128,9 @@ class _BatchesOnDevice:
     def __init__(self, images: ImageSet, engine: BatchedEngine, order: _EpochOrder) -> None:
         self.images, self.labels = images.images.to(engine.device), images.labels.to(engine.device)
         self.engine, self.order = engine, order
-        self.ahead = max(1, engine.block * order.world_size // order.batch_size)  # batches augmented together
+        self.ahead = max(
+            1, engine.block * order.world_size // order.batch_size
+        )  # batches augmented together
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.order
@@ -123,7 +138,9 @@ class _BatchesOnDevice:
         batches = list(order)
         for start in range(0, len(batches), self.ahead):
             group = batches[start : start + self.ahead]
-            chosen = torch.cat([indices for _, _, indices in group]).to(self.engine.device, non_blocking=True)
+            chosen = torch.cat([indices for _, _, indices in group]).to(
+                self.engine.device, non_blocking=True
+            )
             images = self.images.index_select(0, chosen)
             if len(chosen):
                 drawn = [draws.part(first, first + len(indices)) for _, first, indices in group]
@@ -140,12 +157,19 @@ class EvalBatches:
     """
 
     def __init__(
-        self, images: ImageSet, batch_size: int, runtime: Runtime, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        images: ImageSet,
+        batch_size: int,
+        runtime: Runtime,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
         self.set, self.batch_size, self.device = images, batch_size, runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
         count = -(-len(images) // batch_size)
-        self.chosen = slice(*(count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1)))
+        self.chosen = slice(
+            *(count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        )
         self.rounds = -(-count // runtime.world_size)  # batches of the rank that has most
 
     def __iter__(self) -> Iterator[Batch]:
@@ -169,8 +193,16 @@ def load_splits(config: Settings, say: Callable[[str], None]) -> Splits:
     train = limited(train, config.limit_train, "--limit_train")
     test = limited(test, config.limit_test, "--limit_test")
     train, val = hold_back(train, config.val_fraction)
-    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if config.dataset == "cifar10" else channel_statistics(train.images)
-    own_names = {"cifar10": "CIFAR-10", "digits": "digits", "folder": Path(config.data_dir).resolve().name}
+    mean, std = (
+        (CIFAR10_MEAN, CIFAR10_STD)
+        if config.dataset == "cifar10"
+        else channel_statistics(train.images)
+    )
+    own_names = {
+        "cifar10": "CIFAR-10",
+        "digits": "digits",
+        "folder": Path(config.data_dir).resolve().name,
+    }
     name = printable(config.dataset_name or own_names[config.dataset])
     return Splits(name, train, val, test, mean, std)
 

@@ -24,14 +24,24 @@ FLAGS = (
     "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
     "plot_evaluation", "plot_dir", "data_url", "skip_bad_images", "evaluate",
 )  # fmt: skip
-FROM_SNAPSHOT = ("dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "skip_bad_images")
+FROM_SNAPSHOT = (
+    "dataset",
+    "data_dir",
+    "dataset_name",
+    "limit_test",
+    "batch_size",
+    "amp",
+    "skip_bad_images",
+)
 
 
 def report_on(trained: Weights, splits: Splits, config: Settings, runtime: Runtime) -> Report:
     """The report on the network `trained` on the test images of `splits`. Raises `UserError` where they do not fit."""
     check_classes(trained.classes, splits.test.classes)
     model = restore(trained).to(runtime.device)
-    batches = EvalBatches(splits.test, config.eval_batch_size, runtime, tuple(trained.mean), tuple(trained.std))
+    batches = EvalBatches(
+        splits.test, config.eval_batch_size, runtime, tuple(trained.mean), tuple(trained.std)
+    )
     logits, labels = predict(model, batches, runtime)
     return build_report(
         logits,
@@ -41,18 +51,26 @@ def report_on(trained: Weights, splits: Splits, config: Settings, runtime: Runti
         snapshot=trained.source,
         epoch=trained.epoch,
         weights=trained.config.get("evaluate", "raw"),
-        selected_by=trained.selected_by + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}"),
+        selected_by=trained.selected_by
+        + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}"),
         sha256=fingerprint(trained.model),
     )
 
 
 def headline(report: Report) -> dict[str, Any]:
     """The figures of a report that fit in a line."""
-    return {name: getattr(report, name) for name in ("snapshot", "epoch", "top1", "top3", "top5", "loss")}
+    return {
+        name: getattr(report, name)
+        for name in ("snapshot", "epoch", "top1", "top3", "top5", "loss")
+    }
 
 
 def write_evaluation(
-    report: Report, config: Settings, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None
+    report: Report,
+    config: Settings,
+    directory: Path,
+    last: dict[str, Any] | None,
+    best: dict[str, Any] | None,
 ) -> None:
     """Writes metrics.json, classification_report.txt and, with --plot_evaluation, the two pictures.
 
@@ -64,7 +82,9 @@ def write_evaluation(
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
     except OSError as problem:
-        raise RunError(f"the evaluation files could not be written to {directory} ({problem.strerror})") from None
+        raise RunError(
+            f"the evaluation files could not be written to {directory} ({problem.strerror})"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,15 +103,25 @@ def _evaluate(argv: Sequence[str]) -> None:
     what.add_argument("--pretrained", metavar="NAME|PATH", help="a trained network: the name of a result, a file that "
                       "export.py wrote (where the images are is not among its settings: --data_dir) or a snapshot")  # fmt: skip
     given = vars(parser.parse_args(argv))
-    snapshot, pretrained, which = (given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate"))
+    snapshot, pretrained, which = (
+        given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate")
+    )
     if pretrained is not None and which:
-        raise UserError("--evaluate chooses between the weights in a snapshot; leave it out with --pretrained")
-    trained = read_trained(pretrained) if snapshot is None else weights_of(load(Path(snapshot)), Path(snapshot), which)
+        raise UserError(
+            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
+        )
+    trained = (
+        read_trained(pretrained)
+        if snapshot is None
+        else weights_of(load(Path(snapshot)), Path(snapshot), which)
+    )
     settings = settings_from_dict(trained.config)
     inherited = {name: getattr(settings, name) for name in FROM_SNAPSHOT}
     if given.get("dataset", settings.dataset) != settings.dataset:
         del inherited["data_dir"]
-    if "dataset" in given or "data_dir" in given:  # other images: neither their name nor their number
+    if (
+        "dataset" in given or "data_dir" in given
+    ):  # other images: neither their name nor their number
         del inherited["dataset_name"], inherited["limit_test"]
     config = Settings(**(inherited | given))
     if config.dataset == "folder" and "data_dir" not in given | trained.config:

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
 
     `presets` are flags that a recipe and `argv` may overrule.
     """
-    return run_on_ranks(lambda group: _run(sys.argv[1:] if argv is None else list(argv), presets, group))
+    return run_on_ranks(
+        lambda group: _run(sys.argv[1:] if argv is None else list(argv), presets, group)
+    )
 
 
 def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
@@ -49,7 +51,9 @@ def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
             _preview(config, runtime)
         return
     log_dir, snapshot_dir, plot_dir = (
-        writable_directory(getattr(config, flag), f"--{flag}") if first else Path(getattr(config, flag))
+        writable_directory(getattr(config, flag), f"--{flag}")
+        if first
+        else Path(getattr(config, flag))
         for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
@@ -101,7 +105,9 @@ def _train(trainer: Trainer, recorder: Recorder, signals: Signals, group: Group)
 
 def _check_batch_size(config: Settings, splits: Splits) -> None:
     if config.batch_size > len(splits.train):
-        raise UserError(f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it")
+        raise UserError(
+            f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it"
+        )
 
 
 def _preview(config: Settings, runtime: Runtime) -> None:
@@ -110,17 +116,25 @@ def _preview(config: Settings, runtime: Runtime) -> None:
     if path.suffix.lower() != ".png":
         raise UserError(f"--preview_augment {path}: it will be a PNG file; end its name in .png")
     splits = load_splits(config, print)
-    images = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment").images[:8].numpy()
+    images = (
+        limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
+        .images[:8]
+        .numpy()
+    )
     engine = build_engine(config, splits.mean, runtime.device)
     versions = [engine(images, config.seed, epoch) for epoch in range(1, 9)]
     try:
         plots.augmentations(images, versions, path)
     except OSError as problem:
-        raise UserError(f"--preview_augment {path}: cannot write it ({problem.strerror}); name another") from None
+        raise UserError(
+            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another"
+        ) from None
     print(f"written to {path}")
 
 
-def _describe(log: RunLog, config: Settings, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str) -> None:
+def _describe(
+    log: RunLog, config: Settings, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str
+) -> None:
     """What the log opens with: settings, versions, device, data set, model."""
     settings = dataclasses.asdict(config).items()
     log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
@@ -128,7 +142,8 @@ def _describe(log: RunLog, config: Settings, runtime: Runtime, splits: Splits, t
         log.line(f"warning: {words}")
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
     log.line(
-        f"versions: python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
+        f"versions: python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages)
     )
     log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {runtime.precision}, "
              f"{trainer.batches.workers} workers")  # fmt: skip
@@ -136,7 +151,9 @@ def _describe(log: RunLog, config: Settings, runtime: Runtime, splits: Splits, t
         log.line(f"ranks: {runtime.world_size} ({launcher}), each with that many threads and workers, and "
                  f"{config.batch_size // runtime.world_size} of the {config.batch_size} images of a batch")  # fmt: skip
     if runtime.keeps_memory:
-        log.line("memory: freed activations stay inside the process; --no-keep_memory gives them back, and is slower")
+        log.line(
+            "memory: freed activations stay inside the process; --no-keep_memory gives them back, and is slower"
+        )
     val = f", {len(splits.val)} validation" if splits.val is not None else ""
     mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
     log.line(f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
@@ -144,55 +161,79 @@ def _describe(log: RunLog, config: Settings, runtime: Runtime, splits: Splits, t
     if splits.val is None:
         freq = config.eval_freq
         when = "every epoch" if freq == 1 else f"every {freq} epochs" if freq else "at the end only"
-        log.line(f"selection: no validation images (--val_fraction 0), the test set is evaluated {when}")
+        log.line(
+            f"selection: no validation images (--val_fraction 0), the test set is evaluated {when}"
+        )
     log.line(model_table(trainer.model))
     count = parameter_count(trainer.model)
     log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
 
 
-def _read_named(flag: str, config: Settings, snapshot_dir: Path, runtime: Runtime) -> Weights | None:
+def _read_named(
+    flag: str, config: Settings, snapshot_dir: Path, runtime: Runtime
+) -> Weights | None:
     """The trained network that --init or --teacher, `flag`, names; None: neither does. Raises `UserError`."""
     name = getattr(config, flag)
     if name is None:
         return None
     path = Path(name)
     if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
-        raise UserError(f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; choose another")
+        raise UserError(
+            f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; choose another"
+        )
     try:
         return from_first_rank(lambda: read_trained(name), runtime)
     except UserError as problem:
         recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
         known = {file.name for file in (Path(__file__).parent / "recipes").glob("*.toml")}
-        hint = f" (recipes/{recipe} trains one; --{flag} off does without)" if recipe in known else ""
+        hint = (
+            f" (recipes/{recipe} trains one; --{flag} off does without)" if recipe in known else ""
+        )
         raise UserError(f"--{flag}: {problem}{hint}") from None
 
 
-def _start_from(trained: Weights, model: Network, splits: Splits, config: Settings, log: RunLog) -> None:
+def _start_from(
+    trained: Weights, model: Network, splits: Splits, config: Settings, log: RunLog
+) -> None:
     """Loads the weights that --init names, `trained`, into `model`. Raises `UserError`."""
     same = start_from(model, trained, splits.train.classes)
-    head = "" if same else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
+    head = (
+        ""
+        if same
+        else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
+    )
     log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
     if same:
         _warn_of_seen("the network that --init names", trained, splits, config, log)
 
 
-def _teacher_of(trained: Weights, splits: Splits, config: Settings, log: RunLog, runtime: Runtime) -> Teacher:
+def _teacher_of(
+    trained: Weights, splits: Splits, config: Settings, log: RunLog, runtime: Runtime
+) -> Teacher:
     """The network that --teacher names, `trained`, made ready. Raises `UserError`."""
     try:
         teacher = Teacher(trained, splits, runtime)
     except UserError as problem:
         raise UserError(f"--teacher: {problem}") from None
-    accuracy = "" if trained.accuracy is None else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
+    accuracy = (
+        ""
+        if trained.accuracy is None
+        else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
+    )
     log.line(printable(f"learning from {trained.source}: {_origin(trained)}{accuracy}"))
     _warn_of_seen("the teacher", trained, splits, config, log)
     return teacher
 
 
 def _origin(trained: Weights) -> str:
-    return f"epoch {trained.epoch} of {settings_from_dict(trained.config).epochs} on {trained.dataset}"
+    return (
+        f"epoch {trained.epoch} of {settings_from_dict(trained.config).epochs} on {trained.dataset}"
+    )
 
 
-def _warn_of_seen(which: str, trained: Weights, splits: Splits, config: Settings, log: RunLog) -> None:
+def _warn_of_seen(
+    which: str, trained: Weights, splits: Splits, config: Settings, log: RunLog
+) -> None:
     """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
     learnt from had seen them, nobody knows here."""
     former = settings_from_dict(trained.config)

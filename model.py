@@ -34,7 +34,9 @@ class CIFARNet(nn.Module):
         self.c2 = SeparableBlock(40, 128, dropout)
         self.c3 = SeparableBlock(128, 240, dropout, dilation=4)
         self.c4 = SeparableBlock(240, 384, 0.0, stride=2, shortcut=False)
-        self.dropout = nn.Dropout(dropout)  # of c4's channels, once each is a number: the mean of zeros is zero
+        self.dropout = nn.Dropout(
+            dropout
+        )  # of c4's channels, once each is a number: the mean of zeros is zero
         self.head = nn.Linear(384, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +45,9 @@ class CIFARNet(nn.Module):
         x = self.c3(x)  # [B, 240, 32, 32]
         x = self.c4(x)  # [B, 384, 16, 16]
         x = self.dropout(_average(x))  # [B, 384]
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make ties of close logits
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # 16 bits would make ties of close logits
             return self.head(x.to(self.head.weight.dtype))  # [B, classes]
 
 
@@ -77,7 +81,9 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> bool
     """Loads `trained` into `model`, running statistics too, but its head only if that tells these `classes` apart, in
     this order; whether it does. Raises `UserError` for another network."""
     same = list(trained.classes) == list(classes)
-    own_head = {} if same else {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    own_head = (
+        {} if same else {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    )
     load_weights(model, trained.model | own_head)
     return same
 
@@ -99,7 +105,9 @@ def load_pretrained(
         in_range = pixels.dtype is torch.uint8 or pixels.is_floating_point()
         if not in_range or pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
             shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
-            raise UserError(f"a tensor {shown} is no picture; give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]")
+            raise UserError(
+                f"a tensor {shown} is no picture; give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]"
+            )
         if pixels.is_floating_point() and not ((pixels >= 0) & (pixels <= 1)).all():
             raise UserError(
                 "a tensor of floats outside [0,1] is no picture; divide bytes by 255, or give them as uint8"
@@ -119,7 +127,9 @@ def parameter_count(model: nn.Module) -> int:
 
 def model_table(model: nn.Module) -> str:
     """torchsummary's table of layers, output shapes and parameters; neither `model` nor a random state changes."""
-    twin = use_plain_forms(copy.deepcopy(model).cpu().eval())  # what is fused would be missing from the table
+    twin = use_plain_forms(
+        copy.deepcopy(model).cpu().eval()
+    )  # what is fused would be missing from the table
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(table):
         torchsummary.summary(twin, (3, 32, 32), device="cpu")

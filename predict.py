@@ -40,10 +40,16 @@ def _predict(argv: Sequence[str]) -> None:
                         f"searched for {SUFFIXES}")  # fmt: skip
     parser.add_argument("--pretrained", required=True, metavar="NAME|PATH", help="the trained network: the name of a "
                         "result, a .safetensors file or a .pth snapshot")  # fmt: skip
-    parser.add_argument("--top_k", type=int, default=3, metavar="N", help="classes to name (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each picture, instead of the table")
+    parser.add_argument(
+        "--top_k", type=int, default=3, metavar="N", help="classes to name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON for each picture, instead of the table"
+    )
     given = vars(parser.parse_args(argv))
-    names, pretrained, top_k, as_json = (given.pop(name) for name in ("pictures", "pretrained", "top_k", "json"))
+    names, pretrained, top_k, as_json = (
+        given.pop(name) for name in ("pictures", "pretrained", "top_k", "json")
+    )
     if top_k < 1:
         raise UserError(f"--top_k {top_k} is out of range; name one class at least")
     config = Settings(**given)
@@ -93,7 +99,10 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
                     paths.append(str(path))
                 else:
                     others.append(path)
-        problems += [(p.filename, UserError(f"cannot read the folder {p.filename} ({p.strerror})")) for p in closed]
+        problems += [
+            (p.filename, UserError(f"cannot read the folder {p.filename} ({p.strerror})"))
+            for p in closed
+        ]
         if len(paths) == before and not closed:
             problems.append((name, UserError(f"the folder {name} holds no pictures ({SUFFIXES})")))
     return paths, problems, others
@@ -122,7 +131,11 @@ def classify(
 
 def rank(model: nn.Module, trained: Weights, pixels: np.ndarray, runtime: Runtime) -> list[Ranking]:
     """For each of the pictures uint8 [N,3,32,32] all classes; equally likely ones in the network's own order."""
-    unlabelled = ImageSet(torch.from_numpy(pixels), torch.zeros(len(pixels), dtype=torch.int64), tuple(trained.classes))
+    unlabelled = ImageSet(
+        torch.from_numpy(pixels),
+        torch.zeros(len(pixels), dtype=torch.int64),
+        tuple(trained.classes),
+    )
     batches = EvalBatches(unlabelled, len(pixels), runtime, tuple(trained.mean), tuple(trained.std))
     logits, _ = predict(model, batches, runtime)  # [N,C]
     shares, order = logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
@@ -136,7 +149,9 @@ def _json_line(path: str, outcome: Ranking | UserError) -> str:
     """In ASCII, whatever the path: a terminal's own escapes would be no JSON."""
     if isinstance(outcome, UserError):
         return json.dumps({"path": path, "error": str(outcome)})
-    return json.dumps({"path": path, "predictions": [{"class": name, "probability": p} for name, p in outcome]})
+    return json.dumps(
+        {"path": path, "predictions": [{"class": name, "probability": p} for name, p in outcome]}
+    )
 
 
 class Table:

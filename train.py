@@ -17,7 +17,13 @@ from cifarnet.checkpoints.state import TrainState
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.ranks import average_over_ranks, data_parallel, earliest_over_ranks, micro_batches, sum_over_ranks
+from cifarnet.core.ranks import (
+    average_over_ranks,
+    data_parallel,
+    earliest_over_ranks,
+    micro_batches,
+    sum_over_ranks,
+)
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
 from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.images.imageset import Splits, limited
@@ -92,7 +98,12 @@ def train_one_epoch(
             with runtime.autocast():
                 logits = _logits(model, resized(part, image_size))
                 if teacher_logits is None:
-                    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="sum") / share
+                    loss = (
+                        F.cross_entropy(
+                            logits, targets, label_smoothing=label_smoothing, reduction="sum"
+                        )
+                        / share
+                    )
                 else:
                     loss = distillation_loss(logits, teacher_logits) / share
             scaler.scale(loss).backward()
@@ -119,12 +130,17 @@ def train_one_epoch(
             first_step = time.perf_counter() - started - waited
         bar.update()
         if not bar.disable and (step + 1) % refresh == 0:
-            bar.set_postfix(loss=f"{loss_sum.item() / images_seen:.4f}", acc=f"{correct.item() / images_seen:.2%}")
+            bar.set_postfix(
+                loss=f"{loss_sum.item() / images_seen:.4f}",
+                acc=f"{correct.item() / images_seen:.2%}",
+            )
         ready = time.perf_counter()
     steps = step + 1
     infinite = int(infinite)  # waits for the device: only now is the epoch over
     seconds = time.perf_counter() - started
-    loss_sum, correct, images_seen = sum_over_ranks([loss_sum.item(), correct.item(), images_seen], runtime)
+    loss_sum, correct, images_seen = sum_over_ranks(
+        [loss_sum.item(), correct.item(), images_seen], runtime
+    )
     return EpochStats(
         loss=loss_sum / images_seen,
         accuracy=correct / images_seen,
@@ -148,7 +164,9 @@ def resized(images: Tensor, size: int) -> Tensor:
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What `model` makes of `images`, also of none: a rank without images still takes part in the reduction, with
     gradients of zero, by way of one blank image in evaluation mode, which leaves the running statistics alone."""
-    if len(images) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):  # it counts by itself
+    if len(images) or any(
+        isinstance(module, nn.SyncBatchNorm) for module in model.modules()
+    ):  # it counts by itself
         return model(images)
     model.eval()
     logits = model(images.new_zeros(1, *images.shape[1:]))[:0]
@@ -164,7 +182,9 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return torch.compile(model, mode="reduce-overhead")
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-        raise UserError("--compile needs a C++ compiler on the CPU, and there is none (g++, clang++); leave it off")
+        raise UserError(
+            "--compile needs a C++ compiler on the CPU, and there is none (g++, clang++); leave it off"
+        )
     # the compiler fuses passes over plain normalisations, and makes the folded ones slower (bench.py)
     return torch.compile(use_plain_forms(model, DenseConv2d))
 
@@ -193,7 +213,12 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, splits: Splits, config: Settings, runtime: Runtime, teacher: Teacher | None = None
+        self,
+        model: nn.Module,
+        splits: Splits,
+        config: Settings,
+        runtime: Runtime,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model = model.to(runtime.device)
         if config.sync_bn:
@@ -202,10 +227,14 @@ class Trainer:
         self.splits, self.config, self.runtime, self.teacher = splits, config, runtime, teacher
         self.batches = TrainBatches(splits.train, config, runtime, splits.mean, splits.std)
         held_out = splits.val if splits.val is not None else splits.test
-        self.held_out = EvalBatches(held_out, config.eval_batch_size, runtime, splits.mean, splits.std)
+        self.held_out = EvalBatches(
+            held_out, config.eval_batch_size, runtime, splits.mean, splits.std
+        )
         self.averaged = None  # or the moving average of the weights
         if config.ema_decay:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            self.averaged = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
+            )
             some = limited(splits.train, max(1024, len(splits.train.classes)), "--ema_decay")
             alone = replace(runtime, rank=0, world_size=1)
             self.bn_batches = EvalBatches(some, len(some), alone, splits.mean, splits.std)
@@ -213,7 +242,9 @@ class Trainer:
         # One pass over the weights instead of several; but a fused step does not survive an overflow in its first steps.
         fused = runtime.device.type in ("cpu", "cuda") and runtime.amp_dtype is not torch.float16
         self.optimizer = build_optimizer(self.model, config, fused)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp_dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.amp_dtype is torch.float16
+        )
         self.first_step = 0.0  # seconds that the first step of this process took
         self.epoch = 0  # finished
         self.history: list[dict[str, Any]] = []
@@ -228,9 +259,15 @@ class Trainer:
         """The learning rate of step `step` of the whole run, from 0."""
         warmup = self.config.warmup_epochs * len(self.batches)
         config = self.config
-        return learning_rate(step, self.total_steps, warmup, config.lr, config.min_lr, config.schedule)
+        return learning_rate(
+            step, self.total_steps, warmup, config.lr, config.min_lr, config.schedule
+        )
 
-    def fit(self, on_epoch_end: Callable[[dict[str, Any]], None], check: Callable[[], None] = lambda: None) -> None:
+    def fit(
+        self,
+        on_epoch_end: Callable[[dict[str, Any]], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Trains the epochs that are left. Raises `RunError` when loss or weights stop being finite.
 
         `check()` is called after every step and every epoch; what it raises ends the training there.
@@ -246,7 +283,9 @@ class Trainer:
         steps_before = (epoch - 1) * len(self.batches)
         name = f"epoch {epoch}/{self.config.epochs}"
         hidden = True if self.runtime.rank else None  # None: unless this is a terminal
-        with tqdm(total=len(self.batches), desc=name, unit="step", leave=False, disable=hidden) as bar:
+        with tqdm(
+            total=len(self.batches), desc=name, unit="step", leave=False, disable=hidden
+        ) as bar:
             stats = train_one_epoch(
                 self.step_model,
                 _checked(self.batches.epoch(epoch), check, len(self.batches)),
@@ -266,7 +305,9 @@ class Trainer:
             if stats.bad_step >= 0:
                 self._stop_not_finite(epoch, stats.bad_step)
             bar.set_description(f"{name}, evaluating")
-            average_over_ranks(self.model.buffers(), self.runtime)  # each has normalised by its own statistics
+            average_over_ranks(
+                self.model.buffers(), self.runtime
+            )  # each has normalised by its own statistics
             if self.averaged is not None:
                 update_bn(self.averaged.module, self.bn_batches, self.runtime)
             found = self._evaluate(check) if self.config.evaluates(epoch) else {}
@@ -283,13 +324,19 @@ class Trainer:
 
     def _evaluate(self, check: Callable[[], None]) -> dict[str, Scores]:
         """The scores on the held-out images, of "raw" and, if there are any, "ema" weights."""
-        models = {"raw": self.model} | ({"ema": self.averaged.module} if self.averaged is not None else {})
+        models = {"raw": self.model} | (
+            {"ema": self.averaged.module} if self.averaged is not None else {}
+        )
         return {
-            name: scores(*predict(model, _checked(self.held_out, check, self.held_out.rounds), self.runtime))
+            name: scores(
+                *predict(model, _checked(self.held_out, check, self.held_out.rounds), self.runtime)
+            )
             for name, model in models.items()
         }
 
-    def _row(self, epoch: int, stats: EpochStats, found: dict[str, Scores], seconds: float) -> dict[str, Any]:
+    def _row(
+        self, epoch: int, stats: EpochStats, found: dict[str, Scores], seconds: float
+    ) -> dict[str, Any]:
         chosen = found.get(self.config.evaluate)
         val, test = (None, chosen) if self.splits.val is None else (chosen, None)
         return {
@@ -360,7 +407,9 @@ class Trainer:
                 self.scaler.load_state_dict(state.scaler)
             set_random_state(state.random_state)
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
-            raise UserError(f"the snapshot's optimizer does not fit this run ({problem}); start a new run") from None
+            raise UserError(
+                f"the snapshot's optimizer does not fit this run ({problem}); start a new run"
+            ) from None
         self.epoch = state.epoch
         self.history = [row | {key: row.get(key) for key in LATER_COLUMNS} for row in state.history]
         self.best_accuracy, self.best_epoch = state.best_accuracy, state.best_epoch
@@ -368,9 +417,14 @@ class Trainer:
             self.best_accuracy, self.best_epoch = 0.0, 0
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         # this run's flags, not the snapshot's; before loading, as torch goes by them where it puts AdamW's counts of steps
-        groups = [saved | settings for saved, settings in zip(state["param_groups"], own, strict=True)]
+        groups = [
+            saved | settings for saved, settings in zip(state["param_groups"], own, strict=True)
+        ]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
         for group in self.optimizer.param_groups:
             if not _fit([(p, self.optimizer.state[p]) for p in group["params"]]):
@@ -387,7 +441,9 @@ def may_have_seen(trained: TrainState | Weights, splits: Splits, config: Setting
     """Whether validation images may be among those that `trained` was trained on: its own split has to be this run's."""
     former = settings_from_dict(trained.config)
     split, own = ((c.dataset, c.val_fraction, c.limit_train) for c in (config, former))
-    same = split == own and splits.has_statistics(trained.mean, trained.std)  # which tell one folder from another
+    same = split == own and splits.has_statistics(
+        trained.mean, trained.std
+    )  # which tell one folder from another
     return splits.val is not None and not same
 
 

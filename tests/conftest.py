@@ -22,7 +22,11 @@ import run_complete_training
 _hypothesis = tempfile.TemporaryDirectory()  # else it keeps a folder in the working directory
 configuration.set_hypothesis_home_dir(_hypothesis.name)
 settings.register_profile(
-    "few", max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "few",
+    max_examples=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("few")
 
@@ -62,15 +66,23 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def draw_tree(root: Path, classes=("bar", "disc"), train=6, test=3, size=(32, 32), suffix="png") -> Path:
+def draw_tree(
+    root: Path, classes=("bar", "disc"), train=6, test=3, size=(32, 32), suffix="png"
+) -> Path:
     """An image folder: of each class, noise about a colour of its own."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = random.integers(0, 60, (size[1], size[0], 3)) + 60 * (label % 4) + np.array([0, label, 0])
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i:03d}.{suffix}")
+                pixels = (
+                    random.integers(0, 60, (size[1], size[0], 3))
+                    + 60 * (label % 4)
+                    + np.array([0, label, 0])
+                )
+                Image.fromarray(pixels.astype(np.uint8)).save(
+                    root / split / name / f"{i:03d}.{suffix}"
+                )
     return root
 
 
@@ -81,9 +93,17 @@ def tree(tmp_path):
 
 def seen_by_others(path: Path) -> np.ndarray:
     """The picture float64 [3,32,32] in 0 to 255, decoded and turned by OpenCV, resized by torch."""
-    pixels = torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy()).permute(2, 0, 1).double()
+    pixels = (
+        torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy())
+        .permute(2, 0, 1)
+        .double()
+    )
     if pixels.shape[1:] != (32, 32):
-        pixels = F.interpolate(pixels[None], (32, 32), mode="bicubic", antialias=True)[0].round().clamp(0, 255)
+        pixels = (
+            F.interpolate(pixels[None], (32, 32), mode="bicubic", antialias=True)[0]
+            .round()
+            .clamp(0, 255)
+        )
     return pixels.numpy()
 
 
@@ -101,7 +121,18 @@ def trained(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("trained")
     tree = draw_tree(root / "pictures", classes=("bar", "disc", "star"))
     places = [f"--{what}_dir={root / what}" for what in ("log", "snapshot", "plot")]
-    flags = ("--dataset", "folder", "--data_dir", str(tree), "--batch_size", "6", "--epochs", "4", "--augment", "none")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(tree),
+        "--batch_size",
+        "6",
+        "--epochs",
+        "4",
+        "--augment",
+        "none",
+    )
     assert main.main([*QUICK, *flags, "--dropout", "0", *places]) == 0
     made = Trained(
         tree,

@@ -57,7 +57,9 @@ def trained(ranks: Ranks, name: str) -> dict:
     if name == "taught":
         torch.manual_seed(1)
         states = build_model(run.config, 3).state_dict()
-        untrained = Weights(states, 1, {}, ["a", "b", "c"], [0.4] * 3, [0.2] * 3, "noise", "", None, "", "none")
+        untrained = Weights(
+            states, 1, {}, ["a", "b", "c"], [0.4] * 3, [0.2] * 3, "noise", "", None, "", "none"
+        )
         run.teacher = Teacher(untrained, run.splits, run.runtime)
     run.fit(lambda row: None)
     return {"model": run.model.state_dict(), "history": run.history}
@@ -69,7 +71,11 @@ def command(group: Group) -> None:
     whole = trainer(ranks, False, epochs=1)
     whole.fit(lambda row: None)
     content = torch.cat(
-        [value.double().flatten() for value in whole.model.state_dict().values() if value.is_floating_point()]
+        [
+            value.double().flatten()
+            for value in whole.model.state_dict().values()
+            if value.is_floating_point()
+        ]
     )
     results["states"] = gathered(content, whole.runtime)
     results["seeds"] = gathered(torch.initial_seed(), whole.runtime)

@@ -14,7 +14,15 @@ from cifarnet.core.settings import Settings
 from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import read_image
 from cifarnet.networks.fast import use_plain_forms
-from model import CIFARNet, build_model, load_pretrained, model_table, parameter_count, restore, start_from
+from model import (
+    CIFARNet,
+    build_model,
+    load_pretrained,
+    model_table,
+    parameter_count,
+    restore,
+    start_from,
+)
 
 ROWS = {"c1": 1_160, "c2": 11_112, "c3": 63_552, "c4": 95_088, "head": 3_850}
 
@@ -27,14 +35,21 @@ def test_parameters_row_by_row():
 
 
 def test_convolutions_have_4d_weights_and_no_bias():
-    convolutions = [module for module in CIFARNet().modules() if isinstance(module, torch.nn.Conv2d)]
+    convolutions = [
+        module for module in CIFARNet().modules() if isinstance(module, torch.nn.Conv2d)
+    ]
     assert len(convolutions) == 9
     assert all(conv.weight.ndim == 4 and conv.bias is None for conv in convolutions)
 
 
 def test_shapes_block_by_block():
     model, x = CIFARNet(classes=7).eval(), torch.randn(2, 3, 32, 32)
-    for block, shape in (("c1", (40, 32, 32)), ("c2", (128, 32, 32)), ("c3", (240, 32, 32)), ("c4", (384, 16, 16))):
+    for block, shape in (
+        ("c1", (40, 32, 32)),
+        ("c2", (128, 32, 32)),
+        ("c3", (240, 32, 32)),
+        ("c4", (384, 16, 16)),
+    ):
         x = getattr(model, block)(x)
         assert x.shape == (2, *shape)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
@@ -45,8 +60,12 @@ def reference_forward(state, x):
     """The published table, written down a second time, in plain functional calls."""
 
     def bn(x, name):
-        s = {key: state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")}
-        return F.batch_norm(x, s["running_mean"], s["running_var"], s["weight"], s["bias"], training=False)
+        s = {
+            key: state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
+        }
+        return F.batch_norm(
+            x, s["running_mean"], s["running_var"], s["weight"], s["bias"], training=False
+        )
 
     def separable(x, name, channels, **settings):
         x = F.conv2d(x, state[f"{name}.conv.0.weight"], groups=channels, **settings)
@@ -70,7 +89,9 @@ def test_the_forward_pass_is_the_published_one():
     model.eval()
     images = torch.randn(4, 3, 32, 32)
     state = {name: value.double() for name, value in model.state_dict().items()}
-    torch.testing.assert_close(model(images).double(), reference_forward(state, images.double()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(images).double(), reference_forward(state, images.double()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_fast_and_plain_forms_are_the_same_function():
@@ -126,8 +147,15 @@ def test_a_pretrained_network_is_the_trained_one(trained):
     snapshot = torch.load(trained.snapshot)
     assert classes == tuple(snapshot["classes"]) == ("bar", "disc", "star")
     assert not model.training
-    assert all(torch.equal(value, snapshot["model"][name]) for name, value in model.state_dict().items())
-    images = torch.stack([torch.from_numpy(read_image(path)[0]) for path in sorted(trained.tree.glob("test/*/*.png"))])
+    assert all(
+        torch.equal(value, snapshot["model"][name]) for name, value in model.state_dict().items()
+    )
+    images = torch.stack(
+        [
+            torch.from_numpy(read_image(path)[0])
+            for path in sorted(trained.tree.glob("test/*/*.png"))
+        ]
+    )
     mean, std = (torch.tensor(snapshot[name])[:, None, None] for name in ("mean", "std"))
     expected = (images / 255 - mean) / std
     torch.testing.assert_close(normalise(images), expected, rtol=1e-5, atol=1e-5)
@@ -182,12 +210,18 @@ def test_a_path_is_no_name_of_a_result(trained, tmp_path, monkeypatch):
 
 def test_another_networks_weights_are_refused(trained):
     held = read_weights(str(trained.weights))
-    for strange in ({"weight": torch.ones(3)}, held.model | {"c1.conv.weight": torch.ones(40, 3, 5, 5)}, {}):
+    for strange in (
+        {"weight": torch.ones(3)},
+        held.model | {"c1.conv.weight": torch.ones(40, 3, 5, 5)},
+        {},
+    ):
         with pytest.raises(UserError, match="another network"):
             restore(dataclasses.replace(held, model=strange))
 
 
-@pytest.mark.parametrize("classes", [("bar", "disc", "star"), ("disc", "bar", "star"), ("bar", "disc"), tuple("abc")])
+@pytest.mark.parametrize(
+    "classes", [("bar", "disc", "star"), ("disc", "bar", "star"), ("bar", "disc"), tuple("abc")]
+)
 def test_a_start_from_weights_keeps_the_head_only_of_the_same_classes(trained, classes):
     held = read_weights(str(trained.weights))
     model = build_model(Settings(), len(classes))
@@ -195,4 +229,6 @@ def test_a_start_from_weights_keeps_the_head_only_of_the_same_classes(trained, c
     same = start_from(model, held, classes)
     assert same == (classes == ("bar", "disc", "star"))
     for name, value in model.state_dict().items():
-        assert torch.equal(value, held.model[name] if same or not name.startswith("head.") else fresh[name]), name
+        assert torch.equal(
+            value, held.model[name] if same or not name.startswith("head.") else fresh[name]
+        ), name

@@ -14,7 +14,9 @@ def history(epochs: int, held_out: str = "test"):
     other = "val" if held_out == "test" else "test"
     rows = []
     for epoch in range(1, epochs + 1):
-        rows.append({"epoch": epoch, "train_loss": 2 / epoch, "train_accuracy": 1 - 1 / (epoch + 1)})
+        rows.append(
+            {"epoch": epoch, "train_loss": 2 / epoch, "train_accuracy": 1 - 1 / (epoch + 1)}
+        )
         for what, value in (("loss", 1.5 / epoch), ("accuracy", 1 - 1.2 / (epoch + 1))):
             rows[-1] |= {f"{held_out}_{what}": value, f"{other}_{what}": None}
     return rows
@@ -51,7 +53,9 @@ def test_a_training_loss_of_another_kind_is_named(tmp_path, monkeypatch):
     legends = []
 
     def keep(figure, path):
-        legends.extend([text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes)
+        legends.extend(
+            [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes
+        )
 
     monkeypatch.setattr(plots, "_write", keep)
     plots.training_curves(history(3), "title", tmp_path / "curves.png", "train, smoothed labels")
@@ -66,14 +70,20 @@ def test_a_training_loss_of_another_kind_is_named(tmp_path, monkeypatch):
 def test_schedule(tmp_path, epochs, done):
     steps = epochs * 98
     plots.learning_rate_schedule(
-        lambda step: learning_rate(step, steps, 0, 0.1, 1e-6), steps, epochs, done, tmp_path / "rate.png"
+        lambda step: learning_rate(step, steps, 0, 0.1, 1e-6),
+        steps,
+        epochs,
+        done,
+        tmp_path / "rate.png",
     )
     assert size_of(tmp_path / "rate.png") == (960, 504)
 
 
 def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: titles.append(figure.axes[0].get_title()))
+    monkeypatch.setattr(
+        plots, "_write", lambda figure, path: titles.append(figure.axes[0].get_title())
+    )
     plots.learning_rate_schedule(lambda step: (0.1, 0.4, 0.2)[step], 3, 3, 3, tmp_path / "rate.png")
     assert titles == ["learning rate (--lr), 0.4 to 0.2"]
 
@@ -82,7 +92,13 @@ def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
 def test_report_figures(tmp_path, classes):
     names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
     logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
-    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw", "selected_by": "by chance", "sha256": "0"}
+    about = {
+        "snapshot": "a.pth",
+        "epoch": 1,
+        "weights": "raw",
+        "selected_by": "by chance",
+        "sha256": "0",
+    }
     report = build_report(logits, labels, names, dataset="$pictures_{", **about)
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")

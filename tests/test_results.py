@@ -33,7 +33,11 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
     report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     held = weights.read_weights(result)
     assert held.classes == list(report["per_class"])
-    assert (held.epoch, held.dataset, held.accuracy) == (report["epoch"], report["dataset"], report["top1"])
+    assert (held.epoch, held.dataset, held.accuracy) == (
+        report["epoch"],
+        report["dataset"],
+        report["top1"],
+    )
     assert parameter_count(load_pretrained(result)[0]) == 174_762 - 3_850 + 385 * len(held.classes)
     draw_tree(Path("pictures"), size=(60, 40))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pictures/black.png")
@@ -44,7 +48,9 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
     for predictions in told:
         assert sorted(guess["class"] for guess in predictions) == sorted(held.classes)
         assert sum(guess["probability"] for guess in predictions) == pytest.approx(1)
-    assert len({predictions[0]["probability"] for predictions in told}) == 19  # it looks at the pictures
+    assert (
+        len({predictions[0]["probability"] for predictions in told}) == 19
+    )  # it looks at the pictures
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,7 +59,9 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     recipe = read_recipe(folder / "recipe.toml")
     assert recipe == read_recipe(recipes / f"{name}.toml")  # what repeats it
     for earlier in recipe.keys() & {"init", "teacher"}:
-        its = Path(recipe[earlier]).parent.name.removeprefix("snapshots_")  # as that recipe names its --snapshot_dir
+        its = Path(recipe[earlier]).parent.name.removeprefix(
+            "snapshots_"
+        )  # as that recipe names its --snapshot_dir
         assert read_recipe(folder / f"{earlier}.toml") == read_recipe(recipes / f"{its}.toml")
     held = weights.read_weights(name)
     assert recipe.items() <= held.config.items()
@@ -68,7 +76,9 @@ def test_a_result_is_of_the_recipe_beside_it(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reported_accuracy_is_repeated(command, name, real_images):
     report = json.loads((weights.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
-    done = command("evaluate", "--pretrained", name, "--dataset", "folder", "--data_dir", real_images)
+    done = command(
+        "evaluate", "--pretrained", name, "--dataset", "folder", "--data_dir", real_images
+    )
     assert (done.code, done.err) == (0, "")
     again = json.loads(Path("plots_complete/metrics.json").read_text(encoding="utf-8"))
     assert again["images"] == report["images"] == 10_000

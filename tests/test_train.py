@@ -24,7 +24,9 @@ def small_splits(train=24, test=10, val=None) -> Splits:
         pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
         return ImageSet(pixels, torch.arange(count) % 2, ("a", "b"))
 
-    return Splits("noise", images(train), images(val) if val else None, images(test), (0.5,) * 3, (0.3,) * 3)
+    return Splits(
+        "noise", images(train), images(val) if val else None, images(test), (0.5,) * 3, (0.3,) * 3
+    )
 
 
 def make_trainer(splits=None, **settings) -> Trainer:
@@ -37,7 +39,9 @@ def make_trainer(splits=None, **settings) -> Trainer:
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
 def test_an_epoch_is_plain_sgd_with_nesterov_momentum(max_grad_norm):
     """The recipe, written down a second time: a plain loop with its own momentum, decay and clipping."""
-    trainer = make_trainer(dropout=0.0, max_grad_norm=max_grad_norm, lr=0.05, weight_decay=5e-4, momentum=0.9)
+    trainer = make_trainer(
+        dropout=0.0, max_grad_norm=max_grad_norm, lr=0.05, weight_decay=5e-4, momentum=0.9
+    )
     model = CIFARNet(2, dropout=0.0)
     model.load_state_dict(trainer.model.state_dict())
     parameters = list(model.parameters())
@@ -92,7 +96,9 @@ def test_a_run_reports_each_epoch_once():
 
 def test_validation_images_keep_the_test_set_out_of_the_run():
     splits = small_splits(val=6)
-    splits = Splits(splits.name, splits.train, splits.val, None, splits.mean, splits.std)  # any look would fail
+    splits = Splits(
+        splits.name, splits.train, splits.val, None, splits.mean, splits.std
+    )  # any look would fail
     trainer, rows = make_trainer(splits), []
     trainer.fit(rows.append)
     assert all(row["test_loss"] is None and row["val_loss"] is not None for row in rows)
@@ -102,7 +108,9 @@ def test_validation_images_keep_the_test_set_out_of_the_run():
 @pytest.mark.parametrize("amp", [False, True])
 def test_weights_that_are_no_longer_finite_end_the_run(amp):
     trainer, rows = make_trainer(lr=1e30, max_grad_norm=0.0, amp=amp), []
-    with pytest.raises(RunError, match=r"no longer finite: epoch 1, step \d of 3, learning rate") as caught:
+    with pytest.raises(
+        RunError, match=r"no longer finite: epoch 1, step \d of 3, learning rate"
+    ) as caught:
         trainer.fit(rows.append)
     assert caught.value.exit_code == 1
     assert not rows
@@ -111,7 +119,13 @@ def test_weights_that_are_no_longer_finite_end_the_run(amp):
 
 TECHNIQUES = {
     "published": {"augment": "full"},
-    "muon": {"optimizer": "muon", "ema_decay": 0.9, "evaluate": "ema", "image_sizes": "16,32", "schedule": "linear"},
+    "muon": {
+        "optimizer": "muon",
+        "ema_decay": 0.9,
+        "evaluate": "ema",
+        "image_sizes": "16,32",
+        "schedule": "linear",
+    },
     "adamw": {"optimizer": "adamw", "decay_norms": False, "label_smoothing": 0.1, "eval_freq": 2},
 }
 
@@ -137,7 +151,9 @@ def test_going_on_from_a_state_equals_not_stopping(settings):
     assert (second.best_accuracy, second.best_epoch) == (whole.best_accuracy, whole.best_epoch)
 
 
-@pytest.mark.parametrize("change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str
+)
 def test_the_best_by_other_images_is_forgotten(change):
     first = make_trainer()
     first.fit(lambda row: None)
@@ -169,21 +185,29 @@ def test_adamw_takes_its_counts_of_steps_over_as_its_own_kind_of_step_wants_them
     assert {kept["step"].dtype for kept in second.optimizer.state.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"decay_norms": False}])
+@pytest.mark.parametrize(
+    "change", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"decay_norms": False}]
+)
 def test_an_optimizer_of_other_settings_starts_anew(change):
     first = make_trainer()
     first.fit(lambda row: None)
     second = make_trainer(epochs=3, **change)
     second.load_state(first.state())
     assert not second.optimizer.state
-    assert all(torch.equal(value, second.model.state_dict()[name]) for name, value in first.model.state_dict().items())
+    assert all(
+        torch.equal(value, second.model.state_dict()[name])
+        for name, value in first.model.state_dict().items()
+    )
     second.fit(lambda row: None)
     assert [row["epoch"] for row in second.history] == [1, 2, 3]
 
 
 def test_the_averaged_weights_follow_their_closed_form():
     trainer, seen = make_trainer(ema_decay=0.7, epochs=1), []
-    trainer.fit(lambda row: None, lambda: seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()}))
+    trainer.fit(
+        lambda row: None,
+        lambda: seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()}),
+    )
     seen = seen[:3]  # after each of the three steps
     averaged = evaluated_weights(trainer.state(), "ema")
     assert averaged.keys() == seen[0].keys()
@@ -205,7 +229,9 @@ def test_the_running_statistics_of_averaged_weights_are_those_of_clean_images(pl
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # the statistics of one batch, in place of what was loaded
     model.train()(trainer.batches.normalise(trainer.splits.train.images))
-    for (name, ours), expected in zip(model.named_buffers(), trainer.averaged.module.buffers(), strict=True):
+    for (name, ours), expected in zip(
+        model.named_buffers(), trainer.averaged.module.buffers(), strict=True
+    ):
         if ours.is_floating_point():
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -225,7 +251,9 @@ def test_the_weights_that_evaluate_names_are_scored_and_kept_as_the_best():
 
 
 def test_the_smoothed_loss_is_its_definition():
-    trainer = make_trainer(label_smoothing=0.2, dropout=0.0, lr=1e-12, min_lr=0.0, batch_size=24, epochs=1)
+    trainer = make_trainer(
+        label_smoothing=0.2, dropout=0.0, lr=1e-12, min_lr=0.0, batch_size=24, epochs=1
+    )
     images, labels = next(trainer.batches.epoch(1))
     log_p = trainer.model.train()(images).log_softmax(1)
     expected = -(0.8 * log_p[torch.arange(24), labels] + 0.2 * log_p.mean(1)).mean().item()
@@ -237,7 +265,9 @@ def test_image_sizes_change_what_the_network_trains_on_and_not_the_evaluation():
     trainer = make_trainer(image_sizes="16,24", epochs=2)
     shapes = {"train": set(), "eval": set()}
     trainer.model.c1.register_forward_pre_hook(
-        lambda module, args: shapes["train" if module.training else "eval"].add(tuple(args[0].shape[2:]))
+        lambda module, args: shapes["train" if module.training else "eval"].add(
+            tuple(args[0].shape[2:])
+        )
     )
     trainer.fit(lambda row: None)
     assert shapes == {"train": {(16, 16), (24, 24)}, "eval": {(32, 32)}}
@@ -246,16 +276,25 @@ def test_image_sizes_change_what_the_network_trains_on_and_not_the_evaluation():
 def test_epochs_that_are_not_evaluated_say_so():
     trainer = make_trainer(epochs=5, eval_freq=2)
     trainer.fit(lambda row: None)
-    assert [row["epoch"] for row in trainer.history if row["test_accuracy"] is not None] == [2, 4, 5]
+    assert [row["epoch"] for row in trainer.history if row["test_accuracy"] is not None] == [
+        2,
+        4,
+        5,
+    ]
     assert trainer.best_epoch in (2, 4, 5)
 
 
 @pytest.mark.slow
 def test_a_compiled_step_trains_the_same():
-    plain, compiled = make_trainer(epochs=1, dropout=0.0), make_trainer(epochs=1, dropout=0.0, compile=True)
+    plain, compiled = (
+        make_trainer(epochs=1, dropout=0.0),
+        make_trainer(epochs=1, dropout=0.0, compile=True),
+    )
     for trainer in (plain, compiled):
         trainer.fit(lambda row: None)
-    assert compiled.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=1e-3)
+    assert compiled.history[0]["train_loss"] == pytest.approx(
+        plain.history[0]["train_loss"], rel=1e-3
+    )
     assert compiled.state().model.keys() == plain.state().model.keys()
 
 
@@ -280,7 +319,9 @@ def test_a_state_of_other_classes_or_another_network_is_refused():
     with pytest.raises(UserError, match="another network"):
         make_trainer().load_state(type(state)(**{**state.__dict__, "model": weights}))
     with pytest.raises(UserError, match="optimizer"):
-        make_trainer().load_state(type(state)(**{**state.__dict__, "optimizer": {"param_groups": []}}))
+        make_trainer().load_state(
+            type(state)(**{**state.__dict__, "optimizer": {"param_groups": []}})
+        )
 
 
 def test_a_history_of_an_earlier_version_is_taken_over_with_blanks():
@@ -293,7 +334,10 @@ def test_a_history_of_an_earlier_version_is_taken_over_with_blanks():
     trainer.load_state(kept)
     trainer.fit(lambda row: None)
     assert trainer.history[0].keys() == trainer.history[1].keys()
-    assert all(trainer.history[0][name] is None and trainer.history[1][name] is not None for name in LATER_COLUMNS)
+    assert all(
+        trainer.history[0][name] is None and trainer.history[1][name] is not None
+        for name in LATER_COLUMNS
+    )
 
 
 def test_the_best_of_other_weights_is_not_carried_over():
@@ -325,4 +369,6 @@ def test_an_overflow_in_the_first_fp16_step_leaves_no_trace(optimizer):
         trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
         assert all(p.isfinite().all() for p in trainer.model.parameters())
-    assert all(state["momentum_buffer"].isfinite().all() for state in trainer.optimizer.state.values())
+    assert all(
+        state["momentum_buffer"].isfinite().all() for state in trainer.optimizer.state.values()
+    )

@@ -4,7 +4,9 @@ import os
 
 from cifarnet.augment.policy import CONTRAST, HUE, SATURATION, Draws, Policy, draw
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks a server for newer versions
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # or its import asks a server for newer versions
 
 
 import numpy as np
@@ -22,9 +24,13 @@ class BatchedEngine:
     tests/test_augment_batched.py: its conventions, and its 8-bit values between two steps, are kept.
     """
 
-    def __init__(self, policy: Policy, mean: tuple[float, float, float], device: torch.device) -> None:
+    def __init__(
+        self, policy: Policy, mean: tuple[float, float, float], device: torch.device
+    ) -> None:
         self.policy, self.device = policy, device
-        self.fill = torch.tensor([round(255.0 * m) for m in mean], device=device).float().view(1, 3, 1, 1)
+        self.fill = (
+            torch.tensor([round(255.0 * m) for m in mean], device=device).float().view(1, 3, 1, 1)
+        )
         self.places = torch.arange(SIZE, device=device)
         # Images worked on at a time: on the CPU what its cache holds as float32 (measured: 64 to 128 are best),
         # elsewhere so many that the calls, some two hundred whatever the number, do not set the pace.
@@ -49,7 +55,10 @@ class BatchedEngine:
         padded = self.fill.to(torch.uint8).repeat(len(images), 1, width, width)
         padded[:, :, pad : pad + SIZE, pad : pad + SIZE] = images
         row, column = self._to_device(draws.offset).unsqueeze(2).unbind(1)  # [B,1]
-        columns = torch.where(self._to_device(draws.flip)[:, None], self.places.flip(0), self.places) + column
+        columns = (
+            torch.where(self._to_device(draws.flip)[:, None], self.places.flip(0), self.places)
+            + column
+        )
         source = ((self.places + row) * width)[:, :, None] + columns[:, None, :]  # [B,32,32]
         source = source.view(len(images), 1, -1).expand(-1, 3, -1)
         return padded.view(len(images), 3, -1).gather(2, source).view_as(images)
@@ -63,16 +72,24 @@ class BatchedEngine:
         chosen = draws.affine.nonzero().squeeze(1)
         angle = draws.rotate[chosen].deg2rad()
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-        inverse = turn / draws.scale[chosen].view(-1, 1, 1)  # from a pixel of the result to its source
-        origin = -inverse @ draws.shift[chosen].float().unsqueeze(2) * (2 / SIZE)  # the image reaches from -1 to 1
+        inverse = turn / draws.scale[chosen].view(
+            -1, 1, 1
+        )  # from a pixel of the result to its source
+        origin = (
+            -inverse @ draws.shift[chosen].float().unsqueeze(2) * (2 / SIZE)
+        )  # the image reaches from -1 to 1
         matrices = self._to_device(torch.cat([inverse, origin], 2)).unsqueeze(3)  # [n,2,3,1]
         ends = (2 * self.places + 1) / SIZE - 1  # pixel centres
         chosen = self._to_device(chosen)
         for part, matrix in zip(chosen.split(self.chunk), matrices.split(self.chunk), strict=True):
             x, y, origin = matrix.unbind(2)  # [n,2,1]
             grid = (x * ends).unsqueeze(2) + (y * ends + origin).unsqueeze(3)  # [n,2,32,32]
-            values = images.index_select(0, part).float().sub_(self.fill)  # so that zeros from outside are the fill
-            values = F.grid_sample(values, grid.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False)
+            values = (
+                images.index_select(0, part).float().sub_(self.fill)
+            )  # so that zeros from outside are the fill
+            values = F.grid_sample(
+                values, grid.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False
+            )
             images.index_copy_(0, part, values.add_(self.fill + 0.5).to(torch.uint8))
 
     def _jitter(self, images: Tensor, draws: Draws) -> None:
@@ -104,9 +121,13 @@ class BatchedEngine:
     def _punch(self, images: Tensor, draws: Draws) -> None:
         """Fills the holes, in place."""
         chosen = draws.hole.nonzero().squeeze(1)
-        row, column = (self._to_device(draws.corner[chosen])[:, :, None] + self.places[: self.policy.hole]).unbind(1)
+        row, column = (
+            self._to_device(draws.corner[chosen])[:, :, None] + self.places[: self.policy.hole]
+        ).unbind(1)
         inside = (row[:, :, None] * SIZE + column[:, None, :]).flatten(1)  # [n,256]
-        images.flatten(2)[self._to_device(chosen)[:, None], :, inside] = self.fill.to(torch.uint8).flatten()
+        images.flatten(2)[self._to_device(chosen)[:, None], :, inside] = self.fill.to(
+            torch.uint8
+        ).flatten()
 
     def _to_device(self, values: Tensor) -> Tensor:
         return values.to(self.device, non_blocking=True)
@@ -134,11 +155,17 @@ def _turn_hue(values: Tensor, turn: Tensor) -> None:
     red, green, blue = values.unbind(1)
     high, low = values.amax(1), values.amin(1)
     chroma = high - low
-    green_or_blue = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    hue = torch.where(high == red, green - blue, green_or_blue).div_(chroma.clamp(min=1))  # sixths of a turn
+    green_or_blue = torch.where(
+        high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
+    )
+    hue = torch.where(high == red, green - blue, green_or_blue).div_(
+        chroma.clamp(min=1)
+    )  # sixths of a turn
     hue.mul_(30).add_((180 * turn).floor().view(-1, 1, 1) + 0.5).floor_().div_(180)
     hue.sub_(hue.floor()).mul_(6)
-    for channel, middle in enumerate((3, 2, 4)):  # each channel's share of the chroma is a trapezium of the hue
+    for channel, middle in enumerate(
+        (3, 2, 4)
+    ):  # each channel's share of the chroma is a trapezium of the hue
         share = (hue - middle).abs_()
         share = share.sub_(1) if channel == 0 else share.neg_().add_(2)
         torch.addcmul(low, share.clamp_(0, 1), chroma, out=share)

@@ -24,7 +24,9 @@ class AlbumentationsEngine:
         Each transform gets a seed of its own: with one for all, as a seed given to `A.Compose` sets it, every
         transform's decisions would follow from the same numbers.
         """
-        cv2.setNumThreads(1)  # a pool of threads an image of this size only costs, and dies in a forked worker
+        cv2.setNumThreads(
+            1
+        )  # a pool of threads an image of this size only costs, and dies in a forked worker
         for place, transform in enumerate(self.transforms):
             transform.set_random_seed(derived_seed(*key, place))
         augmented = np.empty_like(images)
@@ -37,8 +39,12 @@ class AlbumentationsEngine:
 
 
 def _albumentations(policy: Policy, fill: tuple[int, ...]) -> list[A.BasicTransform]:
-    shift = round(policy.shift * SIZE)  # in pixels: a share would be drawn as a float and cut off towards 0
-    padding = A.PadIfNeeded(SIZE + 2 * policy.pad, SIZE + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill)
+    shift = round(
+        policy.shift * SIZE
+    )  # in pixels: a share would be drawn as a float and cut off towards 0
+    padding = A.PadIfNeeded(
+        SIZE + 2 * policy.pad, SIZE + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill
+    )
     steps = [
         (policy.crop_p, [padding, A.RandomCrop(SIZE, SIZE)]),
         (policy.flip_p, [A.HorizontalFlip(p=policy.flip_p)]),
@@ -81,4 +87,9 @@ def _albumentations(policy: Policy, fill: tuple[int, ...]) -> list[A.BasicTransf
             ],
         ),
     ]
-    return [transform for probability, transforms in steps if probability > 0 for transform in transforms]
+    return [
+        transform
+        for probability, transforms in steps
+        if probability > 0
+        for transform in transforms
+    ]

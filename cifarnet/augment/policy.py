@@ -25,7 +25,9 @@ class Policy:
     crop_p: float = 1.0  # pad by `pad` on all sides with the mean, cut out 32x32 anywhere
     pad: int = 4  # pixels
     flip_p: float = 0.5  # mirror left to right
-    affine_p: float = 0.5  # shift, scale and rotate in one resampling; the mean comes in from outside
+    affine_p: float = (
+        0.5  # shift, scale and rotate in one resampling; the mean comes in from outside
+    )
     shift: float = 0.0625  # of the image's width or height, at most, along each axis
     scale: float = 0.1  # 1 - scale to 1 + scale
     rotate: float = 15.0  # degrees, at most, either way
@@ -43,7 +45,11 @@ def build_policy(name: str, augment_p: float | None = None, **single: float | No
     probability of each step that "light" leaves out, and those in `single` (affine_p, ...) are of one step."""
     off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
     probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
-    policy = Policy() if augment_p is None else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
+    policy = (
+        Policy()
+        if augment_p is None
+        else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
+    )
     policy = replace(policy, **{step: p for step, p in single.items() if p is not None})
     return replace(policy, **dict.fromkeys(off.get(name, probabilities), 0.0))
 
@@ -91,7 +97,9 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
         scale=uniform(1 - policy.scale, 1 + policy.scale),
         rotate=uniform(-policy.rotate, policy.rotate),
         jitter=chance(policy.jitter_p),
-        factors=torch.stack([*(uniform(1 - x, 1 + x) for x in gains), uniform(-policy.hue, policy.hue)], 1),
+        factors=torch.stack(
+            [*(uniform(1 - x, 1 + x) for x in gains), uniform(-policy.hue, policy.hue)], 1
+        ),
         order=torch.rand(count, 4, generator=generator).argsort(1),
         hole=chance(policy.hole_p),
         corner=whole(0, SIZE - policy.hole),

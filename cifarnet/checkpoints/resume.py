@@ -34,12 +34,17 @@ def take_over(trainer: Trainer, state: TrainState, source: Path, log: RunLog) ->
         raise UserError(f"--resume {source}: {problem}") from None
     _say_changes(trainer, state, source, log)
     if state.epoch >= config.epochs:
-        log.line(f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only")
+        log.line(
+            f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only"
+        )
         best = from_first_rank(
-            lambda: find_best(source, source.parent, trainer.best_epoch, trainer.history), trainer.runtime
+            lambda: find_best(source, source.parent, trainer.best_epoch, trainer.history),
+            trainer.runtime,
         )
         if config.select == "best" and not best:
-            raise UserError(f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}")
+            raise UserError(
+                f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}"
+            )
 
 
 def make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
@@ -49,17 +54,25 @@ def make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | 
     best = None
     if source:
         best = from_first_rank(
-            lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history), trainer.runtime
+            lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history),
+            trainer.runtime,
         )
     if trainer.runtime.rank == 0:
         _move_and_copy(trainer, log, snapshot_dir, source, best, trainer.epoch if in_place else 0)
     if source and trainer.config.keeps_best and trainer.best_epoch and not best:
-        log.line(f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew")
+        log.line(
+            f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew"
+        )
         trainer.best_accuracy, trainer.best_epoch = 0.0, 0
 
 
 def _move_and_copy(
-    trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None, best: Path | None, keep_up_to: int
+    trainer: Trainer,
+    log: RunLog,
+    snapshot_dir: Path,
+    source: Path | None,
+    best: Path | None,
+    keep_up_to: int,
 ) -> None:
     wanted = {LAST: source, BEST: best if trainer.config.keeps_best else None}
     try:
@@ -71,7 +84,9 @@ def _move_and_copy(
             if not (snapshot_dir / name).exists():
                 save(content, snapshot_dir / name)
     except OSError as problem:
-        raise UserError(f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory") from None
+        raise UserError(
+            f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory"
+        ) from None
 
 
 def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
@@ -88,7 +103,11 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
     allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
     if not altering and not splits.has_statistics(state.mean, state.std):
         altering = ["the training images (their channel statistics are others)"]
-    if both_taught and trainer.teacher and trainer.teacher.sha256 != state.config.get("teacher_sha256"):
+    if (
+        both_taught
+        and trainer.teacher
+        and trainer.teacher.sha256 != state.config.get("teacher_sha256")
+    ):
         altering.append(f"the teacher {config.teacher} (its weights are others)")
     if altering and not config.resume_override:
         raise UserError(
@@ -96,15 +115,22 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
             f"--resume_override to go on all the same"
         )
     changes = ", ".join(allowed + altering)
-    log.line(f"resuming after epoch {state.epoch} from {source}" + (f"; changed: {changes}" if changes else ""))
+    log.line(
+        f"resuming after epoch {state.epoch} from {source}"
+        + (f"; changed: {changes}" if changes else "")
+    )
     if may_have_seen(state, splits, config):
         log.line("warning: this run has seen the validation images that are held back now, and the accuracy on them will be "
                  "too high, unless it was trained on others")  # fmt: skip
     if not keeps_momenta(former, config):
-        log.line("the optimizer's momenta start anew: what the snapshot keeps of them fits other settings")
+        log.line(
+            "the optimizer's momenta start anew: what the snapshot keeps of them fits other settings"
+        )
     before, now = state.config.get("computed_on"), trainer.runtime.computed_on
     if before not in (None, now):
-        log.line(f"that run computed on {before}, this one on {now}: rounding differs, so that the result is another")
+        log.line(
+            f"that run computed on {before}, this one on {now}: rounding differs, so that the result is another"
+        )
     before, now = state.config.get("world_size", 1), trainer.runtime.world_size
     if before != now:
         log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "
@@ -118,4 +144,6 @@ def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog)
         )
         if config.image_sizes:
             sizes = former.image_size(state.epoch), config.image_size(state.epoch + 1)
-            log.line(f"so do the parts of --image_sizes: from {sizes[0]} pixels the training goes on at {sizes[1]}")
+            log.line(
+                f"so do the parts of --image_sizes: from {sizes[0]} pixels the training goes on at {sizes[1]}"
+            )

@@ -35,8 +35,12 @@ def pack(state: TrainState) -> bytes:
     bytes before: `torch.load` alone would not notice a weight that changed on the disk.
     """
     buffer = io.BytesIO()
-    torch.save({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, buffer)
-    archive = buffer.getvalue()[:-2] + SEAL_LENGTH.to_bytes(2, "little")  # the comment's length ends the archive
+    torch.save(
+        {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, buffer
+    )
+    archive = buffer.getvalue()[:-2] + SEAL_LENGTH.to_bytes(
+        2, "little"
+    )  # the comment's length ends the archive
     return archive + SEAL + hashlib.sha256(archive).hexdigest().encode()
 
 
@@ -54,7 +58,11 @@ def prune(directory: Path, keep: int) -> None:
 
 def _all_numbered(directory: Path) -> list[Path]:
     """The numbered snapshots in `directory`, the oldest first."""
-    found = [path for path in directory.glob("snapshot_epoch_*.pth") if path.stem.rpartition("_")[2].isdecimal()]
+    found = [
+        path
+        for path in directory.glob("snapshot_epoch_*.pth")
+        if path.stem.rpartition("_")[2].isdecimal()
+    ]
     return sorted(found, key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
@@ -71,7 +79,9 @@ def load(path: Path) -> TrainState:
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of foreign files is said below in one line
+            warnings.simplefilter(
+                "ignore"
+            )  # what torch says of foreign files is said below in one line
             fields = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged or crafted file can raise anything
         if "unsupported global" in str(problem).lower():
@@ -81,16 +91,24 @@ def load(path: Path) -> TrainState:
         raise UserError(f"{path} is truncated, damaged or no snapshot; use another one") from None
     archive, seal = content[:-SEAL_LENGTH], content[-SEAL_LENGTH:]
     if seal.startswith(SEAL) and seal != SEAL + hashlib.sha256(archive).hexdigest().encode():
-        raise UserError(f"{path} is damaged: its checksum does not fit its content; use another one")
+        raise UserError(
+            f"{path} is damaged: its checksum does not fit its content; use another one"
+        )
     if isinstance(fields, dict):
         fields.setdefault("averaged", {})  # not in snapshots of before there were such weights
     for field in dataclasses.fields(TrainState):
         kind = typing.get_origin(field.type) or field.type
         if not isinstance(fields, dict) or not isinstance(fields.get(field.name), kind):
-            raise UserError(f"{path} is no CIFARNet snapshot: it has no {field.name!r} as a run writes it")
-    state = TrainState(**{field.name: fields[field.name] for field in dataclasses.fields(TrainState)})
+            raise UserError(
+                f"{path} is no CIFARNet snapshot: it has no {field.name!r} as a run writes it"
+            )
+    state = TrainState(
+        **{field.name: fields[field.name] for field in dataclasses.fields(TrainState)}
+    )
     if not _is_sound(state):
-        raise UserError(f"{path} is no CIFARNet snapshot: its figures do not fit together; use another one")
+        raise UserError(
+            f"{path} is no CIFARNet snapshot: its figures do not fit together; use another one"
+        )
     return state
 
 
@@ -155,13 +173,19 @@ def _epoch_of(path: Path) -> int | None:
         return None
 
 
-def find_best(source: Path, directory: Path, epoch: int, history: list[dict[str, Any]]) -> Path | None:
+def find_best(
+    source: Path, directory: Path, epoch: int, history: list[dict[str, Any]]
+) -> Path | None:
     """The snapshot of epoch `epoch`, the best of the run that `source` and `history` are of: best_model.pth in
     `directory` or beside `source`, `source` itself, or a numbered one; None where there is none. Another run's differs in
     its losses."""
     losses = [row["train_loss"] for row in history[:epoch]]
     places = (directory, source.parent)
-    for path in (*(place / BEST for place in places), source, *(numbered(place, epoch) for place in places)):
+    for path in (
+        *(place / BEST for place in places),
+        source,
+        *(numbered(place, epoch) for place in places),
+    ):
         with contextlib.suppress(UserError):
             state = load(path)
             if state.epoch == epoch and [row["train_loss"] for row in state.history] == losses:

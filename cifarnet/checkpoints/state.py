@@ -33,7 +33,9 @@ class TrainState:
     mean: list[float]
     std: list[float]
     dataset: str
-    averaged: dict[str, Any] = dataclasses.field(default_factory=dict)  # of torch's AveragedModel; empty: none are kept
+    averaged: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # of torch's AveragedModel; empty: none are kept
 
 
 def evaluated_weights(state: TrainState, which: str) -> dict[str, Any]:
@@ -44,9 +46,15 @@ def evaluated_weights(state: TrainState, which: str) -> dict[str, Any]:
     if which == "raw":
         return state.model
     if not state.averaged:
-        raise UserError("the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw")
+        raise UserError(
+            "the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw"
+        )
     prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in state.averaged.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state.averaged.items()
+        if name.startswith(prefix)
+    }
 
 
 def _is_sound(state: TrainState) -> bool:
@@ -59,7 +67,9 @@ def _is_sound(state: TrainState) -> bool:
     )
 
 
-def weights_of(state: TrainState, source: Path, which: str | None = None, best: bool = False) -> Weights:
+def weights_of(
+    state: TrainState, source: Path, which: str | None = None, best: bool = False
+) -> Weights:
     """What the snapshot `source`, which holds `state`, says of its "raw" or "ema" weights; None: of those that its run
     evaluates. It is of the `best` epoch, as its name may say too. Raises `UserError` where there are none such."""
     config = settings_from_dict(state.config)
@@ -76,7 +86,9 @@ def weights_of(state: TrainState, source: Path, which: str | None = None, best: 
         dataset=state.dataset,
         selected_by=_selected_by(config, state.history, best or source.name == BEST),
         accuracy=accuracy,
-        accuracy_from="not measured" if accuracy is None else f"the run's history, epoch {state.epoch}",
+        accuracy_from="not measured"
+        if accuracy is None
+        else f"the run's history, epoch {state.epoch}",
         source=str(source),
     )
 
@@ -85,7 +97,19 @@ def _selected_by(config: Settings, history: list[dict[str, Any]], best: bool) ->
     """How the epoch of a snapshot was chosen, and what part the test set had in it."""
     validated = config.val_fraction > 0
     looks = [row["epoch"] for row in history if row["test_accuracy"] is not None]
-    looked = "at the end only" if looks == [config.epochs] else "during the run" if looks else "never so far"
+    looked = (
+        "at the end only"
+        if looks == [config.epochs]
+        else "during the run"
+        if looks
+        else "never so far"
+    )
     if best:
-        return "best by " + ("validation accuracy" if validated else f"test accuracy, evaluated {looked}")
-    return "chosen without test images" if validated else f"not selected; the test set was evaluated {looked}"
+        return "best by " + (
+            "validation accuracy" if validated else f"test accuracy, evaluated {looked}"
+        )
+    return (
+        "chosen without test images"
+        if validated
+        else f"not selected; the test set was evaluated {looked}"
+    )

@@ -89,15 +89,27 @@ def read_weights(name: str) -> Weights:
             metadata = file.metadata() or {}
             model = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception:  # a damaged or crafted file can raise anything
-        raise UserError(f"{path} is truncated, damaged or no safetensors file; use another one") from None
+        raise UserError(
+            f"{path} is truncated, damaged or no safetensors file; use another one"
+        ) from None
     missing = [key for key in (*METADATA, "sha256") if key not in metadata]
     if missing:
-        raise UserError(f"{path} lacks the metadata {missing[0]!r}; use a file that export.py wrote")
+        raise UserError(
+            f"{path} lacks the metadata {missing[0]!r}; use a file that export.py wrote"
+        )
     if metadata["sha256"] != json.dumps(_checksum(model, metadata)):
-        raise UserError(f"{path} is damaged: its checksum does not fit its content; use another one")
-    trained = Weights(model=model, source=name, **{key: json.loads(metadata[key]) for key in METADATA})
-    if not isinstance(trained.config, dict) or not fit_a_network(trained.classes, trained.mean, trained.std):
-        raise UserError(f"{path}: its metadata do not fit together; use a file that export.py wrote")
+        raise UserError(
+            f"{path} is damaged: its checksum does not fit its content; use another one"
+        )
+    trained = Weights(
+        model=model, source=name, **{key: json.loads(metadata[key]) for key in METADATA}
+    )
+    if not isinstance(trained.config, dict) or not fit_a_network(
+        trained.classes, trained.mean, trained.std
+    ):
+        raise UserError(
+            f"{path}: its metadata do not fit together; use a file that export.py wrote"
+        )
     return trained
 
 

@@ -23,11 +23,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = next((w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), "")
+        unknown = next(
+            (w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), ""
+        )
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
 
 
-def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> argparse.ArgumentParser:
+def build_parser(
+    description: str, names: Iterable[str], *, defaults: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the flags `names` of `Settings`, in their groups.
 
     With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
@@ -36,7 +40,11 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
     parser = Parser(description=description, allow_abbrev=False)
     wanted = set(names)
     for key, title in GROUPS.items():
-        specs = [f for f in dataclasses.fields(Settings) if f.metadata["group"] == key and f.name in wanted]
+        specs = [
+            f
+            for f in dataclasses.fields(Settings)
+            if f.metadata["group"] == key and f.name in wanted
+        ]
         group = parser.add_argument_group(title) if specs else None
         for spec in specs:
             _add_flag(group, spec, defaults)
@@ -49,7 +57,10 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
         text += f" (default: {_shown_default(spec)})"
     if spec.type is bool:
         group.add_argument(
-            f"--{spec.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            f"--{spec.name}",
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=text,
         )
         return
     kind = (typing.get_args(spec.type) or (spec.type,))[0]
@@ -57,7 +68,9 @@ def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
     metavar = metavar or {int: "N", float: "X", str: "PATH"}[kind]
     if spec.metadata["unset"] == "off":
         kind = _unless_off
-    group.add_argument(f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    group.add_argument(
+        f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text
+    )
 
 
 def _unless_off(text: str) -> str | None:
@@ -88,9 +101,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise UserError(f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file") from None
+        raise UserError(
+            f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file"
+        ) from None
     except (ValueError, RecursionError) as problem:  # of which the two decoding errors are kinds
-        raise UserError(f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250") from None
+        raise UserError(
+            f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250"
+        ) from None
     known = [spec.name for spec in dataclasses.fields(Settings) if spec.name != "recipe"]
     for name, value in recipe.items():
         if name not in known:
@@ -139,13 +156,17 @@ def memory_errors() -> Iterator[None]:
 
 
 def run_command(
-    command: Callable[[], None], tell: Callable[[UserError], None] = print_error, patient: bool = False
+    command: Callable[[], None],
+    tell: Callable[[UserError], None] = print_error,
+    patient: bool = False,
 ) -> int:
     """Runs `command` and returns its exit code; `tell` gets an error of the user's or the run's. `patient` as in
     `Signals`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters, a name of many
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal of few characters, a name of many
     try:
         with Signals(patient), memory_errors():
             command()
@@ -156,7 +177,9 @@ def run_command(
     except OSError as problem:
         if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write there again at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python would write there again at its end
         if problem.errno == errno.ENOSPC:  # else who read along has seen enough (`| head`)
             print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
         return 1

@@ -74,7 +74,9 @@ def start(config: Settings, ranks: Ranks | None = None) -> Runtime:
     threads = max(1, available_cores() // ranks.local_world_size)
     torch.set_num_threads(threads)
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in deterministic mode
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS asks for it in deterministic mode
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
@@ -86,7 +88,11 @@ def start(config: Settings, ranks: Ranks | None = None) -> Runtime:
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:
     several = ranks.world_size > 1
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and not several,
+        "cpu": True,
+    }
     if name == "auto":
         name = next(kind for kind, usable in there.items() if usable)
     if not there[name]:
@@ -128,7 +134,9 @@ def _cpu_name() -> str:
 
 def available_cores() -> int:
     """The cores that this process may use, by its affinity and its cgroup's quota, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with contextlib.suppress(OSError, ValueError):
         quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a quota
         cores = min(cores, round(int(quota) / int(period)))

@@ -23,7 +23,9 @@ def writable_directory(path: str | Path, flag: str) -> Path:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as problem:
-        raise UserError(f"{flag} {path}: cannot write there ({problem.strerror}); choose another directory") from None
+        raise UserError(
+            f"{flag} {path}: cannot write there ({problem.strerror}); choose another directory"
+        ) from None
     remove_leftovers(directory)
     return directory
 
@@ -38,7 +40,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `remove_leftovers` that the writer lives
+                fcntl.lockf(
+                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # tells `remove_leftovers` that the writer lives
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -77,12 +81,16 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
 
     The lock is a POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
     """
-    path = directory / f".{flag.removeprefix('--')}.lock"  # one a purpose: a directory may serve several
+    path = (
+        directory / f".{flag.removeprefix('--')}.lock"
+    )  # one a purpose: a directory may serve several
     while True:
         try:
             file = path.open("a+")
         except OSError as problem:
-            raise UserError(f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another") from None
+            raise UserError(
+                f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another"
+            ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:

@@ -31,5 +31,12 @@ def launched_ranks() -> Ranks:
     """What torchrun says in the environment; `ALONE` without it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
+    names = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "TORCHELASTIC_RESTART_COUNT",
+    )
     return Ranks(*(int(os.environ[name]) for name in names))

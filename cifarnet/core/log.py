@@ -77,16 +77,23 @@ class RunLog:
             write()
         except OSError as problem:
             if not self._failed:
-                self._tell(f"warning: the log cannot be written ({problem.strerror}); the run goes on", sys.stderr)
+                self._tell(
+                    f"warning: the log cannot be written ({problem.strerror}); the run goes on",
+                    sys.stderr,
+                )
             self._failed = True
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
         if isinstance(problem, Exception) and self._file:  # the terminal hears of it elsewhere
             said = (
-                f"error: {problem}" if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
+                f"error: {problem}"
+                if isinstance(problem, UserError)
+                else "".join(traceback.format_exception(problem))
             )
             self._write_line(said)
         for file in (self._file, self._csv):

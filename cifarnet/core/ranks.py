@@ -22,7 +22,9 @@ from cifarnet.core.signals import Interrupted, Signals
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(seconds=50)  # without a sign of life, after which a rank hangs, or its machine is gone
+PATIENCE = timedelta(
+    seconds=50
+)  # without a sign of life, after which a rank hangs, or its machine is gone
 START = timedelta(minutes=30)  # for all ranks to have started: some file systems are slow
 
 
@@ -84,7 +86,9 @@ class Group:
         except RuntimeError as problem:
             if self.ranks.world_size == 1 or not is_lost_contact(problem):
                 raise
-            lost = LostContactError("lost contact with another rank (it ended, hangs, or its machine is gone)")
+            lost = LostContactError(
+                "lost contact with another rank (it ended, hangs, or its machine is gone)"
+            )
             self.tell(lost)
             raise lost from None
 
@@ -103,7 +107,11 @@ class Group:
         if self._store is not None:
             with contextlib.suppress(RuntimeError):  # the store may be gone too
                 first = self._store.add("errors", 1) == 1
-                return first if isinstance(problem, LostContactError) else self._store.add(f"error: {text}", 1) == 1
+                return (
+                    first
+                    if isinstance(problem, LostContactError)
+                    else self._store.add(f"error: {text}", 1) == 1
+                )
         return True
 
     def in_turn(self, work: Callable[[], T]) -> T:
@@ -168,7 +176,9 @@ class Group:
 
 def is_lost_contact(problem: RuntimeError) -> bool:
     """Whether torch raised `problem` because another rank is gone: gloo's errors have no class of their own."""
-    return isinstance(problem, dist.DistError) or any(name in str(problem) for name in ("gloo", "NCCL"))
+    return isinstance(problem, dist.DistError) or any(
+        name in str(problem) for name in ("gloo", "NCCL")
+    )
 
 
 def run_on_ranks(command: Callable[[Group], None]) -> int:
@@ -180,7 +190,9 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
             with group.joined(), memory_errors():
                 command(group)
         except Exception as problem:
-            if group.ranks.world_size > 1 and not isinstance(problem, UserError):  # a bug, whose traceback follows
+            if group.ranks.world_size > 1 and not isinstance(
+                problem, UserError
+            ):  # a bug, whose traceback follows
                 group.tell(RunError(f"{type(problem).__name__}: {problem}"))
             raise
 
@@ -255,13 +267,21 @@ def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
     # of weights whose last sides are 1 long, which have no strides to speak of
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the newest torch has another name for broadcast_buffers
-        return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # the newest torch has another name for broadcast_buffers
+        return DistributedDataParallel(
+            model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
-def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def micro_batches(
+    model: nn.Module, images: Tensor, labels: Tensor, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """`images` [B,...] and `labels` [B] in `count` parts; the gradients of all but the last stay on the rank."""
-    for place, part in enumerate(zip(images.tensor_split(count), labels.tensor_split(count), strict=True), 1):
+    for place, part in enumerate(
+        zip(images.tensor_split(count), labels.tensor_split(count), strict=True), 1
+    ):
         stays = place < count and isinstance(model, DistributedDataParallel)
         with model.no_sync() if stays else contextlib.nullcontext():
             yield part

@@ -151,26 +151,36 @@ class Settings:
             if spec.type in (float, float | None) and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
         if self.min_lr > self.lr:
-            raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr")
+            raise UserError(
+                f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr"
+            )
         if self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; "
                 f"lower --warmup_epochs or raise --epochs"
             )
         if self.teacher and self.label_smoothing:
-            raise UserError("--teacher replaces the labels that --label_smoothing softens; leave one of them out")
+            raise UserError(
+                "--teacher replaces the labels that --label_smoothing softens; leave one of them out"
+            )
         if self.evaluate == "ema" and self.ema_decay == 0:
-            raise UserError("--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out")
+            raise UserError(
+                "--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out"
+            )
         sizes = self._sizes
         if not all(re.fullmatch(r"\s*\d{1,2}\s*", size) and 8 <= int(size) <= 32 for size in sizes):
             raise UserError(
                 f"--image_sizes {self.image_sizes} is no list of whole numbers from 8 to 32, as in 16,24,32"
             )
         if len(sizes) > self.epochs:
-            raise UserError(f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out")
+            raise UserError(
+                f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out"
+            )
         # below 16 its last feature map is a single pixel, and of one image no deviation is to be had
         if self.network == "residual" and min(map(int, sizes)) < 16:
-            raise UserError(f"--image_sizes {self.image_sizes} is too small for --network residual; start from 16")
+            raise UserError(
+                f"--image_sizes {self.image_sizes} is too small for --network residual; start from 16"
+            )
 
     def image_size(self, epoch: int) -> int:
         """The side in pixels of the training images in `epoch`, counted from 1."""
@@ -204,21 +214,31 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
     if not fits:
         raise UserError(f"--{spec.name} {value!r} is not of type {kinds[0].__name__}")
     if spec.metadata["choices"] and value not in spec.metadata["choices"]:
-        raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}")
+        raise UserError(
+            f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}"
+        )
     within = spec.metadata["within"]
     # whole numbers may be too large for a float
     if within and not (abs(value) <= sys.float_info.max and value in within):
         shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
-        raise UserError(f"--{spec.name} {shown} is out of range; it must be a finite number in {within.text}")
+        raise UserError(
+            f"--{spec.name} {shown} is out of range; it must be a finite number in {within.text}"
+        )
     if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise UserError(f"--{spec.name} is empty or holds a null character; give it a value or leave it out")
+        raise UserError(
+            f"--{spec.name} is empty or holds a null character; give it a value or leave it out"
+        )
 
 
 def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[str]]:
     """What differs between the settings of a run and of its resumption, in words: (what may, what may not)."""
     words: tuple[list[str], list[str]] = ([], [])
     for spec in dataclasses.fields(now):
-        old, new, rule = getattr(before, spec.name), getattr(now, spec.name), spec.metadata["on_resume"]
+        old, new, rule = (
+            getattr(before, spec.name),
+            getattr(now, spec.name),
+            spec.metadata["on_resume"],
+        )
         if old != new:
             allowed = rule == "change" or (rule == "raise" and new > old)
             words[0 if allowed else 1].append(f"{spec.name} {old} -> {new}")
@@ -228,8 +248,14 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 def without_effect(config: Settings) -> list[str]:
     """The flags that have none beside the others, in words."""
     needs = {
-        "--augment full": (config.augment == "full", ("augment_p", "affine_p", "jitter_p", "hole_p")),
-        "--augment_engine albumentations": (config.augment_engine == "albumentations", ("num_workers",)),
+        "--augment full": (
+            config.augment == "full",
+            ("augment_p", "affine_p", "jitter_p", "hole_p"),
+        ),
+        "--augment_engine albumentations": (
+            config.augment_engine == "albumentations",
+            ("num_workers",),
+        ),
         "--optimizer muon": (config.optimizer == "muon", ("muon_lr", "muon_momentum")),
         "--amp": (config.amp, ("amp_dtype",)),
         "--dataset cifar10": (config.dataset == "cifar10", ("data_url",)),

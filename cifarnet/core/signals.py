@@ -29,7 +29,10 @@ class Signals:
         self._deferred = False
 
     def __enter__(self) -> "Signals":
-        self._former = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self._former = {
+            signum: signal.signal(signum, self._handle)
+            for signum in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *problem: object) -> None:
@@ -43,7 +46,9 @@ class Signals:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises from there as workers, signalled too, end
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # torch raises from there as workers, signalled too, end
         if not self._deferred:
             raise Interrupted(signum)
 

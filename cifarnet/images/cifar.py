@@ -19,7 +19,9 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-def _read_cifar10(root: Path, url: str | None, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+def _read_cifar10(
+    root: Path, url: str | None, say: Callable[[str], None]
+) -> tuple[ImageSet, ImageSet]:
     """torchvision's CIFAR-10 under `root`, downloaded (from `url`, if given) and verified where it is not there yet.
 
     Each file's checksum is verified by torchvision before it is read.

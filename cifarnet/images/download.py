@@ -57,7 +57,9 @@ def _fill(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str], N
             if file.tell() - had >= PROGRESS:
                 pause, deadline = 1.0, time.monotonic() + PATIENCE
             if time.monotonic() + pause >= deadline:
-                raise OSError(f"{problem}; what has come, {file.tell()} bytes, is kept in {part}") from None
+                raise OSError(
+                    f"{problem}; what has come, {file.tell()} bytes, is kept in {part}"
+                ) from None
             say(f"download: {problem}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause *= 2
@@ -67,7 +69,9 @@ def _fill(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str], N
             return
         _empty(file)
         if had == 0 or not trusted:
-            raise OSError(f"what {url} sends has the md5 checksum {digest} instead of {md5}: damaged, or another file")
+            raise OSError(
+                f"what {url} sends has the md5 checksum {digest} instead of {md5}: damaged, or another file"
+            )
         say("download: what had arrived earlier does not fit the rest; starting anew")
         trusted = False
 
@@ -83,16 +87,28 @@ def _transfer(url: str, file: BinaryIO, timeout: float) -> None:
         if problem.code == 416 and had:  # there is nothing beyond what is here
             return
         why = f"the server answers {problem.code} {problem.reason}"
-        raise (_PassingError if problem.code >= 500 or problem.code in (408, 429) else OSError)(why) from None
+        raise (_PassingError if problem.code >= 500 or problem.code in (408, 429) else OSError)(
+            why
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as problem:
         reason = getattr(problem, "reason", problem)
-        no_address = isinstance(problem, ValueError | http.client.InvalidURL) or isinstance(reason, str)
+        no_address = isinstance(problem, ValueError | http.client.InvalidURL) or isinstance(
+            reason, str
+        )
         hopeless = no_address or url.lower().startswith("file:")
-        raise (OSError if hopeless else _PassingError)(f"no answer ({reason or type(problem).__name__})") from None
+        raise (OSError if hopeless else _PassingError)(
+            f"no answer ({reason or type(problem).__name__})"
+        ) from None
     with answer:
         total = _expected_size(answer, file)
         with tqdm(
-            total=total, initial=file.tell(), unit="B", unit_scale=True, desc="download", leave=False, disable=None
+            total=total,
+            initial=file.tell(),
+            unit="B",
+            unit_scale=True,
+            desc="download",
+            leave=False,
+            disable=None,
         ) as bar:
             while content := _read(answer):
                 file.write(content)
@@ -127,7 +143,9 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(1 << 16)
     except (OSError, http.client.HTTPException) as problem:
-        raise _PassingError(f"the connection broke off ({problem or type(problem).__name__})") from None
+        raise _PassingError(
+            f"the connection broke off ({problem or type(problem).__name__})"
+        ) from None
 
 
 def _md5_of(path: Path) -> str:

@@ -18,7 +18,9 @@ from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, left_o
 CACHE_NAME = ".cifarnet_32x32.npz"
 
 
-def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
+def _read_folder(
+    root: Path, skip_bad: bool, say: Callable[[str], None]
+) -> tuple[ImageSet, ImageSet]:
     """`root`/train/<class>/* and `root`/test/<class>/*, decoded once and kept beside them in one file.
 
     With `skip_bad` what cannot be read is left out, and told.
@@ -28,7 +30,9 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
         listing = [[str(path.relative_to(root)), *_stamp(path)] for path, _, _ in files]
         remove_leftovers(root)
     except OSError as problem:
-        raise UserError(f"cannot read {problem.filename} ({problem.strerror}); repair or remove it") from None
+        raise UserError(
+            f"cannot read {problem.filename} ({problem.strerror}); repair or remove it"
+        ) from None
     fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     cache = root / CACHE_NAME
     images, missing = _load_decoded(cache, fingerprint, len(files))
@@ -39,7 +43,9 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
         try:
             write_atomically(cache, lambda file: np.savez(file, **arrays))
         except OSError as problem:
-            say(f"decoded images are kept in memory only: {cache} cannot be written ({problem.strerror})")
+            say(
+                f"decoded images are kept in memory only: {cache} cannot be written ({problem.strerror})"
+            )
     for problem in problems.values():
         say(f"skipped: {problem}")
     pixels = torch.from_numpy(images)
@@ -56,7 +62,9 @@ def _read_folder(root: Path, skip_bad: bool, say: Callable[[str], None]) -> tupl
     in_test = test.labels.bincount(minlength=len(classes))
     absent = [name for name, count in zip(classes, in_test, strict=True) if not count]
     if absent:
-        say(f"warning: {root / 'test'} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0")
+        say(
+            f"warning: {root / 'test'} lacks {', '.join(absent)}; their figures, and their part in averages, will be 0"
+        )
     return train, test
 
 
@@ -67,30 +75,44 @@ def _stamp(path: Path) -> tuple[int, int]:
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _list_folder(root: Path, say: Callable[[str], None]) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
+def _list_folder(
+    root: Path, say: Callable[[str], None]
+) -> tuple[tuple[str, ...], list[tuple[Path, str, int]]]:
     """The classes, and (path, "train" or "test", label) of every image, in a fixed order.
 
     Raises `UserError` for what is missing, empty or does not fit together.
     """
     if not root.is_dir():
-        raise UserError(f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory")
+        raise UserError(
+            f"--data_dir {root} {'is a file' if root.exists() else 'is not there'}; name a directory"
+        )
     classes: tuple[str, ...] = ()
     files, loose, others = [], [], []
     for split in ("train", "test"):
         if not (root / split).is_dir():
-            raise UserError(f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*")
+            raise UserError(
+                f"{root / split} is not there; --dataset folder reads train/<class>/* and test/<class>/*"
+            )
         there = _visible(root / split)
         found = [path.name for path in there if path.is_dir()]
         if split == "train":
             classes = tuple(found)
             if len(classes) < 2:
-                raise UserError(f"{root / split} has {len(classes)} class folders; two are needed at least")
+                raise UserError(
+                    f"{root / split} has {len(classes)} class folders; two are needed at least"
+                )
         broken = [name for name in found if not name.isprintable()]
         if broken:
-            raise UserError(f"{root / split} has a class whose name cannot be printed: {broken[0]!r}; rename it")
+            raise UserError(
+                f"{root / split} has a class whose name cannot be printed: {broken[0]!r}; rename it"
+            )
         strange = sorted(set(found) - set(classes))
         if strange or not found:
-            what = f"has the class {strange[0]!r}, which train lacks" if strange else "has no class folders"
+            what = (
+                f"has the class {strange[0]!r}, which train lacks"
+                if strange
+                else "has no class folders"
+            )
             raise UserError(f"{root / split} {what}; rename or remove it, or add what is missing")
         loose += [p for p in there if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
         for name in found:
@@ -123,7 +145,11 @@ def _load_decoded(cache: Path, fingerprint: str, count: int) -> tuple[np.ndarray
 
 
 def _decode_missing(
-    images: np.ndarray, missing: np.ndarray, paths: list[Path], skip_bad: bool, say: Callable[[str], None]
+    images: np.ndarray,
+    missing: np.ndarray,
+    paths: list[Path],
+    skip_bad: bool,
+    say: Callable[[str], None],
 ) -> dict[int, UserError]:
     """Decodes the `images` at the indices `missing`, in place; returns why which of them cannot be read.
 

@@ -12,7 +12,9 @@ from cifarnet.core.errors import UserError
 SIZE = 32  # pixels: height and width of every image
 
 
-SPLIT_SEED = 20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
+SPLIT_SEED = (
+    20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Splits:
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images [N,3,H,W], in [0, 1]; no deviation is 0."""
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()  # [3,256]
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]
+    ).double()  # [3,256]
     share = counts / counts.sum(dim=1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
@@ -76,7 +80,9 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
     if limit == 0 or limit >= len(images):
         return images
     if limit < len(images.classes):
-        raise UserError(f"{flag} {limit} is fewer than the {len(images.classes)} classes; take one image each at least")
+        raise UserError(
+            f"{flag} {limit} is fewer than the {len(images.classes)} classes; take one image each at least"
+        )
     order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
     return images.take(np.sort(order[:limit]))
 
@@ -89,5 +95,7 @@ def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | N
     held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
     if not held.any() or held.all():
         what = "no image" if not held.any() else "every image"
-        raise UserError(f"--val_fraction {fraction:g} holds back {what} of classes this small; choose another")
+        raise UserError(
+            f"--val_fraction {fraction:g} holds back {what} of classes this small; choose another"
+        )
     return images.take(~held), images.take(held)

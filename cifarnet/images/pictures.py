@@ -69,7 +69,9 @@ def _decode(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         with Image.open(path) as image:
             return to_pixels(image), image.size
     except Exception as problem:  # a damaged file can raise anything
-        raise UserError(f"cannot read the image {path} ({_one_line(problem)}); repair or remove it") from None
+        raise UserError(
+            f"cannot read the image {path} ({_one_line(problem)}); repair or remove it"
+        ) from None
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
@@ -79,7 +81,9 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     another size is resized without regard to its proportions. Raises `UserError` for pixels that are floats.
     """
     if image.mode == "F":
-        raise UserError("its pixels are floats, for which there is no agreed range; save it with 8 bits")
+        raise UserError(
+            "its pixels are floats, for which there is no agreed range; save it with 8 bits"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))

@@ -37,7 +37,9 @@ class SeparableBlock(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.shortcut = None
         if shortcut:
-            self.shortcut = nn.Sequential(DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(
+                DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels)
+            )
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,4 +53,6 @@ class SeparableBlock(nn.Module):
 def _average(x: Tensor) -> Tensor:
     """The mean of each channel, [B,C,H,W] -> [B,C], as a product of matrices: a sixth of the time of `mean`."""
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C], and a gradient that is channels_last
-    return torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
+    return (
+        torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
+    )

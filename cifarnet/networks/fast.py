@@ -21,9 +21,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
     plain = False
 
-    def __init__(self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1
+    ) -> None:
         padding = dilation * (kernel_size - 1) // 2
-        super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False)
+        super().__init__(
+            channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         stride, dilation = self.stride[0], self.dilation[0]
@@ -68,14 +72,18 @@ class _Depthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, stride: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         pad, channels = weight.shape[-1] // 2, len(weight)
         grad_x = grad_weight = None
@@ -86,7 +94,9 @@ class _Depthwise(torch.autograd.Function):
                 spread[:, :, ::2, ::2] = grad
             grad_x = F.conv2d(spread, weight.flip(2, 3), padding=pad, groups=channels)
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.nn.grad.conv2d_weight(x, weight.shape, grad, ctx.stride, pad, groups=channels)
+            grad_weight = torch.nn.grad.conv2d_weight(
+                x, weight.shape, grad, ctx.stride, pad, groups=channels
+            )
         return grad_x, grad_weight, None
 
 
@@ -97,21 +107,27 @@ class DenseConv2d(nn.Conv2d):
     plain = False
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
 
 
 class DepthwiseSeparableConv2d(nn.Sequential):
     """Depthwise 3x3, then pointwise 1x1, nothing in between (Howard et al. 2017, arXiv 1704.04861, without the
     inner normalisation): [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+    ) -> None:
         super().__init__(
             DepthwiseConv2d(in_channels, 3, stride, dilation),
             DenseConv2d(in_channels, out_channels, 1),
         )
 
 
-def norm_relu_dropout(branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm2d]], dropout: nn.Dropout2d) -> Tensor:
+def norm_relu_dropout(
+    branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm2d]], dropout: nn.Dropout2d
+) -> Tensor:
     """dropout(relu(sum of bn(conv(x)) over the branches)): each x [B,in,H,W] -> [B,out,H,W].
 
     What a normalisation sees is linear in x, so its mean and variance follow from the mean and covariance of x (of
@@ -129,7 +145,12 @@ def norm_relu_dropout(branches: Sequence[tuple[Tensor, DenseConv2d, nn.BatchNorm
     tensors = []
     for x, conv, bn in branches:
         pixels, weight = _patches(_autocast(x), conv)
-        tensors += [pixels.contiguous(memory_format=torch.channels_last), weight, bn.weight, bn.bias]
+        tensors += [
+            pixels.contiguous(memory_format=torch.channels_last),
+            weight,
+            bn.weight,
+            bn.bias,
+        ]
     with torch.autocast(x.device.type, enabled=False):  # statistics in 32 bits
         y, *statistics = _NormedSum.apply([bn.eps for _, _, bn in branches], 1 / (1 - p), *tensors)
     for (_, _, bn), mean, var in zip(branches, statistics[::2], statistics[1::2], strict=True):
@@ -161,7 +182,9 @@ def _patches(x: Tensor, conv: DenseConv2d) -> tuple[Tensor, Tensor]:
         return x, conv.weight.flatten(1)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, k // 2, k // 2, k // 2, k // 2))  # [B,H+k-1,W+k-1,in]
     x = x.unfold(1, k, 1).unfold(2, k, 1)  # [B,H,W,in,k,k]
-    return x.permute(0, 1, 2, 4, 5, 3).flatten(3).permute(0, 3, 1, 2), conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return x.permute(0, 1, 2, 4, 5, 3).flatten(3).permute(0, 3, 1, 2), conv.weight.permute(
+        0, 2, 3, 1
+    ).flatten(1)
 
 
 class _NormedSum(torch.autograd.Function):
@@ -172,12 +195,17 @@ class _NormedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, eps: list[float], gain: float, *tensors: Tensor) -> tuple:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, eps: list[float], gain: float, *tensors: Tensor
+    ) -> tuple:
         ctx.folded, statistics, biases = [], [], []
         xs = tensors[::4]
         for i, x in enumerate(xs):
             with torch.enable_grad():  # the small matrices have a graph of their own
-                leaves = [t.detach().requires_grad_() for t in (*tensors[4 * i + 1 : 4 * i + 4], *_moments(x))]
+                leaves = [
+                    t.detach().requires_grad_()
+                    for t in (*tensors[4 * i + 1 : 4 * i + 4], *_moments(x))
+                ]
                 weight, bias, mean, var = _fold(*leaves, eps[i], gain)
             ctx.folded.append((weight, bias, leaves))
             statistics += [mean.detach(), var.detach()]
@@ -196,7 +224,9 @@ class _NormedSum(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, *_: Tensor) -> tuple:
         grad = grad.contiguous(memory_format=torch.channels_last)
         count, grads, grad_bias = grad.numel() // grad.shape[1], [None, None], None
-        for i, (x, (weight, bias, leaves)) in enumerate(zip(ctx.saved_tensors, ctx.folded, strict=True)):
+        for i, (x, (weight, bias, leaves)) in enumerate(
+            zip(ctx.saved_tensors, ctx.folded, strict=True)
+        ):
             wanted = [False, True, grad_bias is None]
             kernel = weight.detach()[:, :, None, None].to(x.dtype)
             _, grad_weight, grad_bias_here = torch.ops.aten.convolution_backward(
@@ -204,7 +234,9 @@ class _NormedSum(torch.autograd.Function):
             )
             grad_bias = grad_bias_here if grad_bias is None else grad_bias
             grad_folded = (grad_weight.flatten(1).to(weight.dtype), grad_bias.to(bias.dtype))
-            *of_parameters, of_mean, of_second = torch.autograd.grad((weight, bias), leaves, grad_folded)
+            *of_parameters, of_mean, of_second = torch.autograd.grad(
+                (weight, bias), leaves, grad_folded
+            )
             grad_x = None
             if ctx.needs_input_grad[2 + 4 * i]:
                 symmetric = ((of_second + of_second.T) / count).to(x.dtype)
@@ -228,13 +260,21 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     pixels = x.permute(0, 2, 3, 1).reshape(b // together, together * h * w, c)
     wide = torch.promote_types(x.dtype, torch.float32)
     second = torch.bmm(pixels.transpose(1, 2), pixels).sum(0, dtype=wide)
-    mean = torch.bmm(pixels.new_ones(len(pixels), 1, pixels.shape[1]), pixels).sum((0, 1), dtype=wide)
+    mean = torch.bmm(pixels.new_ones(len(pixels), 1, pixels.shape[1]), pixels).sum(
+        (0, 1), dtype=wide
+    )
     count = x.numel() / x.shape[1]
     return mean / count, second / count
 
 
 def _fold(
-    weight: Tensor, scale: Tensor, shift: Tensor, mean_in: Tensor, second: Tensor, eps: float, gain: float
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean_in: Tensor,
+    second: Tensor,
+    eps: float,
+    gain: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight [out,in] and bias [out] of the convolution that is gain * bn(conv(x)), and the mean and variance [out] of
     conv(x), x having mean `mean_in` [in] and second moment `second` [in,in]."""
@@ -247,7 +287,9 @@ def _fold(
 @torch.no_grad()
 def _update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     bn.num_batches_tracked += 1
-    share = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum  # None: the mean of all, as in torch
+    share = (
+        1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+    )  # None: the mean of all, as in torch
     bn.running_mean.lerp_(mean, share)
     bn.running_var.lerp_(var * (count / max(1, count - 1)), share)
 

@@ -25,7 +25,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.down = PooledConv(in_channels, out_channels, 2)
-        self.residual = nn.Sequential(PooledConv(out_channels, out_channels), PooledConv(out_channels, out_channels))
+        self.residual = nn.Sequential(
+            PooledConv(out_channels, out_channels), PooledConv(out_channels, out_channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -39,7 +41,9 @@ class ResidualNet(nn.Module):
     def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
         super().__init__()
         self.stem = PooledConv(3, 32)
-        self.blocks = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 192), ResidualBlock(192, 256))
+        self.blocks = nn.Sequential(
+            ResidualBlock(32, 64), ResidualBlock(64, 192), ResidualBlock(192, 256)
+        )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(256, classes)
 

@@ -19,7 +19,9 @@ from cifarnet.core.ranks import gathered
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime
+) -> tuple[Tensor, Tensor]:
     """Logits float32 [N,C] and labels int64 [N], on the CPU, of all batches and ranks, one rank after the other; the
     model's mode is left as it was."""
     was_training = model.training
@@ -30,7 +32,9 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime:
             logits.append(model(images))
         labels.append(targets)
     model.train(was_training)
-    parts = gathered((torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime)
+    parts = gathered(
+        (torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime
+    )
     logits, labels = zip(*filter(None, parts), strict=True)
     return torch.cat(logits), torch.cat(labels)
 
@@ -85,7 +89,11 @@ class Report:
 
     def tops(self) -> dict[int, float]:
         """The top-k accuracies of the ks that there are classes for."""
-        return {k: top for k, top in ((1, self.top1), (3, self.top3), (5, self.top5)) if k <= len(self.per_class)}
+        return {
+            k: top
+            for k, top in ((1, self.top1), (3, self.top3), (5, self.top5))
+            if k <= len(self.per_class)
+        }
 
 
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
@@ -118,19 +126,28 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         weighted=averaged("weighted"),
         per_class=per_class,
         confusion_matrix=confusion_matrix(true, predicted, labels=indices).tolist(),
-        table=classification_report(true, predicted, target_names=list(classes), digits=4, **arguments),
+        table=classification_report(
+            true, predicted, target_names=list(classes), digits=4, **arguments
+        ),
         **about,
     )
 
 
-def write_report(report: Report, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None) -> None:
+def write_report(
+    report: Report, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None
+) -> None:
     """Writes metrics.json and classification_report.txt. Raises `OSError`.
 
     `last` and `best` are the headline figures of those two models, None where there is no such model.
     """
-    figures = {name: value for name, value in asdict(report).items() if name != "table"} | {"last": last, "best": best}
+    figures = {name: value for name, value in asdict(report).items() if name != "table"} | {
+        "last": last,
+        "best": best,
+    }
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_atomically(
+        directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace"))
+    )
 
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     head = (

@@ -25,8 +25,15 @@ from train import Trainer
 class Recorder:
     """Keeps what a run leaves behind: log lines, history, snapshots, figures. The first rank does it, for all."""
 
-    def __init__(self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path, group: Group) -> None:
-        self.trainer, self.log, self.snapshot_dir, self.plot_dir = trainer, log, snapshot_dir, plot_dir
+    def __init__(
+        self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path, group: Group
+    ) -> None:
+        self.trainer, self.log, self.snapshot_dir, self.plot_dir = (
+            trainer,
+            log,
+            snapshot_dir,
+            plot_dir,
+        )
         self.group = group
         self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
         self.started = time.perf_counter()
@@ -58,7 +65,11 @@ class Recorder:
         if config.compile and self.epochs_here == 1:
             self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
         self.log.line(self._epoch_line(row))
-        if row["data_wait"] > 0.1 and config.augment_engine == "albumentations" and not self.told_of_wait:
+        if (
+            row["data_wait"] > 0.1
+            and config.augment_engine == "albumentations"
+            and not self.told_of_wait
+        ):
             self.told_of_wait = True  # once a run
             self.log.line(f"{row['data_wait']:.0%} of the epoch went by waiting for data: more --num_workers (now "
                           f"{self.trainer.batches.workers}) where cores are idle, or --augment_engine batched")  # fmt: skip
@@ -78,10 +89,14 @@ class Recorder:
         try:
             prune(self.snapshot_dir, self.config.keep_snapshots)
         except OSError as problem:
-            self.log.line(f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})")
+            self.log.line(
+                f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})"
+            )
 
     def _epoch_line(self, row: dict[str, Any]) -> str:
-        left = (time.perf_counter() - self.started) * self._work(row["epoch"] + 1, self.config.epochs)
+        left = (time.perf_counter() - self.started) * self._work(
+            row["epoch"] + 1, self.config.epochs
+        )
         left /= self._work(self.epochs_before + 1, row["epoch"])
         parts = [
             f"epoch {row['epoch']}/{self.config.epochs}",
@@ -119,12 +134,18 @@ class Recorder:
         try:
             loss = "train, from the teacher" if self.config.teacher else "train"
             loss += ", smoothed labels" if self.config.label_smoothing else ""
-            plots.training_curves(trainer.history, title, self.plot_dir / "training_curves.png", loss)
+            plots.training_curves(
+                trainer.history, title, self.plot_dir / "training_curves.png", loss
+            )
             path = self.plot_dir / "learning_rate_schedule.png"
-            plots.learning_rate_schedule(self._rate_by_step(), trainer.total_steps, epochs, trainer.epoch, path)
+            plots.learning_rate_schedule(
+                self._rate_by_step(), trainer.total_steps, epochs, trainer.epoch, path
+            )
         except OSError as problem:
             self.undrawn = True
-            self.log.line(f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})")
+            self.log.line(
+                f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})"
+            )
 
     def _rate_by_step(self) -> Callable[[int], float]:
         """The learning rate of each step, from 0, as this run's flags say; but where epochs before its start had others,
@@ -141,8 +162,12 @@ class Recorder:
         self._write_snapshots()
         self._draw_training()
         trained_here = self.epochs_here or self.trainer.epoch < self.config.epochs
-        if trained_here and (self.snapshot_dir / LAST).exists():  # else the same command does it again
-            others = build_parser("", ["resume"]).parse_known_args(command)[1]  # it resumed from elsewhere, perhaps
+        if (
+            trained_here and (self.snapshot_dir / LAST).exists()
+        ):  # else the same command does it again
+            others = build_parser("", ["resume"]).parse_known_args(command)[
+                1
+            ]  # it resumed from elsewhere, perhaps
             command = [*others, "--resume", "auto"]
         self.log.line(f"{why}; go on with:")
         self.log.line(f"  {self.group.ranks.launcher} {shlex.join(command)}")
@@ -159,16 +184,26 @@ class Recorder:
             at_end, state = source, from_first_rank(lambda: load(source), self.runtime)
         which = self.config.evaluate
         last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
-        best, best_path = None, from_first_rank(lambda: self._written_best(at_end, state), self.runtime)
+        best, best_path = (
+            None,
+            from_first_rank(lambda: self._written_best(at_end, state), self.runtime),
+        )
         if self.config.keeps_best and best_path:
             state = from_first_rank(lambda: load(best_path), self.runtime)
-            best = report_on(weights_of(state, best_path, which, best=True), self.splits, self.config, self.runtime)
+            best = report_on(
+                weights_of(state, best_path, which, best=True),
+                self.splits,
+                self.config,
+                self.runtime,
+            )
         self.trainer.batches.close()
         used = sum_over_ranks([sum(os.times()[:4])], self.runtime)[0]
         if self.runtime.rank:
             return
         chosen = best if self.config.select == "best" and best else last
-        write_evaluation(chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None)
+        write_evaluation(
+            chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None
+        )
         for name, report in (("last", last), ("best", best)):
             if report:
                 self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
@@ -177,7 +212,9 @@ class Recorder:
         others = sum(row["seconds"] for row in rows) - trained
         self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
                       f"{_clock(used)} of processor time")  # fmt: skip
-        self.log.line(f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}")
+        self.log.line(
+            f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}"
+        )
         self.log.line(
             f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"
         )

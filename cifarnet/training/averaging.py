@@ -17,7 +17,9 @@ def update_bn(model: nn.Module, batches: Iterable[Batch], runtime: Runtime) -> N
     (`torch.optim.swa_utils.update_bn`) without dropout and in the precision of the run.
     """
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     momenta = [bn.momentum for bn in norms]
     for bn in norms:
         bn.reset_running_stats()

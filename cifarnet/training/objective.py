@@ -34,8 +34,13 @@ class Teacher:
         self.sha256 = fingerprint(trained.model)  # by which a resumed run knows it again
         self.model.to(runtime.device)
         statistics = (trained.mean, trained.std, splits.mean, splits.std)
-        its_mean, its_std, mean, std = (torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics)
-        self.factor, self.shift = std / its_std, (mean - its_mean) / its_std  # from one normalisation to the other
+        its_mean, its_std, mean, std = (
+            torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics
+        )
+        self.factor, self.shift = (
+            std / its_std,
+            (mean - its_mean) / its_std,
+        )  # from one normalisation to the other
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,5 +53,8 @@ class Teacher:
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """How far `logits` are from `teacher_logits`, both [B,classes], as a sum over images: T^2 times the Kullback-Leibler
     divergence of their probabilities at temperature T, in nats (Hinton et al. 2015, arXiv 1503.02531)."""
-    student, teacher = (logits / TEMPERATURE).log_softmax(1), (teacher_logits / TEMPERATURE).softmax(1)
+    student, teacher = (
+        (logits / TEMPERATURE).log_softmax(1),
+        (teacher_logits / TEMPERATURE).softmax(1),
+    )
     return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")

@@ -15,7 +15,9 @@ def build_optimizer(model: nn.Module, config: Settings, fused: bool) -> torch.op
     """The optimizer that `config` asks for; each group's learning rate is `config.lr` times its "rate_factor"."""
     orthogonal = []
     if config.optimizer == "muon":
-        orthogonal = [module.weight for module in model.modules() if isinstance(module, DenseConv2d)]
+        orthogonal = [
+            module.weight for module in model.modules() if isinstance(module, DenseConv2d)
+        ]
     taken = {id(p) for p in orthogonal}
     rest = [p for p in model.parameters() if id(p) not in taken]
     decayed = [p for p in rest if config.decay_norms or p.ndim > 1]
@@ -25,13 +27,26 @@ def build_optimizer(model: nn.Module, config: Settings, fused: bool) -> torch.op
         groups.append({"params": spared, "rate_factor": 1.0, "weight_decay": 0.0})
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=fused)
-    sgd: dict[str, Any] = {"nesterov": config.momentum > 0, "weight_decay": config.weight_decay, "fused": fused}
+        return torch.optim.AdamW(
+            groups, config.lr, betas, weight_decay=config.weight_decay, fused=fused
+        )
+    sgd: dict[str, Any] = {
+        "nesterov": config.momentum > 0,
+        "weight_decay": config.weight_decay,
+        "fused": fused,
+    }
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.lr, config.momentum, **sgd)
     factor = config.muon_lr / config.lr
     plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    groups.append({"params": orthogonal, "rate_factor": factor, "muon_momentum": config.muon_momentum, **plain})
+    groups.append(
+        {
+            "params": orthogonal,
+            "rate_factor": factor,
+            "muon_momentum": config.muon_momentum,
+            **plain,
+        }
+    )
     return Muon(groups, config.lr, config.momentum, **sgd)
 
 

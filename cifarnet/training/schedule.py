@@ -4,7 +4,12 @@ import math
 
 
 def learning_rate(
-    step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float, schedule: str = "cosine"
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    lr: float,
+    min_lr: float,
+    schedule: str = "cosine",
 ) -> float:
     """The learning rate of step `step`, counted from 0.
 

@@ -31,15 +31,25 @@ def pictures() -> torch.Tensor:
 def nothing(**on) -> Draws:
     """Draws that change nothing, but for `on`; ranges are the policy's."""
     drawn = draw(POLICY, COUNT, 7)
-    still = {"flip": OFF, "affine": OFF, "jitter": OFF, "hole": OFF, "offset": torch.full((COUNT, 2), POLICY.pad)}
-    return drawn._replace(**still)._replace(**{name: getattr(drawn, name) if x is ... else x for name, x in on.items()})
+    still = {
+        "flip": OFF,
+        "affine": OFF,
+        "jitter": OFF,
+        "hole": OFF,
+        "offset": torch.full((COUNT, 2), POLICY.pad),
+    }
+    return drawn._replace(**still)._replace(
+        **{name: getattr(drawn, name) if x is ... else x for name, x in on.items()}
+    )
 
 
 def factors(**columns) -> torch.Tensor:
     """Factors of the jitter that change nothing, but for `columns`, drawn from [low, high]."""
     values = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(COUNT, 1)
     for name, (low, high) in columns.items():
-        values[:, ("brightness", "contrast", "saturation", "hue").index(name)] = torch.linspace(low, high, COUNT)
+        values[:, ("brightness", "contrast", "saturation", "hue").index(name)] = torch.linspace(
+            low, high, COUNT
+        )
     return values
 
 
@@ -58,9 +68,16 @@ def by_albumentations(images: torch.Tensor, drawn: Draws) -> torch.Tensor:
             image = flip.apply(image)
         image = np.ascontiguousarray(image)
         if drawn.affine[i]:
-            shift, scale = dict(zip("xy", drawn.shift[i].tolist(), strict=True)), drawn.scale[i].item()
+            shift, scale = (
+                dict(zip("xy", drawn.shift[i].tolist(), strict=True)),
+                drawn.scale[i].item(),
+            )
             matrix = geometric.create_affine_transformation_matrix(
-                shift, {"x": 0, "y": 0}, {"x": scale, "y": scale}, drawn.rotate[i].item(), geometric.center((32, 32))
+                shift,
+                {"x": 0, "y": 0},
+                {"x": scale, "y": scale},
+                drawn.rotate[i].item(),
+                geometric.center((32, 32)),
             )
             image = affine.apply(image, matrix, (32, 32))
         if drawn.jitter[i]:
@@ -73,7 +90,10 @@ def by_albumentations(images: torch.Tensor, drawn: Draws) -> torch.Tensor:
 
 
 ONE, NONE = torch.ones(COUNT), torch.zeros(COUNT)
-EXACT, ROUNDING = (0, 1.0), (1, 0.999)  # the largest difference in grey levels, and the share of equal pixels
+EXACT, ROUNDING = (
+    (0, 1.0),
+    (1, 0.999),
+)  # the largest difference in grey levels, and the share of equal pixels
 CASES = {
     "nothing": (EXACT, {}),
     "crop": (EXACT, {"offset": ...}),
@@ -129,7 +149,9 @@ def test_what_the_crop_cut_off_stays_cut_off():
     mean may come in from outside."""
     images = torch.full((COUNT, 3, 32, 32), 255, dtype=torch.uint8)
     drawn = nothing(
-        offset=torch.full((COUNT, 2), 2 * POLICY.pad),  # 28 rows and columns of the image, then 4 of the mean
+        offset=torch.full(
+            (COUNT, 2), 2 * POLICY.pad
+        ),  # 28 rows and columns of the image, then 4 of the mean
         affine=~OFF,
         shift=torch.zeros(COUNT, 2),
         scale=torch.full((COUNT,), 0.5),
@@ -155,10 +177,18 @@ def test_rates_and_ranges_are_those_of_albumentations():
     _, crop, flip, affine, jitter, hole = transforms
     for seed, transform in enumerate(transforms):
         transform.set_random_seed(seed)
-    for ours, theirs in ((drawn.flip, flip), (drawn.affine, affine), (drawn.jitter, jitter), (drawn.hole, hole)):
+    for ours, theirs in (
+        (drawn.flip, flip),
+        (drawn.affine, affine),
+        (drawn.jitter, jitter),
+        (drawn.hole, hole),
+    ):
         assert abs(ours.float().mean() - theirs.p) < 0.02
     size = {"shape": (32, 32, 3)}
-    crops = [crop.get_params_dependent_on_data({"shape": (40, 40, 3)}, {})["crop_coords"][:2] for _ in range(2000)]
+    crops = [
+        crop.get_params_dependent_on_data({"shape": (40, 40, 3)}, {})["crop_coords"][:2]
+        for _ in range(2000)
+    ]
     warps = [affine.get_params_dependent_on_data(size, {}) for _ in range(2000)]
     jitters = [jitter.get_params() for _ in range(2000)]
     holes = [hole.get_params_dependent_on_data(size, {})["holes"][0][:2] for _ in range(2000)]
@@ -170,14 +200,19 @@ def test_rates_and_ranges_are_those_of_albumentations():
         (drawn.corner.flip(1), holes),
         (drawn.order, [j["order"] for j in jitters]),
     ):
-        assert {tuple(row) for row in np.asarray(theirs, dtype=int).tolist()} <= {tuple(row) for row in ours.tolist()}
+        assert {tuple(row) for row in np.asarray(theirs, dtype=int).tolist()} <= {
+            tuple(row) for row in ours.tolist()
+        }
         for axis in range(ours.shape[1]):
             mine, others = ours[:, axis].numpy(), np.asarray(theirs)[:, axis]
             assert set(mine.tolist()) == set(others.tolist())
             assert_alike(mine, others, spread=0.1)
     names = ("brightness", "contrast", "saturation", "hue")
     pairs = [(drawn.factors[:, i], [j[name] for j in jitters]) for i, name in enumerate(names)]
-    pairs += [(drawn.scale, [w["scale"]["x"] for w in warps]), (drawn.rotate, [w["rotate"] for w in warps])]
+    pairs += [
+        (drawn.scale, [w["scale"]["x"] for w in warps]),
+        (drawn.rotate, [w["rotate"] for w in warps]),
+    ]
     for ours, theirs in pairs:
         assert_alike(ours, theirs, spread=0.1)
         span = max(theirs) - min(theirs)
@@ -191,7 +226,10 @@ def test_whole_images_are_alike_on_average():
     image = pictures()[-1:].numpy().repeat(4000, axis=0)
     ours, theirs = (
         engine(image, 3).astype(np.float32)
-        for engine in (BatchedEngine(POLICY, MEAN, torch.device("cpu")), AlbumentationsEngine(POLICY, MEAN))
+        for engine in (
+            BatchedEngine(POLICY, MEAN, torch.device("cpu")),
+            AlbumentationsEngine(POLICY, MEAN),
+        )
     )
     error = theirs.std(axis=0) / np.sqrt(len(image) / 2)  # of the difference of two means
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 5 * error + 0.3).all()
@@ -224,7 +262,9 @@ def test_neither_chunks_nor_parts_of_a_batch_change_an_image(size):
     whole = engine.apply(images, drawn)
     engine.chunk = size
     assert torch.equal(engine.apply(images, drawn), whole)
-    parts = [engine.apply(images[i : i + size], drawn.part(i, i + size)) for i in range(0, COUNT, size)]
+    parts = [
+        engine.apply(images[i : i + size], drawn.part(i, i + size)) for i in range(0, COUNT, size)
+    ]
     assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(images, kept)
 

@@ -40,7 +40,9 @@ def parameters(policy: Policy, kind: type) -> list[dict]:
     engine = AlbumentationsEngine(policy, MEAN)
     transform = next(t for t in engine.transforms if isinstance(t, kind))
     apply, seen = transform.apply_with_params, []
-    transform.apply_with_params = lambda params, **images: seen.append(params) or apply(params, **images)
+    transform.apply_with_params = lambda params, **images: (
+        seen.append(params) or apply(params, **images)
+    )
     engine(np.repeat(coordinates()[None], DRAWS, axis=0), 0)
     return seen
 
@@ -59,7 +61,13 @@ def assert_fills(values, low, high):
 def test_the_probability_of_all_but_crop_and_flip_can_be_set():
     assert build_policy("full") == build_policy("full", 0.5) == Policy()
     rare = build_policy("full", 0.25)
-    assert (rare.crop_p, rare.flip_p, rare.affine_p, rare.jitter_p, rare.hole_p) == (1.0, 0.5, 0.25, 0.25, 0.25)
+    assert (rare.crop_p, rare.flip_p, rare.affine_p, rare.jitter_p, rare.hole_p) == (
+        1.0,
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+    )
     assert build_policy("light", 0.25) == build_policy("light") == build_policy("full", 0.0)
 
 
@@ -67,7 +75,9 @@ def test_the_probabilities_of_single_steps_win():
     rare = build_policy("full", 0.25)
     assert build_policy("full", 0.25, hole_p=1.0, jitter_p=None) == replace(rare, hole_p=1.0)
     assert build_policy("light", hole_p=1.0) == build_policy("light")
-    config = Settings(augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0)
+    config = Settings(
+        augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0
+    )
     policy = build_engine(config, MEAN, torch.device("cpu")).policy
     assert policy == replace(Policy(), affine_p=0.1, jitter_p=0.2, hole_p=0.0)
 
@@ -79,7 +89,9 @@ def test_the_crop_reaches_every_offset_and_fills_with_the_mean():
         inside = image[2] == 255
         assert (image[:, ~inside] == FILL[:, None]).all()
         row, column = np.argwhere(inside)[0]
-        offsets.add((int(image[1, row, column]) // 8 - row, int(image[0, row, column]) // 8 - column))
+        offsets.add(
+            (int(image[1, row, column]) // 8 - row, int(image[0, row, column]) // 8 - column)
+        )
     assert offsets == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
 
 
@@ -98,7 +110,9 @@ def test_shift_scale_and_rotation_fill_their_ranges():
     assert_fills([p["scale"]["x"] for p in seen], 0.9, 1.1)
     assert all(p["scale"]["x"] == p["scale"]["y"] for p in seen)
     centre = np.array([15.5, 15.5, 1])
-    shifts = np.stack([(np.asarray(p["matrix"]) @ centre - centre)[:2] for p in seen])  # where the centre goes
+    shifts = np.stack(
+        [(np.asarray(p["matrix"]) @ centre - centre)[:2] for p in seen]
+    )  # where the centre goes
     np.testing.assert_allclose(shifts, shifts.round(), atol=1e-6)
     for axis in (0, 1):  # 0.0625 of 32 pixels
         assert set(shifts[:, axis].round()) == {-2, -1, 0, 1, 2}
@@ -181,6 +195,10 @@ def test_importing_asks_no_server():
     )
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (run.returncode, run.stdout) == (0, ""), run.stderr

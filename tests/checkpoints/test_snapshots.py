@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifarnet.checkpoints import snapshots
-from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, find_newest, load, move_aside, numbered, pack, prune
+from cifarnet.checkpoints.snapshots import (
+    BEST,
+    LAST,
+    find_best,
+    find_newest,
+    load,
+    move_aside,
+    numbered,
+    pack,
+    prune,
+)
 from cifarnet.checkpoints.state import HISTORY_KEYS, TrainState, weights_of
 from cifarnet.core.errors import UserError
 
@@ -18,7 +28,10 @@ from cifarnet.core.errors import UserError
 def make_state(epoch: int = 3) -> TrainState:
     return TrainState(
         model={"weight": torch.arange(3.0)},
-        optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        optimizer={
+            "state": {0: {"momentum_buffer": torch.ones(3)}},
+            "param_groups": [{"lr": 0.1, "params": [0]}],
+        },
         scheduler={"step": 30, "total_steps": 100},
         scaler={},
         epoch=epoch,
@@ -75,7 +88,9 @@ def test_a_disk_that_fails_leaves_the_former_snapshot(tmp_path, monkeypatch):
 def test_the_directory_is_flushed_after_the_renaming(tmp_path, monkeypatch):
     """Or a power loss could bring the former file back."""
     flushed = []
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(stat.S_ISDIR(os.fstat(handle).st_mode)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+    )
     save(make_state(1), tmp_path / LAST)
     assert flushed == [False, True]
 
@@ -92,7 +107,13 @@ NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
     epoch=st.integers(2, 10**6),
 )
 def test_any_state_comes_back(tmp_path, history, config, classes, weights, dataset, epoch):
-    changes = {"history": history, "config": config, "classes": classes, "dataset": dataset, "epoch": epoch}
+    changes = {
+        "history": history,
+        "config": config,
+        "classes": classes,
+        "dataset": dataset,
+        "epoch": epoch,
+    }
     state = replace(make_state(), model={"weight": torch.tensor(weights)}, **changes)
     save(state, tmp_path / LAST)
     assert equal(vars(load(tmp_path / LAST)), vars(state))
@@ -113,7 +134,9 @@ def test_a_changed_weight_is_noticed(tmp_path):
     content = pack(make_state())
     ones = torch.ones(3).numpy().tobytes()
     assert content.count(ones) == 1
-    (tmp_path / LAST).write_bytes(content.replace(ones, torch.tensor([1.0, 1.0, 2.0]).numpy().tobytes()))
+    (tmp_path / LAST).write_bytes(
+        content.replace(ones, torch.tensor([1.0, 1.0, 2.0]).numpy().tobytes())
+    )
     torch.load(tmp_path / LAST, weights_only=True)  # alone, it notices nothing
     with pytest.raises(UserError, match="checksum does not fit"):
         load(tmp_path / LAST)
@@ -257,7 +280,10 @@ def test_the_best_comes_along(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    rows = [dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 10)]
+    rows = [
+        dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": epoch, "train_loss": 1 / epoch}
+        for epoch in range(1, 10)
+    ]
 
     def state(epoch: int) -> TrainState:
         return replace(make_state(epoch), history=rows[:epoch])
@@ -297,12 +323,16 @@ def test_what_a_snapshot_says_of_its_network(tmp_path, name, val_fraction, words
     assert trained.accuracy == 0.75
     assert trained.source == str(tmp_path / name)
     rows[0]["test_accuracy"] = None
-    assert weights_of(state, tmp_path / name).selected_by == words.replace("during the run", "at the end only")
+    assert weights_of(state, tmp_path / name).selected_by == words.replace(
+        "during the run", "at the end only"
+    )
     assert trained.model is state.model
     assert weights_of(replace(state, epoch=4), tmp_path / name).accuracy is None
     unmeasured = replace(state, history=[rows[0], rows[1] | {"test_accuracy": None}])
     assert weights_of(unmeasured, tmp_path / name).accuracy is None
-    assert weights_of(unmeasured, tmp_path / name).selected_by == words.replace("during the run", "never so far")
+    assert weights_of(unmeasured, tmp_path / name).selected_by == words.replace(
+        "during the run", "never so far"
+    )
 
 
 def test_the_weights_that_count_are_those_that_the_run_evaluates():

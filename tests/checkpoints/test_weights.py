@@ -17,7 +17,10 @@ from cifarnet.core.errors import UserError
 
 def make_weights() -> Weights:
     return Weights(
-        model={"conv": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), "count": torch.tensor(7)},
+        model={
+            "conv": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+            "count": torch.tensor(7),
+        },
         epoch=3,
         config={"lr": 0.1, "amp": True, "init": None},
         classes=["a", "ü\n"],
@@ -41,8 +44,11 @@ def test_other_programs_read_the_file(tmp_path):
     assert all(torch.equal(tensors[name], kept.model[name]) for name in tensors)
     with safe_open(tmp_path / FILE, "np") as file:
         said = {name: json.loads(text) for name, text in file.metadata().items()}
-    assert {name: said[name] for name in ("classes", "mean", "std", "config", "dataset", "accuracy")} == {
-        name: getattr(kept, name) for name in ("classes", "mean", "std", "config", "dataset", "accuracy")
+    assert {
+        name: said[name] for name in ("classes", "mean", "std", "config", "dataset", "accuracy")
+    } == {
+        name: getattr(kept, name)
+        for name in ("classes", "mean", "std", "config", "dataset", "accuracy")
     }
 
 
@@ -87,7 +93,16 @@ def test_a_changed_bit_is_noticed_or_harmless(tmp_path, place, bit):
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "empty", "text", "a changed weight", "no metadata", "less metadata", "odd metadata"]
+    "how",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "a changed weight",
+        "no metadata",
+        "less metadata",
+        "odd metadata",
+    ],
 )
 def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
     path = tmp_path / FILE
@@ -95,7 +110,9 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
     write_weights(replace(make_weights(), **odd), path)
     content = path.read_bytes()
     if how in ("truncated", "empty", "text"):
-        path.write_bytes({"truncated": content[:-9], "empty": b"", "text": b"no weights at all"}[how])
+        path.write_bytes(
+            {"truncated": content[:-9], "empty": b"", "text": b"no weights at all"}[how]
+        )
     elif how == "a changed weight":
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif how in ("no metadata", "less metadata"):
@@ -115,7 +132,9 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
 
 
 def test_names_and_paths(tmp_path, monkeypatch):
-    assert Path(weights.__file__).resolve().parents[2] / "results" == weights.RESULTS  # wherever one is
+    assert (
+        Path(weights.__file__).resolve().parents[2] / "results" == weights.RESULTS
+    )  # wherever one is
     monkeypatch.setattr(weights, "RESULTS", tmp_path / "results")
     with pytest.raises(UserError, match=r"no weights 'hour'; .*results holds none; name a file"):
         find_weights("hour")
@@ -125,7 +144,9 @@ def test_names_and_paths(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_weights("hour") == tmp_path / "results" / "hour" / FILE
-    with pytest.raises(UserError, match=r"'huor'; did you mean hour\? known by name: hour, long; else"):
+    with pytest.raises(
+        UserError, match=r"'huor'; did you mean hour\? known by name: hour, long; else"
+    ):
         find_weights("huor")
     for strange in ("", ".", "nothing.safetensors", "a" * 5000, "two\nlines"):
         with pytest.raises(UserError) as caught:

@@ -45,7 +45,11 @@ def test_precision():
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
     assert runtime._pick_amp_dtype(Settings(amp=True), torch.device("cuda")) is dtype
 
 
@@ -56,7 +60,10 @@ def test_what_is_computed_with_is_said():
         ("cuda:1", None, "cuda in float32, products in TF32"),
         ("cuda:0", torch.bfloat16, "cuda in bfloat16"),
     ):
-        assert dataclasses.replace(here, device=torch.device(device), amp_dtype=dtype).computed_on == words
+        assert (
+            dataclasses.replace(here, device=torch.device(device), amp_dtype=dtype).computed_on
+            == words
+        )
 
 
 def test_a_device_that_is_not_there(monkeypatch):
@@ -67,7 +74,12 @@ def test_a_device_that_is_not_there(monkeypatch):
 
 def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for quota, cores in (("max 100000", 8), ("250000 100000", 2), ("10000 100000", 1), ("nonsense", 8)):
+    for quota, cores in (
+        ("max 100000", 8),
+        ("250000 100000", 2),
+        ("10000 100000", 1),
+        ("nonsense", 8),
+    ):
         (tmp_path / "cpu.max").write_text(quota)
         monkeypatch.setattr(runtime, "CPU_QUOTA", tmp_path / "cpu.max")
         assert available_cores() == cores
@@ -129,6 +141,8 @@ def test_want_of_memory_is_one_line(capsys):
 
     for wants in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
         assert run_command(wants) == 1
-        assert re.fullmatch(r"error: out of memory; a lower --batch_size .*\n", capsys.readouterr().err)
+        assert re.fullmatch(
+            r"error: out of memory; a lower --batch_size .*\n", capsys.readouterr().err
+        )
     with pytest.raises(RuntimeError, match="shape"):
         run_command(lambda: torch.zeros(3).view(2))

@@ -46,7 +46,11 @@ def test_only_what_killed_writers_left_is_removed(tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen(
-        [sys.executable, "-c", other], cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", other],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as writer:
         assert writer.stdout.readline() == b"writing\n"
         writable_directory(tmp_path, "--x")
@@ -78,7 +82,11 @@ def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
         log.row({"epoch": 2, "loss": 0.25, "val": None})
         assert log.path.read_text().endswith("one line\n")
         with log.path.with_suffix(".csv").open(newline="") as file:
-            assert list(csv.reader(file)) == [["epoch", "loss", "val"], ["1", "0.5", ""], ["2", "0.25", ""]]
+            assert list(csv.reader(file)) == [
+                ["epoch", "loss", "val"],
+                ["1", "0.5", ""],
+                ["2", "0.25", ""],
+            ]
         with RunLog() as other:
             other.open(tmp_path)  # within the same second
             assert other.path != log.path

@@ -17,7 +17,14 @@ from torch import nn
 from cifarnet.core.device import _pick_device, available_cores, start
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.ranks import Group, LostContactError, agreed_check, data_parallel, micro_batches, run_on_ranks
+from cifarnet.core.ranks import (
+    Group,
+    LostContactError,
+    agreed_check,
+    data_parallel,
+    micro_batches,
+    run_on_ranks,
+)
 from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Interrupted, Signals
 from data import EvalBatches, TrainBatches, _EpochOrder
@@ -37,13 +44,17 @@ TORCHRUN = {
 def test_shares_of_an_epoch_are_disjoint_complete_and_even(images, share, world_size):
     batch_size = share * world_size
     whole = list(_EpochOrder(images, batch_size, 7))
-    shares = [list(_EpochOrder(images, batch_size, 7, rank, world_size)) for rank in range(world_size)]
+    shares = [
+        list(_EpochOrder(images, batch_size, 7, rank, world_size)) for rank in range(world_size)
+    ]
     for step, (epoch, first, indices) in enumerate(whole):
         parts = [shares[rank][step] for rank in range(world_size)]
         assert torch.equal(torch.cat([part for _, _, part in parts]), indices)
         sizes = [len(part) for _, _, part in parts]
         assert max(sizes) - min(sizes) <= (len(indices) < batch_size)
-        assert [place for _, place, _ in parts] == [first + sum(sizes[:rank]) for rank in range(world_size)]
+        assert [place for _, place, _ in parts] == [
+            first + sum(sizes[:rank]) for rank in range(world_size)
+        ]
         assert {e for e, _, _ in parts} == {epoch}
 
 
@@ -60,14 +71,17 @@ def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_siz
         assert batches.rounds - 1 <= len(part) <= batches.rounds
         seen += part
     alone = [
-        labels.tolist() for _, labels in EvalBatches(numbered_images(images), batch_size, start(config), MEAN, STD)
+        labels.tolist()
+        for _, labels in EvalBatches(numbered_images(images), batch_size, start(config), MEAN, STD)
     ]
     assert seen == alone
 
 
 def shares_of(images, engine: str, world_size: int) -> list[list[torch.Tensor]]:
     config = Settings(device="cpu", num_workers=0, batch_size=16, augment_engine=engine)
-    trains = [TrainBatches(images, config, runtime, MEAN, STD) for runtime in ranks_of(world_size, config)]
+    trains = [
+        TrainBatches(images, config, runtime, MEAN, STD) for runtime in ranks_of(world_size, config)
+    ]
     assert {len(train) for train in trains} == {-(-len(images) // 16)}
     assert [trains[0].size(step) for step in range(len(trains[0]))] == [16, 16, 1]
     return [[x for x, _ in train.epoch(2)] for train in trains]
@@ -85,7 +99,9 @@ def test_no_rank_repeats_anothers_draws(engine):
 def test_the_batched_engine_shows_ranks_what_it_shows_one_process():
     images = numbered_images(33)
     whole = [x for x, _ in batches_of(images, augment_engine="batched").epoch(2)]
-    for steps, expected in zip(zip(*shares_of(images, "batched", 4), strict=True), whole, strict=True):
+    for steps, expected in zip(
+        zip(*shares_of(images, "batched", 4), strict=True), whole, strict=True
+    ):
         torch.testing.assert_close(torch.cat(steps), expected)
 
 
@@ -96,14 +112,21 @@ def test_a_batch_in_parts_is_a_step_like_the_whole_one():
     whole, parts = trained(ALONE, "plain"), trained(ALONE, "accumulated")
     for key, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][key], value, rtol=1e-4, atol=1e-5)
-    assert parts["history"][0]["train_loss"] == pytest.approx(whole["history"][0]["train_loss"], rel=1e-5)
+    assert parts["history"][0]["train_loss"] == pytest.approx(
+        whole["history"][0]["train_loss"], rel=1e-5
+    )
 
 
 def test_normalisation_takes_the_statistics_of_each_part_alone():
-    whole, parts = (trainer(ALONE, False, epochs=1, augment="none", dropout=0.0, accumulate=n) for n in (1, 2))
+    whole, parts = (
+        trainer(ALONE, False, epochs=1, augment="none", dropout=0.0, accumulate=n) for n in (1, 2)
+    )
     for run in (whole, parts):
         run.fit(lambda row: None)
-    assert [int(run.model.c1.bn.num_batches_tracked) for run in (whole, parts)] == [3, 5]  # the last batch is one image
+    assert [int(run.model.c1.bn.num_batches_tracked) for run in (whole, parts)] == [
+        3,
+        5,
+    ]  # the last batch is one image
 
 
 def test_gradients_are_exchanged_once_a_step():
@@ -111,7 +134,11 @@ def test_gradients_are_exchanged_once_a_step():
     try:
         model = data_parallel(nn.Linear(2, 2), replace(start(Settings(device="cpu")), world_size=2))
         parts = micro_batches(model, torch.zeros(5, 2), torch.zeros(5), 3)
-        assert [(len(x), model.require_backward_grad_sync) for x, _ in parts] == [(2, False), (2, False), (1, True)]
+        assert [(len(x), model.require_backward_grad_sync) for x, _ in parts] == [
+            (2, False),
+            (2, False),
+            (1, True),
+        ]
     finally:
         dist.destroy_process_group()
 
@@ -143,7 +170,10 @@ def in_threads(works) -> None:
 def test_data_is_fetched_once_a_machine_and_disks_may_be_shared():
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]  # machine, local rank
     store, order = dist.HashStore(), []
-    groups = [Group(Ranks(rank, 4, local_rank, 2, machine), store) for rank, (machine, local_rank) in enumerate(places)]
+    groups = [
+        Group(Ranks(rank, 4, local_rank, 2, machine), store)
+        for rank, (machine, local_rank) in enumerate(places)
+    ]
 
     def load(rank):
         assert groups[rank].in_turn(lambda: order.append(rank) or "data") == "data"
@@ -160,11 +190,16 @@ def test_the_first_rank_acts_and_the_others_wait():
 
     def live(rank):
         for turn in (1, 2):
-            groups[rank].first_only(lambda turn=turn: order.append(f"rank {rank} acts in turn {turn}"))
+            groups[rank].first_only(
+                lambda turn=turn: order.append(f"rank {rank} acts in turn {turn}")
+            )
             order.append(turn)
 
     in_threads([lambda rank=rank: live(rank) for rank in (2, 1, 0)])
-    assert [e for e in order if isinstance(e, str)] == ["rank 0 acts in turn 1", "rank 0 acts in turn 2"]
+    assert [e for e in order if isinstance(e, str)] == [
+        "rank 0 acts in turn 1",
+        "rank 0 acts in turn 2",
+    ]
     assert order[0] == "rank 0 acts in turn 1"
     assert order.index(2) > order.index("rank 0 acts in turn 2")
 
@@ -210,7 +245,9 @@ def test_an_error_that_all_find_is_told_once_and_others_each(capsys):
 
 def test_an_error_is_told_before_the_others_lose_contact(monkeypatch):
     order = []
-    monkeypatch.setattr(dist, "rendezvous", lambda *args, **settings: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        dist, "rendezvous", lambda *args, **settings: iter([(dist.HashStore(), 0, 2)])
+    )
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **settings: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: order.append("contact lost"))
     monkeypatch.setattr(Group, "_wait", lambda *args: None)
@@ -232,7 +269,9 @@ def test_a_bug_is_told_with_its_rank_too(capsys, monkeypatch):
 
 def test_errors_of_torch_become_a_lost_contact_where_there_are_others(capsys):
     with pytest.raises(LostContactError), Group(Ranks(1, 2, 1, 2), dist.HashStore()).contact():
-        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer")
+        raise RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"
+        )
     assert capsys.readouterr().err.startswith("error: rank 1: lost contact with another rank")
     for ranks, text in ((ALONE, "NCCL error"), (Ranks(1, 2, 1, 2), "shapes do not match")):
         with pytest.raises(RuntimeError, match=text), Group(ranks, dist.HashStore()).contact():
@@ -260,7 +299,9 @@ def test_torchruns_environment(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     ranks = launched_ranks()
-    assert ranks == Ranks(rank=5, world_size=6, local_rank=1, local_world_size=2, machine=2, attempt=3)
+    assert ranks == Ranks(
+        rank=5, world_size=6, local_rank=1, local_world_size=2, machine=2, attempt=3
+    )
     assert ranks.launcher == "torchrun ..."
     assert replace(ranks, local_world_size=6).launcher == "torchrun --nproc_per_node=6"
     with pytest.raises(UserError, match="without torchrun"):
@@ -273,9 +314,13 @@ def test_torchruns_environment(monkeypatch):
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     three = Ranks(0, 3, 0, 3)
     start(Settings(device="cpu", batch_size=24, accumulate=4), three)
-    with pytest.raises(UserError, match=r"batch_size 32 cannot be divided evenly among 3 .* of 3, such as 30"):
+    with pytest.raises(
+        UserError, match=r"batch_size 32 cannot be divided evenly among 3 .* of 3, such as 30"
+    ):
         start(Settings(device="cpu", batch_size=32), three)
-    with pytest.raises(UserError, match=r"batch_size 10 .* 1 processes and --accumulate 4; .* of 4, such as 8"):
+    with pytest.raises(
+        UserError, match=r"batch_size 10 .* 1 processes and --accumulate 4; .* of 4, such as 8"
+    ):
         start(Settings(device="cpu", batch_size=10, accumulate=4))
     with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
         start(Settings(device="cpu", batch_size=2), three)

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from cifarnet.core.commandline import flags_table, parse_settings, read_recipe
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.settings import GROUPS, Interval, Settings, changed_settings, settings_from_dict, without_effect
+from cifarnet.core.settings import (
+    GROUPS,
+    Interval,
+    Settings,
+    changed_settings,
+    settings_from_dict,
+    without_effect,
+)
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -42,15 +49,26 @@ def test_the_published_recipe_is_the_default():
         (("--muon_lr", "0.2", "--optimizer", "muon"), ""),
         (("--amp_dtype", "bf16"), "amp_dtype"),
         (("--amp_dtype", "bf16", "--amp"), ""),
-        (("--num_workers", "2", "--augment_engine", "batched", "--skip_bad_images"), "num_workers skip_bad_images"),
+        (
+            ("--num_workers", "2", "--augment_engine", "batched", "--skip_bad_images"),
+            "num_workers skip_bad_images",
+        ),
         (("--dataset", "folder", "--skip_bad_images", "--data_url", "http://x"), "data_url"),
         (("--snapshot_freq", "0", "--keep_snapshots", "2", "--plot_freq", "1"), "keep_snapshots"),
-        (("--no-plot_training", "--plot_freq", "1", "--resume_override"), "plot_freq resume_override"),
-        (("--no-decay_norms", "--weight_decay", "0", "--resume", "auto", "--resume_override"), "decay_norms"),
+        (
+            ("--no-plot_training", "--plot_freq", "1", "--resume_override"),
+            "plot_freq resume_override",
+        ),
+        (
+            ("--no-decay_norms", "--weight_decay", "0", "--resume", "auto", "--resume_override"),
+            "decay_norms",
+        ),
     ],
 )
 def test_flags_that_do_nothing_are_named(argv, idle):
-    assert [words.split()[0] for words in without_effect(parse(*argv))] == [f"--{name}" for name in idle.split()]
+    assert [words.split()[0] for words in without_effect(parse(*argv))] == [
+        f"--{name}" for name in idle.split()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,14 +127,17 @@ def test_settings_survive_a_snapshot():
     assert settings_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == parse("--epochs", "3")
 
 
-@pytest.mark.parametrize("settings", [{"epochs": "3"}, {"amp": 1}, {"lr": None}, {"seed": True}, {"data_dir": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"epochs": "3"}, {"amp": 1}, {"lr": None}, {"seed": True}, {"data_dir": 3}]
+)
 def test_settings_of_the_wrong_type_are_refused(settings):
     with pytest.raises(UserError):
         settings_from_dict(settings)
 
 
 @pytest.mark.parametrize(
-    ("text", "inside", "outside"), [("[0, 1)", (0, 0.5), (1, -1e-9)), ("(0, inf)", (1e-300, 1e300), (0, -1))]
+    ("text", "inside", "outside"),
+    [("[0, 1)", (0, 0.5), (1, -1e-9)), ("(0, inf)", (1e-300, 1e300), (0, -1))],
 )
 def test_intervals(text, inside, outside):
     assert all(x in Interval(text) for x in inside)
@@ -126,7 +147,9 @@ def test_intervals(text, inside, outside):
 def test_what_a_resumed_run_may_change():
     before = parse("--epochs", "10")
     assert changed_settings(before, before) == ([], [])
-    now = dataclasses.replace(before, num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True)
+    now = dataclasses.replace(
+        before, num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True
+    )
     may, may_not = changed_settings(before, now)
     assert may == [
         "num_workers None -> 2",
@@ -145,14 +168,18 @@ def test_only_what_leaves_the_result_alone_may_change():
         "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq", "keep_snapshots", "resume",
         "resume_override", "log_dir", "snapshot_dir", "plot_dir", "recipe",
     }  # fmt: skip
-    assert {name for name, field in FIELDS.items() if field.metadata["on_resume"] == "raise"} == {"epochs"}
+    assert {name for name, field in FIELDS.items() if field.metadata["on_resume"] == "raise"} == {
+        "epochs"
+    }
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(tmp_path):
     recipe = tmp_path / "short.toml"
     recipe.write_text('epochs = 12\nlr = 1\namp = false\naugment = "light"\n')
     config = parse_settings(
-        ["--epochs", "3", "--recipe", str(recipe)], "test", ("--amp", "--save_best", "--epochs", "9")
+        ["--epochs", "3", "--recipe", str(recipe)],
+        "test",
+        ("--amp", "--save_best", "--epochs", "9"),
     )
     assert config == Settings(recipe=str(recipe), epochs=3, lr=1, augment="light", save_best=True)
     assert type(config.lr) is float  # as from the command line: optimizers tell the two apart
@@ -207,7 +234,9 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     recipes = {path.stem: Settings(**read_recipe(path)) for path in folder.glob("*.toml")}
     assert recipes["published"] == Settings(amp=True)
     for recipe in recipes.values():
-        for earlier in filter(None, (recipe.init, recipe.teacher)):  # by its folder's name the error names its recipe
+        for earlier in filter(
+            None, (recipe.init, recipe.teacher)
+        ):  # by its folder's name the error names its recipe
             its = recipes[Path(earlier).parent.name.removeprefix("snapshots_")]
             assert Path(its.snapshot_dir) / "last.pth" == Path(earlier)
 
@@ -218,7 +247,9 @@ def test_image_sizes_take_equal_parts_of_the_run():
     assert parse("--epochs", "7").image_size(3) == 32
 
 
-@pytest.mark.parametrize("sizes", ["", "7", "33", "16,", "a", "-16", "16;24", "16," * 300 + "16", "9" * 5000])
+@pytest.mark.parametrize(
+    "sizes", ["", "7", "33", "16,", "a", "-16", "16;24", "16," * 300 + "16", "9" * 5000]
+)
 def test_wrong_image_sizes_are_refused(sizes):
     with pytest.raises(UserError, match="--image_sizes"):
         parse(f"--image_sizes={sizes}")
@@ -242,7 +273,9 @@ def test_averaged_weights_are_evaluated_only_where_they_are_kept():
 def values(field: dataclasses.Field) -> st.SearchStrategy:
     """What the field may hold."""
     if field.name == "image_sizes":
-        return st.none() | st.lists(st.integers(8, 32).map(str), min_size=1, max_size=4).map(",".join)
+        return st.none() | st.lists(st.integers(8, 32).map(str), min_size=1, max_size=4).map(
+            ",".join
+        )
     kinds = typing.get_args(field.type) or (field.type,)
     within = field.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
@@ -272,12 +305,18 @@ def command_line(settings: dict) -> list[str]:
     return words
 
 
-@given(st.fixed_dictionaries({}, optional={name: values(FIELDS[name]) for name in FIELDS if name != "recipe"}))
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: values(FIELDS[name]) for name in FIELDS if name != "recipe"}
+    )
+)
 def test_any_settings_survive_a_snapshot_and_a_command_line(settings):
     try:
         config = Settings(**settings)
     except UserError as problem:
-        assert re.search(r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher) ", str(problem))  # none is wrong alone
+        assert re.search(
+            r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher) ", str(problem)
+        )  # none is wrong alone
         assume(False)
     assert settings_from_dict(dataclasses.asdict(config)) == config
     assert parse(*command_line(settings)) == config
@@ -285,7 +324,8 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(settings):
 
 
 WORDS = st.sampled_from(
-    [f"--{name}" for name in FIELDS] + ["--no-amp", "-1", "0", "1", "1e-3", "inf", "auto", "--", "-h"]
+    [f"--{name}" for name in FIELDS]
+    + ["--no-amp", "-1", "0", "1", "1e-3", "inf", "auto", "--", "-h"]
 )
 
 
@@ -312,4 +352,6 @@ def test_messages_are_one_printable_line_without_loss(text):
 def test_the_readme_shows_the_flags_as_they_are():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- flags: .*? -->\n(.*?)\n<!-- end of flags -->", readme, re.DOTALL)
-    assert shown[1] == flags_table(), "run `python -m cifarnet.core.commandline` and put its table into the README"
+    assert shown[1] == flags_table(), (
+        "run `python -m cifarnet.core.commandline` and put its table into the README"
+    )

@@ -37,7 +37,8 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
     assert (done.code, done.err) == (0, "")
     state, report = torch.load(trained.snapshot), json.loads(trained.metrics.read_text())
     assert (
-        done.out == f"new/w.safetensors: epoch 4 on pictures, top-1 {report['top1']:.2%} (the run's history, epoch 4)\n"
+        done.out
+        == f"new/w.safetensors: epoch 4 on pictures, top-1 {report['top1']:.2%} (the run's history, epoch 4)\n"
     )
     said = metadata(Path("new/w.safetensors"))
     assert [said[name] for name in ("classes", "mean", "std", "epoch", "dataset")] == [
@@ -49,7 +50,9 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
         assert {name: file.get_slice(name).get_shape() for name in file.keys()} == {  # noqa: SIM118
             name: list(value.shape) for name, value in state["model"].items()
         }
-        assert all(torch.equal(file.get_tensor(name), value) for name, value in state["model"].items())
+        assert all(
+            torch.equal(file.get_tensor(name), value) for name, value in state["model"].items()
+        )
     assert Path("new/w.safetensors").stat().st_size < 750_000
 
 
@@ -76,7 +79,14 @@ def test_the_accuracy_may_come_from_a_report(command, trained):
     Path("metrics.json").write_text(json.dumps(of_earlier_versions))
     assert command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json").code == 0
     another_run = report | {"sha256": "0" * 64}
-    for wrong in (another_run, report | {"epoch": 3}, report | {"dataset": "others"}, report | {"top1": None}, {}, []):
+    for wrong in (
+        another_run,
+        report | {"epoch": 3},
+        report | {"dataset": "others"},
+        report | {"top1": None},
+        {},
+        [],
+    ):
         Path("metrics.json").write_text(json.dumps(wrong))
         done = command("export", "--snapshot", trained.snapshot, "--metrics", "metrics.json")
         assert done.code == 2
@@ -84,15 +94,29 @@ def test_the_accuracy_may_come_from_a_report(command, trained):
 
 
 def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, trained):
-    quick = (*QUICK, "--dataset", "folder", "--data_dir", trained.tree, "--batch_size", "6", "--epochs", "1")
+    quick = (
+        *QUICK,
+        "--dataset",
+        "folder",
+        "--data_dir",
+        trained.tree,
+        "--batch_size",
+        "6",
+        "--epochs",
+        "1",
+    )
     assert command("main", *quick, "--ema_decay", "0.5", "--evaluate", "ema").code == 0
     report, kept = figures(), snapshot("last.pth")
     for which, flags in (("ema", ()), ("raw", ("--evaluate", "raw"))):
         assert command("export", "--snapshot", "snapshots_complete/last.pth", *flags).code == 0
-        expected = kept["averaged"]["module.head.bias"] if which == "ema" else kept["model"]["head.bias"]
+        expected = (
+            kept["averaged"]["module.head.bias"] if which == "ema" else kept["model"]["head.bias"]
+        )
         with safe_open("weights.safetensors", "pt") as file:
             assert torch.equal(file.get_tensor("head.bias"), expected)
-        assert metadata(Path("weights.safetensors"))["accuracy"] == (report["top1"] if which == "ema" else None)
+        assert metadata(Path("weights.safetensors"))["accuracy"] == (
+            report["top1"] if which == "ema" else None
+        )
         done = command(
             "evaluate",
             "--pretrained",
@@ -106,7 +130,13 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         text = Path(which, "classification_report.txt").read_text()
         assert f"{which} weights, not selected" in text
     wrong = command(
-        "export", "--snapshot", "snapshots_complete/last.pth", "--evaluate", "raw", "--metrics", "ema/metrics.json"
+        "export",
+        "--snapshot",
+        "snapshots_complete/last.pth",
+        "--evaluate",
+        "raw",
+        "--metrics",
+        "ema/metrics.json",
     )
     assert wrong.code == 2
     assert "weights ema; those to export are" in wrong.err
@@ -129,7 +159,9 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
 def test_a_wrong_export_is_one_line(command, trained, flags):
     Path("a_file").touch()
     Path("a_folder.safetensors").mkdir()
-    done = command("export", *(str(trained.snapshot) if flag == "SNAPSHOT" else flag for flag in flags))
+    done = command(
+        "export", *(str(trained.snapshot) if flag == "SNAPSHOT" else flag for flag in flags)
+    )
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
@@ -142,7 +174,10 @@ def test_a_full_disk_ends_the_export_with_1(command, trained, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     done = command("export", "--snapshot", trained.snapshot)
-    assert (done.code, done.err) == (1, "error: weights.safetensors could not be written (No space left on device)\n")
+    assert (done.code, done.err) == (
+        1,
+        "error: weights.safetensors could not be written (No space left on device)\n",
+    )
     assert not list(Path().iterdir())
 
 
@@ -181,7 +216,9 @@ def test_predictions_are_those_of_the_published_forward_pass(command, trained, g
         ours = [shares[name] for name in CLASSES]
         assert ours == pytest.approx(row.tolist(), abs=1e-4)
         assert sum(ours) == pytest.approx(1)
-    assert [line["predictions"][0]["class"] for line in told[:9]] == [path.parent.name for path in paths[:9]]
+    assert [line["predictions"][0]["class"] for line in told[:9]] == [
+        path.parent.name for path in paths[:9]
+    ]
 
 
 def test_the_table_is_aligned_and_the_size_of_the_batches_does_not_matter(command, trained):
@@ -201,7 +238,10 @@ def test_the_table_is_aligned_and_the_size_of_the_batches_does_not_matter(comman
             assert re.match(r"(bar|disc|star) +\d{1,3}\.\d\d%", row[place:])
     assert rows[0].startswith(r"sub/\n0.png ")
     assert (
-        command("predict", "--pretrained", trained.weights, "sub", "--top_k", "2", "--batch_size", "2").out == done.out
+        command(
+            "predict", "--pretrained", trained.weights, "sub", "--top_k", "2", "--batch_size", "2"
+        ).out
+        == done.out
     )
     many = command("predict", "--pretrained", trained.weights, "sub", "--top_k", "1000000")
     assert many.out.splitlines()[0].split() == ["picture", "1.", "2.", "3."]
@@ -209,12 +249,26 @@ def test_the_table_is_aligned_and_the_size_of_the_batches_does_not_matter(comman
 
 def test_folders_are_searched_in_order(command, trained):
     draw_tree(Path("album"), classes=("a",), train=2, test=0, suffix="jpg")
-    for name in ("album/z.WEBP", "album/B.png", "album/.hidden.png", "album/.hidden/c.png", "album/train/a/d.bmp"):
+    for name in (
+        "album/z.WEBP",
+        "album/B.png",
+        "album/.hidden.png",
+        "album/.hidden/c.png",
+        "album/train/a/d.bmp",
+    ):
         Path(name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 50)).save(name)
     Path("album/notes.txt").write_text("no picture")
     Path("album/again").symlink_to(Path("album").resolve())
-    done = command("predict", "--pretrained", trained.weights, "--json", "album/notes.txt", "album", "album/B.png")
+    done = command(
+        "predict",
+        "--pretrained",
+        trained.weights,
+        "--json",
+        "album/notes.txt",
+        "album",
+        "album/B.png",
+    )
     assert done.code == 1
     assert (
         "left out as no images by their names (.bmp, .jpeg, .jpg, .png, .webp): 1, such as album/notes.txt\n"
@@ -231,13 +285,23 @@ def test_unreadable_pictures_are_named_and_the_others_go_on(command, trained):
     Path("b\nad.png").write_bytes(good.read_bytes()[:300])
     Path("empty").mkdir()
     for flags in ((), ("--json",)):
-        done = command("predict", "--pretrained", trained.weights, "empty", "b\nad.png", good, "none.png", *flags)
+        done = command(
+            "predict",
+            "--pretrained",
+            trained.weights,
+            "empty",
+            "b\nad.png",
+            good,
+            "none.png",
+            *flags,
+        )
         assert done.code == 1
         said = done.err.splitlines()
         assert len(said) == 4
-        assert [name in line for name, line in zip(("empty", r"b\nad.png", "none.png"), said, strict=False)] == [
-            True
-        ] * 3
+        assert [
+            name in line
+            for name, line in zip(("empty", r"b\nad.png", "none.png"), said, strict=False)
+        ] == [True] * 3
         assert said[3] == "error: 3 of 4 could not be read; they are named above"
         if flags:
             told = lines(done.out)
@@ -245,7 +309,10 @@ def test_unreadable_pictures_are_named_and_the_others_go_on(command, trained):
             assert ["error" in line for line in told] == [True, True, False, True]
         else:
             assert [line.split()[0] for line in done.out.splitlines()] == ["picture", str(good)]
-    assert command("predict", "--pretrained", trained.weights, good, "none.png", "--top_k", "1").code == 1
+    assert (
+        command("predict", "--pretrained", trained.weights, good, "none.png", "--top_k", "1").code
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +352,12 @@ def process(*words: str, **settings) -> subprocess.Popen:
 
 def test_who_reads_along_may_stop(trained):
     with process(
-        ROOT / "predict.py", "--pretrained", trained.weights, "--batch_size", "27", *[trained.tree] * 20
+        ROOT / "predict.py",
+        "--pretrained",
+        trained.weights,
+        "--batch_size",
+        "27",
+        *[trained.tree] * 20,
     ) as run:
         assert run.stdout.readline().startswith("picture ")
         run.stdout.close()
@@ -297,14 +369,24 @@ def test_a_full_disk_behind_the_output_is_one_line(trained):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:
-        with process(ROOT / "predict.py", "--pretrained", trained.weights, trained.tree, stdout=full) as run:
+        with process(
+            ROOT / "predict.py", "--pretrained", trained.weights, trained.tree, stdout=full
+        ) as run:
             err = run.stderr.read()
-    assert (run.returncode, err) == (1, "error: the output could not be written (No space left on device)\n")
+    assert (run.returncode, err) == (
+        1,
+        "error: the output could not be written (No space left on device)\n",
+    )
 
 
 def test_ctrl_c_ends_predicting_with_130(trained):
     with process(
-        ROOT / "predict.py", "--pretrained", trained.weights, "--batch_size", "27", *[trained.tree] * 2000
+        ROOT / "predict.py",
+        "--pretrained",
+        trained.weights,
+        "--batch_size",
+        "27",
+        *[trained.tree] * 2000,
     ) as run:
         assert run.stdout.readline().startswith("picture ")
         run.send_signal(signal.SIGINT)
@@ -336,7 +418,10 @@ def test_evaluate_takes_either_a_snapshot_or_weights(command, trained):
         assert words in done.err
     done = command("evaluate", "--pretrained", trained.weights)
     assert (done.code, done.out) == (2, "")
-    assert "is of a folder of images, pictures, and does not say where; name test images by --dataset" in done.err
+    assert (
+        "is of a folder of images, pictures, and does not say where; name test images by --dataset"
+        in done.err
+    )
     other = draw_tree(Path("other"), classes=("bar", "tree"))
     done = command("evaluate", "--pretrained", trained.weights, "--data_dir", other)
     assert (done.code, done.out) == (2, "")
@@ -347,7 +432,19 @@ def test_evaluate_takes_either_a_snapshot_or_weights(command, trained):
 
 
 def run_from(command, weights, tree, *flags):
-    quick = (*QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "6", "--epochs", "1", "--lr", "1e-7")
+    quick = (
+        *QUICK,
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tree,
+        "--batch_size",
+        "6",
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-7",
+    )
     return command("main", *quick, "--min_lr", "0", "--init", weights, *flags)
 
 
@@ -357,8 +454,14 @@ def test_a_run_starts_from_the_weights_it_is_given(command, trained, given):
     done = run_from(command, getattr(trained, given), trained.tree)
     assert (done.code, done.err) == (0, "")
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
-    assert metadata(Path("weights.safetensors"))["config"]["init"] == Path(getattr(trained, given)).name  # and no place
-    assert f"starting from the weights {getattr(trained, given)}: epoch 4 of 4 on pictures\n" in done.out
+    assert (
+        metadata(Path("weights.safetensors"))["config"]["init"]
+        == Path(getattr(trained, given)).name
+    )  # and no place
+    assert (
+        f"starting from the weights {getattr(trained, given)}: epoch 4 of 4 on pictures\n"
+        in done.out
+    )
     assert "starting from the weights" in log_text()
     before, after = torch.load(trained.snapshot)["model"], snapshot("last.pth")["model"]
     for name, value in before.items():
@@ -377,22 +480,31 @@ def test_other_classes_get_a_fresh_head(command, trained):
     assert "; with a fresh head, for its classes are others (bar, disc, star, ...)" in done.out
     before, after = torch.load(trained.snapshot)["model"], snapshot("last.pth")["model"]
     assert (after["head.weight"] - before["head.weight"]).abs().max() > 1e-3
-    torch.testing.assert_close(after["c4.conv.1.weight"], before["c4.conv.1.weight"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        after["c4.conv.1.weight"], before["c4.conv.1.weight"], atol=1e-5, rtol=0
+    )
     assert run_from(command, trained.weights, draw_tree(Path("two"))).code == 0  # of another number
 
 
 @pytest.mark.parametrize(("fraction", "warned"), [("0", False), ("0.5", True)])
-def test_weights_that_have_seen_the_validation_images_are_warned_of(command, trained, fraction, warned):
+def test_weights_that_have_seen_the_validation_images_are_warned_of(
+    command, trained, fraction, warned
+):
     done = run_from(command, trained.weights, trained.tree, "--val_fraction", fraction)
     assert done.code == 0
-    assert ("warning: the network that --init names has seen the validation images" in done.out) == warned
+    assert (
+        "warning: the network that --init names has seen the validation images" in done.out
+    ) == warned
 
 
 def test_a_resumed_run_does_not_start_from_the_weights_again(command, trained):
     flags = ("--lr", "0.05", "--epochs", "2")
     assert run_from(command, "w.safetensors", trained.tree).code == 2
     Path("w.safetensors").write_bytes(trained.weights.read_bytes())
-    assert run_from(command, "w.safetensors", trained.tree, *flags, "--snapshot_dir", "whole").code == 0
+    assert (
+        run_from(command, "w.safetensors", trained.tree, *flags, "--snapshot_dir", "whole").code
+        == 0
+    )
     Path("w.safetensors").unlink()
     first = "whole/snapshot_epoch_0001.pth"
     done = run_from(command, "w.safetensors", trained.tree, *flags, "--resume", first)
@@ -410,7 +522,9 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(command, trained):
 def test_wrong_weights_to_start_from_are_one_line(command, trained, content, suffix):
     if content:
         Path(f"w.{suffix}").write_bytes(content)
-    done = run_from(command, f"w.{suffix}", "tree/that/is/not/there")  # told before images are read or downloaded
+    done = run_from(
+        command, f"w.{suffix}", "tree/that/is/not/there"
+    )  # told before images are read or downloaded
     assert done.code == 2
     assert done.err.startswith("error: --init: ")
     assert done.err.count("\n") == 1
@@ -433,10 +547,16 @@ def test_weights_that_the_run_would_replace_are_refused(command, trained):
 
 def test_the_three_lines_of_the_readme(trained, tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_pretrained" in code)
+    block = next(
+        code
+        for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "load_pretrained" in code
+    )
     assert len(block.split("\n\n", 1)[1].splitlines()) == 2  # and the import: three lines
     name = re.search(r'load_pretrained\("(\w+)"\)', block)[1]
-    assert (weights.RESULTS / name / weights.FILE).exists()  # of another data set: a digits network stands in for it
+    assert (
+        weights.RESULTS / name / weights.FILE
+    ).exists()  # of another data set: a digits network stands in for it
     (tmp_path / name).mkdir()
     (tmp_path / name / weights.FILE).write_bytes(trained.weights.read_bytes())
     monkeypatch.setattr(weights, "RESULTS", tmp_path)

@@ -49,7 +49,17 @@ def test_what_a_finished_run_is_told_now_does_not_change_its_report(command):
     assert command("main", *QUICK, "--epochs", "1").code == 0
     first = figures()
     assert (
-        command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--limit_train", "0", "--resume_override").code
+        command(
+            "main",
+            *QUICK,
+            "--epochs",
+            "1",
+            "--resume",
+            "auto",
+            "--limit_train",
+            "0",
+            "--resume_override",
+        ).code
         == 0
     )
     assert figures() == first
@@ -87,7 +97,11 @@ def test_a_new_run_keeps_an_older_ones_snapshots(command):
     moved = list(Path("snapshots_complete").glob("before_*"))
     assert len(moved) == 1
     assert (moved[0] / "last.pth").read_bytes() == before
-    assert {p.name for p in moved[0].iterdir()} == {"last.pth", "snapshot_epoch_0001.pth", "snapshot_epoch_0002.pth"}
+    assert {p.name for p in moved[0].iterdir()} == {
+        "last.pth",
+        "snapshot_epoch_0001.pth",
+        "snapshot_epoch_0002.pth",
+    }
     assert snapshot("last.pth")["epoch"] == 1
 
 
@@ -96,7 +110,9 @@ def test_a_validated_run_goes_on_without_validation(command):
     assert command("main", *flags, "--epochs", "1", "--val_fraction", "0.4").code == 0
     done = command("main", *flags, "--epochs", "2", "--resume", "auto", "--resume_override")
     assert done.code == 0, done.err
-    assert snapshot("last.pth")["best_epoch"] == 2  # by test images only the second epoch was measured
+    assert (
+        snapshot("last.pth")["best_epoch"] == 2
+    )  # by test images only the second epoch was measured
 
 
 def test_images_held_back_after_they_were_trained_on_are_warned_of(command):
@@ -136,7 +152,9 @@ def test_flags_that_alter_the_result_are_refused_unless_told(command, flags, nam
     before = {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()}
     done = command("main", *run, *flags, "--resume", "auto")
     assert done.code == 2
-    assert done.err.startswith(f"error: {named} would alter the result of the run in snapshots_complete/snapshot_epoch")
+    assert done.err.startswith(
+        f"error: {named} would alter the result of the run in snapshots_complete/snapshot_epoch"
+    )
     assert done.err.count("\n") == 1
     assert {p.name: p.read_bytes() for p in Path("snapshots_complete").iterdir()} == before
     done = command("main", *run, *flags, "--resume", "auto", "--resume_override")
@@ -151,9 +169,14 @@ def test_another_device_is_told_and_so_are_flags_without_effect(command):
     state = snapshots.load(path)
     state.config["computed_on"] = "cuda in bfloat16"
     snapshots.save(snapshots.pack(state), path)
-    done = command("main", *QUICK, "--epochs", "3", "--resume", "auto", "--muon_lr", "0.2", "--resume_override")
+    done = command(
+        "main", *QUICK, "--epochs", "3", "--resume", "auto", "--muon_lr", "0.2", "--resume_override"
+    )
     assert (done.code, done.err) == (0, "")
-    assert "that run computed on cuda in bfloat16, this one on cpu in float32: rounding differs" in done.out
+    assert (
+        "that run computed on cuda in bfloat16, this one on cpu in float32: rounding differs"
+        in done.out
+    )
     assert "warning: --muon_lr has no effect without --optimizer muon" in done.out
 
 
@@ -174,6 +197,7 @@ def test_more_epochs_go_on_and_say_what_becomes_of_the_schedule(command):
     rates = [float(row["lr"]) for row in rows_of(Path("log"))]
     assert rates[1] == 1e-6 < rates[2]
     assert (
-        "--epochs 4 stretches the schedule: the learning rate, 1e-06 at the end of epoch 2, goes on at 0.0" in done.out
+        "--epochs 4 stretches the schedule: the learning rate, 1e-06 at the end of epoch 2, goes on at 0.0"
+        in done.out
     )
     assert "so do the parts of --image_sizes: from 16 pixels the training goes on at 16" in done.out

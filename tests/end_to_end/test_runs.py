@@ -19,7 +19,12 @@ from PIL import Image
 from data import EvalBatches
 
 ROOT = Path(__file__).parent.parent.parent
-PICTURES = {"training_curves.png", "learning_rate_schedule.png", "confusion_matrix.png", "class_metrics.png"}
+PICTURES = {
+    "training_curves.png",
+    "learning_rate_schedule.png",
+    "confusion_matrix.png",
+    "class_metrics.png",
+}
 TIMINGS = {"seconds", "train_seconds", "images_per_second", "data_wait"}
 
 
@@ -91,11 +96,25 @@ def test_what_a_run_leaves_behind(command):
     assert float(rows[-1]["lr"]) == 1e-6
     assert {row["val_loss"] for row in rows} == {""}
     for row in rows:
-        assert 0 <= float(row["test_accuracy"]) <= float(row["test_top3"]) <= float(row["test_top5"]) <= 1
+        assert (
+            0
+            <= float(row["test_accuracy"])
+            <= float(row["test_top3"])
+            <= float(row["test_top5"])
+            <= 1
+        )
         assert 0 < float(row["data_wait"]) < 1
 
     text = log_text()
-    for part in ("settings: ", "torch ", "device: cpu", "60 training", "Total params: 174,762", "epoch 3/3", "img/s"):
+    for part in (
+        "settings: ",
+        "torch ",
+        "device: cpu",
+        "60 training",
+        "Total params: 174,762",
+        "epoch 3/3",
+        "img/s",
+    ):
         assert part in text
     assert "\r" not in text
     assert "%|" not in text
@@ -104,10 +123,17 @@ def test_what_a_run_leaves_behind(command):
     last = snapshot("last.pth")
     assert report["top1"] == report["last"]["top1"] == float(rows[-1]["test_accuracy"])
     assert report["loss"] == pytest.approx(float(rows[-1]["test_loss"]))
-    assert report["best"]["top1"] == max(float(row["test_accuracy"]) for row in rows) == last["best_accuracy"]
+    assert (
+        report["best"]["top1"]
+        == max(float(row["test_accuracy"]) for row in rows)
+        == last["best_accuracy"]
+    )
     assert (report["images"], report["epoch"], report["dataset"]) == (40, 3, "digits")
     assert np.sum(report["confusion_matrix"]) == 40
-    assert "the test set was evaluated during the run" in Path("plots_complete/classification_report.txt").read_text()
+    assert (
+        "the test set was evaluated during the run"
+        in Path("plots_complete/classification_report.txt").read_text()
+    )
     assert last["epoch"] == 3
     assert [row["epoch"] for row in last["history"]] == [1, 2, 3]
     assert snapshot("best_model.pth")["epoch"] == last["best_epoch"]
@@ -123,7 +149,9 @@ def test_without_plots_only_the_numbers(command):
 
 def test_everything_switched_on_and_flags_win(command):
     assert command("run_complete_training", *QUICK, "--epochs", "1", "--plot_evaluation").code == 0
-    assert " python run_complete_training.py --dataset" in log_text()  # the command as given, without the presets
+    assert (
+        " python run_complete_training.py --dataset" in log_text()
+    )  # the command as given, without the presets
     assert "--save_best" not in log_text().splitlines()[0]
     config = snapshot("last.pth")["config"]
     assert (config["amp"], config["save_best"], config["plot_evaluation"]) == (True, True, True)
@@ -136,8 +164,18 @@ def test_everything_switched_on_and_flags_win(command):
 def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, engine):
     flags = (*QUICK, "--epochs", "4", "--save_best", "--augment_engine", engine, amp)
     assert command("main", *flags, "--snapshot_dir", "whole", "--log_dir", "a").code == 0
-    assert command("main", *flags, "--snapshot_dir", "parts", "--log_dir", "b", "--num_workers", "2").code == 0
-    for name in ("last.pth", "best_model.pth", "snapshot_epoch_0003.pth", "snapshot_epoch_0004.pth"):
+    assert (
+        command(
+            "main", *flags, "--snapshot_dir", "parts", "--log_dir", "b", "--num_workers", "2"
+        ).code
+        == 0
+    )
+    for name in (
+        "last.pth",
+        "best_model.pth",
+        "snapshot_epoch_0003.pth",
+        "snapshot_epoch_0004.pth",
+    ):
         (Path("parts") / name).unlink(missing_ok=True)
     done = command("main", *flags, "--snapshot_dir", "parts", "--log_dir", "b", "--resume", "auto")
     assert done.code == 0
@@ -153,7 +191,13 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
         'epochs = 3\noptimizer = "muon"\nschedule = "linear"\nimage_sizes = "16,24,32"\nlabel_smoothing = 0.1\n'
         'decay_norms = false\nema_decay = 0.5\nevaluate = "ema"\neval_freq = 0\nbatch_size = 1\n'
     )
-    flags = (*QUICK, "--epochs", "3", "--recipe", "short.toml")  # the command line, with its batch size, wins
+    flags = (
+        *QUICK,
+        "--epochs",
+        "3",
+        "--recipe",
+        "short.toml",
+    )  # the command line, with its batch size, wins
     done = command("main", *flags, "--plot_training", "--plot_freq", "1")
     assert (done.code, done.err) == (0, "")
     last, (*early, final) = snapshot("last.pth"), rows_of(Path("log"))
@@ -167,9 +211,20 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
     assert "averaged" in log_text()
     assert "the test set is evaluated at the end only" in log_text()
 
-    assert command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again").code == 0
+    assert (
+        command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again").code
+        == 0
+    )
     assert figures(Path("again"))["loss"] == figures()["loss"]
-    other = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "raw", "--evaluate", "raw")
+    other = command(
+        "evaluate",
+        "--snapshot",
+        "snapshots_complete/last.pth",
+        "--plot_dir",
+        "raw",
+        "--evaluate",
+        "raw",
+    )
     assert other.code == 0
     assert figures(Path("raw"))["loss"] != figures()["loss"]
     assert figures(Path("raw"))["top1"] == float(final["raw_accuracy"])
@@ -191,7 +246,9 @@ def test_averaged_weights_that_are_not_there_are_an_error(command):
 
 
 def test_validation_images_select_and_the_test_set_is_seen_once(command):
-    done = command("main", *QUICK, "--limit_train", "200", "--val_fraction", "0.2", "--select", "best")
+    done = command(
+        "main", *QUICK, "--limit_train", "200", "--val_fraction", "0.2", "--select", "best"
+    )
     assert done.code == 0
     rows = rows_of(Path("log"))
     assert all(row["val_accuracy"] and row["val_loss"] for row in rows)
@@ -205,21 +262,39 @@ def test_validation_images_select_and_the_test_set_is_seen_once(command):
 
 def test_a_last_epoch_that_is_the_best_is_reported_as_selected(command):
     assert command("main", *QUICK, "--epochs", "1").code == 0
-    assert command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--select", "best").code == 0
+    assert (
+        command("main", *QUICK, "--epochs", "1", "--resume", "auto", "--select", "best").code == 0
+    )
     report = figures()
-    assert (Path(report["snapshot"]).name, report["selected_by"][:21]) == ("last.pth", "best by test accuracy")
+    assert (Path(report["snapshot"]).name, report["selected_by"][:21]) == (
+        "last.pth",
+        "best by test accuracy",
+    )
 
 
 def test_processor_time_is_taken_when_the_workers_have_ended(command, monkeypatch):
     times, workers = os.times, []
-    monkeypatch.setattr(os, "times", lambda: workers.append(multiprocessing.active_children()) or times())
+    monkeypatch.setattr(
+        os, "times", lambda: workers.append(multiprocessing.active_children()) or times()
+    )
     assert command("main", *QUICK, "--epochs", "1", "--num_workers", "1").code == 0
     assert workers == [[]]
 
 
 def test_evaluate_repeats_the_runs_report(command, tree):
     assert (
-        command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--save_best").code == 0
+        command(
+            "main",
+            *QUICK,
+            "--dataset",
+            "folder",
+            "--data_dir",
+            tree,
+            "--batch_size",
+            "5",
+            "--save_best",
+        ).code
+        == 0
     )
     of_the_run = figures()
     done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again")
@@ -230,7 +305,9 @@ def test_evaluate_repeats_the_runs_report(command, tree):
         "confusion_matrix.png", "class_metrics.png", "metrics.json", "classification_report.txt"
     }  # fmt: skip
     renamed = ("--dataset_name", "renamed", "--plot_dir", "renamed")
-    assert command("evaluate", "--snapshot", "snapshots_complete/best_model.pth", *renamed).code == 0
+    assert (
+        command("evaluate", "--snapshot", "snapshots_complete/best_model.pth", *renamed).code == 0
+    )
     how = figures(Path("renamed"))["selected_by"]
     assert how == "best by test accuracy, evaluated during the run; trained on pictures"
     other = draw_tree(Path("other"), classes=("bar", "star"))
@@ -247,7 +324,9 @@ def test_evaluate_looks_for_other_images_where_they_are(command, trained):
     done = command("evaluate", "--snapshot", trained.snapshot, *other)
     assert (done.code, "cannot get CIFAR-10 into data (" in done.err) == (2, True)
     assert sorted(trained.tree.iterdir()) == before
-    more = draw_tree(Path("more"), classes=("bar", "disc", "star"), test=20)  # the run was limited to 40
+    more = draw_tree(
+        Path("more"), classes=("bar", "disc", "star"), test=20
+    )  # the run was limited to 40
     for source in (
         ("--snapshot", trained.snapshot),
         ("--pretrained", trained.snapshot),
@@ -255,13 +334,26 @@ def test_evaluate_looks_for_other_images_where_they_are(command, trained):
     ):
         assert command("evaluate", *source, "--data_dir", more).code == 0
         assert figures()["images"] == 60
-    assert command("evaluate", "--pretrained", trained.snapshot).code == 0  # which says where its images are
+    assert (
+        command("evaluate", "--pretrained", trained.snapshot).code == 0
+    )  # which says where its images are
     assert figures()["images"] == 9
 
 
 def test_folders_of_strange_names_and_few_classes(command):
     tree = draw_tree(Path("$tree_{"), classes=("$x_{", "<b>&amp;", "ünï 100%"))
-    done = command("main", *DRAWN, "--dataset", "folder", "--data_dir", tree, "--batch_size", "7", "--epochs", "1")
+    done = command(
+        "main",
+        *DRAWN,
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tree,
+        "--batch_size",
+        "7",
+        "--epochs",
+        "1",
+    )
     assert (done.code, done.err) == (0, "")
     report = figures()
     assert list(report["per_class"]) == ["$x_{", "<b>&amp;", "ünï 100%"]
@@ -273,7 +365,18 @@ def test_a_class_without_test_images_is_told(command, tree):
     for path in (tree / "test" / "disc").iterdir():
         path.unlink()
     (tree / "test" / "disc").rmdir()
-    done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree, "--batch_size", "5", "--epochs", "1")
+    done = command(
+        "main",
+        *QUICK,
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tree,
+        "--batch_size",
+        "5",
+        "--epochs",
+        "1",
+    )
     assert done.code == 0
     assert "lacks disc" in done.out
     assert figures()["per_class"]["disc"]["support"] == 0
@@ -405,7 +508,10 @@ def test_a_process_told_nonsense_exits_with_2(tmp_path):
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     with start(tmp_path, "--epochs", "500", "--num_workers", "2") as run:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "snapshots_complete" / "last.pth").exists() and time.monotonic() < deadline:
+        while (
+            not (tmp_path / "snapshots_complete" / "last.pth").exists()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=120)
@@ -415,8 +521,27 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 
 def test_the_real_images_train(command, real_images):
-    flags = ("--dataset", "folder", "--data_dir", real_images, "--limit_train", "500", "--limit_test", "200")
-    done = command("main", *flags, "--batch_size", "50", "--epochs", "2", "--amp", "--dataset_name", "CIFAR-10, JPEG")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data_dir",
+        real_images,
+        "--limit_train",
+        "500",
+        "--limit_test",
+        "200",
+    )
+    done = command(
+        "main",
+        *flags,
+        "--batch_size",
+        "50",
+        "--epochs",
+        "2",
+        "--amp",
+        "--dataset_name",
+        "CIFAR-10, JPEG",
+    )
     assert done.code == 0
     assert figures()["dataset"] == "CIFAR-10, JPEG"
     assert figures()["top1"] > 0.12  # one in ten by chance

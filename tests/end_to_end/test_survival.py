@@ -26,7 +26,17 @@ RUN = (
     *("--snapshot_freq", "2", "--keep_snapshots", "1", "--image_sizes", "16"),
 )
 LONG = (*QUICK, "--plot_training", "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
-STATE = ("model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "best_epoch", "history", "random_state")
+STATE = (
+    "model",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "epoch",
+    "best_accuracy",
+    "best_epoch",
+    "history",
+    "random_state",
+)
 
 
 # --- in the process of a run ---
@@ -66,7 +76,9 @@ FAULTS = {
 def live(directory: Path, flags: tuple[str, ...], fault: str, number: int) -> None:
     """The process of one run, in a session of its own, as a terminal would start it."""
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # of its workers: Linux's default, which this process lost
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of its workers: Linux's default, which this process lost
     os.chdir(directory)
     output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -101,7 +113,9 @@ def begin(processes):
 
     def run(directory: Path, *flags: str, fault: str = "", number: int = 0):
         directory.mkdir(exist_ok=True)
-        process = processes(target=live, args=(directory, tuple(str(flag) for flag in flags), fault, number))
+        process = processes(
+            target=live, args=(directory, tuple(str(flag) for flag in flags), fault, number)
+        )
         process.start()
         begun.append(process)
         return process
@@ -170,15 +184,24 @@ def finish_and_compare(begin, directory: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "number"),
-    [("inside a write", 9), ("before a renaming", 8), ("after a renaming", 3), ("inside a plot", 3)],
+    [
+        ("inside a write", 9),
+        ("before a renaming", 8),
+        ("after a renaming", 3),
+        ("inside a plot", 3),
+    ],
 )
-def test_a_run_killed_at_a_bad_moment_goes_on_as_if_nothing_had_been(begin, tmp_path, reference, fault, number):
+def test_a_run_killed_at_a_bad_moment_goes_on_as_if_nothing_had_been(
+    begin, tmp_path, reference, fault, number
+):
     end(begin(tmp_path / "run", *RUN, fault=fault, number=number), -signal.SIGKILL)
     assert_all_intact(tmp_path / "run")
     finish_and_compare(begin, tmp_path / "run", reference)
 
 
-def kill_at_random(begin, directory: Path, longest: float, workers: int, random: random.Random) -> bool:
+def kill_at_random(
+    begin, directory: Path, longest: float, workers: int, random: random.Random
+) -> bool:
     """Whether a run in `directory` was killed before it was through."""
     process = begin(directory, *RUN, "--resume", "auto", "--num_workers", workers)
     process.join(random.uniform(0, longest))
@@ -191,7 +214,9 @@ def kill_at_random(begin, directory: Path, longest: float, workers: int, random:
 
 def test_a_run_killed_at_random_moments(begin, tmp_path, reference):
     moments = random.Random()
-    kills = sum(kill_at_random(begin, tmp_path / "run", 2, workers, moments) for workers in (0, 2, 0))
+    kills = sum(
+        kill_at_random(begin, tmp_path / "run", 2, workers, moments) for workers in (0, 2, 0)
+    )
     assert kills
     finish_and_compare(begin, tmp_path / "run", reference)
 
@@ -216,7 +241,9 @@ def test_a_run_killed_at_many_random_moments(begin, tmp_path, reference):
         shutil.rmtree(run, ignore_errors=True)
         kills[fault] = 0
         for _ in range(3):
-            process = begin(run, *RUN, "--resume", "auto", fault=fault, number=moments.randint(1, 6))
+            process = begin(
+                run, *RUN, "--resume", "auto", fault=fault, number=moments.randint(1, 6)
+            )
             process.join(120)
             assert process.exitcode in (0, -signal.SIGKILL)
             kills[fault] += process.exitcode != 0
@@ -255,22 +282,37 @@ def test_before_the_first_epoch_ends_the_run_is_at_hand_already(command, monkeyp
     assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "a").code == 0
     elsewhere = (*QUICK, "--snapshot_dir", "b", "--resume", "a/last.pth")
     with monkeypatch.context() as patched:
-        patched.setattr("train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr(
+            "train.Trainer._run_epoch", lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+        )
         patched.setattr("cifarnet.reporting.recorders.Recorder.on_epoch_end", lambda *args: None)
         done = command("main", *QUICK)
-        assert (done.code, done.out.rstrip().endswith("--no-plot_evaluation")) == (143, True)  # nothing to resume
+        assert (done.code, done.out.rstrip().endswith("--no-plot_evaluation")) == (
+            143,
+            True,
+        )  # nothing to resume
         done = command("main", *elsewhere)
-        assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume auto")) == (143, True)
+        assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume auto")) == (
+            143,
+            True,
+        )
     done = command("main", *elsewhere, "--resume", "auto")
     assert (done.code, "resuming after epoch 1 from b/last.pth" in done.out) == (0, True)
 
 
-def test_a_finished_run_interrupted_while_evaluated_is_not_mixed_up_with_another(command, monkeypatch):
+def test_a_finished_run_interrupted_while_evaluated_is_not_mixed_up_with_another(
+    command, monkeypatch
+):
     for place in ("a", "b"):
         assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", place).code == 0
-    monkeypatch.setattr("cifarnet.reporting.recorders.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        "cifarnet.reporting.recorders.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+    )
     done = command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "b", "--resume", "a/last.pth")
-    assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")) == (143, True)
+    assert (done.code, done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")) == (
+        143,
+        True,
+    )
 
 
 def test_a_second_signal_ends_at_once(command, monkeypatch):
@@ -294,7 +336,9 @@ def test_a_second_signal_ends_at_once(command, monkeypatch):
 
 
 def test_a_signal_while_images_are_read_ends_too(command, tree, monkeypatch):
-    monkeypatch.setattr("cifarnet.images.folder._list_folder", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        "cifarnet.images.folder._list_folder", lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+    )
     done = command("main", *QUICK, "--dataset", "folder", "--data_dir", tree)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -303,7 +347,9 @@ def test_a_signal_while_images_are_read_ends_too(command, tree, monkeypatch):
 # --- two at once ---
 
 
-def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(begin, tmp_path, command):
+def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(
+    begin, tmp_path, command
+):
     first = begin(tmp_path, *LONG, "--num_workers", "2")
     wait_for_an_epoch(tmp_path, first)
     for _ in range(2):  # being refused takes nothing away from the first
@@ -316,7 +362,16 @@ def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(beg
     assert not list(Path("snapshots_complete").glob("before_*"))
     first.kill()  # its workers live on for a while
     first.join()
-    done = command("main", *LONG, "--epochs", "1", "--resume", "auto", "--resume_override", "--no-plot_evaluation")
+    done = command(
+        "main",
+        *LONG,
+        "--epochs",
+        "1",
+        "--resume",
+        "auto",
+        "--resume_override",
+        "--no-plot_evaluation",
+    )
     assert done.code == 0
     assert "evaluating only" in done.out
 
@@ -337,7 +392,9 @@ def fail_at(monkeypatch, fails: Callable[[int, str], bool]) -> None:
     monkeypatch.setattr("cifarnet.reporting.recorders.save", save)
 
 
-def test_what_could_not_be_written_is_written_later_as_it_would_have_been(command, monkeypatch, tmp_path, reference):
+def test_what_could_not_be_written_is_written_later_as_it_would_have_been(
+    command, monkeypatch, tmp_path, reference
+):
     fail_at(monkeypatch, lambda attempt, name: attempt == 1)
     done = command("main", *RUN)
     assert (done.code, done.err) == (0, "")
@@ -349,7 +406,10 @@ def test_a_best_model_that_never_could_be_written_ends_with_1(command, monkeypat
     fail_at(monkeypatch, lambda attempt, name: name == "best_model.pth")
     done = command("main", *RUN, "--select", "best")
     assert done.code == 1
-    assert done.err == "error: best_model.pth could not be written to snapshots_complete; see the log\n"
+    assert (
+        done.err
+        == "error: best_model.pth could not be written to snapshots_complete; see the log\n"
+    )
     assert snapshot("last.pth")["epoch"] == 5
     assert Path("plots_complete/metrics.json").exists()
 
@@ -380,7 +440,9 @@ def test_a_loss_that_stops_being_finite_later_leaves_the_last_good_epoch(command
     monkeypatch.setattr(main.Trainer, "_run_epoch", poisoned)
     done = command("main", *RUN)
     assert done.code == 1
-    assert done.err.startswith("error: the loss is no longer finite: epoch 3, step 1 of 3, learning rate 0.0")
+    assert done.err.startswith(
+        "error: the loss is no longer finite: epoch 3, step 1 of 3, learning rate 0.0"
+    )
     assert done.err.count("\n") == 1
     assert "--lr" in done.err
     assert snapshot("last.pth")["epoch"] == 2
@@ -404,12 +466,27 @@ def test_steps_that_the_fp16_scaler_left_out_are_counted_in_the_log(command, mon
 def test_flags_that_do_not_alter_the_result_pass(command, tmp_path, reference):
     shutil.copytree(reference, tmp_path / "copy")
     (tmp_path / "copy" / "snapshots_complete" / "last.pth").unlink()
-    others = ("--num_workers", "1", "--no-plot_training", "--plot_dir", "p", "--log_dir", "l", "--snapshot_freq", "5")
-    done = command("main", *RUN, *others, "--snapshot_dir", "copy/snapshots_complete", "--resume", "auto")
+    others = (
+        "--num_workers",
+        "1",
+        "--no-plot_training",
+        "--plot_dir",
+        "p",
+        "--log_dir",
+        "l",
+        "--snapshot_freq",
+        "5",
+    )
+    done = command(
+        "main", *RUN, *others, "--snapshot_dir", "copy/snapshots_complete", "--resume", "auto"
+    )
     assert (done.code, done.err) == (0, "")
     assert "changed: num_workers 0 -> 1" in done.out
     for key in STATE:
-        ours, theirs = (snapshot("last.pth", where / "snapshots_complete") for where in (tmp_path / "copy", reference))
+        ours, theirs = (
+            snapshot("last.pth", where / "snapshots_complete")
+            for where in (tmp_path / "copy", reference)
+        )
         assert_same_state(ours[key], theirs[key], key)
 
 
@@ -421,7 +498,9 @@ def test_a_changed_weight_is_noticed_and_an_older_snapshot_taken(command, tmp_pa
     last.write_bytes(content)
     done = command("main", *RUN, "--resume", "auto")
     assert done.code == 0
-    assert "passed over: snapshots_complete/last.pth is damaged: its checksum does not fit" in done.out
+    assert (
+        "passed over: snapshots_complete/last.pth is damaged: its checksum does not fit" in done.out
+    )
     assert "resuming after epoch 4 from snapshots_complete/snapshot_epoch_0004.pth" in done.out
     moved = next(Path("snapshots_complete").glob("before_*"))
     assert (moved / "last.pth").read_bytes() == content
@@ -447,8 +526,14 @@ def test_memory_and_handles_stay_flat(begin, tmp_path):
 
     def measured(epoch: int) -> tuple[float, int, int]:
         """Resident MiB, open handles and threads once `epoch` is over."""
-        wait_for((tmp_path / "run" / "snapshots_complete" / f"snapshot_epoch_{epoch:04d}.pth").exists, process)
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        wait_for(
+            (tmp_path / "run" / "snapshots_complete" / f"snapshot_epoch_{epoch:04d}.pth").exists,
+            process,
+        )
+        status = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        )
         handles = list(Path(f"/proc/{process.pid}/fd").iterdir())
         return int(status["VmRSS"].split()[0]) / 1024, len(handles), int(status["Threads"])
 

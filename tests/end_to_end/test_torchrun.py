@@ -28,7 +28,13 @@ def torchrun(tmp_path, monkeypatch):
     begun = []
 
     def run(ranks: int, script: str, *flags: object, restarts: int = 0) -> subprocess.Popen:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+        ]
         command += [f"--max-restarts={restarts}", script, *map(str, flags)]
         with Path("output").open("w") as output:
             begun.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
@@ -60,7 +66,11 @@ def wait_for(condition, process: subprocess.Popen):
 
 def pid_of(rank: int, process: subprocess.Popen) -> int:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())
+    return next(
+        int(pid)
+        for pid in children
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()
+    )
 
 
 def test_ranks_equal_one_process_on_the_same_batches_and_each_other(torchrun):
@@ -70,7 +80,9 @@ def test_ranks_equal_one_process_on_the_same_batches_and_each_other(torchrun):
     for name in SETTINGS:
         ours, alone = results[name], trained(ALONE, name)
         for key, value in alone["model"].items():
-            torch.testing.assert_close(ours["model"][key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
+            torch.testing.assert_close(
+                ours["model"][key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}"
+            )
         for row, expected in zip(ours["history"], alone["history"], strict=True):
             for key in ("train_loss", "grad_norm", "test_loss"):
                 assert row[key] == pytest.approx(expected[key], rel=1e-4), (name, key)
@@ -86,7 +98,16 @@ def test_ranks_equal_one_process_on_the_same_batches_and_each_other(torchrun):
 
 def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     """The last batch has one image: two ranks have none of it."""
-    flags = (*QUICK, "--limit_train", "55", "--batch_size", "18", "--accumulate", "2", "--save_best")
+    flags = (
+        *QUICK,
+        "--limit_train",
+        "55",
+        "--batch_size",
+        "18",
+        "--accumulate",
+        "2",
+        "--save_best",
+    )
     process = torchrun(3, MAIN, *flags)
     assert process.wait(90) == 0, output()
     assert "ranks: 3 (torchrun --nproc_per_node=3)" in log_text()
@@ -99,7 +120,12 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     assert len(list(Path("log").glob("*.log"))) == 1
     assert ours["images"] == np.sum(ours["confusion_matrix"]) == 40
     for name, whose in (("last.pth", "last"), ("best_model.pth", "best")):
-        assert command("evaluate", "--snapshot", f"snapshots_complete/{name}", "--plot_dir", "again").code == 0
+        assert (
+            command(
+                "evaluate", "--snapshot", f"snapshots_complete/{name}", "--plot_dir", "again"
+            ).code
+            == 0
+        )
         again = figures(Path("again"))
         for key in ("top1", "top3", "top5"):
             assert ours[whose][key] == again[key]
@@ -128,7 +154,9 @@ def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_al
     os.kill(pid_of(1, process), signal.SIGTERM)
     assert process.wait(60) == 1
     assert errors() == lost
-    codes = set(re.findall(r"exitcode  : (-?\d+)", output()))  # of one rank or both, as torchrun looked
+    codes = set(
+        re.findall(r"exitcode  : (-?\d+)", output())
+    )  # of one rank or both, as torchrun looked
     assert codes == {"143"}, output()
     epoch = re.search(r"SIGTERM: ended after epoch (\d+); go on with:", log_text())[1]
     assert snapshots.load(last).epoch == int(epoch)

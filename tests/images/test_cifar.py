@@ -29,7 +29,9 @@ def archive(tmp_path, monkeypatch):
     sums = {}
     for name in ("data_batch_1", "data_batch_2", "test_batch"):
         pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
-        (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}))
+        (batches / name).write_bytes(
+            pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]})
+        )
     names = [f"class {i}" for i in range(10)]
     (batches / "data.meta").write_bytes(pickle.dumps({"label_names": names}))
     for path in batches.iterdir():
@@ -42,9 +44,13 @@ def archive(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(
+        datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}"
+    )
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")])
+    monkeypatch.setattr(
+        datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")]
+    )
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     meta = {"filename": "data.meta", "key": "label_names", "md5": sums["data.meta"]}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
@@ -78,7 +84,10 @@ def test_another_address_of_the_archive(archive, tmp_path):
     elsewhere = tmp_path / "elsewhere.tar.gz"
     archive.rename(elsewhere)
     assert len(load(data_dir=str(tmp_path / "a"), data_url=elsewhere.as_uri()).train) == 40
-    assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    assert [p.name for p in sorted((tmp_path / "a").iterdir())] == [
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+    ]
     with pytest.raises(UserError, match=r"cannot get CIFAR-10 .*No such file.*--data_url"):
         load(data_dir=str(tmp_path / "b"), data_url=archive.as_uri())
     with pytest.raises(UserError, match="--data_url"):
@@ -90,7 +99,9 @@ def test_an_archive_put_there_by_hand_is_used_and_damaged_files_are_renewed(arch
     root.mkdir()
     archive.rename(root / archive.name)  # the server has nothing more to give
     assert len(load(data_dir=str(root)).train) == 40
-    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(
+        pickle.dumps(Bomb(tmp_path / "exploded"))
+    )
     assert len(load(data_dir=str(root)).train) == 40
     assert not (tmp_path / "exploded").exists()
 

@@ -147,7 +147,8 @@ def test_a_later_run_goes_on_where_an_earlier_one_ended(serve, target, monkeypat
     server = serve("drops")
     monkeypatch.setattr(download, "PROGRESS", 1 << 30)
     with pytest.raises(
-        OSError, match="broke off after 100000 of 300000 bytes; what has come, 100000 bytes, is kept in"
+        OSError,
+        match="broke off after 100000 of 300000 bytes; what has come, 100000 bytes, is kept in",
     ):
         fetch(server.url, target, MD5, lambda line: None)
     fetch(server.url, target, MD5, lambda line: None)
@@ -168,7 +169,9 @@ def test_a_damaged_archive_is_replaced(serve, target):
     said = []
     fetch(serve().url, target, MD5, said.append)
     assert target.read_bytes() == CONTENT
-    assert said == [f"{target} does not have the md5 checksum {MD5}: it is replaced by a new download"]
+    assert said == [
+        f"{target} does not have the md5 checksum {MD5}: it is replaced by a new download"
+    ]
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -176,7 +179,9 @@ def test_where_nothing_answers_the_pauses_grow_and_end_within_a_minute(target, m
     """On a clock of its own: every attempt takes as long as it may, every pause its time."""
     clock, pauses = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(time, "sleep", lambda s: pauses.append(s) or clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(
+        time, "sleep", lambda s: pauses.append(s) or clock.__setitem__(0, clock[0] + s)
+    )
 
     def no_answer(request, timeout):
         clock[0] += timeout if silent else 0
@@ -205,7 +210,15 @@ def test_addresses_of_another_kind(target, url):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http://[::1", "http://127.0.0.1:port/", "http://a b/", "file:///missing", "file://elsewhere/x"]
+    "url",
+    [
+        "http://",
+        "http://[::1",
+        "http://127.0.0.1:port/",
+        "http://a b/",
+        "file:///missing",
+        "file://elsewhere/x",
+    ],
 )
 def test_addresses_that_are_none_are_not_tried_twice(target, url, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))

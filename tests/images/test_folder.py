@@ -36,7 +36,9 @@ def test_digits_are_real_images_in_the_house_format():
         assert part.classes == tuple("0123456789")
         assert torch.equal(part.images[:, 0], part.images[:, 2])
     assert splits.train.images.max() == 255
-    overlap = {bytes(i.numpy()) for i in splits.train.images} & {bytes(i.numpy()) for i in splits.test.images}
+    overlap = {bytes(i.numpy()) for i in splits.train.images} & {
+        bytes(i.numpy()) for i in splits.test.images
+    }
     assert not overlap
 
 
@@ -55,7 +57,9 @@ def test_limits_are_balanced_and_fixed():
     assert counts.sum() == 105
     assert counts.max() - counts.min() == 1
     assert (splits.test.labels.bincount(minlength=10) == 2).all()
-    assert torch.equal(load(dataset="digits", limit_train=105, seed=7).train.images, splits.train.images)
+    assert torch.equal(
+        load(dataset="digits", limit_train=105, seed=7).train.images, splits.train.images
+    )
     assert len(load(dataset="digits", limit_train=10**6).train) == len(load(dataset="digits").train)
     with pytest.raises(UserError, match="--limit_test 9 is fewer than the 10 classes"):
         load(dataset="digits", limit_test=9)
@@ -157,7 +161,9 @@ def test_files_that_are_no_images_by_their_names_are_left_out_and_said(tree):
 
 def test_other_sizes_are_resized_and_said_once(tmp_path):
     said = []
-    splits = load(said, dataset="folder", data_dir=str(draw_tree(tmp_path / "t", size=(50, 20), suffix="bmp")))
+    splits = load(
+        said, dataset="folder", data_dir=str(draw_tree(tmp_path / "t", size=(50, 20), suffix="bmp"))
+    )
     assert splits.train.images.shape[1:] == (3, 32, 32)
     assert said == ["resized 18 of 18 images to 32x32"]
 
@@ -232,7 +238,12 @@ def test_each_exif_orientation_is_opencvs(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     smooth(40, 24).save(tmp_path / "picture.jpg", exif=exif)
-    assert np.abs(read_image(tmp_path / "picture.jpg")[0] - seen_by_others(tmp_path / "picture.jpg")).max() <= 1
+    assert (
+        np.abs(
+            read_image(tmp_path / "picture.jpg")[0] - seen_by_others(tmp_path / "picture.jpg")
+        ).max()
+        <= 1
+    )
 
 
 def spoil(tree: Path, how: str) -> str:
@@ -264,7 +275,9 @@ def spoil(tree: Path, how: str) -> str:
             path.unlink() if path.is_file() else path.rmdir()
         return "no class folders"
     broken = tree / "train" / "disc" / "002.png"
-    broken.write_bytes({"truncated": broken.read_bytes()[:300], "empty": b"", "text": b"not an image"}[how])
+    broken.write_bytes(
+        {"truncated": broken.read_bytes()[:300], "empty": b"", "text": b"not an image"}[how]
+    )
     return str(broken)
 
 
@@ -358,7 +371,9 @@ def bad_image(path: Path, kind: str) -> None:
     else:
         whole = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(whole).save(path)
-        path.write_bytes({"truncated": path.read_bytes()[:999], "empty": b"", "text": b"not an image"}[kind])
+        path.write_bytes(
+            {"truncated": path.read_bytes()[:999], "empty": b"", "text": b"not an image"}[kind]
+        )
 
 
 BAD = ["a folder", "a pipe", "a bomb", "two lines", "truncated", "empty", "text"]
@@ -384,7 +399,11 @@ def test_an_image_that_can_be_read_again_is_used_again(tree):
     """Its size and its time of change may be what they were: a right that was lacking, a disk that was away."""
     path = tree / "train" / "bar" / "000.png"
     whole, times = path.read_bytes(), (1_700_000_000, 1_700_000_000)
-    for content, expected in ((bytes(len(whole)), 5), (whole, 6), (bytes(len(whole)), 6)):  # the last is cached
+    for content, expected in (
+        (bytes(len(whole)), 5),
+        (whole, 6),
+        (bytes(len(whole)), 6),
+    ):  # the last is cached
         path.write_bytes(content)
         os.utime(path, times)
         splits = load(dataset="folder", data_dir=str(tree), skip_bad_images=True)
@@ -424,7 +443,9 @@ def test_a_wrong_suffix_and_a_large_image_do_no_harm(tmp_path):
 
 
 def test_decoding_leaves_the_warning_filters_alone(tree):
-    Image.new("1", (10_000, 9_000)).save(tree / "train" / "bar" / "large.png")  # Pillow warns of such
+    Image.new("1", (10_000, 9_000)).save(
+        tree / "train" / "bar" / "large.png"
+    )  # Pillow warns of such
     before = list(warnings.filters)
     load(dataset="folder", data_dir=str(tree))
     assert warnings.filters == before

@@ -15,8 +15,15 @@ SIZES = [(32, 32), (16, 24), (15, 17), (20, 31), (7, 12), (1, 1), (3, 8)]
 
 
 def reference_for(layer: DepthwiseConv2d, channels: int) -> nn.Conv2d:
-    settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": channels}
-    reference = nn.Conv2d(channels, channels, layer.kernel_size, bias=False, **settings).to(layer.weight.dtype)
+    settings = {
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": channels,
+    }
+    reference = nn.Conv2d(channels, channels, layer.kernel_size, bias=False, **settings).to(
+        layer.weight.dtype
+    )
     reference.load_state_dict(layer.state_dict())
     return reference
 
@@ -41,9 +48,13 @@ def test_every_form_equals_the_plain_convolution(dtype, size, stride, dilation, 
         layer.weight.grad = reference.weight.grad = None
         images = torch.randn(2, 6, *size, dtype=dtype).to(memory_format=layout)
         for ours, plain in zip(
-            outputs_and_gradients(layer, images), outputs_and_gradients(reference, images), strict=True
+            outputs_and_gradients(layer, images),
+            outputs_and_gradients(reference, images),
+            strict=True,
         ):
-            tolerance = 1e-4 if dtype is torch.float32 else 1e-10  # a weight's gradient sums up to 2,048 products
+            tolerance = (
+                1e-4 if dtype is torch.float32 else 1e-10
+            )  # a weight's gradient sums up to 2,048 products
             torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
 
 
@@ -66,7 +77,9 @@ def test_under_autocast_the_forms_agree_to_16_bits(stride, dilation):
     assert ours[0].dtype is torch.bfloat16
     assert ours[1].dtype is ours[2].dtype is torch.float32
     for got, wanted in zip(ours, exact, strict=True):
-        torch.testing.assert_close(got.float(), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item())
+        torch.testing.assert_close(
+            got.float(), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()
+        )
 
 
 def test_frozen_parts_get_no_gradient():
@@ -115,7 +128,9 @@ def test_the_folded_normalisation_equals_batch_norm(dtype, tolerance, batch, ker
             (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)).sum().backward()
             results.append([y, *(x.grad for x in inputs), *(q.grad for q in pairs.parameters())])
         for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+            torch.testing.assert_close(
+                ours, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()
+            )
         fast.zero_grad()
         plain.zero_grad()
         for ours, expected in zip(fast.buffers(), plain.buffers(), strict=True):
@@ -123,7 +138,9 @@ def test_the_folded_normalisation_equals_batch_norm(dtype, tolerance, batch, ker
     fast.eval()
     plain.eval()
     dropout = nn.Dropout2d(p).eval()
-    torch.testing.assert_close(run(fast, images, dropout), run(plain, images, dropout), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        run(fast, images, dropout), run(plain, images, dropout), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_inputs_and_parameters_that_need_no_gradient_get_none():
@@ -145,7 +162,9 @@ def test_the_folded_normalisation_agrees_to_16_bits_under_autocast():
     torch.testing.assert_close(y.float(), run(exact, images, nn.Dropout2d(0)), rtol=0.02, atol=0.2)
     for ours, expected in zip(fast, exact, strict=True):
         torch.testing.assert_close(ours[1].running_var, expected[1].running_var, rtol=0.01, atol=0)
-        torch.testing.assert_close(ours[1].running_mean, expected[1].running_mean, rtol=0.01, atol=2e-3)
+        torch.testing.assert_close(
+            ours[1].running_mean, expected[1].running_mean, rtol=0.01, atol=2e-3
+        )
 
 
 def test_the_state_is_that_of_plain_convolutions():

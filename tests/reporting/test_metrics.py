@@ -44,7 +44,9 @@ def test_scores_equal_sklearn(classes):
         if k >= classes:
             assert top == 1
         else:
-            truth, score = (labels, probabilities[:, 1]) if classes == 2 else (labels, probabilities)
+            truth, score = (
+                (labels, probabilities[:, 1]) if classes == 2 else (labels, probabilities)
+            )
             expected = sklearn.metrics.top_k_accuracy_score(truth, score, k=k, labels=indices)
             assert top == pytest.approx(expected)
 
@@ -65,10 +67,15 @@ def test_the_report_equals_its_definitions(classes):
     f1 = 2 * precision * recall / (precision + recall)
     each = {"precision": precision, "recall": recall, "f1": f1}
     for i, figures in enumerate(report.per_class.values()):
-        assert figures == {**{n: pytest.approx(v[i]) for n, v in each.items()}, "support": matrix[i].sum()}
+        assert figures == {
+            **{n: pytest.approx(v[i]) for n, v in each.items()},
+            "support": matrix[i].sum(),
+        }
     assert report.macro == {name: pytest.approx(values.mean()) for name, values in each.items()}
     weights = matrix.sum(axis=1)
-    assert report.weighted == {n: pytest.approx(np.average(v, weights=weights)) for n, v in each.items()}
+    assert report.weighted == {
+        n: pytest.approx(np.average(v, weights=weights)) for n, v in each.items()
+    }
 
 
 def test_ties_are_broken_alike_everywhere():
@@ -86,7 +93,9 @@ def test_classes_that_are_absent_or_never_predicted_score_0():
 
 def test_the_pass_evaluates_and_leaves_the_mode_alone():
     runtime = start(Settings(device="cpu"))
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3), torch.nn.Dropout(0.9)).train()
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(12, 3), torch.nn.Dropout(0.9)
+    ).train()
     images, labels = torch.randn(10, 3, 2, 2), torch.arange(10) % 3
     got, targets = predict(model, zip(images.split(4), labels.split(4), strict=True), runtime)
     assert model.training
@@ -97,8 +106,13 @@ def test_the_pass_evaluates_and_leaves_the_mode_alone():
 def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
     report = replace(report_of(*random_predictions(3)), snapshot="\udcff.pth")
     write_report(report, tmp_path, None, None)
-    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"] == "\udcff.pth"
-    assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"]
+        == "\udcff.pth"
+    )
+    assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])

@@ -25,7 +25,19 @@ def trained_network(classes=("a", "b"), mean=MEAN, std=STD, **settings) -> Weigh
     for _ in range(30):
         model(torch.randn(16, 3, 32, 32))
     kept = dataclasses.asdict(config)
-    return Weights(model.state_dict(), 1, kept, list(classes), list(mean), list(std), "noise", "", None, "", "t.pth")
+    return Weights(
+        model.state_dict(),
+        1,
+        kept,
+        list(classes),
+        list(mean),
+        list(std),
+        "noise",
+        "",
+        None,
+        "",
+        "t.pth",
+    )
 
 
 def splits_of(mean=MEAN, std=STD) -> Splits:
@@ -36,7 +48,9 @@ def test_the_loss_is_the_divergence_of_the_flattened_probabilities():
     """Against its definition, sum p log(p/q), and its value and gradient where both sides agree."""
     logits, taught = (torch.randn(5, 4, dtype=torch.float64) * 3 for _ in range(2))
     p, q = ((x / 2).exp() / (x / 2).exp().sum(1, keepdim=True) for x in (taught, logits))
-    assert distillation_loss(logits, taught).item() == pytest.approx(4 * (p * (p / q).log()).sum().item())
+    assert distillation_loss(logits, taught).item() == pytest.approx(
+        4 * (p * (p / q).log()).sum().item()
+    )
     same = taught.clone().requires_grad_()
     loss = distillation_loss(same, taught + 7)  # logits are right up to a constant
     loss.backward()
@@ -62,7 +76,11 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
 
 
 def test_a_teacher_for_other_classes_is_refused():
-    differing = {("a", "b", "c"): "c in place of none", ("a",): "none in place of b", ("b", "a"): "b in place of a"}
+    differing = {
+        ("a", "b", "c"): "c in place of none",
+        ("a",): "none in place of b",
+        ("b", "a"): "b in place of a",
+    }
     for classes, words in differing.items():
         with pytest.raises(UserError, match=rf"t\.pth is for other classes .* \({words}\)"):
             Teacher(trained_network(classes), splits_of(), start(Settings(device="cpu")))
@@ -72,9 +90,18 @@ def test_a_teacher_for_other_classes_is_refused():
 def test_a_step_goes_down_the_gradient_of_the_divergence_from_what_the_teacher_says(accumulate):
     """The teacher looks at full size while the student learns on smaller images, and is no part of what is trained."""
     trained = trained_network()
-    settings = {"batch_size": 24, "epochs": 1, "dropout": 0.0, "momentum": 0.0, "weight_decay": 0.0, "lr": 0.05}
+    settings = {
+        "batch_size": 24,
+        "epochs": 1,
+        "dropout": 0.0,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "lr": 0.05,
+    }
     splits = splits_of()
-    trainer = make_trainer(splits, image_sizes="16", accumulate=accumulate, max_grad_norm=0.0, **settings)
+    trainer = make_trainer(
+        splits, image_sizes="16", accumulate=accumulate, max_grad_norm=0.0, **settings
+    )
     trainer.teacher = Teacher(trained, splits, trainer.runtime)
     student = build_model(Settings(dropout=0.0), 2)
     student.load_state_dict(trainer.model.state_dict())
@@ -83,7 +110,9 @@ def test_a_step_goes_down_the_gradient_of_the_divergence_from_what_the_teacher_s
         taught = (restore(trained)(images) / 2).softmax(1)
     small = F.interpolate(images, (16, 16), mode="bilinear", antialias=True)
     loss = 0
-    for part, right in zip(small.tensor_split(accumulate), taught.tensor_split(accumulate), strict=True):
+    for part, right in zip(
+        small.tensor_split(accumulate), taught.tensor_split(accumulate), strict=True
+    ):
         loss = loss + 4 / 24 * (right * (right.log() - (student(part) / 2).log_softmax(1))).sum()
     loss.backward()
     trainer.fit(lambda row: None)
@@ -102,7 +131,10 @@ def test_the_larger_network_in_evaluation_is_what_its_layers_say():
 
     def conv(x, name):
         x = F.conv2d(x, state[f"{name}.conv.weight"], padding=1)
-        s = {key: state[f"{name}.bn.{key}"] for key in ("running_mean", "running_var", "weight", "bias")}
+        s = {
+            key: state[f"{name}.bn.{key}"]
+            for key in ("running_mean", "running_var", "weight", "bias")
+        }
         return F.batch_norm(x, s["running_mean"], s["running_var"], s["weight"], s["bias"])
 
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)

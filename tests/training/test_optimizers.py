@@ -28,7 +28,9 @@ def test_the_cosine_equals_torchs():
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
     for step in range(TOTAL):
-        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
+        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6) == pytest.approx(
+            scheduler.get_last_lr()[0], rel=1e-6
+        )
         optimizer.step()
         scheduler.step()
 
@@ -61,7 +63,9 @@ def test_the_linear_schedule_equals_torchs():
     assert rate == 1e-3
 
 
-@pytest.mark.parametrize("shape", [(40, 3, 3, 3), (128, 40, 1, 1), (240, 128, 1, 1), (5, 5), (1, 9)])
+@pytest.mark.parametrize(
+    "shape", [(40, 3, 3, 3), (128, 40, 1, 1), (240, 128, 1, 1), (5, 5), (1, 9)]
+)
 def test_muons_updates_have_singular_values_near_one(shape):
     torch.manual_seed(0)
     update = torch.randn(shape)
@@ -101,12 +105,20 @@ def test_muon_turns_the_dense_convolutions_and_leaves_the_rest_to_sgd():
         gradients(twin)
         for p, grad in zip(model.parameters(), gradients(model), strict=True):
             average[id(p)] = 0.6 * average[id(p)] + grad
-            turned = expected[id(p)] - 0.05 * orthogonalised(grad + 0.6 * average[id(p)]) if grad.ndim > 1 else grad
-            expected[id(p)] = F.normalize(turned.flatten(1), dim=1).view_as(p) if grad.ndim > 1 else grad
+            turned = (
+                expected[id(p)] - 0.05 * orthogonalised(grad + 0.6 * average[id(p)])
+                if grad.ndim > 1
+                else grad
+            )
+            expected[id(p)] = (
+                F.normalize(turned.flatten(1), dim=1).view_as(p) if grad.ndim > 1 else grad
+            )
         muon.step()
         sgd.step()
     for ours, plain in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected[id(ours)] if id(ours) in dense else plain, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            ours, expected[id(ours)] if id(ours) in dense else plain, rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
@@ -115,10 +127,14 @@ def test_every_weight_is_in_one_group_and_norms_decay_only_if_asked(name, decay_
     model = CIFARNet()
     config = Settings(optimizer=name, weight_decay=0.01, decay_norms=decay_norms)
     groups = build_optimizer(model, config, fused=True).param_groups
-    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(
+        id(p) for p in model.parameters()
+    )
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert decay[id(module.weight)] == decay[id(module.bias)] == (0.01 if decay_norms else 0)
+            assert (
+                decay[id(module.weight)] == decay[id(module.bias)] == (0.01 if decay_norms else 0)
+            )
     assert decay[id(model.head.weight)] == 0.01
     assert decay[id(model.head.bias)] == (0.01 if decay_norms else 0)
