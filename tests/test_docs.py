@@ -1,0 +1,158 @@
+"""README, docs/ and the other pages: length, links, named files and flags, figures, examples."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cifarnet.core.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDE = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *GUIDE]
+RESULTS = sorted(path.parent.name for path in ROOT.glob("results/*/metrics.json"))
+OTHER_PROGRAMS = {  # flags of torchrun, srun and sbatch
+    *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),
+    *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "requeue", "signal"),
+}
+FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of `page`."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", read(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, set[str]]:
+    """The flags that each command accepts, without their dashes, as its --help names them."""
+    found = {}
+    for command in ("main", "run_complete_training", "evaluate", "predict", "export", "bench"):
+        done = subprocess.run(
+            [sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found[command] = set(FLAG.findall(done.stdout))
+    return found
+
+
+def commands(text: str) -> list[tuple[str, set[str]]]:
+    """Our commands in the code blocks of `text`: name, and flags without their dashes."""
+    blocks = "\n".join(code for _, code in FENCED.findall(text)).replace("\\\n", " ")
+    lines = (line.split(" # ")[0] for line in blocks.splitlines() if not line.startswith("#"))
+    found = (re.search(r"\b(?:python|torchrun) .*?\b(\w+)\.py\b(.*)", line) for line in lines)
+    return [(match[1], set(FLAG.findall(match[2]))) for match in found if match]
+
+
+def tables(page: Path) -> dict[str, list[str]]:
+    """The cells of each table row by its first cell; an earlier row wins."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in read(page).splitlines()
+        if line.startswith("|")
+    ]
+    return {cells[0]: cells[1:] for cells in reversed(rows)}
+
+
+def test_the_readme_is_short():
+    assert len(read(README).split()) <= 1300
+
+
+def test_the_readme_leads_to_each_page():
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT).as_posix()})" in read(README)
+
+
+@each_page
+def test_links_and_pictures_lead_somewhere(page):
+    text = FENCED.sub("", read(page))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        aim = page.parent / name if name else page
+        assert aim.exists(), target
+        assert not anchor or anchor in anchors(aim), target
+
+
+@each_page
+def test_named_files_exist(page):
+    within = {path.name for path in (*ROOT.glob("cifarnet/*/*.py"), *ROOT.glob("recipes/*"))}
+    for name in re.findall(r"(?<![\w/.])[\w/]+\.(?:py|toml)\b", read(page)):
+        assert (ROOT / name).exists() or name in within, name
+
+
+@each_page
+def test_named_flags_exist(page, flags):
+    settings = dataclasses.fields(Settings)
+    known = OTHER_PROGRAMS.union(*flags.values())
+    known |= {spec.name for spec in settings}
+    known |= {f"no-{spec.name}" for spec in settings if spec.type is bool}
+    assert set(FLAG.findall(read(page))) <= known
+
+
+@each_page
+def test_commands_accept_their_flags(page, flags):
+    for name, given in commands(read(page)):
+        assert given <= flags[name], name
+
+
+def test_the_tree_is_the_tree():
+    tree = next(code for _, code in FENCED.findall(read(README)) if "cifarnet/\n" in code)
+    top = set(re.findall(r"^([\w/.]+)", tree, re.MULTILINE))
+    assert {name for name in top if name.endswith(".py")} == {p.name for p in ROOT.glob("*.py")}
+    assert all((ROOT / name).exists() for name in top)
+    folders = {path.parent.name for path in ROOT.glob("cifarnet/*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/", tree, re.MULTILINE)) == folders
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_figures_are_those_of_the_results(name):
+    report = json.loads((ROOT / "results" / name / "metrics.json").read_text(encoding="utf-8"))
+    shares = {f"top-{k}": f"{100 * report[f'top{k}']:.2f} %" for k in (1, 3, 5)}
+
+    front = next(row for first, row in tables(README).items() if first.startswith(f"[`{name}`]"))
+    assert front[:4] == [*shares.values(), f"{report['macro']['f1']:.4f}"]
+
+    rows = tables(ROOT / "results" / "README.md")
+    column = rows["class"].index(f"`{name}`")
+    macro = ", ".join(f"{report['macro'][which]:.4f}" for which in ("precision", "recall", "f1"))
+    by_class = {label: f"{row['f1']:.4f}" for label, row in report["per_class"].items()}
+    for first, shown in (shares | {"macro precision, recall, F1": macro} | by_class).items():
+        assert rows[first][column] == shown, first
+
+
+EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) if kind == "python"]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_python_examples_name_what_a_picture_shows(code, trained, tmp_path):
+    name = re.search(r'"(\w+)"(?:\)|, source)', code)[1]
+    assert (ROOT / "results" / name / "weights.safetensors").exists()
+    # a network for other classes stands in for it, since no picture of CIFAR-10 is at hand
+    code = code.replace(f'"{name}"', repr(str(trained.weights)))
+    code = code.replace('"/path/to/CIFARNet"', repr(str(ROOT)))
+    with Image.open(next(trained.tree.glob("test/star/*.png"))) as picture:
+        picture.save(tmp_path / "photo.png")
+    code = code.replace("photo.jpg", "photo.png")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, "star\n"), done.stderr
