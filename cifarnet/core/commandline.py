@@ -1,8 +1,10 @@
-"""Parser, recipes, the table of flags, and how a command runs."""
+"""The parser, recipes, the table of flags, and how a command runs.
+
+`python -m cifarnet.core.commandline` prints the table of flags for docs/flags.md.
+"""
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import io
 import os
@@ -10,16 +12,17 @@ import sys
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 from cifarnet.core.errors import RunError, UserError, did_you_mean
-from cifarnet.core.settings import GROUPS, Settings, _check
+from cifarnet.core.settings import FLAGS, GROUPS, Settings, check_value, value_type
 from cifarnet.core.signals import Signals
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong request raises `UserError` instead of printing a usage text and leaving."""
+    """An `ArgumentParser` that raises `UserError` on a wrong request instead of exiting."""
 
     def error(self, message: str) -> typing.NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -29,144 +32,146 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
 
 
-def build_parser(
-    description: str, names: Iterable[str], *, defaults: bool = True
-) -> argparse.ArgumentParser:
-    """A parser with the flags `names` of `Settings`, in their groups.
+def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
+    """Returns a parser for the flags `names` of `Settings`, in their groups.
 
-    With `defaults=False` a flag that is not given leaves no attribute, so that the caller can lay what was
-    given over settings from elsewhere (a snapshot).
+    A flag that is not given leaves no attribute. With `defaults=False` --help names no defaults:
+    the command takes them from elsewhere, such as a snapshot.
     """
     parser = Parser(description=description, allow_abbrev=False)
     wanted = set(names)
     for key, title in GROUPS.items():
-        specs = [
-            f
-            for f in dataclasses.fields(Settings)
-            if f.metadata["group"] == key and f.name in wanted
-        ]
+        specs = [s for name, s in FLAGS.items() if name in wanted and s.metadata["group"] == key]
         group = parser.add_argument_group(title) if specs else None
         for spec in specs:
             _add_flag(group, spec, defaults)
     return parser
 
 
-def _add_flag(group: Any, spec: dataclasses.Field, defaults: bool) -> None:
+def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> None:
     text = spec.metadata["help"].replace("%", "%%")
     if defaults:
         text += f" (default: {_shown_default(spec)})"
-    if spec.type is bool:
-        group.add_argument(
-            f"--{spec.name}",
-            action=argparse.BooleanOptionalAction,
-            default=argparse.SUPPRESS,
-            help=text,
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+    kind = value_type(spec)
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["type"] = _none_if_off if spec.metadata["unset"] == "off" else kind
+        options["metavar"] = (
+            spec.metadata["metavar"]
+            or "|".join(spec.metadata["choices"])
+            or {int: "N", float: "X", str: "PATH"}[kind]
         )
-        return
-    kind = (typing.get_args(spec.type) or (spec.type,))[0]
-    metavar = spec.metadata["metavar"] or "|".join(spec.metadata["choices"] or ())
-    metavar = metavar or {int: "N", float: "X", str: "PATH"}[kind]
-    if spec.metadata["unset"] == "off":
-        kind = _unless_off
-    group.add_argument(
-        f"--{spec.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text
-    )
+    group.add_argument(f"--{spec.name}", **options)
 
 
-def _unless_off(text: str) -> str | None:
-    """None for "off", by which a command line switches off what its recipe names."""
+def _none_if_off(text: str) -> str | None:
+    """Turns "off" into None: `--teacher off` on the command line undoes the teacher of a recipe."""
     return None if text == "off" else text
 
 
-def _shown_default(spec: dataclasses.Field) -> str:
-    """The default as people read it."""
+def _shown_default(spec: Field) -> str:
     if spec.metadata["unset"]:
         return spec.metadata["unset"]
     return {True: "on", False: "off"}[spec.default] if spec.type is bool else str(spec.default)
 
 
 def parse_settings(argv: Sequence[str], description: str, presets: Sequence[str] = ()) -> Settings:
-    """The settings that a command line asks for: defaults < `presets`, flags too < its --recipe < its other flags.
+    """Returns the settings that the command line `argv` asks for.
 
-    Raises `UserError`; `--help` prints and leaves with 0.
+    Later ones win: defaults, `presets` (flags too), the file of --recipe, the flags in `argv`.
+    Raises `UserError`. `--help` prints the help and exits with code 0.
     """
-    parser = build_parser(description, [spec.name for spec in dataclasses.fields(Settings)])
+    parser = build_parser(description, FLAGS)
     given = vars(parser.parse_args(argv))
     recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
     return Settings(**(vars(parser.parse_args(presets)) | recipe | given))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The flags that a TOML file sets: `epochs = 250`, `amp = true`. Raises `UserError` where it is no such file."""
+    """Returns the flags that the TOML file `path` sets: `epochs = 250`, `amp = true`.
+
+    Raises `UserError` if the file cannot be read, or sets an unknown flag or a wrong value.
+    """
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UserError(
             f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file"
         ) from None
-    except (ValueError, RecursionError) as problem:  # of which the two decoding errors are kinds
+    # ValueError: bad TOML, bad UTF-8, a number too long. RecursionError: nested too deep.
+    except (ValueError, RecursionError) as problem:
         raise UserError(
-            f"--recipe {path} is no TOML file ({problem}); write lines such as epochs = 250"
+            f"--recipe {path} is not a TOML file ({problem}); write lines such as epochs = 250"
         ) from None
-    known = [spec.name for spec in dataclasses.fields(Settings) if spec.name != "recipe"]
+    known = [name for name in FLAGS if name != "recipe"]
+    flags = {}
     for name, value in recipe.items():
         if name not in known:
-            hint = did_you_mean(name, known) or "its keys are the flags of --help"
+            hint = did_you_mean(name, known) or "see --help for the flags"
             raise UserError(f"--recipe {path}: there is no flag {name!r}; {hint}")
         try:
-            _check(next(spec for spec in dataclasses.fields(Settings) if spec.name == name), value)
+            check_value(FLAGS[name], value)
         except UserError as problem:
             raise UserError(f"--recipe {path}: {problem}") from None
-    unset = {spec.name for spec in dataclasses.fields(Settings) if spec.metadata["unset"] == "off"}
-    return {name: _unless_off(value) if name in unset else value for name, value in recipe.items()}
+        flags[name] = _none_if_off(value) if FLAGS[name].metadata["unset"] == "off" else value
+    return flags
 
 
 def flags_table() -> str:
-    """All flags as a Markdown table, for the README."""
+    """Returns all flags as a Markdown table, for docs/flags.md."""
     rows = ["| flag | default | range | meaning |", "|---|---|---|---|"]
     for key, title in GROUPS.items():
         rows.append(f"| **{title}** | | | |")
-        for spec in dataclasses.fields(Settings):
+        for name, spec in FLAGS.items():
             meta = spec.metadata
             if meta["group"] != key:
                 continue
-            within = meta["within"].text if meta["within"] else " ".join(meta["choices"] or ())
-            name = f"--{spec.name}` / `--no-{spec.name}" if spec.type is bool else f"--{spec.name}"
-            rows.append(f"| `{name}` | {_shown_default(spec)} | {within} | {meta['help']} |")
+            within = meta["within"].text if meta["within"] else " ".join(meta["choices"])
+            flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
+            rows.append(f"| `{flag}` | {_shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
 
 
-def print_error(problem: UserError) -> None:
-    """One line on stderr."""
+def print_error(problem: UserError) -> int:
+    """Prints `problem` as one line on stderr and returns its exit code."""
     print(f"error: {problem}", file=sys.stderr)
+    return problem.exit_code
 
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Makes a `RunError` of want of memory, of which torch's errors on the CPU and on MPS have no class of their own."""
+    """Turns out-of-memory errors into `RunError`.
+
+    torch raises a plain `RuntimeError` on the CPU and on MPS, so its message decides.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
-        wants = ("out of memory", "can't allocate memory")
-        if isinstance(problem, MemoryError) or any(words in str(problem) for words in wants):
+        signs = ("out of memory", "can't allocate memory")
+        if isinstance(problem, MemoryError) or any(sign in str(problem) for sign in signs):
             raise RunError(
-                "out of memory; a lower --batch_size needs less, and in training --accumulate does"
+                "out of memory; lower --batch_size, or raise --accumulate in training"
             ) from None
         raise
 
 
 def run_command(
     command: Callable[[], None],
-    tell: Callable[[UserError], None] = print_error,
+    tell: Callable[[UserError], object] = print_error,
     patient: bool = False,
 ) -> int:
-    """Runs `command` and returns its exit code; `tell` gets an error of the user's or the run's. `patient` as in
-    `Signals`."""
+    """Runs `command` and returns its exit code.
+
+    0: done; 1: the run failed; 2: the request was wrong; 130 or 143: Ctrl-C or SIGTERM. `tell`
+    reports a `UserError` or `RunError`. `patient`: see `Signals`. Any other error is a bug and
+    passes through.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal of few characters, a name of many
+            # A name can hold characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with Signals(patient), memory_errors():
             command()
@@ -177,10 +182,10 @@ def run_command(
     except OSError as problem:
         if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python would write there again at its end
-        if problem.errno == errno.ENOSPC:  # else who read along has seen enough (`| head`)
+        # stdout is closed (`| head`) or its disk is full. Python would flush it again at exit
+        # and print a traceback, so let that write go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if problem.errno == errno.ENOSPC:
             print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as problem:
@@ -189,4 +194,4 @@ def run_command(
 
 
 if __name__ == "__main__":
-    print(flags_table())
+    sys.exit(run_command(lambda: print(flags_table())))

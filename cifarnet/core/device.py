@@ -1,4 +1,4 @@
-"""What the process needs before any tensor exists: ranks, allocator, threads, device, seeds, signals."""
+"""Device, precision, threads and memory allocator: set up before the first tensor exists."""
 
 import contextlib
 import ctypes
@@ -21,69 +21,73 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's cgroup, version 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how tensors are computed."""
+    """Where and how this process computes."""
 
     device: torch.device
     device_name: str
     amp_dtype: torch.dtype | None  # None: no autocast
     threads: int
-    keeps_memory: bool  # freed activations stay inside the process
+    keeps_memory: bool  # freed activations stay in the process
     rank: int = 0
     world_size: int = 1
 
     @property
     def precision(self) -> str:
-        """What is computed with, in words."""
+        """The precision in words."""
         if self.amp_dtype is None:
             return "float32, products in TF32" if self.device.type == "cuda" else "float32"
         return str(self.amp_dtype).removeprefix("torch.")
 
     @property
     def computed_on(self) -> str:
-        """Device and precision, in words; with others the same run gives other figures."""
+        """Device and precision in words. If they differ, the same run gives other figures."""
         return f"{self.device.type} in {self.precision}"
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context that forward passes run in."""
+        """Returns the context for forward passes."""
         if self.amp_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-def start(config: Settings, ranks: Ranks | None = None) -> Runtime:
-    """Sets the process up for `config`, as one of `ranks` (None: a command for one process). Call it before the first
-    tensor.
+def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
+    """Sets up this process; call it before the first tensor exists.
 
-    Raises `UserError` for a device that is not there, a precision that it does not have, or a batch that cannot be
-    shared out evenly.
+    `ranks` is its place among several processes; None: the command cannot run as several. Raises
+    `UserError` if the device or its precision is missing, or if the batch cannot be shared evenly.
     """
     if ranks is None and launched_ranks().world_size > 1:
-        raise UserError("this command is one process; start it with python, without torchrun")
+        raise UserError("this command runs as one process; start it with python, without torchrun")
     ranks = ranks or ALONE
-    parts = ranks.world_size * config.accumulate
-    if config.batch_size % parts:
-        below = max(1, config.batch_size // parts) * parts
-        raise UserError(
-            f"--batch_size {config.batch_size} cannot be divided evenly among {ranks.world_size} processes and "
-            f"--accumulate {config.accumulate}; take a multiple of {parts}, such as {below}"
-        )
-    device = _pick_device(config.device, ranks)
-    if config.sync_bn and device.type != "cuda":
-        raise UserError(f"--sync_bn needs CUDA, and the device is {device.type}; leave it off")
-    keeps_memory = config.keep_memory and device.type == "cpu" and _keep_freed_memory()
+    _check_shares(settings, ranks)
+    device = _pick_device(settings.device, ranks)
+    if settings.sync_bn and device.type != "cuda":
+        raise UserError(f"--sync_bn needs CUDA, but the device is {device.type}; leave it out")
+    amp_dtype = _pick_amp_dtype(settings, device)
+    keeps_memory = settings.keep_memory and device.type == "cpu" and _keep_freed_memory()
     threads = max(1, available_cores() // ranks.local_world_size)
     torch.set_num_threads(threads)
-    if config.deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS asks for it in deterministic mode
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    if settings.deterministic:
+        # cuBLAS requires this in deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
-    torch.manual_seed(derived_seed(config.seed, 0, INITIAL_WEIGHTS))
+    torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    amp_dtype = _pick_amp_dtype(config, device)
     return Runtime(device, name, amp_dtype, threads, keeps_memory, ranks.rank, ranks.world_size)
+
+
+def _check_shares(settings: Settings, ranks: Ranks) -> None:
+    """Raises `UserError` unless all ranks get equal shares of a batch, in equal parts."""
+    parts = ranks.world_size * settings.accumulate
+    if settings.batch_size % parts:
+        each = f" with --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
+        below = max(1, settings.batch_size // parts) * parts
+        raise UserError(
+            f"--batch_size {settings.batch_size} cannot be divided evenly among "
+            f"{ranks.world_size} processes{each}; use a multiple of {parts}, such as {below}"
+        )
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:
@@ -93,35 +97,34 @@ def _pick_device(name: str, ranks: Ranks) -> torch.device:
         "mps": torch.backends.mps.is_available() and not several,
         "cpu": True,
     }
+    usable = [kind for kind, is_there in there.items() if is_there]
     if name == "auto":
-        name = next(kind for kind, usable in there.items() if usable)
+        name = usable[0]
     if not there[name]:
-        usable = ", ".join(kind for kind, is_there in there.items() if is_there)
-        raise UserError(f"--device {name}: there is no such device here; usable: {usable}")
+        raise UserError(f"--device {name} is not available here; use {' or '.join(usable)}")
     if name != "cuda" or not several:
         return torch.device(name)
-    if ranks.local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if ranks.local_rank >= count:
         raise UserError(
-            f"{ranks.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices: give "
-            f"torchrun --nproc_per_node={torch.cuda.device_count()}, or take --device cpu"
+            f"{ranks.local_world_size} processes on a machine with {count} CUDA devices: give "
+            f"torchrun --nproc_per_node={count}, or use --device cpu"
         )
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
     return device
 
 
-def _pick_amp_dtype(config: Settings, device: torch.device) -> torch.dtype | None:
-    if config.amp_dtype == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp_dtype fp16 needs CUDA, and the device is {device.type}; use bf16")
-    if not config.amp:
+def _pick_amp_dtype(settings: Settings, device: torch.device) -> torch.dtype | None:
+    wanted = settings.amp_dtype
+    if wanted == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp_dtype fp16 needs CUDA, but the device is {device.type}; use bf16")
+    if not settings.amp:
         return None
-    if config.amp_dtype == "fp16" or (
-        config.amp_dtype == "auto"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        return torch.float16
-    return torch.bfloat16
+    if wanted == "auto" and device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    return torch.float16 if wanted == "fp16" else torch.bfloat16
 
 
 def _cpu_name() -> str:
@@ -133,10 +136,11 @@ def _cpu_name() -> str:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, by its affinity and its cgroup's quota, at least 1."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Returns how many cores this process may use, by its affinity and its cgroup's quota; >= 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a quota
         cores = min(cores, round(int(quota) / int(period)))
@@ -144,17 +148,19 @@ def available_cores() -> int:
 
 
 def _keep_freed_memory() -> bool:
-    """Tells glibc not to hand large freed blocks back to the kernel; False where the C library is another.
+    """Tells glibc to keep large freed blocks in the process; returns False without glibc.
 
-    A training step frees and allocates gigabytes of activations. By default glibc maps each of them anew,
-    and the kernel zeroes every page again: most of a step's time on the CPU. The heap, which the blocks then
-    come from, is also to consist of huge pages; to say so for memory that it does not have yet, a block of the
-    size of a training run is taken, told about and given back, untouched.
+    A training step allocates and frees gigabytes of activations. By default glibc maps each block
+    anew and the kernel fills every page with zeros: most of a step's time on the CPU.
+
+    The heap, where the blocks then lie, should use huge pages. That can only be said of memory
+    that the heap already has, so one block as large as a training run needs is allocated, marked
+    and freed, without being touched.
     """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h; a threshold of -1 is none
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h; a threshold of -1 means never
     kept = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
@@ -168,6 +174,6 @@ def _keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes."""
+    """Returns the most memory that this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS: bytes, Linux: KiB

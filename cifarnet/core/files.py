@@ -1,4 +1,4 @@
-"""Where a run writes: directories of its own, files that are whole or not there, and the log."""
+"""Files that are complete or not there, and locks on folders."""
 
 import contextlib
 import errno
@@ -13,9 +13,9 @@ from cifarnet.core.errors import UserError
 
 
 def writable_directory(path: str | Path, flag: str) -> Path:
-    """`path` as a directory that exists, takes new files, and is rid of what killed writers left in it.
+    """Creates the directory `path` if needed and checks that it takes new files.
 
-    Raises `UserError` that names `flag`.
+    Removes what killed writers left in it. Raises `UserError` that names `flag`.
     """
     directory = Path(path)
     try:
@@ -24,29 +24,29 @@ def writable_directory(path: str | Path, flag: str) -> Path:
             pass
     except OSError as problem:
         raise UserError(
-            f"{flag} {path}: cannot write there ({problem.strerror}); choose another directory"
+            f"{flag} {path}: cannot write there ({problem.strerror}); choose another folder"
         ) from None
     remove_leftovers(directory)
     return directory
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Has `write` fill a file beside `path`, flushes it to disk and renames it to `path`.
+    """Writes the file `path` completely or not at all. Raises `OSError`.
 
-    Whatever happens, `path` holds either its former content or all of the new. Raises `OSError`.
+    `write` fills a file beside it, which is flushed to disk and then renamed. Whatever happens,
+    `path` holds either its former content or all of the new one.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.lockf(
-                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # tells `remove_leftovers` that the writer lives
+            # The lock tells `remove_leftovers` that the writer lives.
+            with contextlib.suppress(OSError):  # the file system may have no locks
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            part.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            part.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read its files
             part.replace(path)
         _flush_directory(path.parent)
     except BaseException:
@@ -56,12 +56,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Flushes the names in `directory` to disk: without it, a power loss could undo a renaming."""
+    """Flushes the names in `directory` to disk; without it a power loss can undo a renaming."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as problem:
-        if problem.errno != errno.EINVAL:  # a file system that flushes no directories
+        if problem.errno != errno.EINVAL:  # some file systems cannot flush a directory
             raise
     finally:
         os.close(handle)
@@ -77,34 +77,35 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(directory: Path, flag: str) -> Iterator[None]:
-    """Keeps other processes out of `directory` meanwhile. Raises `UserError` that names `flag` where one is inside.
+    """Locks `directory` against other processes that use it for the same `flag`.
 
-    The lock is a POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
+    Raises `UserError` that names `flag` if another process holds the lock. It is a POSIX record
+    lock: it ends with the process, however that ends, and child processes do not inherit it.
     """
-    path = (
-        directory / f".{flag.removeprefix('--')}.lock"
-    )  # one a purpose: a directory may serve several
+    # One lock per flag: one folder may serve several.
+    path = directory / f".{flag.removeprefix('--')}.lock"
     while True:
         try:
             file = path.open("a+")
         except OSError as problem:
             raise UserError(
-                f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another"
+                f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another folder"
             ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
+        except OSError as problem:  # any other error: the file system has no locks
             if problem.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 holder = file.read() or "just started"
                 file.close()
                 raise UserError(
-                    f"{flag} {directory} is in use by another run ({holder}); wait for its end or choose another"
-                ) from None  # any other error: the file system knows no locks
+                    f"{flag} {directory} is in use by another run ({holder}); "
+                    f"wait for its end or choose another folder"
+                ) from None
         with contextlib.suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 break
-        file.close()  # the former holder removed this file between our opening and locking it
+        file.close()  # its former holder removed it after we opened it and before we locked it
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()}")

@@ -1,14 +1,13 @@
-"""The log of a run, and the terminal."""
+"""The log file of a run, and the terminal."""
 
 import contextlib
-import csv
 import sys
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -16,68 +15,55 @@ from cifarnet.core.errors import UserError
 
 
 class RunLog:
-    """The log file of one run, its CSV history beside it, and the terminal.
+    """Writes lines to the terminal and to the log file of one run.
 
-    Each line reaches the file at once, so that `tail -f` follows it; the terminal gets the same lines,
-    without disturbing a progress bar. The file is made by `open()`, with the lines so far: a request that is
-    refused before leaves none. With `quiet`, on other ranks than the first, nothing is written.
+    `open()` creates the file and writes the lines so far, so a request that is refused before
+    leaves no file. Each line reaches the file at once: `tail -f` can follow it. The lines do not
+    break a progress bar. With `quiet` (ranks other than the first) nothing is written.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.path: Path | None = None
         self._file: TextIO | None = None
-        self._csv: TextIO | None = None
-        self._rows: csv.DictWriter | None = None
         self._early: list[str] = []
         self._failed = False
 
     def open(self, directory: Path) -> None:
-        """Starts the file, named after the time, in `directory`."""
+        """Creates the log file in `directory`, named after the time. Raises `OSError`."""
         self.path, self._file = _new_log_file(directory)
         for text in self._early:
-            self._write_line(text)
+            self._write(text)
 
     def line(self, text: str) -> None:
-        """Writes `text`, one line or several, to the log and the terminal."""
+        """Writes `text`, one or several lines, to the log and the terminal."""
         if self.quiet:
             return
-        self._tell(text, sys.stdout)
+        self._print(text, sys.stdout)
         if "\n" not in text:
             text = f"{time.strftime('%H:%M:%S')} {text}"
         if self._file is None:
             self._early.append(text)
         else:
-            self._write_line(text)
+            self._write(text)
 
-    def _tell(self, text: str, stream: TextIO) -> None:
-        """Who reads along may stop, a terminal may be closed, the disk under its output may be full: the run goes on."""
+    def _print(self, text: str, stream: TextIO) -> None:
+        # A closed terminal, a closed pipe or a full disk does not end the run.
         with contextlib.suppress(OSError):
             tqdm.write(text, stream)
 
-    def _write_line(self, text: str) -> None:
-        self._write(lambda: print(text, file=self._file, flush=True))
+    def _write(self, text: str) -> None:
+        with self._warning_once():
+            print(text, file=self._file, flush=True)
 
-    def row(self, row: dict[str, Any]) -> None:
-        """Adds a row to the CSV; the first one brings its keys as the header, None becomes a blank."""
-
-        def write() -> None:
-            if self._csv is None:
-                self._csv = self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8")
-                self._rows = csv.DictWriter(self._csv, list(row))
-                self._rows.writeheader()
-            self._rows.writerow(row)
-            self._csv.flush()
-
-        self._write(write)
-
-    def _write(self, write: Callable[[], None]) -> None:
-        """A log that cannot be written (a full disk) is told once and does not end the run."""
+    @contextlib.contextmanager
+    def _warning_once(self) -> Iterator[None]:
+        """Warns once, and goes on, if the log cannot be written (a full disk)."""
         try:
-            write()
+            yield
         except OSError as problem:
             if not self._failed:
-                self._tell(
+                self._print(
                     f"warning: the log cannot be written ({problem.strerror}); the run goes on",
                     sys.stderr,
                 )
@@ -89,16 +75,14 @@ class RunLog:
     def __exit__(
         self, kind: type | None, problem: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        if isinstance(problem, Exception) and self._file:  # the terminal hears of it elsewhere
-            said = (
-                f"error: {problem}"
-                if isinstance(problem, UserError)
-                else "".join(traceback.format_exception(problem))
-            )
-            self._write_line(said)
-        for file in (self._file, self._csv):
-            if file:
-                self._write(file.close)
+        if self._file is None:
+            return
+        if isinstance(problem, UserError):  # `run_command` prints it on the terminal
+            self._write(f"error: {problem}")
+        elif isinstance(problem, Exception):
+            self._write("".join(traceback.format_exception(problem)).rstrip())
+        with self._warning_once():
+            self._file.close()
 
 
 def _new_log_file(directory: Path) -> tuple[Path, TextIO]:
@@ -106,5 +90,5 @@ def _new_log_file(directory: Path) -> tuple[Path, TextIO]:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"
         try:
             return path, path.open("x", encoding="utf-8", errors="backslashreplace", buffering=1)
-        except FileExistsError:  # another run started within this second
+        except FileExistsError:  # another run started in the same second
             time.sleep(0.1)

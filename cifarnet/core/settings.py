@@ -1,23 +1,31 @@
 """Every setting of a run, once: name, type, default, range, group and help.
 
-The command line, the validation, the copy kept in a snapshot and the README's table of flags are all
-derived from `Settings`. `python -m cifarnet.core.commandline` prints that table.
+The parser, the checks, the copy kept in a snapshot and docs/flags.md all follow from `Settings`.
 """
 
-import dataclasses
 import re
 import sys
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal
 
 from cifarnet.core.errors import UserError
+
+GROUPS = {
+    "data": "data",
+    "augmentation": "augmentation",
+    "recipe": "training recipe",
+    "precision": "precision and speed",
+    "evaluation": "evaluation and figures",
+    "snapshots": "snapshots",
+    "output": "output folders",
+}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of numbers in the usual notation: `Interval("[0, 1)")` holds 0 and not 1."""
+    """A range of numbers in the usual notation: `Interval("[0, 1)")` contains 0 but not 1."""
 
     text: str
 
@@ -28,33 +36,22 @@ class Interval:
         return above and below
 
 
-GROUPS = {
-    "data": "data",
-    "augmentation": "augmentation",
-    "recipe": "training recipe",
-    "precision": "precision and speed",
-    "evaluation": "evaluation and figures",
-    "snapshots": "snapshots",
-    "output": "where things go",
-}
-
-
 def _flag(
     default: Any,
     group: str,
     help: str,
     *,
     within: str | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str] = (),
     unset: str | None = None,
     metavar: str | None = None,
-    on_resume: str = "keep",
+    on_resume: Literal["same", "larger", "any"] = "same",
 ) -> Any:
-    """A field of `Settings`. `unset` says in words what a default of None stands for; `metavar` is what --help calls
-    a value that is no mere number, path or choice.
+    """Makes a field of `Settings`.
 
-    `on_resume` says what a resumed run may do with it: "keep", because another value alters the result; "raise";
-    or "change".
+    `within` is the allowed range. `unset` describes a default of None. `metavar` stands for the
+    value in --help. `on_resume` says which values a resumed run may have: the "same" because
+    another one changes the result, a "larger" one too, or "any".
     """
     meta = {
         "group": group,
@@ -70,159 +67,311 @@ def _flag(
 
 @dataclass(frozen=True)
 class Settings:
-    """The validated, immutable settings of one run; each field is the command-line flag of the same name.
+    """The checked settings of one run. Each field is the command-line flag of the same name.
 
-    Raises `UserError` when built from a value of the wrong type or outside its range.
+    Raises `UserError` if a value has the wrong type, is out of range, or contradicts another.
     """
 
     # fmt: off
-    dataset: str = _flag("cifar10", "data", "cifar10 (downloaded once), folder (train/<class>/*, test/<class>/*) or digits (ships with scikit-learn)", choices=("cifar10", "folder", "digits"))
-    data_dir: str = _flag("./data", "data", "where cifar10 is kept or downloaded to; the tree itself for folder", on_resume="change")
-    data_url: str | None = _flag(None, "data", "another address (http, https or file) of the archive that cifar10 is downloaded as", unset="the official server", metavar="URL", on_resume="change")
-    dataset_name: str | None = _flag(None, "data", "name of the data set in logs and reports", unset="the data set's or folder's own", metavar="NAME", on_resume="change")
-    limit_train: int = _flag(0, "data", "use a fixed, class-balanced part of this many training images; 0: all", within="[0, inf)")
-    limit_test: int = _flag(0, "data", "use a fixed, class-balanced part of this many test images; 0: all", within="[0, inf)")
-    val_fraction: float = _flag(0.0, "data", "share of the training images held back, stratified, to select by; the test set is then looked at once, at the end; 0: the test set is evaluated during the run, every --eval_freq epochs", within="[0, 1)")
-    num_workers: int | None = _flag(None, "data", "processes that augment images; 0: in the main process", within="[0, 256]", unset="up to 4, by cores", on_resume="change")
-    skip_bad_images: bool = _flag(False, "data", "go on without the images of a folder that cannot be read, and list them")
+    # data
+    dataset: str = _flag("cifar10", "data",
+        "Which images to use. cifar10 is downloaded once; folder reads train/CLASS/ and "
+        "test/CLASS/; digits comes with scikit-learn.",
+        choices=("cifar10", "folder", "digits"))
+    data_dir: str = _flag("./data", "data",
+        "Folder that holds cifar10 or receives its download. With --dataset folder: the folder "
+        "that holds train/ and test/.",
+        on_resume="any")
+    data_url: str | None = _flag(None, "data",
+        "Download cifar10 from this address (http, https or file).",
+        unset="the official server", metavar="URL", on_resume="any")
+    dataset_name: str | None = _flag(None, "data",
+        "Name of the data set in logs and reports.",
+        unset="the name of the data set or its folder", metavar="NAME", on_resume="any")
+    limit_train: int = _flag(0, "data",
+        "Use only this many training images, always the same ones, balanced over the classes. "
+        "0: all.",
+        within="[0, inf)")
+    limit_test: int = _flag(0, "data",
+        "Use only this many test images, always the same ones, balanced over the classes. 0: all.",
+        within="[0, inf)")
+    val_fraction: float = _flag(0.0, "data",
+        "Hold back this share of the training images, stratified by class, to select the model; "
+        "the test set is then evaluated once, at the end. 0: hold back none and evaluate the test "
+        "set every --eval_freq epochs.",
+        within="[0, 1)")
+    num_workers: int | None = _flag(None, "data",
+        "Processes that augment images. 0: augment in the main process.",
+        within="[0, 256]", unset="one per core, at most 4", on_resume="any")
+    skip_bad_images: bool = _flag(False, "data",
+        "With --dataset folder: skip images that cannot be read, and list them.")
 
-    augment: str = _flag("full", "augmentation", "full: crop, flip, affine, colour jitter and a hole; light: crop and flip; none", choices=("full", "light", "none"))
-    augment_p: float | None = _flag(None, "augmentation", "probability of each step of full beyond crop and flip", within="[0, 1]", unset="0.5")
-    affine_p: float | None = _flag(None, "augmentation", "probability of full's shift, scale and rotation", within="[0, 1]", unset="--augment_p")
-    jitter_p: float | None = _flag(None, "augmentation", "probability of full's jitter of colours", within="[0, 1]", unset="--augment_p")
-    hole_p: float | None = _flag(None, "augmentation", "probability of full's hole", within="[0, 1]", unset="--augment_p")
-    augment_engine: str = _flag("albumentations", "augmentation", "albumentations: an image at a time, in --num_workers processes; batched: the same policy on whole batches, on the device, without workers", choices=("albumentations", "batched"))
-    preview_augment: str | None = _flag(None, "augmentation", "draw originals and augmented versions, at 32x32, into this PNG file, then end", unset="off", on_resume="change")
+    # augmentation
+    augment: str = _flag("full", "augmentation",
+        "full: crop, flip, affine, colour jitter and a hole. light: crop and flip. none: nothing.",
+        choices=("full", "light", "none"))
+    augment_p: float | None = _flag(None, "augmentation",
+        "Probability of each step that full adds to light.",
+        within="[0, 1]", unset="0.5")
+    affine_p: float | None = _flag(None, "augmentation",
+        "Probability of the shift, scale and rotation of full.",
+        within="[0, 1]", unset="--augment_p")
+    jitter_p: float | None = _flag(None, "augmentation",
+        "Probability of the colour jitter of full.",
+        within="[0, 1]", unset="--augment_p")
+    hole_p: float | None = _flag(None, "augmentation",
+        "Probability of the hole of full.",
+        within="[0, 1]", unset="--augment_p")
+    augment_engine: str = _flag("albumentations", "augmentation",
+        "albumentations: one image at a time, in --num_workers processes. batched: the same "
+        "policy on whole batches, on the device, without workers.",
+        choices=("albumentations", "batched"))
+    preview_augment: str | None = _flag(None, "augmentation",
+        "Draw images before and after augmentation, at 32x32, into this PNG file, then stop.",
+        unset="off", on_resume="any")
 
-    recipe: str | None = _flag(None, "recipe", "read flags from this TOML file; what the command line says wins", unset="off", on_resume="change")
-    network: str = _flag("cifarnet", "recipe", "residual: a larger network, to be a --teacher", choices=("cifarnet", "residual"))
-    epochs: int = _flag(250, "recipe", "passes over the training images", within="[1, 1000000]", on_resume="raise")
-    batch_size: int = _flag(512, "recipe", "images per step, on all devices together", within="[1, 1000000]")
-    accumulate: int = _flag(1, "recipe", "parts that each process computes its share of a batch in, one after the other, for less memory; batch normalisation then takes the statistics of each part alone", within="[1, 1000000]")
-    image_sizes: str | None = _flag(None, "recipe", "sides in pixels, as in 16,20,24,28,32: the run in as many equal parts, its training images resized to them; evaluation is always at 32", unset="32 throughout", metavar="N,N,...")
-    optimizer: str = _flag("sgd", "recipe", "muon: orthogonalised updates for the dense convolutions, sgd for the rest", choices=("sgd", "adamw", "muon"))
-    lr: float = _flag(0.1, "recipe", "learning rate of the first batch (after the warm-up, if any)", within="(0, inf)")
-    min_lr: float = _flag(1e-6, "recipe", "learning rate of the last batch; --schedule in between, stepped per batch", within="[0, inf)")
-    schedule: str = _flag("cosine", "recipe", "how the learning rate falls", choices=("cosine", "linear"))
-    warmup_epochs: int = _flag(0, "recipe", "epochs of linear warm-up before the schedule", within="[0, 1000000]")
-    momentum: float = _flag(0.9, "recipe", "Nesterov momentum of sgd (0: none), first beta of adamw", within="[0, 1)")
-    muon_lr: float = _flag(0.1, "recipe", "learning rate of muon's convolutions, in place of --lr", within="(0, inf)")
-    muon_momentum: float = _flag(0.6, "recipe", "Nesterov momentum of muon's convolutions", within="[0, 1)")
-    weight_decay: float = _flag(5e-4, "recipe", "L2 penalty (adamw: decoupled; muon's convolutions have unit rows instead)", within="[0, inf)")
-    decay_norms: bool = _flag(True, "recipe", "weight decay on normalisations and biases too")
-    label_smoothing: float = _flag(0.0, "recipe", "share of each training label spread evenly over all classes; the training loss then is that of such labels", within="[0, 1)")
-    ema_decay: float = _flag(0.0, "recipe", "keep averaged weights, an exponential moving average of this decay a step; 0: none", within="[0, 1)")
-    max_grad_norm: float = _flag(1.0, "recipe", "gradient norm above which the gradient is scaled down; 0: off", within="[0, inf)")
-    dropout: float = _flag(0.1, "recipe", "share of channels zeroed by the dropouts", within="[0, 1)")
-    teacher: str | None = _flag(None, "recipe", "learn from the predictions of a trained network for the same classes in place of the labels: the name of a result, a .safetensors file or a .pth snapshot; the training loss then is the divergence from them", unset="off", metavar="NAME|PATH")
-    init: str | None = _flag(None, "recipe", "start from trained weights: the name of a result, a .safetensors file or a .pth snapshot; with a fresh head where the classes are others; images are normalised by their own statistics all the same", unset="off", metavar="NAME|PATH")
-    seed: int = _flag(42, "recipe", "seed of initial weights, order, augmentation and dropout", within="[0, 4294967295]")
-    deterministic: bool = _flag(False, "recipe", "deterministic algorithms only: the same figures every time on one machine, slower on CUDA")
+    # training recipe
+    recipe: str | None = _flag(None, "recipe",
+        "Read flags from this TOML file. Flags on the command line win.",
+        unset="off", on_resume="any")
+    network: str = _flag("cifarnet", "recipe",
+        "residual is a larger network, meant to be a --teacher.",
+        choices=("cifarnet", "residual"))
+    epochs: int = _flag(250, "recipe",
+        "Passes over the training images.",
+        within="[1, 1000000]", on_resume="larger")
+    batch_size: int = _flag(512, "recipe",
+        "Images per step, over all devices together.",
+        within="[1, 1000000]")
+    accumulate: int = _flag(1, "recipe",
+        "Compute the share of each process in this many parts, one after the other, to save "
+        "memory. Batch normalisation then uses the statistics of each part.",
+        within="[1, 1000000]")
+    image_sizes: str | None = _flag(None, "recipe",
+        "Sizes of the training images in pixels, such as 16,20,24,28,32: each for an equal part "
+        "of the run. Evaluation always uses 32.",
+        unset="32 throughout", metavar="N,N,...")
+    optimizer: str = _flag("sgd", "recipe",
+        "muon: orthogonalised updates for the dense convolutions, sgd for the rest.",
+        choices=("sgd", "adamw", "muon"))
+    lr: float = _flag(0.1, "recipe",
+        "Learning rate of the first batch, or of the first one after the warm-up.",
+        within="(0, inf)")
+    min_lr: float = _flag(1e-6, "recipe",
+        "Learning rate of the last batch.",
+        within="[0, inf)")
+    schedule: str = _flag("cosine", "recipe",
+        "How the learning rate falls from --lr to --min_lr, batch by batch.",
+        choices=("cosine", "linear"))
+    warmup_epochs: int = _flag(0, "recipe",
+        "Epochs of linear warm-up before the schedule.",
+        within="[0, 1000000]")
+    momentum: float = _flag(0.9, "recipe",
+        "Nesterov momentum of sgd (0: none), first beta of adamw.",
+        within="[0, 1)")
+    muon_lr: float = _flag(0.1, "recipe",
+        "Learning rate of the convolutions that muon updates, in place of --lr.",
+        within="(0, inf)")
+    muon_momentum: float = _flag(0.6, "recipe",
+        "Nesterov momentum of the convolutions that muon updates.",
+        within="[0, 1)")
+    weight_decay: float = _flag(5e-4, "recipe",
+        "L2 penalty; decoupled with adamw. The convolutions that muon updates have unit rows "
+        "instead.",
+        within="[0, inf)")
+    decay_norms: bool = _flag(True, "recipe",
+        "Apply weight decay to normalisation layers and biases too.")
+    label_smoothing: float = _flag(0.0, "recipe",
+        "Share of each training label that is spread evenly over all classes. The training loss "
+        "is computed with the smoothed labels.",
+        within="[0, 1)")
+    ema_decay: float = _flag(0.0, "recipe",
+        "Also keep averaged weights: an exponential moving average with this decay per step. "
+        "0: none.",
+        within="[0, 1)")
+    max_grad_norm: float = _flag(1.0, "recipe",
+        "Scale the gradient down to this norm when it is larger. 0: off.",
+        within="[0, inf)")
+    dropout: float = _flag(0.1, "recipe",
+        "Share of the channels that dropout sets to zero.",
+        within="[0, 1)")
+    teacher: str | None = _flag(None, "recipe",
+        "Learn from the predictions of a trained network with the same classes, instead of from "
+        "the labels: the name of a result, a .safetensors file or a .pth snapshot. The training "
+        "loss is then the divergence from the predictions.",
+        unset="off", metavar="NAME|PATH")
+    init: str | None = _flag(None, "recipe",
+        "Start from trained weights: the name of a result, a .safetensors file or a .pth "
+        "snapshot. The head starts fresh if the classes differ; the images are still normalised "
+        "with their own statistics.",
+        unset="off", metavar="NAME|PATH")
+    seed: int = _flag(42, "recipe",
+        "Seed of the initial weights, the image order, augmentation and dropout.",
+        within="[0, 4294967295]")
+    deterministic: bool = _flag(False, "recipe",
+        "Use only deterministic algorithms: the same results every time on one machine, but "
+        "slower on CUDA.")
 
-    amp: bool = _flag(False, "precision", "mixed precision: autocast in --amp_dtype")
-    amp_dtype: str = _flag("auto", "precision", "auto: bf16, or fp16 on CUDA devices without it; fp16 scales the loss and needs CUDA", choices=("auto", "bf16", "fp16"))
-    sync_bn: bool = _flag(False, "precision", "under torchrun, batch normalisation with the statistics of all devices instead of each one's own; needs CUDA")
-    compile: bool = _flag(False, "precision", "torch.compile the training step: up to a minute at the start; on CUDA with CUDA graphs, on the CPU a C++ compiler is needed")
-    device: str = _flag("auto", "precision", "auto: CUDA, else MPS, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
-    keep_memory: bool = _flag(True, "precision", "keep freed activations inside the process (glibc on the CPU): several times faster, more memory held", on_resume="change")
+    # precision and speed
+    amp: bool = _flag(False, "precision",
+        "Mixed precision: autocast to --amp_dtype.")
+    amp_dtype: str = _flag("auto", "precision",
+        "auto: bf16, or fp16 on CUDA devices without bf16. fp16 scales the loss and needs CUDA.",
+        choices=("auto", "bf16", "fp16"))
+    sync_bn: bool = _flag(False, "precision",
+        "Under torchrun: compute batch normalisation statistics over all devices together. "
+        "Needs CUDA.")
+    compile: bool = _flag(False, "precision",
+        "Use torch.compile for the training step. It takes up to a minute at the start, uses "
+        "CUDA graphs on CUDA, and needs a C++ compiler on the CPU.")
+    device: str = _flag("auto", "precision",
+        "auto: CUDA if there is one, else MPS, else the CPU.",
+        choices=("auto", "cpu", "cuda", "mps"))
+    keep_memory: bool = _flag(True, "precision",
+        "Keep freed activations in the process (on the CPU, with glibc). This is several times "
+        "faster, but the process holds more memory.",
+        on_resume="any")
 
-    evaluate: str = _flag("raw", "evaluation", "which weights the accuracies, the best model and the report are of; ema: the averaged ones, of --ema_decay", choices=("raw", "ema"))
-    eval_freq: int = _flag(1, "evaluation", "epochs between evaluations; 0: only after the last one, which is always evaluated", within="[0, 1000000]")
-    select: str = _flag("last", "evaluation", "which model the report describes; best keeps best_model.pth as --save_best does", choices=("last", "best"), on_resume="change")
-    plot_training: bool = _flag(True, "evaluation", "draw training_curves.png and learning_rate_schedule.png", on_resume="change")
-    plot_evaluation: bool = _flag(True, "evaluation", "draw confusion_matrix.png and class_metrics.png", on_resume="change")
-    plot_freq: int = _flag(50, "evaluation", "epochs between redrawings of the curves during the run; 0: only at the end", within="[0, 1000000]", on_resume="change")
+    # evaluation and figures
+    evaluate: str = _flag("raw", "evaluation",
+        "Weights used for accuracies, the best model and the report. ema: the averaged weights "
+        "of --ema_decay.",
+        choices=("raw", "ema"))
+    eval_freq: int = _flag(1, "evaluation",
+        "Epochs between evaluations; the last epoch is always evaluated. 0: only the last one.",
+        within="[0, 1000000]")
+    select: str = _flag("last", "evaluation",
+        "Model that the report describes. best also keeps best_model.pth, like --save_best.",
+        choices=("last", "best"), on_resume="any")
+    plot_training: bool = _flag(True, "evaluation",
+        "Draw training_curves.png and learning_rate_schedule.png.",
+        on_resume="any")
+    plot_evaluation: bool = _flag(True, "evaluation",
+        "Draw confusion_matrix.png and class_metrics.png.",
+        on_resume="any")
+    plot_freq: int = _flag(50, "evaluation",
+        "Epochs after which the curves are drawn again during the run. 0: only at the end.",
+        within="[0, 1000000]", on_resume="any")
 
-    save_best: bool = _flag(False, "snapshots", "keep best_model.pth, replaced only when the accuracy improves", on_resume="change")
-    snapshot_freq: int = _flag(5, "snapshots", "epochs between numbered snapshots (last.pth is written every epoch); 0: none", within="[0, 1000000]", on_resume="change")
-    keep_snapshots: int = _flag(0, "snapshots", "how many numbered snapshots stay, the newest; 0: all", within="[0, inf)", on_resume="change")
-    resume: str | None = _flag(None, "snapshots", "go on from this snapshot, or from the newest in --snapshot_dir with auto", unset="off", metavar="PATH|auto", on_resume="change")
-    resume_override: bool = _flag(False, "snapshots", "let --resume go on with flags that alter the result", on_resume="change")
+    # snapshots
+    save_best: bool = _flag(False, "snapshots",
+        "Keep best_model.pth; it is replaced only when the accuracy improves.",
+        on_resume="any")
+    snapshot_freq: int = _flag(5, "snapshots",
+        "Epochs between numbered snapshots; last.pth is written every epoch. 0: no numbered ones.",
+        within="[0, 1000000]", on_resume="any")
+    keep_snapshots: int = _flag(0, "snapshots",
+        "Keep only this many numbered snapshots, the newest ones. 0: all.",
+        within="[0, inf)", on_resume="any")
+    resume: str | None = _flag(None, "snapshots",
+        "Continue from this snapshot. auto: from the newest one in --snapshot_dir, or start a new "
+        "run if there is none.",
+        unset="off", metavar="PATH|auto", on_resume="any")
+    resume_override: bool = _flag(False, "snapshots",
+        "Let --resume continue with flags that change the result.",
+        on_resume="any")
 
-    log_dir: str = _flag("./log", "output", "log and history of each run", on_resume="change")
-    snapshot_dir: str = _flag("./snapshots_complete", "output", "snapshots", on_resume="change")
-    plot_dir: str = _flag("./plots_complete", "output", "figures, metrics.json and classification_report.txt", on_resume="change")
+    # output folders
+    log_dir: str = _flag("./log", "output",
+        "Folder for the log and the history of each run.", on_resume="any")
+    snapshot_dir: str = _flag("./snapshots_complete", "output",
+        "Folder for snapshots.", on_resume="any")
+    plot_dir: str = _flag("./plots_complete", "output",
+        "Folder for figures, metrics.json and classification_report.txt.", on_resume="any")
     # fmt: on
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
+        for spec in fields(self):
             value = getattr(self, spec.name)
-            _check(spec, value)
-            if spec.type in (float, float | None) and type(value) is int:  # `lr = 1` in a recipe
+            check_value(spec, value)
+            if value_type(spec) is float and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
+        self._check_image_sizes()
+        if self.batch_size % self.accumulate:
+            below = max(1, self.batch_size // self.accumulate) * self.accumulate
+            raise UserError(
+                f"--batch_size {self.batch_size} is not a multiple of --accumulate "
+                f"{self.accumulate}; use for example --batch_size {below}"
+            )
         if self.min_lr > self.lr:
             raise UserError(
-                f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; the rate falls from lr to min_lr"
+                f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; lower it or raise --lr"
             )
         if self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} to train in; "
-                f"lower --warmup_epochs or raise --epochs"
+                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} "
+                f"for the schedule; lower it or raise --epochs"
             )
         if self.teacher and self.label_smoothing:
             raise UserError(
-                "--teacher replaces the labels that --label_smoothing softens; leave one of them out"
+                "--teacher replaces the labels, so --label_smoothing does nothing; leave one out"
             )
         if self.evaluate == "ema" and self.ema_decay == 0:
             raise UserError(
-                "--evaluate ema needs averaged weights; add --ema_decay 0.999, or leave it out"
-            )
-        sizes = self._sizes
-        if not all(re.fullmatch(r"\s*\d{1,2}\s*", size) and 8 <= int(size) <= 32 for size in sizes):
-            raise UserError(
-                f"--image_sizes {self.image_sizes} is no list of whole numbers from 8 to 32, as in 16,24,32"
-            )
-        if len(sizes) > self.epochs:
-            raise UserError(
-                f"--image_sizes names {len(sizes)} sizes for --epochs {self.epochs}; leave some out"
-            )
-        # below 16 its last feature map is a single pixel, and of one image no deviation is to be had
-        if self.network == "residual" and min(map(int, sizes)) < 16:
-            raise UserError(
-                f"--image_sizes {self.image_sizes} is too small for --network residual; start from 16"
+                "--evaluate ema needs averaged weights; add --ema_decay 0.999 or leave it out"
             )
 
-    def image_size(self, epoch: int) -> int:
-        """The side in pixels of the training images in `epoch`, counted from 1."""
-        return int(self._sizes[(epoch - 1) * len(self._sizes) // self.epochs])
+    def _check_image_sizes(self) -> None:
+        text = self.image_sizes or "32"
+        if not re.fullmatch(r"\s*\d{1,2}\s*(,\s*\d{1,2}\s*)*", text) or not all(
+            8 <= size <= 32 for size in self.sizes
+        ):
+            raise UserError(
+                f"--image_sizes {text} is not a list of whole numbers from 8 to 32; "
+                f"write it like 16,24,32"
+            )
+        if len(self.sizes) > self.epochs:
+            raise UserError(
+                f"--image_sizes has {len(self.sizes)} sizes but --epochs is only {self.epochs}; "
+                f"leave some sizes out"
+            )
+        # Below 16 the last feature map is 1x1: a batch of one image then has no variance.
+        if self.network == "residual" and min(self.sizes) < 16:
+            raise UserError(
+                f"--image_sizes {text} is too small for --network residual; start from 16"
+            )
 
     @property
-    def _sizes(self) -> list[str]:
-        return (self.image_sizes or "32").split(",")
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether the model is evaluated after `epoch`, counted from 1."""
-        return epoch == self.epochs or (self.eval_freq > 0 and epoch % self.eval_freq == 0)
+    def sizes(self) -> tuple[int, ...]:
+        """The sides of the training images in pixels, each for an equal part of the run."""
+        return tuple(int(size) for size in (self.image_sizes or "32").split(","))
 
     @property
     def eval_batch_size(self) -> int:
-        """Images evaluated at a time: no more than a part of --accumulate's, for the memory is no larger then."""
-        return max(1, self.batch_size // self.accumulate)
+        """Images per evaluation batch: one part of --accumulate, to need no more memory than it."""
+        return self.batch_size // self.accumulate
 
     @property
     def keeps_best(self) -> bool:
-        """Whether best_model.pth is kept: asked for, or needed by the report."""
+        """Whether the run keeps best_model.pth: asked for, or needed by the report."""
         return self.save_best or self.select == "best"
 
 
-def _check(spec: dataclasses.Field, value: Any) -> None:
-    """Raises `UserError` unless `value` fits the field's type, choices and range."""
+FLAGS: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def value_type(spec: Field) -> type:
+    """Returns the type of a field's values: int for a field of type `int | None`."""
+    return (typing.get_args(spec.type) or (spec.type,))[0]
+
+
+def check_value(spec: Field, value: Any) -> None:
+    """Raises `UserError` unless `value` has the type of the field and is allowed there."""
     if value is None and spec.default is None:
         return
-    kinds = typing.get_args(spec.type) or (spec.type,)  # of `int | None`, or the type itself
-    fits = type(value) in kinds or (float in kinds and type(value) is int)
-    if not fits:
-        raise UserError(f"--{spec.name} {value!r} is not of type {kinds[0].__name__}")
-    if spec.metadata["choices"] and value not in spec.metadata["choices"]:
-        raise UserError(
-            f"--{spec.name} {value!r} is not one of {', '.join(spec.metadata['choices'])}"
-        )
-    within = spec.metadata["within"]
-    # whole numbers may be too large for a float
+    kind = value_type(spec)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(f"--{spec.name} {value!r} is not {_TYPE_NAMES[kind]}")
+    choices, within = spec.metadata["choices"], spec.metadata["within"]
+    if choices and value not in choices:
+        raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(choices)}")
+    # A whole number can be too large for a float.
     if within and not (abs(value) <= sys.float_info.max and value in within):
         shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
         raise UserError(
-            f"--{spec.name} {shown} is out of range; it must be a finite number in {within.text}"
+            f"--{spec.name} {shown} is out of range; use a finite number in {within.text}"
         )
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise UserError(
@@ -231,50 +380,50 @@ def _check(spec: dataclasses.Field, value: Any) -> None:
 
 
 def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[str]]:
-    """What differs between the settings of a run and of its resumption, in words: (what may, what may not)."""
-    words: tuple[list[str], list[str]] = ([], [])
-    for spec in dataclasses.fields(now):
-        old, new, rule = (
-            getattr(before, spec.name),
-            getattr(now, spec.name),
-            spec.metadata["on_resume"],
-        )
+    """Compares the settings of a run (`before`) with those of its resumption (`now`).
+
+    Returns the allowed changes and the forbidden ones, each as text such as "lr 0.1 -> 0.2".
+    """
+    allowed: list[str] = []
+    forbidden: list[str] = []
+    for name, spec in FLAGS.items():
+        old, new, rule = getattr(before, name), getattr(now, name), spec.metadata["on_resume"]
         if old != new:
-            allowed = rule == "change" or (rule == "raise" and new > old)
-            words[0 if allowed else 1].append(f"{spec.name} {old} -> {new}")
-    return words
+            fits = rule == "any" or (rule == "larger" and new > old)
+            (allowed if fits else forbidden).append(f"{name} {old} -> {new}")
+    return allowed, forbidden
 
 
-def without_effect(config: Settings) -> list[str]:
-    """The flags that have none beside the others, in words."""
-    needs = {
-        "--augment full": (
-            config.augment == "full",
-            ("augment_p", "affine_p", "jitter_p", "hole_p"),
-        ),
-        "--augment_engine albumentations": (
-            config.augment_engine == "albumentations",
+def without_effect(settings: Settings) -> list[str]:
+    """Returns a sentence for each flag that was given but does nothing with the other flags."""
+    full_steps = ("augment_p", "affine_p", "jitter_p", "hole_p")
+    needs = (  # (what the flags need, whether it is there, the flags)
+        ("--augment full", settings.augment == "full", full_steps),
+        (
+            "--augment_engine albumentations",
+            settings.augment_engine == "albumentations",
             ("num_workers",),
         ),
-        "--optimizer muon": (config.optimizer == "muon", ("muon_lr", "muon_momentum")),
-        "--amp": (config.amp, ("amp_dtype",)),
-        "--dataset cifar10": (config.dataset == "cifar10", ("data_url",)),
-        "--dataset folder": (config.dataset == "folder", ("skip_bad_images",)),
-        "--snapshot_freq": (config.snapshot_freq > 0, ("keep_snapshots",)),
-        "--plot_training": (config.plot_training, ("plot_freq",)),
-        "--weight_decay": (config.weight_decay > 0, ("decay_norms",)),
-        "--resume": (config.resume is not None, ("resume_override",)),
-    }
-    defaults = {spec.name: spec.default for spec in dataclasses.fields(config)}
+        ("--optimizer muon", settings.optimizer == "muon", ("muon_lr", "muon_momentum")),
+        ("--amp", settings.amp, ("amp_dtype",)),
+        ("--dataset cifar10", settings.dataset == "cifar10", ("data_url",)),
+        ("--dataset folder", settings.dataset == "folder", ("skip_bad_images",)),
+        ("--snapshot_freq", settings.snapshot_freq > 0, ("keep_snapshots",)),
+        ("--plot_training", settings.plot_training, ("plot_freq",)),
+        ("--weight_decay", settings.weight_decay > 0, ("decay_norms",)),
+        ("--resume", settings.resume is not None, ("resume_override",)),
+    )
     return [
         f"--{name} has no effect without {needed}"
-        for needed, (there, names) in needs.items()
+        for needed, there, names in needs
         for name in names
-        if not there and getattr(config, name) != defaults[name]
+        if not there and getattr(settings, name) != FLAGS[name].default
     ]
 
 
-def settings_from_dict(settings: dict[str, Any]) -> Settings:
-    """The settings kept in a snapshot; names that this version does not know are left out."""
-    known = {spec.name for spec in dataclasses.fields(Settings)}
-    return Settings(**{name: value for name, value in settings.items() if name in known})
+def settings_from_dict(values: dict[str, Any]) -> Settings:
+    """Makes settings from the copy in a snapshot; ignores names that this version does not know.
+
+    Raises `UserError` if a value does not fit.
+    """
+    return Settings(**{name: value for name, value in values.items() if name in FLAGS})

@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl-C and SIGTERM."""
+"""Stop requests: Ctrl-C (SIGINT) and SIGTERM."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or the machine's, wish that the command ends: Ctrl-C or SIGTERM. Exit code 130 or 143."""
+    """The command was asked to stop. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -16,16 +16,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Meanwhile, SIGINT and SIGTERM raise `Interrupted`: at once or, inside `deferred()`, at the next `check()`.
+    """A `with` block in which SIGINT and SIGTERM raise `Interrupted`.
 
-    A second signal ends the process at once, unless `patient`: torchrun may pass on what all processes of a job got
-    already, and kills what stays. Then signals stay ignored after an `Interrupted` too, or one that comes as the
-    process is on its way out would change its exit code.
+    They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
+    process at once.
+
+    With `patient` further signals are ignored, also after the block has ended by `Interrupted`:
+    torchrun can pass on a signal that the process already got, and that one would change the exit
+    code. A process that does not end is killed by torchrun.
     """
 
     def __init__(self, patient: bool = False) -> None:
         self.patient = patient
-        self.received = 0
+        self.received = 0  # number of the first signal; 0: none yet
         self._deferred = False
 
     def __enter__(self) -> "Signals":
@@ -46,15 +49,14 @@ class Signals:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch raises from there as workers, signalled too, end
+        # Data loader workers get the signal too; torch's SIGCHLD handler raises when they end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self._deferred:
             raise Interrupted(signum)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Until the end of the block, which checks too, only `check` raises."""
+        """Inside this block a signal raises only at `check()`; the end of the block checks too."""
         self._deferred = True
         try:
             yield
@@ -63,6 +65,6 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        """Raises `Interrupted` if there was a signal."""
+        """Raises `Interrupted` if a signal has come."""
         if self.received:
             raise Interrupted(self.received)

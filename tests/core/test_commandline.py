@@ -1,0 +1,301 @@
+import dataclasses
+import io
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cifarnet.core.commandline import (
+    build_parser,
+    flags_table,
+    parse_settings,
+    print_error,
+    run_command,
+)
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.settings import FLAGS, GROUPS, Settings, settings_from_dict, value_type
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*argv):
+    return parse_settings(argv, "a test")
+
+
+# --- imports ---
+
+
+@pytest.mark.parametrize(
+    "module", ["errors", "settings", "commandline", "launch", "signals", "files", "log"]
+)
+def test_what_runs_before_the_flags_are_read_imports_nothing_slow(module):
+    code = (
+        f"import cifarnet.core.{module}, sys; "
+        "print({'torch', 'torchvision', 'numpy', 'PIL', 'sklearn', 'albumentations', 'matplotlib'} "
+        "& set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+# --- the parser ---
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""),
+        ("--epochs", "9" * 401), ("--epochs",),
+        ("--lr", "0"), ("--lr", "-0.1"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "1e999"),
+        ("--lr", "fast"),
+        ("--min_lr", "0.2"), ("--min_lr", "-1"), ("--min_lr", "nan"), ("--weight_decay", "-1"),
+        ("--warmup_epochs", "250"), ("--warmup_epochs", "3", "--epochs", "3"),
+        ("--warmup_epochs", "-1"),
+        ("--dropout", "1.5"), ("--dropout", "1"), ("--dropout", "-0.1"), ("--momentum", "1"),
+        ("--batch_size", "0"), ("--max_grad_norm", "-1"), ("--val_fraction", "1"),
+        ("--val_fraction", "-0.1"), ("--limit_train", "-1"), ("--num_workers", "-1"),
+        ("--plot_freq", "-1"), ("--snapshot_freq", "-1"), ("--seed", "-1"),
+        ("--seed", str(2**32)), ("--dataset", "imagenet"), ("--device", "tpu"),
+        ("--select", "worst"), ("--amp_dtype", "int8"), ("--augment", "more"), ("--log_dir", ""),
+        ("--resume", ""), ("--no-such-flag",), ("--epoch", "3"), ("stray",), ("yes", "--amp"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_line_that_names_what_is_wrong(argv):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert argv[0].removeprefix("--") in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_misspelt_flag_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"did you mean --epochs\?"):
+        parse("--epohcs", "3")
+    with pytest.raises(UserError, match="see --help"):
+        parse("--epochs", "three")
+
+
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
+def test_every_switch_has_both_forms(name):
+    assert getattr(parse(f"--{name}"), name) is True
+    assert getattr(parse(f"--no-{name}"), name) is False
+    assert getattr(parse(f"--{name}", f"--no-{name}"), name) is False  # the last one wins
+
+
+def test_help_shows_every_flag_in_its_group_with_its_default(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse("--help")
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, flag in FLAGS.items():
+        assert f"--{name}" in text
+        assert flag.metadata["group"] in GROUPS
+    assert all(f"{title}:" in text for title in GROUPS.values())
+    assert text.count("(default: ") == len(FLAGS)
+
+
+def test_a_parser_of_a_few_flags(capsys):
+    parser = build_parser("a test", ("epochs", "amp"), defaults=False)
+    assert vars(parser.parse_args(["--epochs", "3"])) == {"epochs": 3}
+    with pytest.raises(UserError, match="unrecognized arguments: --lr"):
+        parser.parse_args(["--lr", "1"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "default" not in capsys.readouterr().out
+
+
+def test_the_documentation_shows_the_flags_as_they_are():
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    markers = (
+        "<!-- flags: made by `python -m cifarnet.core.commandline` -->",
+        "<!-- end of flags -->",
+    )
+    shown = page.partition(markers[0] + "\n")[2].partition("\n" + markers[1])[0]
+    assert shown == flags_table(), (
+        "put the output of `python -m cifarnet.core.commandline` into docs/flags.md"
+    )
+
+
+# --- recipes ---
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe file: `recipe("epochs = 3")` -> its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_presets(recipe):
+    path = recipe('epochs = 12\nlr = 1\namp = false\naugment = "light"\n')
+    settings = parse_settings(
+        ["--epochs", "3", "--recipe", path], "test", ("--amp", "--save_best", "--epochs", "9")
+    )
+    assert settings == Settings(recipe=path, epochs=3, lr=1, augment="light", save_best=True)
+    assert type(settings.lr) is float  # as from the command line: optimizers treat ints differently
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch = 3", "did you mean epochs?"),
+        ("zzz = 3", "no flag 'zzz'"),
+        ("recipe = 'other.toml'", "no flag 'recipe'"),
+        ("epochs = '3'", "--epochs '3' is not a whole number"),
+        ("lr = -1.0", "--lr -1 is out of range"),
+        ("[recipe]\nepochs = 3", "no flag 'recipe'"),
+        ("epochs", "is not a TOML file"),
+        ("epochs = 3\nepochs = 4", "is not a TOML file"),
+        (f"epochs = {'9' * 5000}", "is not a TOML file"),
+        (f"epochs = {'[' * 5000}", "is not a TOML file"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, said):
+    path = recipe(text)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        parse("--recipe", path)
+    assert path in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UserError, match="cannot read it"):
+        parse("--recipe", "not/there.toml")
+
+
+def test_what_a_recipe_names_can_be_switched_off(recipe):
+    path = recipe('teacher = "a.pth"\ninit = "b.pth"\n')
+    settings = parse("--recipe", path, "--teacher", "off", "--init", "off")
+    assert (settings.teacher, settings.init) == (None, None)
+    assert parse("--recipe", "off") == Settings()
+    settings = parse("--recipe", recipe('teacher = "off"\ninit = "b.pth"\n'))
+    assert (settings.teacher, settings.init) == (None, "b.pth")
+
+
+# --- how a command runs ---
+
+
+def test_a_terminal_of_few_characters_is_no_bug(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run_command(lambda: print("ünï")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"\\xfcn\\xef\n"
+
+
+def test_exit_codes(capsys):
+    def fail(problem):
+        raise problem
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: fail(UserError("no"))) == 2
+    assert run_command(lambda: fail(RunError("no"))) == 1
+    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "error: no\n" * 2
+    with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
+        run_command(lambda: 1 / 0)
+
+
+def test_an_error_is_printed_in_one_line_with_its_exit_code(capsys):
+    assert (print_error(UserError("a\nb")), print_error(RunError("c"))) == (2, 1)
+    assert capsys.readouterr() == ("", "error: a\\nb\nerror: c\n")
+
+
+def test_out_of_memory_is_one_line(capsys):
+    def on_a_device():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for fill in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
+        assert run_command(fill) == 1
+        printed = capsys.readouterr().err
+        assert re.fullmatch(r"error: out of memory; lower --batch_size, .*\n", printed)
+    with pytest.raises(RuntimeError, match="shape"):
+        run_command(lambda: torch.zeros(3).view(2))
+
+
+# --- any settings, any command line ---
+
+
+def values(flag: dataclasses.Field) -> st.SearchStrategy:
+    """Draws what the flag may hold."""
+    if flag.name == "image_sizes":
+        return st.none() | st.lists(st.integers(8, 32).map(str), min_size=1, max_size=4).map(
+            ",".join
+        )
+    kind = value_type(flag)
+    within = flag.metadata["within"]
+    low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
+    if flag.metadata["choices"]:
+        some = st.sampled_from(flag.metadata["choices"])
+    elif kind is bool:
+        some = st.booleans()
+    elif kind is int:
+        some = st.integers(math.ceil(low), 2**40 if high == math.inf else int(high))
+    elif kind is float:
+        some = st.floats(
+            low, None if high == math.inf else high, allow_nan=False, allow_infinity=False,
+            exclude_min=within.text[0] == "(",
+            exclude_max=within.text[-1] == ")" and high != math.inf,
+        )  # fmt: skip
+    else:
+        some = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)
+    return some | st.none() if flag.default is None else some
+
+
+def command_line(given: dict) -> list[str]:
+    words = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: values(flag) for name, flag in FLAGS.items() if name != "recipe"}
+    )
+)
+def test_any_settings_survive_a_snapshot_and_a_command_line(given):
+    try:
+        settings = Settings(**given)
+    except UserError as problem:
+        # No value is wrong alone; these contradict another.
+        together = r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size) "
+        assert re.match(together, str(problem))
+        assume(False)
+    assert settings_from_dict(dataclasses.asdict(settings)) == settings
+    assert parse(*command_line(given)) == settings
+
+
+WORDS = st.sampled_from(
+    [f"--{name}" for name in FLAGS]
+    + ["--no-amp", "-1", "0", "1", "1e-3", "inf", "auto", "--", "-h"]
+)
+
+
+@given(st.lists(WORDS | st.tuples(WORDS, st.text()).map("=".join) | st.text(), max_size=6))
+def test_any_command_line_is_accepted_or_one_line(words):
+    try:
+        assert isinstance(parse(*words), Settings)
+    except UserError as problem:
+        assert str(problem).isprintable()
+        assert str(problem)
+    except SystemExit as left:
+        assert left.code == 0
+        assert "-h" in words

@@ -1,0 +1,89 @@
+import errno
+import os
+import re
+
+import pytest
+
+from cifarnet.core import log as log_module
+from cifarnet.core.errors import UserError
+from cifarnet.core.log import RunLog
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Makes the file of a log one that takes nothing, as on a full disk."""
+
+    def fill(log: RunLog) -> None:
+        log._file.close()
+        monkeypatch.setattr(log, "_file", open("/dev/full", "w", buffering=1))  # noqa: PTH123, SIM115
+
+    return fill
+
+
+def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
+    with RunLog() as log:
+        log.open(tmp_path)
+        log.line("one line")
+        assert log.path.read_text().endswith(" one line\n")
+        log.line("a table\nof lines")
+        assert log.path.read_text().endswith("one line\na table\nof lines\n")
+        with RunLog() as other:
+            other.open(tmp_path)  # in the same second
+            assert other.path != log.path
+    assert capsys.readouterr().out == "one line\na table\nof lines\n"
+
+
+def test_the_log_says_how_a_run_ended(tmp_path):
+    for problem, said in (
+        (UserError("too bad"), "error: too bad\n"),
+        (KeyboardInterrupt(), ""),
+        (ValueError("a bug"), "Traceback .*ValueError: a bug\n"),
+    ):
+        with pytest.raises(type(problem)), RunLog() as log:
+            log.open(tmp_path)
+            raise problem
+        assert re.fullmatch(said, log.path.read_text(), re.DOTALL)
+
+
+def test_a_request_refused_early_leaves_no_log(tmp_path):
+    with pytest.raises(UserError), RunLog() as log:
+        log.line("said early")
+        raise UserError("too bad")
+    assert not list(tmp_path.iterdir())
+    with RunLog() as log:
+        log.line("said early")
+        log.open(tmp_path)
+    assert log.path.read_text().endswith("said early\n")
+
+
+def test_a_quiet_log_says_nothing(capsys):
+    with RunLog(quiet=True) as log:
+        log.line("from another rank")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys, full_disk):
+    with RunLog() as log:
+        log.open(tmp_path)
+        full_disk(log)
+        log.line("first")
+        log.line("second")
+    printed = capsys.readouterr()
+    assert printed.out == "first\nsecond\n"
+    assert printed.err.count("the log cannot be written") == 1
+
+
+@pytest.mark.parametrize("why", [errno.EPIPE, errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_a_terminal_that_takes_no_more_does_not_end_the_run(tmp_path, monkeypatch, full_disk, why):
+    """A closed pipe, a closed terminal, a full disk under its output."""
+
+    def fail(text, stream):
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(log_module.tqdm, "write", fail)
+    with RunLog() as log:
+        log.open(tmp_path)
+        log.line("goes on")
+        assert log.path.read_text().endswith("goes on\n")
+        full_disk(log)
+        log.line("neither takes it")
