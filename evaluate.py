@@ -1,48 +1,52 @@
-"""Evaluation files of a snapshot or of weights: `python evaluate.py --snapshot snapshots_complete/last.pth`."""
+"""A network and images make a report. A command too: `python evaluate.py --snapshot PATH`."""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import plots
-from cifarnet.checkpoints.snapshots import load, read_trained
-from cifarnet.checkpoints.state import weights_of
-from cifarnet.checkpoints.weights import Weights, fingerprint
+from cifarnet.checkpoints.places import check_snapshot, find_trained
 from cifarnet.core.commandline import build_parser, run_command
-from cifarnet.core.device import Runtime, start
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.settings import Settings, settings_from_dict
-from cifarnet.images.imageset import Splits
-from cifarnet.reporting.metrics import Report, build_report, predict, write_report
-from data import EvalBatches, load_splits
-from model import restore
-from train import check_classes
+
+if TYPE_CHECKING:  # torch takes seconds to import: the functions below import what they use
+    from cifarnet.checkpoints.weights import Weights
+    from cifarnet.core.device import Runtime
+    from cifarnet.images.imageset import Splits
+    from cifarnet.reporting.metrics import Report
 
 FLAGS = (
-    "dataset", "data_dir", "dataset_name", "limit_test", "batch_size", "amp", "amp_dtype", "device", "keep_memory",
-    "plot_evaluation", "plot_dir", "data_url", "skip_bad_images", "evaluate",
-)  # fmt: skip
-FROM_SNAPSHOT = (
-    "dataset",
-    "data_dir",
-    "dataset_name",
-    "limit_test",
-    "batch_size",
-    "amp",
-    "skip_bad_images",
+    *("dataset", "data_dir", "dataset_name", "data_url", "limit_test", "skip_bad_images"),
+    *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
+    *("plot_evaluation", "plot_dir"),
+)
+OF_THE_RUN = (
+    *("dataset", "data_dir", "dataset_name", "limit_test", "skip_bad_images"),
+    *("batch_size", "amp"),
 )
 
 
-def report_on(trained: Weights, splits: Splits, config: Settings, runtime: Runtime) -> Report:
-    """The report on the network `trained` on the test images of `splits`. Raises `UserError` where they do not fit."""
+def report_on(trained: Weights, splits: Splits, settings: Settings, runtime: Runtime) -> Report:
+    """The report on the network `trained` on the test images of `splits`.
+
+    Raises `UserError` where they do not fit.
+    """
+    from cifarnet.checkpoints.state import check_classes
+    from cifarnet.checkpoints.weights import fingerprint
+    from cifarnet.reporting.metrics import build_report, predict
+    from data import EvalBatches
+    from model import restore
+
     check_classes(trained.classes, splits.test.classes)
-    model = restore(trained).to(runtime.device)
-    batches = EvalBatches(
-        splits.test, config.eval_batch_size, runtime, tuple(trained.mean), tuple(trained.std)
-    )
-    logits, labels = predict(model, batches, runtime)
+    network = restore(trained).to(runtime.device)
+    mean, std = tuple(trained.mean), tuple(trained.std)
+    batches = EvalBatches(splits.test, settings.eval_batch_size, runtime, mean, std)
+    logits, labels = predict(network, batches, runtime)
+    elsewhere = "" if splits.name == trained.dataset else f"; trained on {trained.dataset}"
     return build_report(
         logits,
         labels,
@@ -51,34 +55,30 @@ def report_on(trained: Weights, splits: Splits, config: Settings, runtime: Runti
         snapshot=trained.source,
         epoch=trained.epoch,
         weights=trained.config.get("evaluate", "raw"),
-        selected_by=trained.selected_by
-        + ("" if splits.name == trained.dataset else f"; trained on {trained.dataset}"),
+        selected_by=trained.selected_by + elsewhere,
         sha256=fingerprint(trained.model),
     )
 
 
-def headline(report: Report) -> dict[str, Any]:
-    """The figures of a report that fit in a line."""
-    return {
-        name: getattr(report, name)
-        for name in ("snapshot", "epoch", "top1", "top3", "top5", "loss")
-    }
-
-
 def write_evaluation(
     report: Report,
-    config: Settings,
+    settings: Settings,
     directory: Path,
-    last: dict[str, Any] | None,
-    best: dict[str, Any] | None,
+    last: Report | None = None,
+    best: Report | None = None,
 ) -> None:
-    """Writes metrics.json, classification_report.txt and, with --plot_evaluation, the two pictures.
+    """Writes metrics.json, classification_report.txt and, with --plot_evaluation, two pictures.
 
-    Raises `RunError` where the disk does not take them.
+    `last` and `best` are the reports of a run's last and best model, where there are such.
+    Raises `RunError` where the disk does not take the files.
     """
+    from cifarnet.reporting.metrics import write_report
+
     try:
         write_report(report, directory, last, best)
-        if config.plot_evaluation:
+        if settings.plot_evaluation:
+            import plots  # matplotlib takes a second to import
+
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
     except OSError as problem:
@@ -88,20 +88,26 @@ def write_evaluation(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit code 0; 1 where the disk does not take the files, 2 for a wrong request."""
+    """The command. Exit code 0; 1 where the disk does not take the files, 2 for a wrong request."""
     return run_command(lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    about = (
-        "The evaluation files of any snapshot or weights. Unless given here, data set, batch size, --amp, --evaluate and "
-        "--skip_bad_images are those of the training, and the rest main.py's defaults."
+    parser = build_parser(
+        "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
+        "--evaluate and --skip_bad_images are those of the training, unless given here. Other "
+        "flags have main.py's defaults.",
+        FLAGS,
+        defaults=False,
     )
-    parser = build_parser(about, FLAGS, defaults=False)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with the settings of its run")
-    what.add_argument("--pretrained", metavar="NAME|PATH", help="a trained network: the name of a result, a file that "
-                      "export.py wrote (where the images are is not among its settings: --data_dir) or a snapshot")  # fmt: skip
+    what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with its run's settings")
+    what.add_argument(
+        "--pretrained",
+        metavar="NAME|PATH",
+        help="a trained network: the name of a result, a snapshot, or a file that export.py wrote "
+        "(which does not say where its images are: add --data_dir)",
+    )
     given = vars(parser.parse_args(argv))
     snapshot, pretrained, which = (
         given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate")
@@ -110,32 +116,46 @@ def _evaluate(argv: Sequence[str]) -> None:
         raise UserError(
             "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
         )
-    trained = (
-        read_trained(pretrained)
-        if snapshot is None
-        else weights_of(load(Path(snapshot)), Path(snapshot), which)
-    )
-    settings = settings_from_dict(trained.config)
-    inherited = {name: getattr(settings, name) for name in FROM_SNAPSHOT}
-    if given.get("dataset", settings.dataset) != settings.dataset:
-        del inherited["data_dir"]
-    if (
-        "dataset" in given or "data_dir" in given
-    ):  # other images: neither their name nor their number
-        del inherited["dataset_name"], inherited["limit_test"]
-    config = Settings(**(inherited | given))
-    if config.dataset == "folder" and "data_dir" not in given | trained.config:
-        raise UserError(f"--pretrained {pretrained} is of a folder of images, {trained.dataset}, and does not say where; name "
-                        f"test images by --dataset folder --data_dir TREE, or --dataset cifar10")  # fmt: skip
-    directory = writable_directory(config.plot_dir, "--plot_dir")
-    runtime = start(config)
-    splits = load_splits(config, print)
-    report = report_on(trained, splits, config, runtime)
-    write_evaluation(report, config, directory, None, None)
-    print(
-        f"{report.dataset}, {report.images} test images, {report.snapshot} (epoch {report.epoch}): {report.summary()}"
-    )
+    if snapshot is not None:
+        check_snapshot(Path(snapshot))
+    else:
+        find_trained(pretrained)
+
+    from cifarnet.checkpoints.snapshots import load, read_trained
+    from cifarnet.checkpoints.state import weights_of
+    from cifarnet.core.device import start
+    from data import load_splits
+
+    if snapshot is None:
+        trained = read_trained(pretrained)
+    else:
+        trained = weights_of(load(Path(snapshot)), Path(snapshot), which)
+    settings = _settings(trained, given, pretrained)
+    directory = writable_directory(settings.plot_dir, "--plot_dir")
+    runtime = start(settings)
+    splits = load_splits(settings, print)
+    report = report_on(trained, splits, settings, runtime)
+    write_evaluation(report, settings, directory)
+    about = f"{report.images} test images, {report.snapshot} (epoch {report.epoch})"
+    print(f"{report.dataset}, {about}: {report.summary()}")
     print(f"written to {directory}")
+
+
+def _settings(trained: Weights, given: dict[str, object], pretrained: str | None) -> Settings:
+    """The flags `given`, laid over the settings of the training. Raises `UserError`."""
+    of_training = settings_from_dict(trained.config)
+    inherited = {name: getattr(of_training, name) for name in OF_THE_RUN}
+    if given.get("dataset", of_training.dataset) != of_training.dataset:
+        del inherited["data_dir"]
+    if "dataset" in given or "data_dir" in given:  # other images have another name and number
+        del inherited["dataset_name"], inherited["limit_test"]
+    settings = Settings(**(inherited | given))
+    if settings.dataset == "folder" and "data_dir" not in given | trained.config:
+        raise UserError(
+            f"--pretrained {pretrained} learnt from a folder of images, {trained.dataset}, and "
+            f"does not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
+        )
+    return settings
 
 
 if __name__ == "__main__":

@@ -1,248 +1,499 @@
-"""Trains CIFARNet, or its teacher, and reports on it: `python main.py --epochs 250 --amp`. See README.md, or --help."""
+"""Trains CIFARNet, or its teacher, and reports on it: `python main.py --epochs 250 --amp`.
+
+See README.md, or --help. The flags are read before torch is imported, which takes seconds: the
+functions below import what they use.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import plots
-from cifarnet.checkpoints.resume import find_source, make_room, take_over
-from cifarnet.checkpoints.snapshots import load, read_trained
-from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.commandline import parse_settings
-from cifarnet.core.device import Runtime, start
+from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
+from cifarnet.core.commandline import build_parser, parse_settings, print_error
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.files import exclusive, existing_directory, writable_directory
+from cifarnet.core.launch import launched_ranks
 from cifarnet.core.log import RunLog
-from cifarnet.core.ranks import Group, LostContactError, agreed_check, from_first_rank, run_on_ranks
 from cifarnet.core.settings import Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
-from cifarnet.images.imageset import Splits, limited
-from cifarnet.reporting.recorders import Recorder
-from cifarnet.training.objective import Teacher
-from data import build_engine, load_splits
-from model import Network, build_model, model_table, parameter_count, start_from
-from train import Trainer, may_have_seen
+
+if TYPE_CHECKING:
+    from cifarnet.checkpoints.resume import Present, Resumption
+    from cifarnet.checkpoints.state import Progress, TrainState
+    from cifarnet.checkpoints.weights import Weights
+    from cifarnet.core.device import Runtime
+    from cifarnet.core.ranks import Group
+    from cifarnet.images.imageset import Splits
+    from cifarnet.reporting.recorders import Recorders
+    from cifarnet.training.objective import Objective
+    from data import Batches
+    from model import Network
+    from train import Learner, Plan
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
-    """The command: exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C, 143 after SIGTERM.
-
-    `presets` are flags that a recipe and `argv` may overrule.
-    """
-    return run_on_ranks(
-        lambda group: _run(sys.argv[1:] if argv is None else list(argv), presets, group)
-    )
-
-
-def _run(argv: list[str], presets: Sequence[str], group: Group) -> None:
-    config = parse_settings(argv, DESCRIPTION, presets)
-    command = ["run_complete_training.py" if presets else "main.py", *argv]
-    runtime = start(config, group.ranks)
-    first = runtime.rank == 0  # it alone reads and writes here, and speaks
-    if config.preview_augment:
-        if first:
-            _preview(config, runtime)
-        return
-    log_dir, snapshot_dir, plot_dir = (
-        writable_directory(getattr(config, flag), f"--{flag}")
-        if first
-        else Path(getattr(config, flag))
-        for flag in ("log_dir", "snapshot_dir", "plot_dir")
-    )
-    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
-    with RunLog(quiet=not first) as log, lock, group.contact():
-        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
-        source = find_source(config, log, snapshot_dir, runtime)
-        state = from_first_rank(lambda: load(source), runtime) if source else None
-        finished = state is not None and state.epoch >= config.epochs
-        initial = None if state else _read_named("init", config, snapshot_dir, runtime)
-        teaching = None if finished else _read_named("teacher", config, snapshot_dir, runtime)
-        # perhaps a download: only now that all else was found
-        splits = group.in_turn(lambda: load_splits(config, log.line))
-        _check_batch_size(config, splits)
-        model = build_model(config, len(splits.train.classes))
-        if initial:
-            _start_from(initial, model, splits, config, log)
-        teacher = _teacher_of(teaching, splits, config, log, runtime) if teaching else None
-        trainer = Trainer(model, splits, config, runtime, teacher)
-        if state:
-            take_over(trainer, state, source, log)
-        recorder = Recorder(trainer, log, snapshot_dir, plot_dir, group)
-        if first:
-            log.open(log_dir)  # the request is accepted
-            _describe(log, config, runtime, splits, trainer, group.ranks.launcher)
-        if trainer.epoch < config.epochs:
-            make_room(trainer, log, snapshot_dir, source)
-        if first:
-            for row in trainer.history:
-                log.row(row)
-        with Signals(patient=runtime.world_size > 1) as signals:
-            try:
-                _train(trainer, recorder, signals, group)
-                recorder.finish(source)
-            except (KeyboardInterrupt, LostContactError) as why:
-                if first:
-                    with signals.deferred():  # as another rank ends, torchrun signals this one
-                        recorder.leave(f"{why}: ended after epoch {trainer.epoch}", command)
-                raise
-
-
-def _train(trainer: Trainer, recorder: Recorder, signals: Signals, group: Group) -> None:
+    """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
+    143 after SIGTERM. `presets` are flags that a recipe and `argv` may overrule."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    ranks = launched_ranks()
     try:
-        with signals.deferred(), group.contact():
-            trainer.fit(recorder.on_epoch_end, agreed_check(signals, trainer.runtime))
-    except RuntimeError:
-        signals.check()  # a worker that got the signal too is no failure
-        raise
+        settings = parse_settings(argv, DESCRIPTION, presets)
+        check_request(settings)
+    except UserError as problem:
+        return problem.exit_code if ranks.local_rank else print_error(problem)
+    from cifarnet.core.ranks import run_on_ranks
+
+    command = ["run_complete_training.py" if presets else "main.py", *argv]
+    return run_on_ranks(lambda group: _run(settings, command, group))
 
 
-def _check_batch_size(config: Settings, splits: Splits) -> None:
-    if config.batch_size > len(splits.train):
+def check_request(settings: Settings) -> None:
+    """Raises `UserError` for what can be refused without reading an image or a tensor."""
+    if settings.dataset == "folder":
+        existing_directory(settings.data_dir, "--data_dir")
+    if settings.resume not in (None, "auto"):
+        check_snapshot(Path(settings.resume))
+    for flag in ("init", "teacher"):
+        _check_named(flag, settings)
+    if settings.preview_augment and Path(settings.preview_augment).suffix.lower() != ".png":
         raise UserError(
-            f"--batch_size {config.batch_size} is above the {len(splits.train)} training images; lower it"
+            f"--preview_augment {settings.preview_augment}: the preview is a PNG file; "
+            f"end its name in .png"
         )
 
 
-def _preview(config: Settings, runtime: Runtime) -> None:
-    """Draws eight training images, and eight augmented versions of each, drawn as in training."""
-    path = Path(config.preview_augment)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--preview_augment {path}: it will be a PNG file; end its name in .png")
-    splits = load_splits(config, print)
-    images = (
-        limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
-        .images[:8]
-        .numpy()
+def _check_named(flag: str, settings: Settings) -> None:
+    """Raises `UserError` unless the network that --init or --teacher names is there."""
+    name = getattr(settings, flag)
+    if name is None:
+        return
+    path = Path(name)
+    in_run = path.resolve().parent == Path(settings.snapshot_dir).resolve()
+    if path.suffix == ".pth" and in_run:
+        raise UserError(
+            f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
+            f"choose another directory"
+        )
+    try:
+        find_trained(name)
+    except UserError as problem:
+        recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
+        trains_it = f" (recipes/{recipe.name} trains one; --{flag} off does without)"
+        raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None
+
+
+def _run(settings: Settings, command: list[str], group: Group) -> None:
+    from cifarnet.checkpoints.snapshots import load, read_trained
+    from cifarnet.core.device import start
+    from cifarnet.core.ranks import LostContactError, agreed_check, from_first_rank
+    from data import build_batches, load_splits
+    from model import build_model
+    from train import Learner, Plan, fit
+
+    runtime = start(settings, group.ranks)
+    first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
+    if settings.preview_augment:
+        if first:
+            _preview(settings, runtime)
+        return
+    log_dir, snapshot_dir, plot_dir = (
+        writable_directory(getattr(settings, flag), f"--{flag}") if first else Path()
+        for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
-    engine = build_engine(config, splits.mean, runtime.device)
-    versions = [engine(images, config.seed, epoch) for epoch in range(1, 9)]
+    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
+    with RunLog(quiet=not first) as log, lock:
+        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
+
+        # a snapshot to go on from, and trained networks to start or learn from
+        source = _find_source(settings, snapshot_dir, runtime, log)
+        state = from_first_rank(lambda: load(source), runtime) if source else None
+        finished = state is not None and state.epoch >= settings.epochs
+        wanted = {"init": state is None, "teacher": not finished}
+        trained = {
+            flag: from_first_rank(lambda flag=flag: read_trained(getattr(settings, flag)), runtime)
+            for flag in wanted
+            if wanted[flag] and getattr(settings, flag)
+        }
+
+        # images: perhaps a download, so only now that all else was found
+        splits = group.in_turn(lambda: load_splits(settings, log.line))
+        if settings.batch_size > len(splits.train):
+            raise UserError(
+                f"--batch_size {settings.batch_size} is above the {len(splits.train)} training "
+                f"images; lower it"
+            )
+
+        # the network, what it learns from, and how
+        network = build_model(settings, len(splits.train.classes))
+        data = build_batches(splits, settings, runtime)
+        plan = Plan(settings, len(data.train))
+        present = _present(splits, runtime, plan, trained.get("teacher"))
+        if "init" in trained:
+            _start_from(network, trained["init"], present, log)
+        objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        learner = Learner(network, settings, runtime)
+        resumption = _resume(learner, state, source, present, log) if state else None
+
+        # the request is accepted: the log file begins
+        run = Run(settings, runtime, splits, data, learner, plan, log, snapshot_dir, plot_dir)
+        if first:
+            log.open(log_dir)
+            _describe(run)
+        if not finished:
+            _make_room(run, resumption)
+
+        # train and report
+        recorders = run.recorders(objective, group, present)
+        with Signals(patient=runtime.world_size > 1) as signals:
+            try:
+                with signals.deferred(), group.contact():
+                    recorders.start(learner.progress)
+                    stop = agreed_check(signals, runtime)
+                    try:
+                        fit(learner, objective, data, plan, recorders, stop)
+                    except RuntimeError:
+                        signals.check()  # a worker that got the signal too is no failure
+                        raise
+                group.first_only(lambda: recorders.end(learner.progress))
+                run.report(resumption, present)
+                recorders.check()
+            except (KeyboardInterrupt, LostContactError) as why:
+                if first:
+                    with signals.deferred():  # torchrun signals again as another rank ends
+                        recorders.end(learner.progress)
+                        _say_how_to_go_on(run, why, command, group)
+                raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of one run, wired together."""
+
+    settings: Settings
+    runtime: Runtime
+    splits: Splits
+    data: Batches
+    learner: Learner
+    plan: Plan
+    log: RunLog
+    snapshot_dir: Path
+    plot_dir: Path
+
+    def recorders(self, objective: Objective, group: Group, present: Present) -> Recorders:
+        """What is written down after each epoch, snapshots first."""
+        from cifarnet.reporting import recorders as kinds
+
+        settings, log = self.settings, self.log
+        chosen = [
+            kinds.Snapshots(self.snapshot_dir, settings, lambda: self.state(present)),
+            kinds.HistoryCsv(log),
+            kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step),
+        ]
+        if settings.plot_training:
+            draw = partial(self._draw_curves, objective.loss_name)
+            chosen.append(kinds.Curves(settings, draw))
+        return kinds.Recorders(chosen, log, group.first_only)
+
+    def state(self, present: Present) -> TrainState:
+        """All that is needed to go on after the epochs finished so far."""
+        from cifarnet.checkpoints.state import TrainState
+
+        done, plan = self.learner.progress.epoch, self.plan
+        computed = {
+            name: getattr(present, name) for name in ("world_size", "computed_on", "teacher_sha256")
+        }
+        return TrainState(
+            **self.learner.state(),
+            scheduler={"step": plan.first_step(done + 1), "total_steps": plan.total_steps},
+            config=dataclasses.asdict(self.settings) | computed,
+            classes=list(self.splits.train.classes),
+            mean=list(self.splits.mean),
+            std=list(self.splits.std),
+            dataset=self.splits.name,
+        )
+
+    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+        import plots  # matplotlib takes a second to import
+
+        plan = self.plan
+        title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
+        loss = f"train, {loss_name}" if loss_name else "train"
+        path = self.plot_dir / "training_curves.png"
+        plots.training_curves(progress.history, title, path, loss)
+        path = self.plot_dir / "learning_rate_schedule.png"
+        plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
+
+    def report(self, resumption: Resumption | None, present: Present) -> None:
+        """Evaluates the last and the best model, writes the report, and sums the run up."""
+        from cifarnet.checkpoints.snapshots import find_best, load
+        from cifarnet.checkpoints.state import weights_of
+        from cifarnet.core.ranks import from_first_rank, sum_over_ranks
+        from evaluate import report_on, write_evaluation
+
+        settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
+        if resumption and resumption.finished:  # its own statistics and settings count
+            source, state = resumption.source, resumption.state
+        else:
+            source, state = self.snapshot_dir / LAST, self.state(present)
+        last = report_on(weights_of(state, source, which), self.splits, settings, runtime)
+        best = None
+        if settings.keeps_best:
+            find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
+            path = from_first_rank(find, runtime)
+            if path:
+                of_best = from_first_rank(lambda: load(path), runtime)
+                weights = weights_of(of_best, path, which, best=True)
+                best = report_on(weights, self.splits, settings, runtime)
+        self.data.train.close()  # the workers' processor time then counts
+        used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
+        if runtime.rank:
+            return
+        chosen = best if settings.select == "best" and best else last
+        write_evaluation(chosen, settings, self.plot_dir, last, best)
+        for name, report in (("last", last), ("best", best)):
+            if report:
+                self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
+        self._say_costs(used)
+        what = "best" if chosen is best else "last"
+        self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
+        self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+
+    def _say_costs(self, processor_seconds: float) -> None:
+        from cifarnet.core.device import peak_memory
+        from cifarnet.reporting.recorders import clock
+
+        history = self.learner.progress.history
+        trained = sum(row.train_seconds for row in history)
+        others = sum(row.seconds for row in history) - trained
+        self.log.line(
+            f"training took {clock(trained)}, evaluation during the run {clock(others)}; this "
+            f"command used {clock(processor_seconds)} of processor time and "
+            f"{peak_memory() / 2**30:.1f} GiB of memory"
+        )
+
+
+def _find_source(
+    settings: Settings, snapshot_dir: Path, runtime: Runtime, log: RunLog
+) -> Path | None:
+    """The snapshot to go on from, by --resume; None: start anew."""
+    from cifarnet.checkpoints.snapshots import find_newest
+    from cifarnet.core.ranks import from_first_rank
+
+    if settings.resume != "auto":
+        return Path(settings.resume) if settings.resume else None
+    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
+    for why in passed_over:
+        log.line(f"passed over: {why}")
+    if source is None:
+        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
+    return source
+
+
+def _present(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
+    """What snapshots and trained networks are compared with."""
+    from cifarnet.checkpoints.resume import Present
+    from cifarnet.checkpoints.weights import fingerprint
+
+    return Present(
+        settings=plan.settings,
+        classes=splits.train.classes,
+        same_statistics=splits.has_statistics,
+        validates=splits.val is not None,
+        teacher_sha256=teacher and fingerprint(teacher.model),
+        computed_on=runtime.computed_on,
+        world_size=runtime.world_size,
+        rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
+    )
+
+
+def _start_from(network: Network, trained: Weights, present: Present, log: RunLog) -> None:
+    """Loads the weights that --init names into `network`. Raises `UserError`."""
+    from model import start_from
+
+    same = start_from(network, trained, present.classes)
+    others = ", ".join(trained.classes[:3])
+    head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
+    log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
+    if same:
+        _warn_of_seen("the network that --init names", trained, present, log)
+
+
+def _objective(
+    teacher: Weights | None, splits: Splits, present: Present, runtime: Runtime, log: RunLog
+) -> Objective:
+    """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
+    from cifarnet.checkpoints.state import check_classes
+    from cifarnet.training.objective import Distillation, Labels
+    from model import restore
+
+    if teacher is None:
+        return Labels(present.settings.label_smoothing)
+    try:
+        check_classes(teacher.classes, present.classes)
+        network = restore(teacher)
+    except UserError as problem:
+        raise UserError(f"--teacher {teacher.source}: {problem}") from None
+    top1 = "" if teacher.accuracy is None else f", top-1 {teacher.accuracy:.2%}"
+    source = f" ({teacher.accuracy_from})" if top1 else ""
+    log.line(printable(f"learning from {teacher.source}: {_origin(teacher)}{top1}{source}"))
+    _warn_of_seen("the teacher", teacher, present, log)
+    own, given = (tuple(teacher.mean), tuple(teacher.std)), (splits.mean, splits.std)
+    return Distillation(network, runtime, own, given)
+
+
+def _origin(trained: Weights) -> str:
+    epochs = settings_from_dict(trained.config).epochs
+    return f"epoch {trained.epoch} of {epochs} on {trained.dataset}"
+
+
+def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -> None:
+    """Warns where `trained`, or a network that it learnt from, may know validation images."""
+    from cifarnet.checkpoints.resume import may_have_seen
+
+    former = settings_from_dict(trained.config)
+    source = former.init or former.teacher
+    if may_have_seen(trained, present):
+        log.line(
+            f"warning: {which} may have trained on the validation images, and accuracy on them "
+            f"be too high; train it with the same images, --val_fraction and --limit_train"
+        )
+    elif present.validates and source:
+        log.line(
+            f"warning: {which} learnt from {source}; if that one has seen the validation images, "
+            f"accuracy on them is too high"
+        )
+
+
+def _resume(
+    learner: Learner, state: TrainState, source: Path, present: Present, log: RunLog
+) -> Resumption:
+    """Takes `state` over, that of the snapshot `source`. Raises `UserError` where it must not."""
+    from cifarnet.checkpoints.resume import plan_resumption
+    from cifarnet.checkpoints.snapshots import find_best
+    from cifarnet.core.ranks import from_first_rank
+
+    resumption = plan_resumption(state, source, present)
+    try:
+        learner.load(resumption.state, resumption.keeps_momenta)
+    except UserError as problem:
+        raise UserError(f"--resume {source}: {problem}") from None
+    for line in resumption.said:
+        log.line(line)
+    progress = learner.progress
+    if resumption.finished and present.settings.select == "best":
+        find = partial(find_best, source, source.parent, progress.best_epoch, progress.run_id)
+        if not from_first_rank(find, learner.runtime):
+            raise UserError(
+                f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
+                f"{source}; leave it out"
+            )
+    return resumption
+
+
+def _make_room(run: Run, resumption: Resumption | None) -> None:
+    """Moves other runs' snapshots aside, and brings the best one so far along."""
+    from cifarnet.checkpoints.resume import make_room
+    from cifarnet.checkpoints.snapshots import find_best
+    from cifarnet.core.ranks import from_first_rank
+
+    progress, settings, best = run.learner.progress, run.settings, None
+    if resumption and settings.keeps_best and progress.best_epoch:
+        source, directory = resumption.source, run.snapshot_dir
+        find = partial(find_best, source, directory, progress.best_epoch, progress.run_id)
+        best = from_first_rank(find, run.runtime)
+        if not best:
+            run.log.line(
+                f"no snapshot of the best epoch {progress.best_epoch} is beside {source}: "
+                f"the best starts anew"
+            )
+            progress.best_accuracy, progress.best_epoch = 0.0, 0
+    if run.runtime.rank == 0:
+        make_room(run.snapshot_dir, resumption, best, run.log.line)
+
+
+def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: Group) -> None:
+    """Logs why the run ended early, and the command that goes on."""
+    progress, history_here = run.learner.progress, run.learner.first_step > 0
+    trained_here = history_here or progress.epoch < run.settings.epochs
+    if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
+        others = build_parser("", ["resume"]).parse_known_args(command)[1]
+        command = [*others, "--resume", "auto"]
+    run.log.line(f"{why}: ended after epoch {progress.epoch}; go on with:")
+    run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
+
+
+def _preview(settings: Settings, runtime: Runtime) -> None:
+    """Draws eight training images, and eight augmented versions of each, drawn as in training."""
+    import plots
+    from cifarnet.images.imageset import limited
+    from data import build_engine, load_splits
+
+    path = Path(settings.preview_augment)
+    splits = load_splits(settings, print)
+    count = max(8, len(splits.train.classes))
+    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    engine = build_engine(settings, splits.mean, runtime.device)
+    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
     try:
         plots.augmentations(images, versions, path)
     except OSError as problem:
         raise UserError(
-            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another"
+            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
         ) from None
     print(f"written to {path}")
 
 
-def _describe(
-    log: RunLog, config: Settings, runtime: Runtime, splits: Splits, trainer: Trainer, launcher: str
-) -> None:
-    """What the log opens with: settings, versions, device, data set, model."""
-    settings = dataclasses.asdict(config).items()
-    log.line("settings: " + printable(", ".join(f"{name}={value}" for name, value in settings)))
-    for words in without_effect(config):
+def _describe(run: Run) -> None:
+    """What the log begins with: settings, versions, device, images, network."""
+    from model import model_table, parameter_count
+
+    settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
+    shown = ", ".join(f"{name}={value}" for name, value in vars(settings).items())
+    log.line(printable(f"settings: {shown}"))
+    for words in without_effect(settings):
         log.line(f"warning: {words}")
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    log.line(f"versions: python {platform.python_version()}, {versions}")
     log.line(
-        f"versions: python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
+        f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
+        f"{runtime.precision}, {run.data.train.workers} workers"
     )
-    log.line(f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, {runtime.precision}, "
-             f"{trainer.batches.workers} workers")  # fmt: skip
     if runtime.world_size > 1:
-        log.line(f"ranks: {runtime.world_size} ({launcher}), each with that many threads and workers, and "
-                 f"{config.batch_size // runtime.world_size} of the {config.batch_size} images of a batch")  # fmt: skip
-    if runtime.keeps_memory:
+        share = settings.batch_size // runtime.world_size
         log.line(
-            "memory: freed activations stay inside the process; --no-keep_memory gives them back, and is slower"
+            f"ranks: {runtime.world_size}, each with that many threads and workers, and {share} "
+            f"of the {settings.batch_size} images of a batch"
         )
+    if runtime.keeps_memory:
+        log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
     val = f", {len(splits.val)} validation" if splits.val is not None else ""
     mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
-    log.line(f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
-             f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}")  # fmt: skip
+    log.line(
+        f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
+        f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
+    )
     if splits.val is None:
-        freq = config.eval_freq
-        when = "every epoch" if freq == 1 else f"every {freq} epochs" if freq else "at the end only"
-        log.line(
-            f"selection: no validation images (--val_fraction 0), the test set is evaluated {when}"
-        )
-    log.line(model_table(trainer.model))
-    count = parameter_count(trainer.model)
-    log.line(f"model: {count:,} trainable parameters, {count * 4 / 2**20:.2f} MiB as float32")
-
-
-def _read_named(
-    flag: str, config: Settings, snapshot_dir: Path, runtime: Runtime
-) -> Weights | None:
-    """The trained network that --init or --teacher, `flag`, names; None: neither does. Raises `UserError`."""
-    name = getattr(config, flag)
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix == ".pth" and path.resolve().parent == snapshot_dir.resolve():
-        raise UserError(
-            f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; choose another"
-        )
-    try:
-        return from_first_rank(lambda: read_trained(name), runtime)
-    except UserError as problem:
-        recipe = f"{path.parent.name.removeprefix('snapshots_')}.toml"
-        known = {file.name for file in (Path(__file__).parent / "recipes").glob("*.toml")}
-        hint = (
-            f" (recipes/{recipe} trains one; --{flag} off does without)" if recipe in known else ""
-        )
-        raise UserError(f"--{flag}: {problem}{hint}") from None
-
-
-def _start_from(
-    trained: Weights, model: Network, splits: Splits, config: Settings, log: RunLog
-) -> None:
-    """Loads the weights that --init names, `trained`, into `model`. Raises `UserError`."""
-    same = start_from(model, trained, splits.train.classes)
-    head = (
-        ""
-        if same
-        else f"; with a fresh head, for its classes are others ({', '.join(trained.classes[:3])}, ...)"
-    )
-    log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
-    if same:
-        _warn_of_seen("the network that --init names", trained, splits, config, log)
-
-
-def _teacher_of(
-    trained: Weights, splits: Splits, config: Settings, log: RunLog, runtime: Runtime
-) -> Teacher:
-    """The network that --teacher names, `trained`, made ready. Raises `UserError`."""
-    try:
-        teacher = Teacher(trained, splits, runtime)
-    except UserError as problem:
-        raise UserError(f"--teacher: {problem}") from None
-    accuracy = (
-        ""
-        if trained.accuracy is None
-        else f", top-1 {trained.accuracy:.2%} ({trained.accuracy_from})"
-    )
-    log.line(printable(f"learning from {trained.source}: {_origin(trained)}{accuracy}"))
-    _warn_of_seen("the teacher", trained, splits, config, log)
-    return teacher
-
-
-def _origin(trained: Weights) -> str:
-    return (
-        f"epoch {trained.epoch} of {settings_from_dict(trained.config).epochs} on {trained.dataset}"
-    )
-
-
-def _warn_of_seen(
-    which: str, trained: Weights, splits: Splits, config: Settings, log: RunLog
-) -> None:
-    """Warns of validation images that `trained` was trained on: its own split has to be this run's. Whether what it
-    learnt from had seen them, nobody knows here."""
-    former = settings_from_dict(trained.config)
-    if may_have_seen(trained, splits, config):
-        log.line(f"warning: {which} has seen the validation images, and the accuracy on them will be too high, unless it was "
-                 f"trained on others: train it with the same images, --val_fraction and --limit_train")  # fmt: skip
-    elif splits.val is not None and (former.init or former.teacher):
-        log.line(f"warning: {which} learnt from another one, {former.init or former.teacher}: if that one has seen the "
-                 f"validation images, the accuracy on them will be too high")  # fmt: skip
+        freq = settings.eval_freq
+        when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
+        log.line(f"selection: no validation images; the test set is evaluated {when}")
+    log.line(model_table(run.learner.network))
+    count = parameter_count(run.learner.network)
+    size = count * 4 / 2**20
+    log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from cifarnet.checkpoints.state import Row
 from cifarnet.core.files import write_atomically
 from cifarnet.reporting.metrics import Report
 
@@ -18,11 +18,11 @@ BLUE, RED, GREEN = "#1f6fb4", "#d1495b", "#3f9c6b"
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Raises `OSError`. Names from files and folders are drawn as they are: no text here is mathematics."""
+    """Writes `figure`. Text is drawn as it is: `$` in a class name begins no formula."""
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
-    gc.collect()  # a figure holds itself in circles, and megabytes of pixels: over many epochs they would pile up
+    gc.collect()  # figures refer to themselves: without this their memory would pile up
 
 
 def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
@@ -35,58 +35,57 @@ def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
 
 
 def training_curves(
-    history: Sequence[dict[str, Any]], title: str, path: Path, train_loss: str = "train"
+    history: Sequence[Row], title: str, path: Path, train_loss: str = "train"
 ) -> None:
-    """Loss and accuracy over the epochs, training beside validation or test, the best epoch marked; `train_loss` is
-    what the legend calls that loss, which may be another than the held-out one."""
-    measured = [
-        row for row in history if row["val_loss"] is not None or row["test_loss"] is not None
-    ]
-    held_out = "test" if not measured or measured[-1]["val_loss"] is None else "val"
-    named = {"val": "validation", "test": "test"}[held_out]
-    measured = [
-        row for row in measured if row[f"{held_out}_loss"] is not None
-    ]  # a resume may have changed the kind
-    epochs = history[-1]["epoch"]
+    """Loss and accuracy over the epochs, in training and on held-out images; the best is marked.
+
+    `train_loss` names the training loss in the legend: it may be another than the held-out one.
+    Raises `OSError`.
+    """
+    tested = [row for row in history if row.test_loss is not None]
+    validated = [row for row in history if row.val_loss is not None]
+    # A resumed run may have changed what it holds out: the last one measured counts.
+    uses_val = validated and (not tested or validated[-1].epoch > tested[-1].epoch)
+    part, name, measured = (
+        ("val", "validation", validated) if uses_val else ("test", "test", tested)
+    )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        of_training = train_loss if what == "loss" else "train"
-        for rows, part, color, label in (
-            (history, "train", BLUE, of_training),
-            (measured, held_out, RED, named),
-        ):
-            if not rows:  # not measured yet
-                continue
-            values = [row[f"{part}_{what}"] for row in rows]
-            style = {
-                "marker": "o" if len(rows) < 30 else "",
-                "ms": 3,
-                "color": color,
-                "label": label,
-            }
-            axes.plot([row["epoch"] for row in rows], values, **style)
-        _epoch_axis(axes, what, epochs)
+        lines = [
+            (history, f"train_{what}", BLUE, train_loss if what == "loss" else "train"),
+            (measured, f"{part}_{what}", RED, name),
+        ]
+        for rows, column, color, label in lines:
+            if rows:
+                style = {"marker": "o" if len(rows) < 30 else "", "ms": 3}
+                values = [getattr(row, column) for row in rows]
+                axes.plot([row.epoch for row in rows], values, color=color, label=label, **style)
+        _epoch_axis(axes, what, history[-1].epoch)
         if what == "accuracy":
-            if measured:
-                best = max(measured, key=lambda row: row[f"{held_out}_accuracy"])
-                best_accuracy = best[f"{held_out}_accuracy"]
-                which = (
-                    f"best {named}" if len(measured) > 1 else named
-                )  # a single one is not the best of several
-                label = f"{which}: {best_accuracy:.2%}, epoch {best['epoch']}"
-                axes.plot(
-                    best["epoch"], best_accuracy, "*", ms=13, color=RED, label=label, clip_on=False
-                )
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            _mark_best(axes, measured, f"{part}_accuracy", name)
         axes.legend(loc="best", framealpha=0.9)
     _write(figure, path)
+
+
+def _mark_best(axes: Axes, measured: Sequence[Row], column: str, name: str) -> None:
+    """Marks the first row of the highest accuracy, and shows shares as percent."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if measured:
+        best = max(measured, key=lambda row: getattr(row, column))
+        accuracy = getattr(best, column)
+        which = f"best {name}" if len(measured) > 1 else name  # a single one is not chosen
+        label = f"{which}: {accuracy:.2%}, epoch {best.epoch}"
+        axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
 
 
 def learning_rate_schedule(
     rate: Callable[[int], float], steps: int, epochs: int, done: int, path: Path
 ) -> None:
-    """The learning rate of every step of a run of `epochs` epochs and `steps` steps; the first `done` epochs filled."""
+    """The learning rate over a run of `epochs` epochs and `steps` steps.
+
+    The first `done` epochs are filled. Raises `OSError`.
+    """
     shown = np.unique(np.linspace(0, steps - 1, 2000).astype(int))
     rates = np.array([rate(int(step)) for step in shown])
     at = shown * epochs / steps
@@ -110,7 +109,10 @@ def learning_rate_schedule(
 
 
 def confusion_matrix(report: Report, path: Path) -> None:
-    """Counts, and the share of each true class that was taken for each class; numbers are written up to 20 classes."""
+    """How often each true class was taken for each class: as counts, and as shares of the class.
+
+    Numbers are written in the cells of up to 20 classes. Raises `OSError`.
+    """
     names = list(report.per_class)
     counts = np.array(report.confusion_matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -142,7 +144,7 @@ def confusion_matrix(report: Report, path: Path) -> None:
 
 
 def _name_ticks(axes: Axes, names: list[str], also_y: bool = False) -> None:
-    """Writes `names` under `axes`, tilted unless they are short, and beside it; of many, some."""
+    """Writes `names` below `axes`, and with `also_y` beside it; at most 50, tilted unless short."""
     every = -(-len(names) // 50)
     shown = [_shortened(name, 18) for name in names[::every]]
     tilt = (
@@ -160,7 +162,7 @@ def _shortened(name: str, limit: int) -> str:
 
 
 def class_metrics(report: Report, path: Path) -> None:
-    """Precision, recall and F1 of each class as bars, the macro F1 as a line."""
+    """Precision, recall and F1 of each class as bars, macro F1 as a line. Raises `OSError`."""
     names = list(report.per_class)
     at = np.arange(len(names))
     figure = Figure(figsize=(min(40, max(7, 1.5 + 0.85 * len(names))), 4.6), layout="constrained")
@@ -185,7 +187,10 @@ def class_metrics(report: Report, path: Path) -> None:
 
 
 def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
-    """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` of the same shape beside them."""
+    """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
+
+    Raises `OSError`.
+    """
     figure = Figure(
         figsize=(1 + len(versions) * 0.95, 0.5 + len(originals) * 0.95), layout="constrained"
     )

@@ -1,149 +1,182 @@
-"""How a run goes on from a snapshot: which one, whether it fits, and what becomes of those that lie there."""
+"""How a run goes on from a snapshot: first a pure plan, or a refusal; then it is carried out."""
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, find_newest, move_aside, save
-from cifarnet.checkpoints.state import TrainState
-from cifarnet.core.device import Runtime
+from cifarnet.checkpoints.places import BEST, LAST
+from cifarnet.checkpoints.snapshots import move_aside, save
+from cifarnet.checkpoints.state import TrainState, check_classes
+from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.errors import UserError
-from cifarnet.core.log import RunLog
-from cifarnet.core.ranks import from_first_rank
 from cifarnet.core.settings import Settings, changed_settings, settings_from_dict
-from train import Trainer, keeps_momenta, may_have_seen
 
 
-def find_source(config: Settings, log: RunLog, snapshot_dir: Path, runtime: Runtime) -> Path | None:
-    """The snapshot to go on from, by --resume; None: start anew."""
-    if config.resume != "auto":
-        return Path(config.resume) if config.resume else None
-    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
-    for why in passed_over:
-        log.line(f"passed over: {why}")
-    if source is None:
-        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
-    return source
+@dataclass(frozen=True)
+class Present:
+    """What the run that starts now computes on: a snapshot is compared with it."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    same_statistics: Callable[[list[float], list[float]], bool]  # of mean and deviation
+    validates: bool  # whether training images are held back
+    teacher_sha256: str | None
+    computed_on: str  # device and precision, in words
+    world_size: int
+    rate_after: Callable[[int], float]  # learning rate of the first step after so many epochs
 
 
-def take_over(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
-    """Takes over `state`, that of the snapshot `source`. Raises `UserError` where it does not fit."""
-    config = trainer.config
+@dataclass(frozen=True)
+class Resumption:
+    """What follows from a snapshot and the present settings."""
+
+    state: TrainState  # its best epoch is forgotten where that was measured otherwise
+    source: Path
+    keeps_momenta: bool  # the optimizer's state fits
+    finished: bool  # no epoch is left to train
+    said: tuple[str, ...]  # for the log
+
+
+def plan_resumption(state: TrainState, source: Path, present: Present) -> Resumption:
+    """How the run of `present` goes on from `state`, the content of the snapshot `source`.
+
+    Raises `UserError` where it must not: other classes, or settings that would alter the result,
+    unless --resume_override.
+    """
+    settings, former = present.settings, settings_from_dict(state.config)
     try:
-        trainer.load_state(state)
+        check_classes(state.classes, present.classes)
     except UserError as problem:
         raise UserError(f"--resume {source}: {problem}") from None
-    _say_changes(trainer, state, source, log)
-    if state.epoch >= config.epochs:
-        log.line(
-            f"{source} has finished epoch {state.epoch} of the {config.epochs} asked for: evaluating only"
-        )
-        best = from_first_rank(
-            lambda: find_best(source, source.parent, trainer.best_epoch, trainer.history),
-            trainer.runtime,
-        )
-        if config.select == "best" and not best:
-            raise UserError(
-                f"--select best: no snapshot of the best epoch {trainer.best_epoch} is beside {source}"
-            )
-
-
-def make_room(trainer: Trainer, log: RunLog, snapshot_dir: Path, source: Path | None) -> None:
-    """Keeps an earlier run's snapshots from being overwritten, and of the run that goes on its best snapshot and the one
-    that it goes on from at hand: whatever ends it, `--resume auto` then finds it."""
-    in_place = source is not None and source.resolve().parent == snapshot_dir.resolve()
-    best = None
-    if source:
-        best = from_first_rank(
-            lambda: find_best(source, snapshot_dir, trainer.best_epoch, trainer.history),
-            trainer.runtime,
-        )
-    if trainer.runtime.rank == 0:
-        _move_and_copy(trainer, log, snapshot_dir, source, best, trainer.epoch if in_place else 0)
-    if source and trainer.config.keeps_best and trainer.best_epoch and not best:
-        log.line(
-            f"no snapshot of the best epoch {trainer.best_epoch} is beside {source}: the best is sought anew"
-        )
-        trainer.best_accuracy, trainer.best_epoch = 0.0, 0
-
-
-def _move_and_copy(
-    trainer: Trainer,
-    log: RunLog,
-    snapshot_dir: Path,
-    source: Path | None,
-    best: Path | None,
-    keep_up_to: int,
-) -> None:
-    wanted = {LAST: source, BEST: best if trainer.config.keeps_best else None}
-    try:
-        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
-        moved = move_aside(snapshot_dir, keep_up_to, trainer.best_epoch)
-        if moved:
-            log.line(f"moved the snapshots of an earlier run to {moved}")
-        for name, content in contents.items():
-            if not (snapshot_dir / name).exists():
-                save(content, snapshot_dir / name)
-    except OSError as problem:
+    allowed, altering = _changes(state, former, present)
+    if altering and not settings.resume_override:
         raise UserError(
-            f"--snapshot_dir {snapshot_dir}: {problem.strerror}; choose another directory"
-        ) from None
-
-
-def _say_changes(trainer: Trainer, state: TrainState, source: Path, log: RunLog) -> None:
-    """Tells what is not as it was in the run that `source` is from.
-
-    Raises `UserError` for what would alter its result, unless --resume_override.
-    """
-    config, splits = trainer.config, trainer.splits
-    former = settings_from_dict(state.config)
-    of_this_command = {name: getattr(config, name) for name in ("resume", "resume_override")}
-    both_taught = former.teacher and config.teacher
-    if both_taught:  # whose weights count, not where they lie
-        of_this_command["teacher"] = config.teacher
-    allowed, altering = changed_settings(dataclasses.replace(former, **of_this_command), config)
-    if not altering and not splits.has_statistics(state.mean, state.std):
-        altering = ["the training images (their channel statistics are others)"]
-    if (
-        both_taught
-        and trainer.teacher
-        and trainer.teacher.sha256 != state.config.get("teacher_sha256")
-    ):
-        altering.append(f"the teacher {config.teacher} (its weights are others)")
-    if altering and not config.resume_override:
-        raise UserError(
-            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, or add "
-            f"--resume_override to go on all the same"
+            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, "
+            f"or add --resume_override to go on all the same"
         )
     changes = ", ".join(allowed + altering)
-    log.line(
+    said = [
         f"resuming after epoch {state.epoch} from {source}"
         + (f"; changed: {changes}" if changes else "")
-    )
-    if may_have_seen(state, splits, config):
-        log.line("warning: this run has seen the validation images that are held back now, and the accuracy on them will be "
-                 "too high, unless it was trained on others")  # fmt: skip
-    if not keeps_momenta(former, config):
-        log.line(
-            "the optimizer's momenta start anew: what the snapshot keeps of them fits other settings"
+    ]
+    if may_have_seen(state, present):
+        said.append(
+            "warning: this run has trained on images that are now held back for validation; "
+            "accuracy on them will be too high"
         )
-    before, now = state.config.get("computed_on"), trainer.runtime.computed_on
-    if before not in (None, now):
-        log.line(
-            f"that run computed on {before}, this one on {now}: rounding differs, so that the result is another"
+    keeps_momenta = _optimizer_kind(former) == _optimizer_kind(settings)
+    if not keeps_momenta:
+        said.append("the optimizer's momenta start anew: the snapshot's fit other settings")
+    said += _other_machine(state, present)
+    finished = state.epoch >= settings.epochs
+    if settings.epochs > former.epochs and not finished:
+        said.append(
+            f"--epochs {settings.epochs} stretches the schedule and --image_sizes: the learning "
+            f"rate was {state.history[-1].lr:.3g} at the end of epoch {state.epoch} and goes on at "
+            f"{present.rate_after(state.epoch):.3g}; a run that had {settings.epochs} epochs from "
+            f"the start would end elsewhere"
         )
-    before, now = state.config.get("world_size", 1), trainer.runtime.world_size
+    if finished:
+        said.append(
+            f"{source} has finished epoch {state.epoch} of the {settings.epochs} asked for: "
+            f"evaluating only"
+        )
+    if _judged_on(former) != _judged_on(settings):
+        state = dataclasses.replace(state, best_accuracy=0.0, best_epoch=0)
+    return Resumption(state, source, keeps_momenta, finished, tuple(said))
+
+
+def _changes(state: TrainState, former: Settings, present: Present) -> tuple[list[str], list[str]]:
+    """What differs from the run of `state`, in words: what may, and what alters the result."""
+    settings = present.settings
+    ignored: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("resume", "resume_override")
+    }
+    both_taught = former.teacher and settings.teacher
+    if both_taught:  # a teacher is known by its weights, not by its place
+        ignored["teacher"] = settings.teacher
+    allowed, altering = changed_settings(dataclasses.replace(former, **ignored), settings)
+    if not altering and not present.same_statistics(state.mean, state.std):
+        altering = ["the training images (their channel statistics are others)"]
+    other_teacher = present.teacher_sha256 not in (None, state.config.get("teacher_sha256"))
+    if both_taught and other_teacher:
+        altering.append(f"the teacher {settings.teacher} (its weights are others)")
+    return allowed, altering
+
+
+def _other_machine(state: TrainState, present: Present) -> list[str]:
+    """Says that another device or number of ranks changes the result."""
+    said = []
+    before, now = state.config["computed_on"], present.computed_on
     if before != now:
-        log.line(f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: order and batches stay "
-                 f"the same, but augmentation, dropout and rounding do not, so that the result is another")  # fmt: skip
-    if config.epochs > former.epochs and state.history:
-        step = state.epoch * len(trainer.batches)
-        log.line(
-            f"--epochs {config.epochs} stretches the schedule: the learning rate, {state.history[-1]['lr']:.3g} at the "
-            f"end of epoch {state.epoch}, goes on at {trainer.rate(step):.3g} and reaches --min_lr in epoch "
-            f"{config.epochs}; a run that had {config.epochs} epochs from the start would end elsewhere"
+        said.append(
+            f"that run computed on {before}, this one on {now}: "
+            f"rounding differs, and so will the result"
         )
-        if config.image_sizes:
-            sizes = former.image_size(state.epoch), config.image_size(state.epoch + 1)
-            log.line(
-                f"so do the parts of --image_sizes: from {sizes[0]} pixels the training goes on at {sizes[1]}"
-            )
+    before, now = state.config["world_size"], present.world_size
+    if before != now:
+        said.append(
+            f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: "
+            f"batches stay the same, but augmentation, dropout and rounding differ, "
+            f"and so will the result"
+        )
+    return said
+
+
+def may_have_seen(trained: TrainState | Weights, present: Present) -> bool:
+    """Whether `trained` may have trained on images that are held back for validation now.
+
+    It has not where it held back the same ones: of the same data set, by the same flags.
+    """
+    former = settings_from_dict(trained.config)
+    before, now = (
+        (settings.dataset, settings.val_fraction, settings.limit_train)
+        for settings in (former, present.settings)
+    )
+    same_split = before == now and present.same_statistics(trained.mean, trained.std)
+    return present.validates and not same_split
+
+
+def _optimizer_kind(settings: Settings) -> tuple[Any, ...]:
+    """The settings that say what an optimizer keeps of each weight."""
+    return settings.optimizer, settings.decay_norms
+
+
+def _judged_on(settings: Settings) -> tuple[Any, ...]:
+    """The settings that say on which images, and with which weights, accuracy is measured."""
+    limit = settings.limit_train if settings.val_fraction else settings.limit_test
+    return (
+        settings.evaluate,
+        settings.dataset,
+        settings.skip_bad_images,
+        settings.val_fraction,
+        limit,
+    )
+
+
+def make_room(
+    directory: Path, keep: Resumption | None, best: Path | None, say: Callable[[str], None]
+) -> None:
+    """Moves snapshots of other runs in `directory` aside, and brings those to go on from.
+
+    `keep` is how the run goes on (None: it is new), `best` its best snapshot so far (None: there
+    is none). Both are copied where they lie elsewhere: `--resume auto` then finds them, whatever
+    ends the run. Raises `UserError` where the disk does not take them.
+    """
+    wanted = {LAST: keep.source if keep else None, BEST: best}
+    in_place = keep is not None and keep.source.resolve().parent == directory.resolve()
+    keep_up_to = keep.state.epoch if keep and in_place else 0
+    try:
+        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
+        moved = move_aside(directory, keep_up_to, keep.state.best_epoch if keep else 0)
+        if moved:
+            say(f"moved the snapshots of an earlier run to {moved}")
+        for name, content in contents.items():
+            if not (directory / name).exists():
+                save(content, directory / name)
+    except OSError as problem:
+        raise UserError(
+            f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
+        ) from None

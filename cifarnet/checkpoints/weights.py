@@ -1,6 +1,5 @@
-"""A trained network in a file that other programs read too: writing, finding and reading `weights.safetensors`."""
+"""Writing and reading weights.safetensors: a trained network in a file that other programs read."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -13,37 +12,35 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cifarnet.core.errors import UserError, did_you_mean
+from cifarnet.checkpoints.places import find_weights
+from cifarnet.core.errors import UserError
 from cifarnet.core.files import write_atomically
-
-RESULTS = Path(__file__).parents[2] / "results"  # results/<name>/weights.safetensors
-FILE = "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a trained network, and all that using or judging it needs."""
+    """A trained network, with all that is needed to use it or to judge it."""
 
     model: dict[str, Tensor]  # the network's state_dict
     epoch: int
-    config: dict[str, Any]
+    config: dict[str, Any]  # the settings it was trained with
     classes: list[str]
-    mean: list[float]
+    mean: list[float]  # of each channel of the training images, in [0, 1]
     std: list[float]
     dataset: str
     selected_by: str  # how the epoch was chosen, in words
     accuracy: float | None  # top-1 on the test images, in [0, 1]; None: not known
-    accuracy_from: str  # where that figure is from, in words
-    source: str  # what the user names it
+    accuracy_from: str  # where that figure comes from, in words
+    source: str  # the name that the user gave
 
 
 METADATA = tuple(name for name in Weights.__dataclass_fields__ if name not in ("model", "source"))
 
 
 def write_weights(weights: Weights, path: Path) -> None:
-    """Writes `weights` to `path`, whole or not at all: tensors, and everything else as metadata, each a JSON string.
+    """Writes `weights` to `path`, whole or not at all. Raises `OSError`.
 
-    Raises `OSError`.
+    The tensors are the file's tensors; each other field is a JSON string in its metadata.
     """
     model = {name: value.cpu().contiguous() for name, value in weights.model.items()}
     metadata = {name: json.dumps(getattr(weights, name)) for name in METADATA}
@@ -52,13 +49,13 @@ def write_weights(weights: Weights, path: Path) -> None:
 
 
 def _checksum(model: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Of all that a file says: safetensors itself would not notice a weight that changed on the disk."""
+    """The checksum of a whole file. safetensors itself would not notice a changed weight."""
     said = json.dumps([[name, metadata[name]] for name in METADATA]).encode()
     return hashlib.sha256(said + _content(model)).hexdigest()
 
 
 def fingerprint(model: dict[str, Tensor]) -> str:
-    """What tells the weights and running statistics of a state_dict from all others: their sha256."""
+    """The sha256 of a state_dict: equal for equal weights and running statistics."""
     return hashlib.sha256(_content(model)).hexdigest()
 
 
@@ -67,22 +64,11 @@ def _content(model: dict[str, Tensor]) -> bytes:
     return b"".join(name.encode() + value.numpy().tobytes() for name, value in values)
 
 
-def find_weights(name: str) -> Path:
-    """The file that `name` means: results/<name>/weights.safetensors where there is one, else the path `name`; with a
-    separator in it, as in `./hour`, always the path. Raises `UserError`."""
-    for path in ([] if "/" in name else [RESULTS / name / FILE]) + [Path(name)]:
-        with contextlib.suppress(OSError):  # a name too long for a file
-            if path.is_file():
-                return path
-    there = sorted(path.parent.name for path in RESULTS.glob(f"*/{FILE}"))
-    known = f"known by name: {', '.join(there)}; else" if there else f"{RESULTS} holds none;"
-    hints = f"{did_you_mean(name, there)} {known} name a file that export.py wrote".lstrip()
-    raise UserError(f"there are no weights {name!r}; {hints}")
-
-
 def read_weights(name: str) -> Weights:
-    """Reads the file that `find_weights` finds, onto the CPU. Raises `UserError` for anything but what
-    `write_weights` wrote."""
+    """Reads the file that `find_weights` finds, onto the CPU.
+
+    Raises `UserError` for any file that `write_weights` did not write.
+    """
     path = find_weights(name)
     try:
         with safe_open(path, "pt") as file:
@@ -98,23 +84,20 @@ def read_weights(name: str) -> Weights:
             f"{path} lacks the metadata {missing[0]!r}; use a file that export.py wrote"
         )
     if metadata["sha256"] != json.dumps(_checksum(model, metadata)):
-        raise UserError(
-            f"{path} is damaged: its checksum does not fit its content; use another one"
-        )
-    trained = Weights(
-        model=model, source=name, **{key: json.loads(metadata[key]) for key in METADATA}
-    )
+        raise UserError(f"{path} is damaged: its checksum does not fit; use another one")
+    said = {key: json.loads(metadata[key]) for key in METADATA}
+    trained = Weights(model=model, source=name, **said)
     if not isinstance(trained.config, dict) or not fit_a_network(
         trained.classes, trained.mean, trained.std
     ):
         raise UserError(
-            f"{path}: its metadata do not fit together; use a file that export.py wrote"
+            f"the metadata of {path} do not fit together; use a file that export.py wrote"
         )
     return trained
 
 
 def fit_a_network(classes: Any, mean: Any, std: Any) -> bool:
-    """Whether these, read from a file, can be class names and the statistics of three channels."""
+    """Whether these values can be class names and the statistics of three channels."""
     return (
         all(isinstance(values, list) for values in (classes, mean, std))
         and len(classes) >= 2

@@ -1,4 +1,4 @@
-"""The evaluation pass, and what follows from its predictions."""
+"""The evaluation pass, and the figures that follow from its predictions."""
 
 import json
 import time
@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
@@ -20,18 +18,20 @@ from cifarnet.core.ranks import gathered
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N,C] and labels int64 [N], on the CPU, of all batches and ranks, one rank after the other; the
-    model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
+    """Logits float32 [N,C] and labels int64 [N] of all batches and ranks, on the CPU.
+
+    The images of the first rank come first. The network's mode is left as it was.
+    """
+    was_training = network.training
+    network.eval()
     logits, labels = [], []
     for images, targets in batches:
         with runtime.autocast():
-            logits.append(model(images))
+            logits.append(network(images))
         labels.append(targets)
-    model.train(was_training)
+    network.train(was_training)
     parts = gathered(
         (torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime
     )
@@ -40,8 +40,11 @@ def predict(
 
 
 class Scores(NamedTuple):
-    """Cross-entropy in nats, and the shares in [0, 1] of images whose label is among the k highest logits; with
-    fewer than k classes, k is their number."""
+    """Cross-entropy in nats, and top-k accuracies in [0, 1].
+
+    Top-k is the share of images whose label is among the k highest logits. With fewer than k
+    classes it is 1.
+    """
 
     loss: float
     top1: float
@@ -57,13 +60,13 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
 
 
 def _ranked(logits: Tensor) -> Tensor:
-    """The classes int64 [N,C] from the highest logit down; of equal logits the first class comes first."""
+    """The classes int64 [N,C] by falling logit; of equal logits the first class comes first."""
     return logits.sort(dim=1, descending=True, stable=True).indices
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is said of one model on one set of images, as plain numbers; shares in [0, 1]."""
+    """All figures of one network on one set of images; shares in [0, 1]."""
 
     top1: float
     top3: float
@@ -83,39 +86,46 @@ class Report:
     table: str  # scikit-learn's classification report
 
     def summary(self) -> str:
-        """The headline figures, in words."""
+        """One summary line, in percent."""
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
 
     def tops(self) -> dict[int, float]:
-        """The top-k accuracies of the ks that there are classes for."""
-        return {
-            k: top
-            for k, top in ((1, self.top1), (3, self.top3), (5, self.top5))
-            if k <= len(self.per_class)
-        }
+        """Top-k accuracy by k, for each k that there are enough classes for."""
+        tops = {1: self.top1, 3: self.top3, 5: self.top5}
+        return {k: top for k, top in tops.items() if k <= len(self.per_class)}
+
+    def headline(self) -> dict[str, Any]:
+        """The figures that stand beside each other in metrics.json, for last and best model."""
+        names = ("snapshot", "epoch", "top1", "top3", "top5", "loss")
+        return {name: getattr(self, name) for name in names}
 
 
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
-    """The report on logits [N,C] and labels [N]; a class never predicted or never present scores 0.
+    """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` is what a `Report` says of model and images: dataset, snapshot, epoch, weights, selected_by, sha256.
+    `about` says which model and images: dataset, snapshot, epoch, weights, selected_by, sha256.
     """
+    from sklearn import metrics  # takes a second to import
+
     loss, top1, top3, top5 = scores(logits, labels)
     true, predicted = labels.numpy(), _ranked(logits)[:, 0].numpy()
-    indices = np.arange(len(classes))
+    indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}
-    names = ("precision", "recall", "f1")
 
     def averaged(how: str) -> dict[str, float]:
-        values = precision_recall_fscore_support(true, predicted, average=how, **arguments)
-        return {name: float(value) for name, value in zip(names, values[:3], strict=True)}
+        values = metrics.precision_recall_fscore_support(true, predicted, average=how, **arguments)
+        return dict(zip(("precision", "recall", "f1"), map(float, values[:3]), strict=True))
 
-    each = np.stack(precision_recall_fscore_support(true, predicted, **arguments), axis=1)  # [C,4]
+    each = metrics.precision_recall_fscore_support(true, predicted, **arguments)  # 4 of [C]
     per_class = {
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, (p, r, f, n) in zip(classes, each, strict=True)
+        for name, p, r, f, n in zip(classes, *each, strict=True)
     }
+    matrix = metrics.confusion_matrix(true, predicted, labels=indices)
+    table = metrics.classification_report(
+        true, predicted, target_names=list(classes), digits=4, **arguments
+    )
     return Report(
         top1=top1,
         top3=top3,
@@ -125,36 +135,37 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         macro=averaged("macro"),
         weighted=averaged("weighted"),
         per_class=per_class,
-        confusion_matrix=confusion_matrix(true, predicted, labels=indices).tolist(),
-        table=classification_report(
-            true, predicted, target_names=list(classes), digits=4, **arguments
-        ),
+        confusion_matrix=matrix.tolist(),
+        table=table,
         **about,
     )
 
 
 def write_report(
-    report: Report, directory: Path, last: dict[str, Any] | None, best: dict[str, Any] | None
+    report: Report, directory: Path, last: Report | None = None, best: Report | None = None
 ) -> None:
     """Writes metrics.json and classification_report.txt. Raises `OSError`.
 
-    `last` and `best` are the headline figures of those two models, None where there is no such model.
+    `last` and `best` are the reports of a run's last and best model, where there are such.
     """
-    figures = {name: value for name, value in asdict(report).items() if name != "table"} | {
-        "last": last,
-        "best": best,
-    }
-    text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(
-        directory / "metrics.json", lambda file: file.write(text.encode(errors="backslashreplace"))
+    figures = {name: value for name, value in asdict(report).items() if name != "table"}
+    figures |= {"last": last and last.headline(), "best": best and best.headline()}
+    _write_text(
+        directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     )
 
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
+    about = f"epoch {report.epoch}, {report.weights} weights, {report.selected_by}"
     head = (
         f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.snapshot} (epoch {report.epoch}, {report.weights} weights, {report.selected_by})\n"
+        f"snapshot: {report.snapshot} ({about})\n"
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
         f"{tops}loss: {report.loss:.4f}\n\n"
     )
-    text = (head + report.table).encode(errors="backslashreplace")
-    write_atomically(directory / "classification_report.txt", lambda file: file.write(text))
+    _write_text(directory / "classification_report.txt", head + report.table)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes `text`; names of files that are no text become escapes."""
+    content = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(content))

@@ -1,239 +1,250 @@
-"""What a run leaves behind: log lines, history, snapshots, figures, and the report at its end."""
+"""Recorders: what a run writes down after each epoch. One small class each, told of the start,
+each row and the end.
 
-import os
-import shlex
+`Recorders` tells all of them in turn. One that fails, on a full disk for example, does not keep
+the others from their work: it says so in the log, tries again, and the run ends with exit code 1
+if its last try failed too.
+"""
+
+import csv
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-import numpy as np
-
-import plots
-from cifarnet.checkpoints.snapshots import BEST, LAST, find_best, load, numbered, pack, prune, save
-from cifarnet.checkpoints.state import TrainState, weights_of
-from cifarnet.core.commandline import build_parser
-from cifarnet.core.device import peak_memory
+from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.places import BEST, LAST, numbered
+from cifarnet.checkpoints.state import COLUMNS, Progress, Row, TrainState
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog
-from cifarnet.core.ranks import Group, from_first_rank, sum_over_ranks
-from cifarnet.images.imageset import SIZE
-from evaluate import headline, report_on, write_evaluation
-from train import Trainer
+from cifarnet.core.settings import Settings
 
 
 class Recorder:
-    """Keeps what a run leaves behind: log lines, history, snapshots, figures. The first rank does it, for all."""
+    """The base of all recorders. Each method may raise `OSError`."""
+
+    failure = "a file could not be written"  # in words, for the end of the run
+
+    def start(self, progress: Progress) -> None:
+        """Called before the first epoch of this process; a resumed run brings earlier rows."""
+
+    def row(self, progress: Progress) -> None:
+        """Called after each epoch; its row is the last one of the history."""
+
+    def end(self, progress: Progress) -> None:
+        """Called once, whether all epochs are done or the run was stopped."""
+
+
+class Recorders:
+    """Tells each recorder in turn, on the first rank; the other ranks wait for it."""
 
     def __init__(
-        self, trainer: Trainer, log: RunLog, snapshot_dir: Path, plot_dir: Path, group: Group
+        self,
+        recorders: Sequence[Recorder],
+        log: RunLog,
+        first_only: Callable[[Callable[[], None]], None],
     ) -> None:
-        self.trainer, self.log, self.snapshot_dir, self.plot_dir = (
-            trainer,
-            log,
-            snapshot_dir,
-            plot_dir,
-        )
-        self.group = group
-        self.config, self.splits, self.runtime = trainer.config, trainer.splits, trainer.runtime
-        self.started = time.perf_counter()
-        self.epochs_before = trainer.epoch
-        self.told_of_wait = False
-        self.unsaved: dict[Path, bytes] = {}  # snapshots yet to be written, or to be tried again
-        self.undrawn = False  # whether the disk did not take the curves the last time
+        """`first_only(work)` does `work` on the first rank, while the others wait."""
+        self.recorders, self.log, self.first_only = recorders, log, first_only
+        self.failed: dict[Recorder, OSError] = {}  # those whose last try failed
+
+    def start(self, progress: Progress) -> None:
+        """Tells all recorders that the run begins, or goes on."""
+        self.first_only(lambda: self._tell("start", progress))
+
+    def row(self, progress: Progress) -> None:
+        """Tells all recorders of a finished epoch."""
+        self.first_only(lambda: self._tell("row", progress))
+
+    def end(self, progress: Progress) -> None:
+        """Tells all recorders that no epoch follows. Only the first rank may call it alone."""
+        self._tell("end", progress)
+
+    def _tell(self, event: str, progress: Progress) -> None:
+        for recorder in self.recorders:
+            try:
+                getattr(recorder, event)(progress)
+                self.failed.pop(recorder, None)
+            except OSError as problem:
+                self.failed[recorder] = problem
+                again = "" if event == "end" else "; it will be tried again"
+                self.log.line(f"warning: {recorder.failure} ({problem.strerror}){again}")
+
+    def check(self) -> None:
+        """Raises `RunError` where the last try of a recorder failed."""
+        for recorder in self.failed:
+            raise RunError(f"{recorder.failure}; see the log")
+
+
+class Snapshots(Recorder):
+    """Writes last.pth after each epoch, numbered snapshots, and best_model.pth.
+
+    The best comes before the last: a crash in between is then repeated by the resumed run.
+    What could not be written is kept as it was, and tried again.
+    """
+
+    def __init__(
+        self, directory: Path, settings: Settings, state: Callable[[], TrainState]
+    ) -> None:
+        self.directory, self.settings, self.state = directory, settings, state
+        self.unsaved: dict[Path, bytes] = {}
 
     @property
-    def epochs_here(self) -> int:
-        """The epochs that this process has finished."""
-        return self.trainer.epoch - self.epochs_before
+    def failure(self) -> str:
+        """Names the files that are not written yet; their former content is kept."""
+        if not self.unsaved:
+            return f"an old snapshot could not be removed from {self.directory}"
+        names = ", ".join(sorted(path.name for path in self.unsaved))
+        return f"{names} could not be written to {self.directory}; the former content is kept"
 
-    def on_epoch_end(self, row: dict[str, Any]) -> None:
-        """Keeps the epoch that `row` is of."""
-        self.group.first_only(lambda: self._keep(row))
+    def row(self, progress: Progress) -> None:
+        content = snapshots.pack(self.state())
+        if self.settings.keeps_best and progress.best_epoch == progress.epoch:
+            self.unsaved[self.directory / BEST] = content
+        if self.settings.snapshot_freq and progress.epoch % self.settings.snapshot_freq == 0:
+            self.unsaved[numbered(self.directory, progress.epoch)] = content
+        self.unsaved[self.directory / LAST] = content
+        self._write()
 
-    def _keep(self, row: dict[str, Any]) -> None:
-        """Snapshots first, best before last: a crash in between is then repeated by the resumed run."""
-        epoch, config = row["epoch"], self.config
-        content = pack(self.trainer.state())
-        if config.keeps_best and self.trainer.best_epoch == epoch:
-            self.unsaved[self.snapshot_dir / BEST] = content
-        if config.snapshot_freq and epoch % config.snapshot_freq == 0:
-            self.unsaved[numbered(self.snapshot_dir, epoch)] = content
-        self.unsaved[self.snapshot_dir / LAST] = content
-        self._write_snapshots()
-        self.log.row(row)
-        if config.compile and self.epochs_here == 1:
-            self.log.line(f"compiled in the first step, which took {self.trainer.first_step:.0f} s")
-        self.log.line(self._epoch_line(row))
-        if (
-            row["data_wait"] > 0.1
-            and config.augment_engine == "albumentations"
-            and not self.told_of_wait
-        ):
-            self.told_of_wait = True  # once a run
-            self.log.line(f"{row['data_wait']:.0%} of the epoch went by waiting for data: more --num_workers (now "
-                          f"{self.trainer.batches.workers}) where cores are idle, or --augment_engine batched")  # fmt: skip
-        if config.plot_freq and epoch % config.plot_freq == 0 and epoch < config.epochs:
-            self._draw_training()
+    def end(self, progress: Progress) -> None:
+        self._write()
 
-    def _write_snapshots(self) -> None:
+    def _write(self) -> None:
+        problem = None
         for path in sorted(self.unsaved, key=lambda path: path.name == LAST):  # False, then True
             try:
-                save(self.unsaved[path], path)
+                snapshots.save(self.unsaved[path], path)
                 del self.unsaved[path]
-            except OSError as problem:
-                self.log.line(
-                    f"warning: {path} could not be written ({problem.strerror}); the former one is kept, and it is "
-                    f"tried again"
-                )
-        try:
-            prune(self.snapshot_dir, self.config.keep_snapshots)
-        except OSError as problem:
+            except OSError as failed:
+                problem = failed
+        snapshots.prune(self.directory, self.settings.keep_snapshots)
+        if problem:
+            raise problem
+
+
+class HistoryCsv(Recorder):
+    """Keeps the history in a CSV file beside the log: a row an epoch, blank where not measured."""
+
+    failure = "the history could not be written"
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+        self.file: TextIO | None = None
+        self.written = 0  # rows
+
+    def start(self, progress: Progress) -> None:
+        self._write(progress.history)
+
+    def row(self, progress: Progress) -> None:
+        self._write(progress.history)
+
+    def end(self, progress: Progress) -> None:
+        self._write(progress.history)
+        if self.file:
+            self.file.close()
+
+    def _write(self, history: Sequence[Row]) -> None:
+        if self.file is None:
+            if not history:
+                return
+            path = self.log.path.with_suffix(".csv")
+            self.file = path.open("w", newline="", encoding="utf-8")
+            csv.writer(self.file).writerow(COLUMNS)
+        writer = csv.DictWriter(self.file, COLUMNS)
+        for row in history[self.written :]:
+            writer.writerow(dataclasses.asdict(row))
+            self.written += 1
+        self.file.flush()  # what a full disk refused stays in the buffer for the next try
+
+
+class LogLine(Recorder):
+    """Writes a line an epoch to the log, with the time that is left."""
+
+    def __init__(
+        self,
+        log: RunLog,
+        settings: Settings,
+        cost: Callable[[int], float],
+        first_step: Callable[[], float],
+    ) -> None:
+        """`cost(epoch)` is what an epoch costs, in any unit: larger images take longer.
+        `first_step()` is how long the first step took, in seconds."""
+        self.log, self.settings, self.cost, self.first_step = log, settings, cost, first_step
+        self.started, self.epochs_before = 0.0, 0
+        self.told_of_wait = False
+
+    def start(self, progress: Progress) -> None:
+        self.started, self.epochs_before = time.perf_counter(), progress.epoch
+
+    def row(self, progress: Progress) -> None:
+        row = progress.history[-1]
+        if self.settings.compile and row.epoch == self.epochs_before + 1:
+            self.log.line(f"compiled in the first step, which took {self.first_step():.0f} s")
+        self.log.line(self._line(row, progress))
+        waits = row.data_wait > 0.1 and self.settings.augment_engine == "albumentations"
+        if waits and not self.told_of_wait:
+            self.told_of_wait = True  # once a run
             self.log.line(
-                f"warning: an old snapshot could not be removed ({problem.strerror}: {problem.filename})"
+                f"{row.data_wait:.0%} of the epoch was spent waiting for data: raise --num_workers "
+                f"where cores are idle, or use --augment_engine batched"
             )
 
-    def _epoch_line(self, row: dict[str, Any]) -> str:
-        left = (time.perf_counter() - self.started) * self._work(
-            row["epoch"] + 1, self.config.epochs
-        )
-        left /= self._work(self.epochs_before + 1, row["epoch"])
+    def _line(self, row: Row, progress: Progress) -> str:
         parts = [
-            f"epoch {row['epoch']}/{self.config.epochs}",
-            f"lr {row['lr']:.3g}",
-            f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
+            f"epoch {row.epoch}/{self.settings.epochs}",
+            f"lr {row.lr:.3g}",
+            f"train {row.train_loss:.4f} {row.train_accuracy:.2%}",
         ]
-        for part in ("val", "test"):
-            if row[f"{part}_loss"] is not None:
-                parts.append(f"{part} {row[f'{part}_loss']:.4f} {row[f'{part}_accuracy']:.2%}")
-        if row["ema_accuracy"] is not None:
-            parts.append(f"raw {row['raw_accuracy']:.2%}, averaged {row['ema_accuracy']:.2%}")
+        if row.val_loss is not None:
+            parts.append(f"val {row.val_loss:.4f} {row.val_accuracy:.2%}")
+        if row.test_loss is not None:
+            parts.append(f"test {row.test_loss:.4f} {row.test_accuracy:.2%}")
+        if row.ema_accuracy is not None:
+            parts.append(f"raw {row.raw_accuracy:.2%}, averaged {row.ema_accuracy:.2%}")
         parts += [
-            f"{row['seconds']:.1f} s",
-            f"{row['images_per_second']:.0f} img/s",
-            f"data wait {row['data_wait']:.1%}",
-            f"grad norm {row['grad_norm']:.2f}, {row['clipped']:.0%} clipped",
+            f"{row.seconds:.1f} s",
+            f"{row.images_per_second:.0f} img/s",
+            f"data wait {row.data_wait:.1%}",
+            f"grad norm {row.grad_norm:.2f}, {row.clipped:.0%} clipped",
         ]
-        if row["skipped_steps"]:
-            parts.append(f"{row['skipped_steps']} steps skipped by the fp16 scaler")
-        if self.trainer.best_epoch:
-            parts.append(f"best {self.trainer.best_accuracy:.2%} ({self.trainer.best_epoch})")
-        return " | ".join([*parts, f"left {_clock(left)}"])
+        if row.skipped_steps:
+            parts.append(f"{row.skipped_steps} steps skipped by the fp16 scaler")
+        if progress.best_epoch:
+            parts.append(f"best {progress.best_accuracy:.2%} ({progress.best_epoch})")
+        return " | ".join([*parts, f"left {clock(self._seconds_left(row.epoch))}"])
 
-    def _work(self, first: int, last: int) -> int:
-        """What the epochs from `first` to `last` take, in pixels of an image."""
-        teacher = SIZE**2 // 4 if self.config.teacher else 0  # looks at full size, forwards only
-        return sum(self.config.image_size(epoch) ** 2 + teacher for epoch in range(first, last + 1))
-
-    def _draw_training(self) -> None:
-        if not self.config.plot_training or not self.trainer.history:
-            return
-        trainer, epochs = self.trainer, self.config.epochs
-        title = f"{self.splits.name}: epoch {trainer.epoch} of {epochs}"
-        self.undrawn = False
-        try:
-            loss = "train, from the teacher" if self.config.teacher else "train"
-            loss += ", smoothed labels" if self.config.label_smoothing else ""
-            plots.training_curves(
-                trainer.history, title, self.plot_dir / "training_curves.png", loss
+    def _seconds_left(self, epoch: int) -> float:
+        done, left = (
+            sum(self.cost(epoch) for epoch in epochs)
+            for epochs in (
+                range(self.epochs_before + 1, epoch + 1),
+                range(epoch + 1, self.settings.epochs + 1),
             )
-            path = self.plot_dir / "learning_rate_schedule.png"
-            plots.learning_rate_schedule(
-                self._rate_by_step(), trainer.total_steps, epochs, trainer.epoch, path
-            )
-        except OSError as problem:
-            self.undrawn = True
-            self.log.line(
-                f"warning: the curves could not be drawn in {self.plot_dir} ({problem.strerror})"
-            )
-
-    def _rate_by_step(self) -> Callable[[int], float]:
-        """The learning rate of each step, from 0, as this run's flags say; but where epochs before its start had others,
-        lines through what the history has of them, the rates of their last steps."""
-        said, before = self.trainer.rate, self.trainer.history[: self.epochs_before]
-        ends = [row["epoch"] * len(self.trainer.batches) - 1 for row in before]
-        rates = [row["lr"] for row in before]
-        if np.allclose(rates, [said(end) for end in ends], rtol=1e-6, atol=0):
-            return said
-        return lambda step: said(step) if step > ends[-1] else float(np.interp(step, ends, rates))
-
-    def leave(self, why: str, command: list[str]) -> None:
-        """What is left to do when a run ends early: what could not be saved, the curves, and how to go on."""
-        self._write_snapshots()
-        self._draw_training()
-        trained_here = self.epochs_here or self.trainer.epoch < self.config.epochs
-        if (
-            trained_here and (self.snapshot_dir / LAST).exists()
-        ):  # else the same command does it again
-            others = build_parser("", ["resume"]).parse_known_args(command)[
-                1
-            ]  # it resumed from elsewhere, perhaps
-            command = [*others, "--resume", "auto"]
-        self.log.line(f"{why}; go on with:")
-        self.log.line(f"  {self.group.ranks.launcher} {shlex.join(command)}")
-
-    def finish(self, source: Path | None) -> None:
-        """The report on the finished run, `source` being the snapshot it went on from.
-
-        Raises `RunError` where a snapshot, the curves or the report could not be written.
-        """
-        self.group.first_only(self._finish_files)
-        if self.epochs_here or source is None:
-            at_end, state = self.snapshot_dir / LAST, self.trainer.state()
-        else:  # nothing was trained here: the statistics and settings that count are the snapshot's
-            at_end, state = source, from_first_rank(lambda: load(source), self.runtime)
-        which = self.config.evaluate
-        last = report_on(weights_of(state, at_end, which), self.splits, self.config, self.runtime)
-        best, best_path = (
-            None,
-            from_first_rank(lambda: self._written_best(at_end, state), self.runtime),
         )
-        if self.config.keeps_best and best_path:
-            state = from_first_rank(lambda: load(best_path), self.runtime)
-            best = report_on(
-                weights_of(state, best_path, which, best=True),
-                self.splits,
-                self.config,
-                self.runtime,
-            )
-        self.trainer.batches.close()
-        used = sum_over_ranks([sum(os.times()[:4])], self.runtime)[0]
-        if self.runtime.rank:
-            return
-        chosen = best if self.config.select == "best" and best else last
-        write_evaluation(
-            chosen, self.config, self.plot_dir, headline(last), headline(best) if best else None
-        )
-        for name, report in (("last", last), ("best", best)):
-            if report:
-                self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
-        rows = [row for row in self.trainer.history if row["train_seconds"] is not None]
-        trained = sum(row["train_seconds"] for row in rows)
-        others = sum(row["seconds"] for row in rows) - trained
-        self.log.line(f"training took {_clock(trained)}, evaluation during the run {_clock(others)}; this command used "
-                      f"{_clock(used)} of processor time")  # fmt: skip
-        self.log.line(
-            f"report and figures, on the {'best' if chosen is best else 'last'} model: {self.plot_dir}"
-        )
-        self.log.line(
-            f"snapshots: {self.snapshot_dir}; peak memory {peak_memory() / 2**30:.1f} GiB; log: {self.log.path}"
-        )
-        if self.unsaved:
-            names = ", ".join(sorted(path.name for path in self.unsaved))
-            raise RunError(f"{names} could not be written to {self.snapshot_dir}; see the log")
-        if self.undrawn:
-            raise RunError(f"the curves could not be drawn in {self.plot_dir}; see the log")
-
-    def _finish_files(self) -> None:
-        self._draw_training()
-        if self.unsaved:
-            self._write_snapshots()
-
-    def _written_best(self, at_end: Path, state: TrainState) -> Path | None:
-        path = find_best(at_end, at_end.parent, state.best_epoch, state.history)
-        return None if path in self.unsaved else path
+        return (time.perf_counter() - self.started) * left / done
 
 
-def _clock(seconds: float) -> str:
+class Curves(Recorder):
+    """Draws the training curves every `--plot_freq` epochs and at the end."""
+
+    failure = "the curves could not be drawn"
+
+    def __init__(self, settings: Settings, draw: Callable[[Progress], None]) -> None:
+        """`draw(progress)` draws and writes them."""
+        self.settings, self.draw = settings, draw
+
+    def row(self, progress: Progress) -> None:
+        freq = self.settings.plot_freq
+        if freq and progress.epoch % freq == 0 and progress.epoch < self.settings.epochs:
+            self.draw(progress)
+
+    def end(self, progress: Progress) -> None:
+        if progress.history:
+            self.draw(progress)
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,60 +1,96 @@
-"""A trained network that another learns from, in place of the labels (`--teacher`)."""
+"""What a step learns from: labels, smoothed labels, or a teacher.
 
-import itertools
+An objective is called with the network and a batch. It returns the loss, summed over the images,
+and the logits. The training loop knows nothing else of it.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cifarnet.checkpoints.weights import Weights, fingerprint
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import UserError
-from cifarnet.images.imageset import Splits
-from model import restore
 
-TEMPERATURE = 2.0  # flattens both sides' probabilities, so that the small ones count
+TEMPERATURE = 2.0  # flattens both sides' probabilities, so that small ones count
 
 
-class Teacher:
-    """Calls give the logits of `trained`, float32 [B,classes], for images [B,3,H,W] normalised as those of `splits`.
+class Objective(Protocol):
+    """A training loss."""
 
-    Each image is seen as the student sees it, augmented, but at full size (Beyer et al. 2022, arXiv 2106.05237).
-    Raises `UserError` where the network is for other classes than those of `splits`.
+    loss_name: str  # what it is measured against, in words; empty: the labels
+
+    def __call__(
+        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss in nats, summed over the images, and the logits float32 [B,classes].
+
+        `network` gives logits for normalised images [B,3,H,W]; `labels` are int64 [B].
+        """
+
+
+class Labels:
+    """Cross-entropy against the labels. `smoothing` of each is spread evenly over all classes
+    (Szegedy et al. 2016, arXiv 1512.00567)."""
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing = smoothing
+        self.loss_name = "smoothed labels" if smoothing else ""
+
+    def __call__(
+        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+        return loss, logits
+
+
+class Distillation:
+    """The divergence from a teacher's predictions, in place of the labels.
+
+    The teacher sees the same augmented images as the network that learns, but at full size
+    (Beyer et al. 2022, arXiv 2106.05237).
     """
 
-    def __init__(self, trained: Weights, splits: Splits, runtime: Runtime) -> None:
-        for its, ours in itertools.zip_longest(trained.classes, splits.train.classes):
-            if its != ours:
-                raise UserError(
-                    f"{trained.source} is for other classes than the training images have, or in another order "
-                    f"({its or 'none'} in place of {ours or 'none'}); use one for these"
-                )
-        self.classes, self.runtime = len(trained.classes), runtime
-        self.model = restore(trained).requires_grad_(False)
-        self.sha256 = fingerprint(trained.model)  # by which a resumed run knows it again
-        self.model.to(runtime.device)
-        statistics = (trained.mean, trained.std, splits.mean, splits.std)
-        its_mean, its_std, mean, std = (
-            torch.tensor(x, device=runtime.device).view(1, 3, 1, 1) for x in statistics
+    loss_name = "from the teacher"
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        runtime: Runtime,
+        own: tuple[tuple[float, ...], tuple[float, ...]],
+        given: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> None:
+        """`own` are the channel means and deviations that `teacher` was trained with; images are
+        `given` normalised by others."""
+        self.teacher = teacher.requires_grad_(False).eval().to(runtime.device)
+        own_mean, own_std, mean, std = (
+            torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
+            for values in (*own, *given)
         )
-        self.factor, self.shift = (
-            std / its_std,
-            (mean - its_mean) / its_std,
-        )  # from one normalisation to the other
+        self.factor, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    def __call__(
+        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = network(images)
+        if not len(images):  # a rank's share of a small last batch
+            return logits.sum(), logits
+        return distillation_loss(logits, self.teacher_logits(images)), logits
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        if not len(images):  # a rank's share of a small last batch
-            return images.new_zeros(0, self.classes)
-        with self.runtime.autocast():
-            return self.model(images * self.factor + self.shift)
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """The teacher's logits [B,classes] for images [B,3,H,W] as the run normalises them."""
+        return self.teacher(images * self.factor + self.shift)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """How far `logits` are from `teacher_logits`, both [B,classes], as a sum over images: T^2 times the Kullback-Leibler
-    divergence of their probabilities at temperature T, in nats (Hinton et al. 2015, arXiv 1503.02531)."""
-    student, teacher = (
-        (logits / TEMPERATURE).log_softmax(1),
-        (teacher_logits / TEMPERATURE).softmax(1),
-    )
+    """The divergence of `logits` from `teacher_logits`, both [B,classes], summed over images.
+
+    T^2 times the Kullback-Leibler divergence of the probabilities at temperature T, in nats
+    (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    student = (logits / TEMPERATURE).log_softmax(1)
+    teacher = (teacher_logits / TEMPERATURE).softmax(1)
     return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")

@@ -1,4 +1,4 @@
-"""What a step does to the weights: learning rates, parameter groups, SGD, AdamW and Muon."""
+"""Optimizers: parameter groups, SGD, AdamW and Muon, and how one is restored from a snapshot."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,52 +11,48 @@ from cifarnet.core.settings import Settings
 from cifarnet.networks.fast import DenseConv2d
 
 
-def build_optimizer(model: nn.Module, config: Settings, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer that `config` asks for; each group's learning rate is `config.lr` times its "rate_factor"."""
+def build_optimizer(network: nn.Module, settings: Settings, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer that `settings` asks for.
+
+    The learning rate of a group is that of the step times the group's "rate_factor".
+    """
     orthogonal = []
-    if config.optimizer == "muon":
-        orthogonal = [
-            module.weight for module in model.modules() if isinstance(module, DenseConv2d)
-        ]
+    if settings.optimizer == "muon":
+        orthogonal = [m.weight for m in network.modules() if isinstance(m, DenseConv2d)]
     taken = {id(p) for p in orthogonal}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    decayed = [p for p in rest if config.decay_norms or p.ndim > 1]
-    spared = [p for p in rest if p.ndim == 1 and not config.decay_norms]
+    rest = [p for p in network.parameters() if id(p) not in taken]
+    decayed = [p for p in rest if settings.decay_norms or p.ndim > 1]
+    spared = [p for p in rest if p.ndim == 1 and not settings.decay_norms]
     groups: list[dict[str, Any]] = [{"params": decayed, "rate_factor": 1.0}]
     if spared:
         groups.append({"params": spared, "rate_factor": 1.0, "weight_decay": 0.0})
-    if config.optimizer == "adamw":
-        betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(
-            groups, config.lr, betas, weight_decay=config.weight_decay, fused=fused
+    lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=fused)
+    kind = torch.optim.SGD
+    if settings.optimizer == "muon":
+        kind = Muon
+        groups.append(
+            {
+                "params": orthogonal,
+                "rate_factor": settings.muon_lr / lr,
+                "muon_momentum": settings.muon_momentum,
+                "momentum": 0.0,  # SGD's own: the update it gets has one already
+                "nesterov": False,
+                "weight_decay": 0.0,
+            }
         )
-    sgd: dict[str, Any] = {
-        "nesterov": config.momentum > 0,
-        "weight_decay": config.weight_decay,
-        "fused": fused,
-    }
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, config.momentum, **sgd)
-    factor = config.muon_lr / config.lr
-    plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    groups.append(
-        {
-            "params": orthogonal,
-            "rate_factor": factor,
-            "muon_momentum": config.muon_momentum,
-            **plain,
-        }
-    )
-    return Muon(groups, config.lr, config.momentum, **sgd)
+    return kind(groups, lr, momentum, nesterov=momentum > 0, weight_decay=decay, fused=fused)
 
 
 class Muon(torch.optim.SGD):
-    """SGD, but groups with a "muon_momentum" get orthogonalised updates (Jordan 2024, kellerjordan.github.io/posts/muon;
-    Liu et al. 2025, arXiv 2502.16982): the gradient's Nesterov momentum, as a matrix [out,rest], with all its singular
-    values near 1.
+    """SGD, but groups with a "muon_momentum" get orthogonalised updates.
 
-    Their weights are put back to rows of unit length after each step: before a normalisation only their directions
-    matter, and the update's size then always means the same turn. torch.optim.Muon takes matrices only.
+    The update is the gradient's Nesterov momentum, as a matrix [out,rest], with all singular
+    values near 1 (Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv
+    2502.16982). After each step these weights are scaled back to rows of unit length: before a
+    normalisation only their directions matter, and an update of one size then always means the
+    same turn. `torch.optim.Muon` takes matrices only.
     """
 
     @torch.no_grad()
@@ -70,9 +66,8 @@ class Muon(torch.optim.SGD):
                         state["momentum_buffer"] = torch.zeros_like(p)
                     average = state["momentum_buffer"].mul_(momentum).add_(p.grad)
                     update = orthogonalised(p.grad.add(average, alpha=momentum))
-                    p.grad = torch.empty_like(p).copy_(
-                        update
-                    )  # in p's own layout: the fused step reads memory in order
+                    # In p's own memory layout, which the fused step reads fastest.
+                    p.grad = torch.empty_like(p).copy_(update)
         loss = super().step(closure)
         for group in orthogonal:
             for p in group["params"]:
@@ -81,9 +76,9 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalised(update: Tensor) -> Tensor:
-    """`update` [out,...] with the singular values of its matrix [out,rest] brought to between 0.7 and 1.2.
+    """`update` [out,...] with the singular values of its matrix [out,rest] between 0.7 and 1.2.
 
-    Five steps of the Newton-Schulz iteration of Jordan's Muon: an odd polynomial whose slope at 0 is steep.
+    Five steps of the Newton-Schulz iteration of Jordan's Muon: an odd polynomial, steep at 0.
     """
     matrix = update.flatten(1)
     tall = len(matrix) > matrix.shape[1]
@@ -93,3 +88,28 @@ def orthogonalised(update: Tensor) -> Tensor:
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return (x.T if tall else x).reshape(update.shape)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Loads the momenta of the state_dict `saved`, but keeps the optimizer's own settings.
+
+    Raises `ValueError`, among others, where `saved` belongs to other weights.
+    """
+    own = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    # Before loading: torch places AdamW's step counts by the settings that it is given.
+    groups = [group | settings for group, settings in zip(saved["param_groups"], own, strict=True)]
+    optimizer.load_state_dict(saved | {"param_groups": groups})
+    for group in optimizer.param_groups:
+        states = [(p, optimizer.state[p]) for p in group["params"]]
+        same_keys = all(state.keys() == states[0][1].keys() for _, state in states)
+        same_shapes = all(
+            value.shape == p.shape
+            for p, state in states
+            for value in state.values()
+            if value.ndim > 0
+        )
+        if not (same_keys and same_shapes):
+            raise ValueError("its momenta belong to other weights")

@@ -4,18 +4,13 @@ import math
 
 
 def learning_rate(
-    step: int,
-    total_steps: int,
-    warmup_steps: int,
-    lr: float,
-    min_lr: float,
-    schedule: str = "cosine",
+    step: int, total_steps: int, warmup_steps: int, lr: float, min_lr: float, schedule: str
 ) -> float:
-    """The learning rate of step `step`, counted from 0.
+    """The learning rate of step `step`, from 0, of `total_steps`.
 
-    Linear from lr/warmup_steps to lr over the warm-up, then falling from exactly `lr` on its first step to exactly
-    `min_lr` on the last of `total_steps`: by a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983, one period)
-    or linearly.
+    It rises linearly from lr/warmup_steps to lr over the warm-up. Then it falls from exactly `lr`
+    to exactly `min_lr` on the last step: linearly, or by a cosine (Loshchilov and Hutter 2017,
+    arXiv 1608.03983, one period).
     """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps

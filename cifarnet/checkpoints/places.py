@@ -1,0 +1,65 @@
+"""Where snapshots and weights lie, by name.
+
+Nothing here needs torch: a wrong name is refused at once.
+"""
+
+from pathlib import Path
+
+from cifarnet.core.errors import UserError, did_you_mean
+
+LAST, BEST = "last.pth", "best_model.pth"
+RESULTS = Path(__file__).parents[2] / "results"
+WEIGHTS_FILE = "weights.safetensors"  # results/<name>/weights.safetensors
+
+
+def numbered(directory: Path, epoch: int) -> Path:
+    """The path of the numbered snapshot of `epoch`."""
+    return directory / f"snapshot_epoch_{epoch:04d}.pth"
+
+
+def all_numbered(directory: Path) -> list[Path]:
+    """The numbered snapshots in `directory`, the oldest first."""
+    found = {path.stem.rpartition("_")[2]: path for path in directory.glob("snapshot_epoch_*.pth")}
+    return [found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)]
+
+
+def find_trained(name: str) -> Path:
+    """The file of a trained network: the snapshot `name` (.pth), or what `find_weights` finds.
+
+    Raises `UserError` where there is none.
+    """
+    path = Path(name)
+    if path.suffix != ".pth":
+        return find_weights(name)
+    check_snapshot(path)
+    return path
+
+
+def check_snapshot(path: Path) -> None:
+    """Raises `UserError` unless `path` can be opened for reading."""
+    try:
+        path.open("rb").close()
+    except OSError as problem:
+        raise UserError(
+            f"the snapshot {path} cannot be read ({problem.strerror}); "
+            f"name a .pth file that a run wrote"
+        ) from None
+
+
+def find_weights(name: str) -> Path:
+    """The weights file that `name` means: that of the result `name`, else the path `name`.
+
+    A name with a separator, as in `./hour`, is always a path. Raises `UserError`.
+    """
+    candidates = [Path(name)] if "/" in name else [RESULTS / name / WEIGHTS_FILE, Path(name)]
+    for path in candidates:
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # a name too long for a file
+            continue
+    there = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
+    hint = did_you_mean(name, there)
+    known = f"known by name: {', '.join(there)}; else" if there else f"{RESULTS} holds none;"
+    hints = f"{hint} {known} name a file that export.py wrote".lstrip()
+    raise UserError(f"there are no weights {name!r}; {hints}")
