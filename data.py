@@ -1,39 +1,89 @@
-"""From an `ImageSet` to what the network eats: shuffled, augmented by either engine, normalised on the device."""
+"""The way of the images: settings -> splits -> batches."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifarnet.augment.batched import BatchedEngine
-from cifarnet.augment.per_image import AlbumentationsEngine
+from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import Draws, build_policy, draw
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import printable
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.core.settings import Settings
-from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD, _read_cifar10
-from cifarnet.images.digits import _read_digits
-from cifarnet.images.folder import _read_folder
+from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
+from cifarnet.images.digits import read_digits
+from cifarnet.images.folder import read_folder
 from cifarnet.images.imageset import ImageSet, Splits, channel_statistics, hold_back, limited
 from cifarnet.images.normalise import Batch, Normalise
 
+MOST_WORKERS = 4  # by default
+
+# --- settings -> splits ---
+
+
+def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
+    """Reads the data set that `settings` names; downloads CIFAR-10 if it is missing.
+
+    `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
+    not match the settings.
+    """
+    root = Path(settings.data_dir)
+    if settings.dataset == "cifar10":
+        train, test = read_cifar10(root, settings.data_url, say)
+        name = "CIFAR-10"
+    elif settings.dataset == "folder":
+        train, test = read_folder(root, settings.skip_bad_images, say)
+        name = root.resolve().name
+    else:
+        train, test = read_digits()
+        name = "digits"
+    train = limited(train, settings.limit_train, "--limit_train")
+    test = limited(test, settings.limit_test, "--limit_test")
+    train, val = hold_back(train, settings.val_fraction)
+    if settings.dataset == "cifar10":
+        mean, std = CIFAR10_MEAN, CIFAR10_STD
+    else:
+        mean, std = channel_statistics(train.images)
+    return Splits(printable(settings.dataset_name or name), train, val, test, mean, std)
+
+
+# --- splits -> batches ---
+
+
+def build_engine(
+    settings: Settings, mean: tuple[float, float, float], device: torch.device
+) -> PerImageEngine | BatchedEngine:
+    """The engine of --augment_engine with the policy of --augment."""
+    policy = build_policy(
+        settings.augment,
+        settings.augment_p,
+        affine_p=settings.affine_p,
+        jitter_p=settings.jitter_p,
+        hole_p=settings.hole_p,
+    )
+    if settings.augment_engine == "batched":
+        return BatchedEngine(policy, mean, device)
+    return PerImageEngine(policy, mean)
+
 
 class TrainBatches:
-    """The training images of any epoch, in batches of `config.batch_size`, the last one what is left; of each, this
-    rank's share, which may be empty.
+    """The training images of any epoch: shuffled, augmented, normalised, in batches on the device.
 
-    Order and augmentation follow from (seed, epoch, position in the epoch's order) alone: neither the number
-    of workers nor a resume changes what the network sees. `workers` processes augment; none where whole batches
-    are augmented on the device.
+    The last batch holds what is left. Each rank gets its share of each batch; a share may be empty.
+    What the network sees depends on (seed, epoch, position in the epoch's order) only. The number
+    of workers and a resume change nothing. `workers` is the number of processes that augment.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        config: Settings,
+        settings: Settings,
         runtime: Runtime,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -41,23 +91,24 @@ class TrainBatches:
         self.count = len(images)
         self.device = runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
-        self.order = _EpochOrder(
-            len(images), config.batch_size, config.seed, runtime.rank, runtime.world_size
+        self.order = EpochOrder(
+            len(images), settings.batch_size, settings.seed, runtime.rank, runtime.world_size
         )
-        engine = build_engine(config, mean, runtime.device)
+        engine = build_engine(settings, mean, runtime.device)
         if isinstance(engine, BatchedEngine):
             self.workers = 0
             self.loader = _BatchesOnDevice(images, engine, self.order)
             return
-        self.workers = min(4, runtime.threads) if config.num_workers is None else config.num_workers
+        default = min(MOST_WORKERS, runtime.threads)
+        self.workers = default if settings.num_workers is None else settings.num_workers
         self.loader = DataLoader(
-            _AugmentedBatches(images, engine, config.seed),
-            batch_size=None,  # the data set hands out whole batches
+            _AugmentedBatches(images, engine, settings.seed),
+            batch_size=None,  # the data set returns whole batches
             sampler=self.order,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=runtime.device.type == "cuda",
-            generator=torch.Generator(),  # or each epoch would draw from the global one
+            generator=torch.Generator(),  # keeps each epoch from drawing from the global generator
         )
 
     def __len__(self) -> int:
@@ -65,95 +116,25 @@ class TrainBatches:
         return len(self.order)
 
     def size(self, step: int) -> int:
-        """Images in the batch of step `step`, from 0, over all ranks."""
+        """Images in the batch of `step` (from 0), over all ranks."""
         return min(self.order.batch_size, self.count - step * self.order.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch`, counted from 1."""
+        """The batches of `epoch` (from 1)."""
         self.order.epoch = epoch
         for images, labels in self.loader:
             yield self.normalise(images), labels.to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """Ends the workers, after the last epoch: their processor time then counts as this process's."""
+        """Ends the workers; call it after the last epoch. Their CPU time then counts as ours."""
         self.loader = None
 
 
-class _EpochOrder(Sampler):
-    """Yields, of batch by batch, a rank's share: (epoch, place of its first image in the epoch's order, image indices).
-
-    Shares are contiguous, and their sizes differ by one image at most, so that they are empty only in a last batch of
-    fewer images than ranks.
-    """
-
-    def __init__(
-        self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 1
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
-        order = torch.randperm(self.count, generator=generator)
-        for first in range(0, self.count, self.batch_size):
-            size = min(self.batch_size, self.count - first)
-            start, end = (
-                first + size * rank // self.world_size for rank in (self.rank, self.rank + 1)
-            )
-            yield self.epoch, start, order[start:end]
-
-
-class _AugmentedBatches(Dataset):
-    """What a worker does: (epoch, place, indices) -> augmented uint8 images [B,3,32,32] and their labels."""
-
-    def __init__(self, images: ImageSet, engine: AlbumentationsEngine, seed: int) -> None:
-        self.set, self.engine, self.seed = images, engine, seed
-
-    def __getitem__(self, key: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
-        epoch, first, chosen = key
-        augmented = self.engine(
-            self.set.images[chosen].numpy(), self.seed, epoch, AUGMENTATION, first
-        )
-        return torch.from_numpy(augmented), self.set.labels[chosen]
-
-
-class _BatchesOnDevice:
-    """The batches of the epoch that `order` is set to: uint8 images [B,3,32,32] and labels, on the device from the
-    whole data set, which is kept there (150 MB for 50,000 images)."""
-
-    def __init__(self, images: ImageSet, engine: BatchedEngine, order: _EpochOrder) -> None:
-        self.images, self.labels = images.images.to(engine.device), images.labels.to(engine.device)
-        self.engine, self.order = engine, order
-        self.ahead = max(
-            1, engine.block * order.world_size // order.batch_size
-        )  # batches augmented together
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self.order
-        draws = draw(self.engine.policy, len(self.images), order.seed, order.epoch, AUGMENTATION)
-        batches = list(order)
-        for start in range(0, len(batches), self.ahead):
-            group = batches[start : start + self.ahead]
-            chosen = torch.cat([indices for _, _, indices in group]).to(
-                self.engine.device, non_blocking=True
-            )
-            images = self.images.index_select(0, chosen)
-            if len(chosen):
-                drawn = [draws.part(first, first + len(indices)) for _, first, indices in group]
-                images = self.engine.apply(images, Draws(*map(torch.cat, zip(*drawn, strict=True))))
-            sizes = [len(indices) for _, _, indices in group]
-            yield from zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True)
-
-
 class EvalBatches:
-    """All images of a set, once, in order and unchanged but for the normalisation; iterable any number of times.
+    """All images of a set, once, in order, normalised only. It can be iterated again.
 
-    Of several ranks each has some of the batches, whole, so that an image is evaluated in the company that it would
-    have on one: the first rank the first ones, and so on.
+    Batches are the same for any number of ranks. Each rank has some whole batches, rank 0 the first
+    ones. `rounds` is the largest number of batches that a rank has.
     """
 
     def __init__(
@@ -164,55 +145,111 @@ class EvalBatches:
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        self.set, self.batch_size, self.device = images, batch_size, runtime.device
+        self.images, self.batch_size, self.device = images, batch_size, runtime.device
         self.normalise = Normalise(mean, std, runtime.device)
-        count = -(-len(images) // batch_size)
-        self.chosen = slice(
-            *(count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
-        )
-        self.rounds = -(-count // runtime.world_size)  # batches of the rank that has most
+        count = -(-len(images) // batch_size)  # rounded up
+        ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        self.own = slice(*ends)
+        self.rounds = -(-count // runtime.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        parts = (self.set.images.split(self.batch_size), self.set.labels.split(self.batch_size))
-        for images, labels in zip(*(part[self.chosen] for part in parts), strict=True):
+        batches = self.images.images.split(self.batch_size)[self.own]
+        labels_of_batches = self.images.labels.split(self.batch_size)[self.own]
+        for images, labels in zip(batches, labels_of_batches, strict=True):
             yield self.normalise(images), labels.to(self.device)
 
 
-def load_splits(config: Settings, say: Callable[[str], None]) -> Splits:
-    """Reads the data set that `config` names, fetching it first where that is possible.
+# --- the parts of TrainBatches ---
 
-    `say` is told once about what the user should know. Raises `UserError` for anything that keeps the images
-    from being read, or that does not fit together.
+
+class EpochOrder(Sampler):
+    """The order of the images in `epoch`, as a rank's share of each batch.
+
+    Yields (epoch, position of the share's first image in the epoch's order, image indices int64
+    [B]). Shares are contiguous, and their sizes differ by one at most. An empty share occurs in a
+    last batch with fewer images than ranks.
     """
-    if config.dataset == "cifar10":
-        train, test = _read_cifar10(Path(config.data_dir), config.data_url, say)
-    elif config.dataset == "folder":
-        train, test = _read_folder(Path(config.data_dir), config.skip_bad_images, say)
-    else:
-        train, test = _read_digits()
-    train = limited(train, config.limit_train, "--limit_train")
-    test = limited(test, config.limit_test, "--limit_test")
-    train, val = hold_back(train, config.val_fraction)
-    mean, std = (
-        (CIFAR10_MEAN, CIFAR10_STD)
-        if config.dataset == "cifar10"
-        else channel_statistics(train.images)
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)  # rounded up
+
+    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
+        order = torch.randperm(self.count, generator=generator)
+        for first in range(0, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - first)
+            start = first + size * self.rank // self.world_size
+            end = first + size * (self.rank + 1) // self.world_size
+            yield self.epoch, start, order[start:end]
+
+
+class _AugmentedBatches(Dataset):
+    """A worker's task: an item of `EpochOrder` -> augmented uint8 [B,3,32,32] and labels."""
+
+    def __init__(self, images: ImageSet, engine: PerImageEngine, seed: int) -> None:
+        self.images, self.engine, self.seed = images, engine, seed
+
+    def __getitem__(self, item: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
+        epoch, first, chosen = item
+        pixels = self.images.images[chosen].numpy()
+        augmented = self.engine(pixels, self.seed, epoch, AUGMENTATION, first)
+        return torch.from_numpy(augmented), self.images.labels[chosen]
+
+
+class _BatchesOnDevice:
+    """The batches of `order.epoch`, augmented on the device: uint8 [B,3,32,32] and labels.
+
+    The whole data set stays on the device (150 MB for 50,000 images).
+    """
+
+    def __init__(self, images: ImageSet, engine: BatchedEngine, order: EpochOrder) -> None:
+        self.images, self.labels = images.images.to(engine.device), images.labels.to(engine.device)
+        self.engine, self.order = engine, order
+        self.ahead = max(1, engine.block * order.world_size // order.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, engine = self.order, self.engine
+        draws = draw(engine.policy, len(self.images), order.seed, order.epoch, AUGMENTATION)
+        batches = list(order)
+        for start in range(0, len(batches), self.ahead):
+            group = batches[start : start + self.ahead]  # augmented together: fewer, larger calls
+            chosen = torch.cat([indices for _, _, indices in group])
+            chosen = chosen.to(engine.device, non_blocking=True)
+            images = self.images.index_select(0, chosen)
+            if len(chosen):
+                drawn = [draws.part(first, first + len(indices)) for _, first, indices in group]
+                images = engine.apply(images, Draws(*map(torch.cat, zip(*drawn, strict=True))))
+            sizes = [len(indices) for _, _, indices in group]
+            yield from zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True)
+
+
+class Batches(NamedTuple):
+    """The batches of a run."""
+
+    train: TrainBatches
+    held_out: EvalBatches  # validation images where there are any, else the test images
+    clean: EvalBatches | tuple[()]  # unchanged training images, the same ones on each rank
+
+
+def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batches:
+    """The batches of `splits`; `clean` ones are for the statistics of averaged weights only."""
+    mean, std = splits.mean, splits.std
+    held_out = splits.test if splits.val is None else splits.val
+    clean: EvalBatches | tuple[()] = ()
+    if settings.ema_decay:
+        count = max(1024, len(splits.train.classes))
+        some = limited(splits.train, count, "--ema_decay")
+        alone = replace(runtime, rank=0, world_size=1)
+        clean = EvalBatches(some, len(some), alone, mean, std)
+    return Batches(
+        TrainBatches(splits.train, settings, runtime, mean, std),
+        EvalBatches(held_out, settings.eval_batch_size, runtime, mean, std),
+        clean,
     )
-    own_names = {
-        "cifar10": "CIFAR-10",
-        "digits": "digits",
-        "folder": Path(config.data_dir).resolve().name,
-    }
-    name = printable(config.dataset_name or own_names[config.dataset])
-    return Splits(name, train, val, test, mean, std)
-
-
-def build_engine(
-    config: Settings, mean: tuple[float, float, float], device: torch.device
-) -> AlbumentationsEngine | BatchedEngine:
-    """The engine that --augment_engine names, with the policy that --augment names."""
-    single = {"affine_p": config.affine_p, "jitter_p": config.jitter_p, "hole_p": config.hole_p}
-    policy = build_policy(config.augment, config.augment_p, **single)
-    if config.augment_engine == "batched":
-        return BatchedEngine(policy, mean, device)
-    return AlbumentationsEngine(policy, mean)

@@ -20,7 +20,7 @@ from cifarnet.core.device import Runtime, start
 from cifarnet.core.errors import RunError, UserError, printable
 from cifarnet.core.settings import Settings
 from cifarnet.images.imageset import ImageSet
-from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_IMAGES, SUFFIXES, left_out, read_images
+from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored, read_images
 from cifarnet.reporting.metrics import predict
 from data import EvalBatches
 from model import restore
@@ -58,7 +58,7 @@ def _predict(argv: Sequence[str]) -> None:
     model = restore(trained).to(runtime.device)
     paths, problems, others = find_pictures(names)
     if others:
-        print(left_out(others, NO_IMAGES), file=sys.stderr)
+        print(ignored(others, NO_SUFFIX), file=sys.stderr)
     asked, unreadable = len(paths) + len(problems), 0
     table = Table(paths, trained.classes)
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:

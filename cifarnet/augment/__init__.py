@@ -1,1 +1,1 @@
-"""Random changes of training images; imports core and images."""
+"""Augmenting training images. Imports `core` and `images`."""

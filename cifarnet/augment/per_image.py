@@ -1,32 +1,37 @@
-"""The policy an image at a time, with albumentations."""
+"""The policy on one image at a time, with albumentations, in worker processes."""
 
-import albumentations as A
-import cv2
+import os
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from cifarnet.augment.policy import Policy
 from cifarnet.core.seeds import derived_seed
 from cifarnet.images.imageset import SIZE
 
+if TYPE_CHECKING:
+    import albumentations as A
 
-class AlbumentationsEngine:
-    """Carries out a `Policy` an image at a time, with albumentations: made for worker processes.
 
-    `mean` is the data set's, of each channel, in [0, 1].
+class PerImageEngine:
+    """Applies a `Policy` to one image at a time.
+
+    `mean` holds the channel means of the data set, in [0, 1]: the colour of padding and holes.
     """
 
     def __init__(self, policy: Policy, mean: tuple[float, float, float]) -> None:
-        self.transforms = _albumentations(policy, tuple(round(255 * m) for m in mean))
+        self.transforms = _transforms(policy, tuple(round(255 * m) for m in mean))
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
-        """Augmented copies of `images`, both uint8 [B,3,H,W]; equal `key`s (whole numbers) draw equal changes.
+        """Returns augmented copies of `images`, both uint8 [B,3,H,W].
 
-        Each transform gets a seed of its own: with one for all, as a seed given to `A.Compose` sets it, every
-        transform's decisions would follow from the same numbers.
+        `key` (whole numbers) is the seed: equal keys give equal changes. Each transform has a seed
+        of its own. With one seed for all, as `A.Compose` sets it, their decisions would depend on
+        each other.
         """
-        cv2.setNumThreads(
-            1
-        )  # a pool of threads an image of this size only costs, and dies in a forked worker
+        import cv2  # here: see `_transforms`
+
+        cv2.setNumThreads(1)  # threads slow down images this small, and die in a forked worker
         for place, transform in enumerate(self.transforms):
             transform.set_random_seed(derived_seed(*key, place))
         augmented = np.empty_like(images)
@@ -38,58 +43,46 @@ class AlbumentationsEngine:
         return augmented
 
 
-def _albumentations(policy: Policy, fill: tuple[int, ...]) -> list[A.BasicTransform]:
-    shift = round(
-        policy.shift * SIZE
-    )  # in pixels: a share would be drawn as a float and cut off towards 0
-    padding = A.PadIfNeeded(
-        SIZE + 2 * policy.pad, SIZE + 2 * policy.pad, border_mode=cv2.BORDER_CONSTANT, fill=fill
+def _transforms(policy: Policy, fill: tuple[int, ...]) -> "list[A.BasicTransform]":
+    """The transforms of the steps whose probability is above 0, in the policy's order."""
+    # albumentations would ask a server for a newer version. It is imported here because the import
+    # is slow and the batched engine does not need it.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations as A
+    import cv2
+
+    padded = SIZE + 2 * policy.pad
+    shift = round(policy.shift * SIZE)  # pixels: a share would be cut off towards 0
+    pad = A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_CONSTANT, fill=fill)
+    affine = A.Affine(
+        translate_px={"x": (-shift, shift), "y": (-shift, shift)},
+        scale=(1 - policy.scale, 1 + policy.scale),
+        keep_ratio=True,
+        rotate=(-policy.rotate, policy.rotate),
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=fill,
+        p=policy.affine_p,
+    )
+    jitter = A.ColorJitter(
+        brightness=(1 - policy.brightness, 1 + policy.brightness),
+        contrast=(1 - policy.contrast, 1 + policy.contrast),
+        saturation=(1 - policy.saturation, 1 + policy.saturation),
+        hue=(-policy.hue, policy.hue),
+        p=policy.jitter_p,
+    )
+    hole = A.CoarseDropout(
+        num_holes_range=(1, 1),
+        hole_height_range=(policy.hole, policy.hole),
+        hole_width_range=(policy.hole, policy.hole),
+        fill=fill,
+        p=policy.hole_p,
     )
     steps = [
-        (policy.crop_p, [padding, A.RandomCrop(SIZE, SIZE)]),
-        (policy.flip_p, [A.HorizontalFlip(p=policy.flip_p)]),
-        (
-            policy.affine_p,
-            [
-                A.Affine(
-                    translate_px={"x": (-shift, shift), "y": (-shift, shift)},
-                    scale=(1 - policy.scale, 1 + policy.scale),
-                    keep_ratio=True,
-                    rotate=(-policy.rotate, policy.rotate),
-                    border_mode=cv2.BORDER_CONSTANT,
-                    fill=fill,
-                    p=policy.affine_p,
-                )
-            ],
-        ),
-        (
-            policy.jitter_p,
-            [
-                A.ColorJitter(
-                    brightness=(1 - policy.brightness, 1 + policy.brightness),
-                    contrast=(1 - policy.contrast, 1 + policy.contrast),
-                    saturation=(1 - policy.saturation, 1 + policy.saturation),
-                    hue=(-policy.hue, policy.hue),
-                    p=policy.jitter_p,
-                )
-            ],
-        ),
-        (
-            policy.hole_p,
-            [
-                A.CoarseDropout(
-                    num_holes_range=(1, 1),
-                    hole_height_range=(policy.hole, policy.hole),
-                    hole_width_range=(policy.hole, policy.hole),
-                    fill=fill,
-                    p=policy.hole_p,
-                )
-            ],
-        ),
+        (policy.crop_p, pad),
+        (policy.crop_p, A.RandomCrop(SIZE, SIZE)),
+        (policy.flip_p, A.HorizontalFlip(p=policy.flip_p)),
+        (policy.affine_p, affine),
+        (policy.jitter_p, jitter),
+        (policy.hole_p, hole),
     ]
-    return [
-        transform
-        for probability, transforms in steps
-        if probability > 0
-        for transform in transforms
-    ]
+    return [transform for probability, transform in steps if probability > 0]

@@ -1,6 +1,6 @@
-"""The augmentation policy: ranges, probabilities, draws."""
+"""The augmentation policy: steps, ranges, probabilities, and random draws from them."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,68 +14,82 @@ CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brig
 
 @dataclass(frozen=True)
 class Policy:
-    """What is drawn for each training image, in this order; a probability of 0 leaves a step out.
+    """Five steps, in this order. A probability of 0 leaves a step out.
 
-    The five steps and their ranges are the published recipe's. Order and the probabilities of the last three
-    are this project's: geometry first, so that each pixel is resampled once at most; colour next; the hole
-    last, so that the jitter leaves it at the data set's mean, which the network sees as exactly nothing. Half
-    of the images pass each of the three unchanged, so that one in eight is only cropped and flipped.
+    Steps and ranges come from the published recipe. Their order, and the probability 0.5 of the
+    last three, are this project's. Geometry comes first: each pixel is interpolated once at most.
+    The hole comes last: colour jitter cannot change its colour, the mean, which the network sees as
+    0. One image in eight is cropped and flipped only.
     """
 
-    crop_p: float = 1.0  # pad by `pad` on all sides with the mean, cut out 32x32 anywhere
+    # Crop: pad all sides with the mean, then cut out 32x32 anywhere.
+    crop_p: float = 1.0
     pad: int = 4  # pixels
-    flip_p: float = 0.5  # mirror left to right
-    affine_p: float = (
-        0.5  # shift, scale and rotate in one resampling; the mean comes in from outside
-    )
-    shift: float = 0.0625  # of the image's width or height, at most, along each axis
-    scale: float = 0.1  # 1 - scale to 1 + scale
-    rotate: float = 15.0  # degrees, at most, either way
-    jitter_p: float = 0.5  # factors from 1 - x to 1 + x (hue: turns from -x to x), in random order
+
+    # Flip: mirror left to right.
+    flip_p: float = 0.5
+
+    # Affine: shift, scale and rotate in one interpolation. Pixels from outside have the mean.
+    affine_p: float = 0.5
+    shift: float = 0.0625  # the largest shift along each axis, as a share of the image
+    scale: float = 0.1  # scales lie in [1 - scale, 1 + scale]
+    rotate: float = 15.0  # degrees, the largest rotation either way
+
+    # Jitter: change colours by factors in [1 - x, 1 + x], in random order.
+    jitter_p: float = 0.5
     brightness: float = 0.2
     contrast: float = 0.2
     saturation: float = 0.2
-    hue: float = 0.02
-    hole_p: float = 0.5  # a square of the mean, wholly inside the image
-    hole: int = 16  # pixels
+    hue: float = 0.02  # no factor: moves in [-hue, hue], in turns of the colour wheel
+
+    # Hole: fill a square inside the image with the mean.
+    hole_p: float = 0.5
+    hole: int = 16  # pixels, height and width
+
+
+BEYOND_LIGHT = ("affine_p", "jitter_p", "hole_p")  # the steps that "light" leaves out
 
 
 def build_policy(name: str, augment_p: float | None = None, **single: float | None) -> Policy:
-    """The policy "full" (all five steps), "light" (crop and flip) or "none"; `augment_p`, unless None, is the
-    probability of each step that "light" leaves out, and those in `single` (affine_p, ...) are of one step."""
-    off = {"full": (), "light": ("affine_p", "jitter_p", "hole_p")}
-    probabilities = tuple(f.name for f in fields(Policy) if f.name.endswith("_p"))
-    policy = (
-        Policy()
-        if augment_p is None
-        else replace(Policy(), **dict.fromkeys(off["light"], augment_p))
-    )
-    policy = replace(policy, **{step: p for step, p in single.items() if p is not None})
-    return replace(policy, **dict.fromkeys(off.get(name, probabilities), 0.0))
+    """The policy "full" (all steps), "light" (crop and flip) or "none".
+
+    `augment_p` sets the probability of affine, jitter and hole in "full". `single` sets one of them
+    (affine_p, jitter_p, hole_p) and wins. None keeps the default.
+    """
+    off = dict.fromkeys(BEYOND_LIGHT, 0.0)
+    if name == "none":
+        return Policy(crop_p=0.0, flip_p=0.0, **off)
+    if name == "light":
+        return Policy(**off)
+    policy = Policy() if augment_p is None else Policy(**dict.fromkeys(BEYOND_LIGHT, augment_p))
+    return replace(policy, **{step: p for step, p in single.items() if p is not None})
 
 
 class Draws(NamedTuple):
-    """What a policy drew for each of B images: tensors on the CPU, their first dimension B."""
+    """What a policy drew for each of B images: tensors on the CPU."""
 
-    offset: Tensor  # int64 [B,2], row and column of the crop's corner in the padded image
+    offset: Tensor  # int64 [B,2]: row and column of the crop's corner in the padded image
     flip: Tensor  # bool [B]
-    affine: Tensor  # bool [B], whether the next three apply
-    shift: Tensor  # int64 [B,2], pixels to the right and down
-    scale: Tensor  # float32 [B], above 1: the image grows
-    rotate: Tensor  # float32 [B], degrees, counter-clockwise
-    jitter: Tensor  # bool [B], whether the next two apply
+    affine: Tensor  # bool [B]: whether the next three apply
+    shift: Tensor  # int64 [B,2]: pixels to the right and down
+    scale: Tensor  # float32 [B]: above 1 the image grows
+    rotate: Tensor  # float32 [B]: degrees counter-clockwise
+    jitter: Tensor  # bool [B]: whether the next two apply
     factors: Tensor  # float32 [B,4]: brightness, contrast, saturation, and hue in turns
-    order: Tensor  # int64 [B,4], the columns of `factors` in the order of their application
-    hole: Tensor  # bool [B]
-    corner: Tensor  # int64 [B,2], row and column of the hole's first pixel
+    order: Tensor  # int64 [B,4]: columns of `factors`, in the order in which they are applied
+    hole: Tensor  # bool [B]: whether the next one applies
+    corner: Tensor  # int64 [B,2]: row and column of the hole's first pixel
 
     def part(self, first: int, end: int) -> "Draws":
-        """What was drawn for the images from `first` to before `end`."""
+        """The draws of the images `first` to `end` - 1."""
         return Draws(*(values[first:end] for values in self))
 
 
 def draw(policy: Policy, count: int, *key: int) -> Draws:
-    """What `policy` asks for `count` images; equal `key`s (whole numbers) draw the same, on any device."""
+    """Draws from `policy` for `count` images.
+
+    `key` (whole numbers) is the seed: equal keys give equal draws, on any device.
+    """
     generator = torch.Generator().manual_seed(derived_seed(*key))
 
     def uniform(low: float, high: float) -> Tensor:
@@ -87,6 +101,7 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
     def whole(low: int, high: int) -> Tensor:
         return torch.randint(low, high + 1, (count, 2), generator=generator)
 
+    # The order of these lines is the order of the draws: another order changes every run.
     shift = round(policy.shift * SIZE)
     gains = policy.brightness, policy.contrast, policy.saturation
     return Draws(

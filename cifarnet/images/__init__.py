@@ -1,1 +1,1 @@
-"""Reading images into memory; imports core."""
+"""Reading images into memory. Imports `core`."""

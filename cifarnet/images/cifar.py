@@ -1,38 +1,37 @@
-"""CIFAR-10."""
+"""CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torchvision import datasets
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive
 from cifarnet.images.download import fetch, unpack
 from cifarnet.images.imageset import ImageSet
-from cifarnet.images.pictures import _one_line
 
-# Channel means and standard deviations of CIFAR-10's official training images, in [0, 1].
+# Channel means and standard deviations of the 50,000 training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-
-
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-def _read_cifar10(
+def read_cifar10(
     root: Path, url: str | None, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet]:
-    """torchvision's CIFAR-10 under `root`, downloaded (from `url`, if given) and verified where it is not there yet.
+    """Reads CIFAR-10 from `root` as (train, test), after downloading what is missing or damaged.
 
-    Each file's checksum is verified by torchvision before it is read.
+    `url` replaces the official address; `say` is told of a download. torchvision verifies the
+    checksum of each file before it reads it. Raises `UserError` if the images cannot be had.
     """
+    from torchvision import datasets  # here: slow to import, and only used here
+
     official = datasets.CIFAR10
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
         try:
             parts = [official(root, train=train) for train in (True, False)]
-        except RuntimeError:  # not there, or its checksums do not match
+        except RuntimeError:  # missing, or a checksum does not match
             if not (root / official.filename).exists():
                 say(f"downloading CIFAR-10 (170 MB) to {root}")
             root.mkdir(parents=True, exist_ok=True)
@@ -42,12 +41,16 @@ def _read_cifar10(
             parts = [official(root, train=train) for train in (True, False)]
     except (OSError, RuntimeError) as problem:
         raise UserError(
-            f"cannot get CIFAR-10 into {root} ({_one_line(problem)}); run again to go on, name another address with "
-            f"--data_url, put {official.filename} from {official.url} there by hand, or try --dataset digits, which "
-            f"needs no network"
+            f"cannot get CIFAR-10 into {root} ({problem}); run again to continue, give another "
+            f"--data_url, put {official.filename} from {official.url} there by hand, or use "
+            "--dataset digits, which needs no download"
         ) from None
-    sets = []
-    for part in parts:
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        sets.append(ImageSet(images, torch.tensor(part.targets), tuple(part.classes)))
-    return sets[0], sets[1]
+    train, test = (
+        ImageSet(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets),
+            tuple(part.classes),
+        )
+        for part in parts
+    )
+    return train, test

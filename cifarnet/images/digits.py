@@ -1,21 +1,23 @@
-"""scikit-learn's handwritten digits."""
+"""scikit-learn's handwritten digits: real images that need no download."""
 
 import torch
-from sklearn.datasets import load_digits
+import torch.nn.functional as F
 
 from cifarnet.images.imageset import SIZE, ImageSet, hold_back
 
+WHITE = 16  # the largest value of a pixel in scikit-learn's images
+TEST_FRACTION = 0.2
 
-def _read_digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with values 0 to 16, as 32x32 RGB; a fifth is for testing."""
+
+def read_digits() -> tuple[ImageSet, ImageSet]:
+    """Reads the 1,797 digits, enlarged from 8x8 grey to 32x32 RGB, as (train, test)."""
+    from sklearn.datasets import load_digits  # here: slow to import, and only used here
+
     bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).float().mul_(255 / 16)[:, None]  # [N,1,8,8]
-    grey = (
-        torch.nn.functional.interpolate(grey, (SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
-    )
+    grey = torch.from_numpy(bunch.images).float().mul_(255 / WHITE)[:, None]  # [N,1,8,8]
+    grey = F.interpolate(grey, (SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
     images = grey.expand(-1, 3, -1, -1).contiguous()
-    digits = ImageSet(
-        images, torch.from_numpy(bunch.target).long(), tuple(str(d) for d in range(10))
+    classes = tuple(str(digit) for digit in range(10))
+    return hold_back(
+        ImageSet(images, torch.from_numpy(bunch.target).long(), classes), TEST_FRACTION
     )
-    train, test = hold_back(digits, 0.2)
-    return train, test

@@ -1,4 +1,4 @@
-"""Images in memory, their splits and parts."""
+"""Images in memory: sets, splits, balanced parts and channel statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,12 @@ from torch import Tensor
 from cifarnet.core.errors import UserError
 
 SIZE = 32  # pixels: height and width of every image
-
-
-SPLIT_SEED = (
-    20250  # of all splits and parts: fixed, so that runs with other seeds see the same images
-)
+SPLIT_SEED = 20250  # fixed: runs with different --seed split the images in the same way
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N,3,32,32], their labels int64 [N], and the names that the labels count."""
+    """Images uint8 [N,3,32,32], labels int64 [N] and class names; label i means `classes[i]`."""
 
     images: Tensor
     labels: Tensor
@@ -29,14 +25,17 @@ class ImageSet:
         return len(self.labels)
 
     def take(self, chosen: np.ndarray) -> "ImageSet":
-        """The images at the indices `chosen`, in that order, or where `chosen` is a mask, those that it is true for."""
+        """Selects images by index (int64, in this order) or by mask (bool [N])."""
         where = torch.from_numpy(chosen)
         return ImageSet(self.images[where], self.labels[where], self.classes)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on, selects by and reports on, and the channel statistics to normalise with, in [0, 1]."""
+    """The images of a run: to train on, to select by (None: by `test`) and to report on.
+
+    `mean` and `std` are the channel statistics to normalise with, in [0, 1].
+    """
 
     name: str
     train: ImageSet
@@ -46,12 +45,15 @@ class Splits:
     std: tuple[float, float, float]
 
     def has_statistics(self, mean: Sequence[float], std: Sequence[float]) -> bool:
-        """Whether the channel statistics are these, but for rounding: what tells one folder's images from another's."""
+        """Compares channel statistics, up to rounding: other statistics mean other images."""
         return np.allclose([*self.mean, *self.std], [*mean, *std], rtol=1e-6, atol=0)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images [N,3,H,W], in [0, 1]; no deviation is 0."""
+    """Mean and standard deviation of each channel of uint8 images [N,3,H,W], in [0, 1].
+
+    Deviations are at least 1/255, so that one can divide by them.
+    """
     counts = torch.stack(
         [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]
     ).double()  # [3,256]
@@ -62,40 +64,41 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
+    """Returns a fixed part of `limit` images, balanced over the classes, or all images for 0.
+
+    A class with too few images gives all it has. Raises `UserError`, naming `flag`, if `limit` is
+    below the number of classes.
+    """
+    if limit == 0 or limit >= len(images):
+        return images
+    least = len(images.classes)
+    if limit < least:
+        raise UserError(f"{flag} {limit} is fewer than the {least} classes; take {least} or more")
+    order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
+    return images.take(np.sort(order[:limit]))
+
+
+def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
+    """Splits off a fixed `fraction` of each class, rounded down: (rest, held back).
+
+    For 0 it returns (all images, None). Raises `UserError` if either part would be empty.
+    """
+    if fraction == 0:
+        return images, None
+    sizes = np.bincount(images.labels.numpy(), minlength=len(images.classes))
+    held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
+    if not held.any() or held.all():
+        what, change = ("every image", "lower") if held.any() else ("no image", "raise")
+        raise UserError(f"--val_fraction {fraction:g} holds back {what}; {change} it")
+    return images.take(~held), images.take(held)
+
+
 def _rank_in_class(labels: Tensor) -> np.ndarray:
-    """For each image its place, int64 [N], in a fixed random order of the images of its class."""
+    """The position of each image, int64 [N], in a fixed random order of its class."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
     sizes = np.bincount(labels.numpy())
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[by_class] = np.concatenate([np.arange(size) for size in sizes])
     return ranks
-
-
-def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
-    """A fixed part of `limit` images, balanced over the classes as far as each reaches; all for 0.
-
-    Raises `UserError`, which names `flag`, for fewer images than classes.
-    """
-    if limit == 0 or limit >= len(images):
-        return images
-    if limit < len(images.classes):
-        raise UserError(
-            f"{flag} {limit} is fewer than the {len(images.classes)} classes; take one image each at least"
-        )
-    order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
-    return images.take(np.sort(order[:limit]))
-
-
-def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
-    """(the rest, `fraction` of each class, rounded down); (all, None) for 0. Raises `UserError` where that is none."""
-    if fraction == 0:
-        return images, None
-    sizes = np.bincount(images.labels.numpy(), minlength=len(images.classes))
-    held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
-    if not held.any() or held.all():
-        what = "no image" if not held.any() else "every image"
-        raise UserError(
-            f"--val_fraction {fraction:g} holds back {what} of classes this small; choose another"
-        )
-    return images.take(~held), images.take(held)
