@@ -1,4 +1,4 @@
-"""What torchrun says of the ranks."""
+"""This process's place among the ranks that torchrun started."""
 
 import os
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those of one run; by default it is the only one."""
+    """Rank of this process, and how many there are; by default it is the only one."""
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # among those of its machine
+    local_rank: int = 0  # on its machine
     local_world_size: int = 1
     machine: int = 0
-    attempt: int = 0  # how often torchrun has started all ranks anew
+    attempt: int = 0  # times torchrun has restarted all ranks
 
     @property
     def launcher(self) -> str:
-        """What `main.py` is started with, in words."""
+        """The words before `main.py` in the command line."""
         if self.world_size == 1:
             return "python"
         several = self.local_world_size < self.world_size
@@ -28,7 +28,7 @@ ALONE = Ranks()
 
 
 def launched_ranks() -> Ranks:
-    """What torchrun says in the environment; `ALONE` without it."""
+    """Reads torchrun's environment variables; `ALONE` without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
     names = (

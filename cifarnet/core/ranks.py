@@ -1,11 +1,11 @@
-"""Several processes as one run, under torchrun: who goes first, what all agree on, sums and means over the ranks."""
+"""Several processes as one run, under torchrun: order of work, errors, sums and means."""
 
 import contextlib
 import itertools
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cifarnet.core.commandline import memory_errors, print_error, run_command
+from cifarnet.core.commandline import print_error, run_command
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.launch import Ranks, launched_ranks
@@ -22,186 +22,157 @@ from cifarnet.core.signals import Interrupted, Signals
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(
-    seconds=50
-)  # without a sign of life, after which a rank hangs, or its machine is gone
-START = timedelta(minutes=30)  # for all ranks to have started: some file systems are slow
+START_TIMEOUT = timedelta(minutes=30)  # until all ranks have started: file systems can be slow
+EXCHANGE_TIMEOUT = timedelta(seconds=50)  # after which a missing rank counts as hanging
+SIGN_OF_LIFE = 0.5  # seconds from one to the next
 
 
 class LostContactError(RunError):
-    """Another rank is gone."""
+    """Another rank ended or hangs."""
 
 
 class Group:
-    """The ranks of one run, and the order in which they work; one process alone does everything at once.
+    """The ranks of one run: who works first, and who prints an error.
 
-    They coordinate through `store`, a key-value store that `joined` opens.
+    `store` is torchrun's, shared by all ranks. A single process needs none, and never waits.
     """
 
     def __init__(self, ranks: Ranks, store: dist.Store | None = None) -> None:
         self.ranks, self._store = ranks, store
-        self._turns = itertools.count()
-        self._told: set[str] = set()
 
-    @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
-        """Meanwhile the ranks can exchange tensors: by NCCL on CUDA devices, by gloo on the CPU."""
+    def join(self) -> None:
+        """Connects the ranks: NCCL for tensors on CUDA devices, gloo for tensors on the CPU."""
         ranks = self.ranks
-        if ranks.world_size == 1:
-            yield
-            return
-        with self.contact():
-            store, _, _ = next(dist.rendezvous("env://", timeout=START))
-            # or a restart would find what the dead left in it
-            store = dist.PrefixStore(f"attempt {ranks.attempt}", store)
-            self._store = dist.PrefixStore("turns", store)
-            self._store.add("started", 1)
-            self._wait(lambda: self._store.add("started", 0) == ranks.world_size, START)
-            both = torch.cuda.is_available() and dist.is_nccl_available()
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if both else "gloo",
-                store=store,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                timeout=PATIENCE,
-            )
-            over = False
+        self._store.set(f"{ranks.rank} started", "")
+        everyone = [f"{rank} started" for rank in range(ranks.world_size)]
+        self._store.wait(everyone, START_TIMEOUT)
+        both = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if both else "gloo",
+            store=self._store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=EXCHANGE_TIMEOUT,
+        )
+
+    def first_only(self, work: Callable[[], None]) -> None:
+        """Runs `work` on the first rank; returns when it is done."""
+        self._wait_for_all(work if self.ranks.rank == 0 else lambda: None)
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Runs `work` on the first rank, then on one rank of each other machine, then on the rest.
+
+        So a machine downloads once, and machines can share a disk. Returns when all are done.
+        """
+        mine = 0 if self.ranks.rank == 0 else 1 if self.ranks.local_rank == 0 else 2
+        for turn in range(3):
+            if turn == mine:
+                result = self._wait_for_all(work)
+            else:
+                self._wait_for_all(lambda: None)
+        return result
+
+    def _wait_for_all(self, work: Callable[[], T]) -> T:
+        """Runs `work`, without exchanges, and waits until all ranks are done with theirs.
+
+        Work may take long: meanwhile a thread exchanges signs of life, which time out if a rank
+        hangs. Signals are noticed, as the main thread does not wait inside torch.
+        """
+        if self.ranks.world_size == 1:
+            return work()
+        done, over = threading.Event(), threading.Event()
+
+        def live() -> None:
+            all_done = torch.tensor(0)
+            while not all_done:
+                all_done.fill_(done.wait(SIGN_OF_LIFE))
+                if over.is_set():
+                    return
+                dist.all_reduce(all_done, dist.ReduceOp.MIN)
+
+        with ThreadPoolExecutor(1) as pool, self.contact():
+            life = pool.submit(live)
             try:
-                yield
-                over = True
-            except UserError as problem:
-                self.tell(problem)  # before the others notice that this rank is gone
-                raise
+                result = work()
+                done.set()
+                life.result()
             finally:
-                # after an error NCCL would wait for ranks that are gone; gloo's threads do not, but left to the end
-                # of the interpreter they can abort the process (SIGABRT)
-                if over or not both:
-                    dist.destroy_process_group()
+                over.set()
+        return result
 
     @contextlib.contextmanager
     def contact(self) -> Iterator[None]:
-        """Has what torch raises where another rank is gone become a `LostContactError`, and tells it at once."""
+        """Turns torch's errors about a missing rank into `LostContactError`, and prints it."""
         try:
             yield
         except RuntimeError as problem:
-            if self.ranks.world_size == 1 or not is_lost_contact(problem):
+            if not _is_lost_contact(problem):
                 raise
             lost = LostContactError(
-                "lost contact with another rank (it ended, hangs, or its machine is gone)"
+                "lost contact with another rank: it ended, hangs, or its machine is gone"
             )
-            self.tell(lost)
+            self.tell(lost)  # now: torchrun is about to stop this rank
             raise lost from None
 
     def tell(self, problem: UserError) -> None:
-        """One line on stderr: with the rank, where there are several, and once for all that find the same."""
-        if self.ranks.world_size == 1:
-            print_error(problem)
-        elif self._is_news(problem):
+        """Prints one line on stderr, unless another rank has printed the cause or the same."""
+        if self._is_news(problem):
             print_error(type(problem)(f"rank {self.ranks.rank}: {problem}"))
 
     def _is_news(self, problem: UserError) -> bool:
-        text = str(problem)
-        if text in self._told:
-            return False
-        self._told.add(text)
-        if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the store may be gone too
-                first = self._store.add("errors", 1) == 1
-                return (
-                    first
-                    if isinstance(problem, LostContactError)
-                    else self._store.add(f"error: {text}", 1) == 1
-                )
-        return True
-
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """`work()`, done by the first rank of all, then by the first of each other machine, which may share its
-        disks, then by the others; returns once all are through."""
-        ranks = self.ranks
-        if ranks.world_size == 1:
-            return work()
-        if ranks.rank:
-            machine = ranks.machine if ranks.local_rank else 0
-            self._wait(lambda: self._store.check([f"machine {machine} is through"]))
-        with self._signs_of_life():
-            result = work()
-        if ranks.local_rank == 0:
-            self._store.set(f"machine {ranks.machine} is through", "")
-        self._store.add("through", 1)
-        self._wait(lambda: self._store.add("through", 0) == ranks.world_size)
-        return result
-
-    def first_only(self, work: Callable[[], None]) -> None:
-        """`work()`, done by the first rank, for which the others wait as long as it takes."""
-        turn = f"turn {next(self._turns)}"
-        if self.ranks.world_size == 1:
-            work()
-        elif self.ranks.rank == 0:
-            with self._signs_of_life():
-                work()
-            self._store.set(turn, "")
-        else:
-            self._wait(lambda: self._store.check([turn]))
-
-    def _wait(self, ready: Callable[[], bool], patience: timedelta = PATIENCE) -> None:
-        """Polls, so that a signal is noticed. Raises `LostContactError` once a rank has told of an error, or when none
-        gave a sign of life for so long."""
-        signs, since, pause = -1, time.monotonic(), 0.001
-        while not ready():
-            if signs != (signs := self._store.add("signs of life", 0)):
-                since = time.monotonic()
-            if self._store.add("errors", 0) or time.monotonic() - since > patience.total_seconds():
-                raise LostContactError("waited in vain for another rank")
-            time.sleep(pause)
-            pause = min(0.1, 2 * pause)
-
-    @contextlib.contextmanager
-    def _signs_of_life(self) -> Iterator[None]:
-        """Has those who wait for this rank know that it lives, as long as its work may take."""
-        over = threading.Event()
-
-        def signal() -> None:
-            with contextlib.suppress(RuntimeError):  # the store is gone: others will tell
-                while not over.wait(PATIENCE.total_seconds() / 10):
-                    self._store.add("signs of life", 1)
-
-        thread = threading.Thread(target=signal, daemon=True)
-        thread.start()
         try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+            count = self._store.add("errors", 1)
+            if not isinstance(problem, LostContactError):  # the cause of those
+                count = self._store.add(f"error: {problem}", 1)
+        except RuntimeError:  # the store's machine is gone
+            return True
+        return count == 1
 
 
-def is_lost_contact(problem: RuntimeError) -> bool:
-    """Whether torch raised `problem` because another rank is gone: gloo's errors have no class of their own."""
-    return isinstance(problem, dist.DistError) or any(
-        name in str(problem) for name in ("gloo", "NCCL")
-    )
+def _is_lost_contact(problem: RuntimeError) -> bool:
+    """Whether torch raised `problem` because of another rank: gloo has no error class."""
+    text = str(problem)
+    return isinstance(problem, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
 def run_on_ranks(command: Callable[[Group], None]) -> int:
-    """`run_command` for a command that torchrun may have started as several ranks; its exit codes."""
-    group = Group(launched_ranks())
+    """Runs `command` as one of torchrun's ranks, or alone; returns `run_command`'s exit code.
+
+    A rank that ends early ends the others: at once where it was killed or failed, after
+    `EXCHANGE_TIMEOUT` where it hangs. One rank prints why.
+    """
+    ranks = launched_ranks()
+    if ranks.world_size == 1:
+        return run_command(lambda: command(Group(ranks)))
+    store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+    # torchrun keeps its store: restarted ranks must not read what the former ones wrote
+    group = Group(ranks, dist.PrefixStore(f"attempt {ranks.attempt}", store))
 
     def run() -> None:
-        try:
-            with group.joined(), memory_errors():
-                command(group)
-        except Exception as problem:
-            if group.ranks.world_size > 1 and not isinstance(
-                problem, UserError
-            ):  # a bug, whose traceback follows
-                group.tell(RunError(f"{type(problem).__name__}: {problem}"))
-            raise
+        with group.contact():
+            group.join()
+            command(group)
 
-    return run_command(run, group.tell, group.ranks.world_size > 1)
+    code = 1
+    try:
+        code = run_command(run, group.tell, patient=True)
+    except Exception as bug:  # its traceback follows
+        group.tell(RunError(f"{type(bug).__name__}: {bug}"))
+        raise
+    finally:
+        # Disconnect after the error is printed: the others notice at once. gloo left connected
+        # can abort Python's exit (SIGABRT); NCCL would wait for ranks that are gone.
+        if dist.is_initialized() and (code == 0 or not torch.cuda.is_available()):
+            dist.destroy_process_group()
+    return code
 
 
 def agreed_check(signals: Signals, runtime: Runtime) -> Callable[[], None]:
-    """`signals.check`, which all ranks are to call equally often: it raises `Interrupted` on all of them at the same
-    call. On CUDA they ask each other every 50th time, so that the device never waits for it."""
+    """`signals.check` for several ranks: raises `Interrupted` on all of them at the same call.
+
+    All ranks must call it equally often. On CUDA only every 50th call asks the other ranks:
+    asking makes the host wait, and the device would run out of work.
+    """
     if runtime.world_size == 1:
         return signals.check
     calls, every = itertools.count(1), 1 if runtime.device.type == "cpu" else 50
@@ -217,7 +188,7 @@ def agreed_check(signals: Signals, runtime: Runtime) -> Callable[[], None]:
 
 
 def from_first_rank(make: Callable[[], T], runtime: Runtime) -> T:
-    """What `make()` returns on the first rank, on all of them."""
+    """Calls `make` on the first rank and returns its result on all ranks."""
     if runtime.world_size == 1:
         return make()
     made = [make() if runtime.rank == 0 else None]
@@ -226,7 +197,7 @@ def from_first_rank(make: Callable[[], T], runtime: Runtime) -> T:
 
 
 def gathered(part: T, runtime: Runtime) -> list[T]:
-    """The `part` of each rank, in their order."""
+    """The `part` of each rank, in the order of ranks."""
     parts = [part] * runtime.world_size
     if runtime.world_size > 1:
         dist.all_gather_object(parts, part)
@@ -234,18 +205,18 @@ def gathered(part: T, runtime: Runtime) -> list[T]:
 
 
 def sum_over_ranks(numbers: list[float], runtime: Runtime) -> list[float]:
-    """The sums of each of `numbers`."""
+    """Sums each of `numbers` over the ranks."""
     return [sum(column) for column in zip(*gathered(numbers, runtime), strict=True)]
 
 
 def earliest_over_ranks(step: int, runtime: Runtime) -> int:
-    """The lowest `step`, where -1 stands for none."""
+    """The lowest `step` of all ranks; -1 stands for none."""
     return min((found for found in gathered(step, runtime) if found >= 0), default=-1)
 
 
 @torch.no_grad()
 def average_over_ranks(tensors: Iterable[Tensor], runtime: Runtime) -> None:
-    """Makes each of `tensors` that holds floats its mean over the ranks, in place, in one exchange."""
+    """Replaces each floating-point tensor by its mean over the ranks, in place, in one exchange."""
     if runtime.world_size == 1:
         return
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
@@ -257,19 +228,17 @@ def average_over_ranks(tensors: Iterable[Tensor], runtime: Runtime) -> None:
 
 
 def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """`model`, whose gradients are averaged over the ranks as they arise; itself on one.
+    """`model` with gradients averaged over the ranks during backward; itself on one rank.
 
-    Buffers stay each rank's own: `average_over_ranks` is for them.
+    Buffers stay different on each rank until `average_over_ranks`.
     """
     if runtime.world_size == 1:
         return model
     devices = None if runtime.device.type == "cpu" else [runtime.device.index]
-    # of weights whose last sides are 1 long, which have no strides to speak of
+    # raised for weights that end in sides of length 1, where strides mean nothing
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # the newest torch has another name for broadcast_buffers
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers
         return DistributedDataParallel(
             model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -278,7 +247,10 @@ def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
 def micro_batches(
     model: nn.Module, images: Tensor, labels: Tensor, count: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`images` [B,...] and `labels` [B] in `count` parts; the gradients of all but the last stay on the rank."""
+    """Splits `images` [B,...] and `labels` [B] into `count` parts.
+
+    Ranks exchange gradients in the backward pass of the last part only.
+    """
     for place, part in enumerate(
         zip(images.tensor_split(count), labels.tensor_split(count), strict=True), 1
     ):
