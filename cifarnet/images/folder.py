@@ -14,7 +14,8 @@ from tqdm import tqdm
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import remove_leftovers, write_atomically
 from cifarnet.images.imageset import SIZE, ImageSet
-from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored, read_images
+from cifarnet.images.pictures import read_images
+from cifarnet.images.suffixes import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored
 
 CACHE_NAME = ".cifarnet_32x32.npz"  # the decoded images, beside train/ and test/
 

@@ -2,25 +2,15 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from cifarnet.core.errors import UserError, printable
+from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import SIZE
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
-NO_SUFFIX = f"without an image extension ({SUFFIXES})"
-
-
-def ignored(paths: Sequence[Path], why: str) -> str:
-    """The warning that the files `paths`, at least one, are not used, and `why`."""
-    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
-    return f"warning: ignored {files} {why}, such as {printable(str(paths[0]))}"
 
 
 def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:

@@ -19,7 +19,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; request after request it behaves as the next of `moods` says, at last honestly."""
+    """Serves CONTENT. Each request gets the next of `moods`; after the last, honest answers."""
 
     block_on_close = False
 
@@ -67,7 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """`serve(*moods)` -> `Server`; pauses take no time, and a silence of 0.3 s is one."""
+    """`serve(*moods)` -> `Server`; pauses take no time, and a silence ends after 0.3 s."""
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     running = []
@@ -105,7 +105,7 @@ def target(tmp_path) -> Path:
         (["drops", "lies"], [0, 100_000, 0]),
     ],
 )
-def test_a_bad_server_that_recovers(serve, target, moods, starts):
+def test_a_bad_server_that_recovers_is_enough(serve, target, moods, starts):
     server, said = serve(*moods), []
     fetch(server.url, target, MD5, said.append)
     assert target.read_bytes() == CONTENT
@@ -119,10 +119,10 @@ def test_a_bad_server_that_recovers(serve, target, moods, starts):
 @pytest.mark.parametrize(
     ("moods", "why"),
     [
-        (["lies"], "has the md5 checksum"),
-        (["truncates"], "has the md5 checksum"),
-        (["sends more"], "has the md5 checksum"),
-        (["drops", "lies", "lies"], "has the md5 checksum"),
+        (["lies"], "another file: its md5 checksum is"),
+        (["truncates"], "another file: its md5 checksum is"),
+        (["sends more"], "another file: its md5 checksum is"),
+        (["drops", "lies", "lies"], "another file: its md5 checksum is"),
         (["404"], "404"),
     ],
 )
@@ -137,18 +137,18 @@ def test_a_server_of_another_file_is_given_up_at_once(serve, target, moods, why)
 
 def test_endless_content_is_cut_off(serve, target, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 200_000)
-    with pytest.raises(OSError, match="sends more than 200000 bytes"):
+    with pytest.raises(OSError, match="another file: it is larger than 200000 bytes"):
         fetch(serve().url, target, MD5, lambda line: None)
     assert sum(path.stat().st_size for path in target.parent.iterdir()) == 0
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_ended(serve, target, monkeypatch):
+def test_a_later_run_continues_where_an_earlier_one_ended(serve, target, monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", 0)
     server = serve("drops")
     monkeypatch.setattr(download, "PROGRESS", 1 << 30)
     with pytest.raises(
         OSError,
-        match="broke off after 100000 of 300000 bytes; what has come, 100000 bytes, is kept in",
+        match=f"broke after 100000 of 300000 bytes; the first 100000 bytes are in {target}.part",
     ):
         fetch(server.url, target, MD5, lambda line: None)
     fetch(server.url, target, MD5, lambda line: None)
@@ -156,7 +156,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_ended(serve, target, monkeypat
     assert target.read_bytes() == CONTENT
 
 
-def test_a_whole_partial_file_needs_no_more_than_a_look(serve, target):
+def test_a_partial_file_that_is_whole_needs_one_request(serve, target):
     target.with_name(f"{target.name}.part").write_bytes(CONTENT)
     server = serve()
     fetch(server.url, target, MD5, lambda line: None)
@@ -169,14 +169,12 @@ def test_a_damaged_archive_is_replaced(serve, target):
     said = []
     fetch(serve().url, target, MD5, said.append)
     assert target.read_bytes() == CONTENT
-    assert said == [
-        f"{target} does not have the md5 checksum {MD5}: it is replaced by a new download"
-    ]
+    assert said == [f"{target} is damaged (its md5 checksum is not {MD5}): downloading it again"]
 
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_where_nothing_answers_the_pauses_grow_and_end_within_a_minute(target, monkeypatch, silent):
-    """On a clock of its own: every attempt takes as long as it may, every pause its time."""
+    """With a clock of the test: attempts take as long as they may, pauses their time."""
     clock, pauses = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(
@@ -220,7 +218,7 @@ def test_addresses_of_another_kind(target, url):
         "file://elsewhere/x",
     ],
 )
-def test_addresses_that_are_none_are_not_tried_twice(target, url, monkeypatch):
+def test_malformed_addresses_are_not_tried_twice(target, url, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
     with pytest.raises(OSError, match="no answer"):
         fetch(url, target, MD5, lambda line: None)
@@ -287,7 +285,7 @@ def test_members_that_leave_the_folder_are_refused_and_nothing_is_unpacked(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08 cut off"])
-def test_what_is_no_archive(tmp_path, content):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path, content):
     (tmp_path / "a.tar.gz").write_bytes(content)
     with pytest.raises(OSError, match="cannot be unpacked"):
         unpack(tmp_path / "a.tar.gz", tmp_path, "inside")

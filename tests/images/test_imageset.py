@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.digits import read_digits
+from cifarnet.images.imageset import ImageSet, Splits, channel_statistics, hold_back, limited
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return read_digits()[0]
+
+
+def contents(*parts: ImageSet) -> list[bytes]:
+    return sorted(image.numpy().tobytes() for part in parts for image in part.images)
+
+
+def test_images_are_taken_by_index_or_by_mask(digits):
+    few = digits.take(np.array([5, 2]))
+    assert torch.equal(few.images, digits.images[[5, 2]])
+    assert few.labels.tolist() == digits.labels[[5, 2]].tolist()
+    assert few.classes == digits.classes
+    assert torch.equal(few.take(np.array([False, True])).images, digits.images[[2]])
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    pixels = images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)))
+    assert min(channel_statistics(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1]) > 0
+
+
+def test_statistics_are_compared_up_to_rounding(digits):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    splits = Splits("x", digits, None, digits, mean, std)
+    assert splits.has_statistics([float(np.float32(x)) for x in mean], std)
+    assert not splits.has_statistics((0.1, 0.2, 0.30001), std)
+    assert not replace(splits, std=(0.4, 0.5, 0.60001)).has_statistics(mean, std)
+
+
+def test_a_limited_part_is_balanced_and_fixed(digits):
+    part = limited(digits, 105, "--limit_train")
+    counts = part.labels.bincount(minlength=10)
+    assert counts.sum() == 105
+    assert counts.max() - counts.min() == 1
+    assert set(contents(part)) <= set(contents(digits))
+    assert (limited(digits, 20, "--limit_train").labels.bincount(minlength=10) == 2).all()
+    assert torch.equal(limited(digits, 105, "--limit_train").images, part.images)
+    for limit in (0, 10**6):
+        assert limited(digits, limit, "--limit_train") is digits
+
+
+def test_a_class_too_small_for_its_share_gives_what_it_has(digits):
+    ones = (digits.labels == 1).numpy()
+    ones[np.flatnonzero(ones)[0]] = False
+    part = limited(digits.take(~ones), 40, "--limit_train")
+    counts = part.labels.bincount(minlength=10).tolist()
+    assert counts[1] == 1
+    assert sorted(counts) == [1, 4, 4, 4, 4, 4, 4, 5, 5, 5]
+
+
+def test_a_part_with_fewer_images_than_classes_is_refused(digits):
+    with pytest.raises(UserError, match="--limit_test 9 is fewer than the 10 classes; take 10"):
+        limited(digits, 9, "--limit_test")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.29, 0.5, 0.999])
+def test_the_held_back_part_is_stratified_and_apart(digits, fraction):
+    rest, held = hold_back(digits, fraction)
+    assert len(rest) + len(held) == len(digits)
+    expected = (digits.labels.bincount() * fraction + 1e-9).floor()
+    assert torch.equal(held.labels.bincount(minlength=10), expected.long())
+    assert contents(rest, held) == contents(digits)
+
+
+def test_nothing_is_held_back_for_a_fraction_of_0(digits):
+    assert hold_back(digits, 0.0) == (digits, None)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "why"),
+    [(0.001, "holds back no image; raise it"), (1 - 1e-16, "holds back every image; lower it")],
+)
+def test_a_fraction_that_leaves_one_part_empty_is_refused(digits, fraction, why):
+    assert 0 < fraction < 1
+    with pytest.raises(UserError, match=why):
+        hold_back(digits, fraction)

@@ -1,0 +1,125 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_tree, seen_by_others
+from PIL import Image
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.pictures import read_image, read_images
+
+GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
+
+
+def save_image(path: Path, kind: str) -> None:
+    if kind == "16-bit":
+        Image.fromarray(GREY).save(path)
+    elif kind == "grey":
+        Image.fromarray((GREY // 256).astype(np.uint8)).save(path)
+    elif kind == "palette":
+        Image.fromarray((GREY // 256).astype(np.uint8)).convert("P").save(path)
+    elif kind == "transparent":
+        image = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+        image.paste((200, 100, 50, 255), (0, 0, 16, 32))
+        image.save(path)
+    elif kind == "cmyk":
+        Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(path, "JPEG")
+    elif kind == "exif":
+        image = Image.new("RGB", (32, 32), "black")
+        image.paste("white", (0, 0, 32, 16))  # white above
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+        image.save(path, "PNG", exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "grey", "palette", "transparent", "cmyk", "exif"])
+def test_images_of_every_mode_are_read_as_one_sees_them(tmp_path, kind):
+    path = tmp_path / "image.png"
+    save_image(path, kind)
+    pixels, size = read_image(path)
+    assert size == (32, 32)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.flags.writeable
+    if kind in ("16-bit", "grey", "palette"):
+        assert np.abs(pixels - GREY / 257).max() <= 1
+    elif kind == "transparent":
+        assert pixels[:, 0, 0].tolist() == [200, 100, 50]
+        assert pixels[:, 0, 31].tolist() == [0, 0, 0]
+    elif kind == "cmyk":
+        assert pixels[0].min() > 200
+        assert pixels[1].max() < 60
+    elif kind == "exif":
+        assert pixels[:, :, 31].min() == 255
+        assert pixels[:, :, 0].max() == 0
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("size", [(32, 32), (50, 20), (517, 300)], ids=str)
+def test_pixels_are_those_of_opencv_and_torch(tmp_path, suffix, size):
+    path = tmp_path / f"picture.{suffix}"
+    smooth(*size).save(path, lossless=True)
+    assert np.abs(read_image(path)[0] - seen_by_others(path)).max() <= 1
+    assert read_image(path)[1] == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_exif_orientation_is_opencvs(tmp_path, orientation):
+    path = tmp_path / "picture.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth(40, 24).save(path, exif=exif)
+    assert np.abs(read_image(path)[0] - seen_by_others(path)).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_an_animation_gives_its_first_frame(tmp_path, suffix):
+    path = tmp_path / f"moving.{suffix}"
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    assert np.abs(read_image(path)[0][:, 5, 5].astype(int) - [255, 0, 0]).max() <= 2
+
+
+def test_a_wrong_extension_and_a_large_image_do_no_harm(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", "BMP")
+    assert read_image(tmp_path / "a.png")[0][0].min() == 255
+    Image.new("L", (10_000, 10_000), 200).save(tmp_path / "b.png")  # Pillow warns of this size
+    assert read_image(tmp_path / "b.png")[0].min() == 200
+
+
+def test_float_pixels_are_refused(tmp_path):
+    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match="its pixels are floats"):
+        read_image(tmp_path / "image.tif")
+
+
+def test_an_error_without_a_message_is_named(tmp_path, monkeypatch):
+    Image.new("L", (32, 32)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(UserError, match=r"image\.png \(MemoryError\); repair or remove it"):
+        read_image(tmp_path / "image.png")
+
+
+def test_many_images_come_in_order_with_the_errors_among_them(tmp_path):
+    paths = sorted(draw_tree(tmp_path / "tree", train=20, test=0).rglob("*.png"))
+    paths[7].write_bytes(b"not an image")
+    outcomes = list(read_images(paths))
+    assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, UserError)] == [7]
+    assert str(paths[7]) in str(outcomes.pop(7))
+    for (pixels, _), path in zip(outcomes, [*paths[:7], *paths[8:]], strict=True):
+        assert np.array_equal(pixels, read_image(path)[0])
+
+
+def test_reading_leaves_the_warning_filters_alone(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (10_000, 9_000)).save(path)  # Pillow warns of this size
+    before = list(warnings.filters)
+    assert len(list(read_images([path] * 3))) == 3
+    read_image(path)
+    assert warnings.filters == before
