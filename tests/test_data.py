@@ -1,14 +1,20 @@
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+import data
+from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.per_image import PerImageEngine
+from cifarnet.augment.policy import Policy, build_policy
 from cifarnet.core.device import start
+from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
-from cifarnet.images.imageset import ImageSet
-from cifarnet.images.normalise import Normalise
-from data import EvalBatches, TrainBatches
+from cifarnet.images.imageset import ImageSet, Splits, channel_statistics
+from data import EvalBatches, TrainBatches, build_engine, load_splits
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -24,19 +30,126 @@ def numbered_images(count: int) -> ImageSet:
 
 
 def batches_of(images, **settings) -> TrainBatches:
-    config = Settings(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
-    return TrainBatches(images, config, start(config), MEAN, STD)
+    chosen = Settings(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
+    return TrainBatches(images, chosen, start(chosen), MEAN, STD)
 
 
-def test_normalised_values():
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    normalised = Normalise(MEAN, STD, torch.device("cpu"))(images)
-    expected = (images.numpy() / 255 - np.array(MEAN).reshape(3, 1, 1)) / np.array(STD).reshape(
-        3, 1, 1
+def noise(count: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.arange(count) % 2, ("a", "b"))
+
+
+def load(said=None, **settings) -> Splits:
+    return load_splits(Settings(**settings), (said if said is not None else []).append)
+
+
+def test_importing_data_loads_no_library_that_a_run_may_not_need():
+    heavy = {"albumentations", "cv2", "sklearn", "torchvision", "matplotlib"}
+    code = f"import sys, data; print({heavy} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert normalised.dtype is torch.float32
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(normalised.numpy(), expected, atol=1e-5)
+    assert done.stdout == "set()\n"
+
+
+# --- splits ---
+
+
+def test_digits_are_split_as_the_settings_say():
+    whole = load(dataset="digits")
+    assert (whole.name, whole.val) == ("digits", None)
+    assert len(whole.train) + len(whole.test) == 1797
+    part = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3, seed=7)
+    assert (len(part.train), len(part.val), len(part.test)) == (70, 30, 20)
+    limited = load(dataset="digits", limit_train=100)
+    assert limited.has_statistics(*channel_statistics(limited.train.images))
+    assert part.has_statistics(*channel_statistics(part.train.images))  # without held-out images
+    assert not part.has_statistics(limited.mean, limited.std)
+
+
+def test_other_seeds_and_calls_split_in_the_same_way():
+    flags = {"dataset": "digits", "limit_train": 100, "val_fraction": 0.3}
+    first, second = load(**flags, seed=1), load(**flags, seed=2)
+    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.val.images, second.val.images)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"limit_train": 9}, "--limit_train 9 is fewer than the 10 classes"),
+        ({"limit_test": 9}, "--limit_test 9 is fewer than the 10 classes"),
+        ({"limit_train": 10, "val_fraction": 0.5}, "--val_fraction 0.5 holds back no image"),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        load(dataset="digits", **flags)
+
+
+def test_cifar10_has_the_published_statistics(monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "read_cifar10", lambda *a: asked.append(a) or (noise(20), noise(10)))
+    splits = load(data_dir="there", data_url="file:///x")
+    assert asked[0][:2] == (Path("there"), "file:///x")
+    assert splits.name == "CIFAR-10"
+    assert splits.has_statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def test_a_folder_has_its_own_name_or_a_given_one(tree, monkeypatch):
+    assert load(dataset="folder", data_dir=str(tree)).name == "pictures"
+    assert load(dataset="folder", data_dir=str(tree), dataset_name="mine").name == "mine"
+    monkeypatch.chdir(tree)
+    assert load(dataset="folder", data_dir=".").name == "pictures"
+    renamed = tree.rename(tree.with_name("two\nlines"))
+    assert load(dataset="folder", data_dir=str(renamed)).name == "two\\nlines"
+
+
+def test_bad_images_of_a_folder_are_skipped_on_request(tree):
+    (tree / "train" / "bar" / "000.png").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read the image"):
+        load(dataset="folder", data_dir=str(tree))
+    said = []
+    splits = load(said, dataset="folder", data_dir=str(tree), skip_bad_images=True)
+    assert len(splits.train) == 11
+    assert said[0].startswith("skipped: cannot read the image")
+
+
+def test_a_class_with_one_image_is_not_held_back(tree):
+    for path in sorted((tree / "train" / "bar").iterdir())[1:]:
+        path.unlink()
+    splits = load(dataset="folder", data_dir=str(tree), val_fraction=0.4)
+    assert splits.train.labels.bincount().tolist() == [1, 4]
+    assert splits.val.labels.tolist() == [1, 1]
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"), [("albumentations", PerImageEngine), ("batched", BatchedEngine)]
+)
+def test_the_engine_is_the_one_of_the_settings(engine, kind):
+    settings = Settings(augment_engine=engine, augment="light")
+    assert type(build_engine(settings, MEAN, torch.device("cpu"))) is kind
+
+
+def test_the_engine_has_the_policy_of_the_settings():
+    settings = Settings(
+        augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0
+    )
+    policy = build_engine(settings, MEAN, torch.device("cpu")).policy
+    assert policy == Policy(affine_p=0.1, jitter_p=0.2, hole_p=0.0)
+    settings = Settings(augment_engine="batched", augment="light")
+    assert build_engine(settings, MEAN, torch.device("cpu")).policy == build_policy("light")
+
+
+# --- batches ---
 
 
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])
@@ -137,7 +250,7 @@ def test_the_global_generator_is_left_alone(engine):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_evaluation_takes_each_image_once_in_order():
+def test_evaluation_shows_each_image_once_in_order():
     held_out = EvalBatches(numbered_images(50), 16, start(Settings(device="cpu")), MEAN, STD)
     for _ in range(2):
         labels = torch.cat([labels for _, labels in held_out])
