@@ -1,94 +1,88 @@
-"""Tells what pictures show: `python predict.py --pretrained long photo.jpg holidays/`."""
+"""Tells what pictures show: `python predict.py --pretrained long photo.jpg holidays/`.
 
-import contextlib
+The request is checked before torch is imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from cifarnet.checkpoints.snapshots import read_trained
-from cifarnet.checkpoints.weights import Weights
+from cifarnet.checkpoints.places import find_trained
 from cifarnet.core.commandline import build_parser, run_command
-from cifarnet.core.device import Runtime, start
 from cifarnet.core.errors import RunError, UserError, printable
 from cifarnet.core.settings import Settings
-from cifarnet.images.imageset import ImageSet
-from cifarnet.images.pictures import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored, read_images
-from cifarnet.reporting.metrics import predict
-from data import EvalBatches
-from model import restore
+from cifarnet.images.suffixes import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored
 
-Ranking = list[tuple[str, float]]  # classes and their probabilities in [0, 1], the likeliest first
-Outcome = tuple[str, Ranking | UserError]  # of a picture, or of a folder, by its path
+if TYPE_CHECKING:
+    from cifarnet.inference.predictor import Outcome, Predictor, Ranking
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit code 0, 1 where some pictures could not be read, 2 for a wrong request or where none could."""
+    """The command. Exit code 0; 1 if some pictures could not be read; 2 if none could, or for a
+    wrong request."""
     return run_command(lambda: _predict(sys.argv[1:] if argv is None else argv))
 
 
 def _predict(argv: Sequence[str]) -> None:
-    parser = build_parser("Tells what pictures show.", ("batch_size", "device"))
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures of any size and mode; folders are "
-                        f"searched for {SUFFIXES}")  # fmt: skip
-    parser.add_argument("--pretrained", required=True, metavar="NAME|PATH", help="the trained network: the name of a "
-                        "result, a .safetensors file or a .pth snapshot")  # fmt: skip
-    parser.add_argument(
-        "--top_k", type=int, default=3, metavar="N", help="classes to name (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="a line of JSON for each picture, instead of the table"
-    )
-    given = vars(parser.parse_args(argv))
-    names, pretrained, top_k, as_json = (
-        given.pop(name) for name in ("pictures", "pretrained", "top_k", "json")
-    )
-    if top_k < 1:
-        raise UserError(f"--top_k {top_k} is out of range; name one class at least")
-    config = Settings(**given)
-    runtime = start(config)
-    trained = read_trained(pretrained)
-    model = restore(trained).to(runtime.device)
-    paths, problems, others = find_pictures(names)
+    options, settings = _parse(argv)
+    find_trained(options.pretrained)
+    paths, problems, others = find_pictures(options.pictures)
     if others:
         print(ignored(others, NO_SUFFIX), file=sys.stderr)
-    asked, unreadable = len(paths) + len(problems), 0
-    table = Table(paths, trained.classes)
-    with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
-        outcomes = classify(model, trained, paths, config.batch_size, runtime, bar.update)
-        for path, outcome in itertools.chain(problems, outcomes):
-            failed = isinstance(outcome, UserError)
-            if as_json:
-                tqdm.write(_json_line(path, outcome if failed else outcome[:top_k]))
-            elif not failed:
-                tqdm.write(table.row(path, outcome[:top_k]))
-            if failed:
-                if asked == 1:
-                    raise outcome
-                unreadable += 1
-                tqdm.write(f"error: {outcome}", file=sys.stderr)
+    asked = len(paths) + len(problems)
+    unreadable = _show(paths, problems, options, settings)
     if unreadable == asked:
         raise UserError(f"none of these {asked} could be read; name pictures, or folders with some")
     if unreadable:
-        raise RunError(f"{unreadable} of {asked} could not be read; they are named above")
+        raise RunError(f"{unreadable} of {asked} could not be read; the lines above name them")
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
+    parser = build_parser("Tells what pictures show.", ("batch_size", "device"))
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="IMAGE",
+        help=f"Picture of any size and mode, or a folder to search for {SUFFIXES}.",
+    )
+    parser.add_argument(
+        "--pretrained",
+        required=True,
+        metavar="NAME|PATH",
+        help="Trained network: the name of a result, a .safetensors file or a .pth snapshot.",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print one line of JSON per picture, not a table."
+    )
+    options = parser.parse_args(argv)
+    if options.top_k < 1:
+        raise UserError(f"--top_k {options.top_k} is out of range; name at least one class")
+    given = {name: getattr(options, name) for name in ("batch_size", "device") if name in options}
+    return options, Settings(**given)
 
 
 def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[Path]]:
-    """The paths of the pictures that `names` mean, themselves or anywhere below them, in order; the folders that hold
-    none or cannot be read; and the files there that are no pictures by their names. Hidden files and folders are passed
-    over, and so are links to folders."""
+    """Searches the folders among `names`, and all below them, for pictures.
+
+    Returns the paths of the pictures, in order; the folders without any and the unreadable ones,
+    with a `UserError` each; and the files without an image extension. Skips hidden files and
+    folders, and links to folders.
+    """
     paths: list[str] = []
     others: list[Path] = []
     problems: list[Outcome] = []
     for name in names:
-        if not os.path.isdir(name):  # noqa: PTH112, for Path.is_dir raises for names too long
+        if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises for too long a name
             paths.append(name)
             continue
         before, closed = len(paths), []
@@ -99,54 +93,61 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
                     paths.append(str(path))
                 else:
                     others.append(path)
-        problems += [
-            (p.filename, UserError(f"cannot read the folder {p.filename} ({p.strerror})"))
-            for p in closed
-        ]
+        for why in closed:
+            problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
+            problems.append((why.filename, problem))
         if len(paths) == before and not closed:
             problems.append((name, UserError(f"the folder {name} holds no pictures ({SUFFIXES})")))
     return paths, problems, others
 
 
-def classify(
-    model: nn.Module,
-    trained: Weights,
+def _show(
     paths: Sequence[str],
-    batch_size: int,
-    runtime: Runtime,
-    progress: Callable[[], object],
-) -> Iterator[Outcome]:
-    """What the pictures `paths` show, in order, by batches; `progress()` is called as each has been read."""
-    for first in range(0, len(paths), batch_size):
-        part, read = paths[first : first + batch_size], []
-        with contextlib.closing(read_images(map(Path, part))) as reading:
-            for outcome in reading:
-                read.append(outcome)
-                progress()
-        pixels = [outcome[0] for outcome in read if not isinstance(outcome, UserError)]
-        ranked = iter(rank(model, trained, np.stack(pixels), runtime) if pixels else ())
-        for path, outcome in zip(part, read, strict=True):
-            yield path, outcome if isinstance(outcome, UserError) else next(ranked)
+    problems: Sequence[Outcome],
+    options: argparse.Namespace,
+    settings: Settings,
+) -> int:
+    """Prints a line for each outcome; returns how many pictures and folders were not readable.
+
+    Raises the problem instead if only one picture was asked for.
+    """
+    from tqdm import tqdm
+
+    predictor = _predictor(options.pretrained, settings) if paths else None
+    table = Table(paths, predictor.classes if predictor else ("",))
+    unreadable = 0
+    with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
+        outcomes = predictor.classify(paths, settings.batch_size, bar.update) if predictor else ()
+        for path, outcome in itertools.chain(problems, outcomes):
+            failed = isinstance(outcome, UserError)
+            if failed and len(paths) + len(problems) == 1:
+                raise outcome
+            shown = outcome if failed else outcome[: options.top_k]
+            if options.json:
+                tqdm.write(_json_line(path, shown))
+            elif not failed:
+                tqdm.write(table.row(path, shown))
+            if failed:
+                unreadable += 1
+                tqdm.write(f"error: {outcome}", file=sys.stderr)
+    return unreadable
 
 
-def rank(model: nn.Module, trained: Weights, pixels: np.ndarray, runtime: Runtime) -> list[Ranking]:
-    """For each of the pictures uint8 [N,3,32,32] all classes; equally likely ones in the network's own order."""
-    unlabelled = ImageSet(
-        torch.from_numpy(pixels),
-        torch.zeros(len(pixels), dtype=torch.int64),
-        tuple(trained.classes),
-    )
-    batches = EvalBatches(unlabelled, len(pixels), runtime, tuple(trained.mean), tuple(trained.std))
-    logits, _ = predict(model, batches, runtime)  # [N,C]
-    shares, order = logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    return [
-        [(trained.classes[label], share) for label, share in zip(*pair, strict=True)]
-        for pair in zip(order.tolist(), shares.tolist(), strict=True)
-    ]
+def _predictor(pretrained: str, settings: Settings) -> Predictor:
+    # These import torch.
+    from cifarnet.checkpoints.snapshots import read_trained
+    from cifarnet.core.device import start
+    from cifarnet.inference.predictor import Predictor
+    from model import restore
+
+    runtime = start(settings)
+    trained = read_trained(pretrained)
+    network = restore(trained).to(runtime.device)
+    return Predictor(network, trained.classes, trained.mean, trained.std, runtime.device)
 
 
 def _json_line(path: str, outcome: Ranking | UserError) -> str:
-    """In ASCII, whatever the path: a terminal's own escapes would be no JSON."""
+    """One line in ASCII, whatever the path: a terminal's escapes would break the JSON."""
     if isinstance(outcome, UserError):
         return json.dumps({"path": path, "error": str(outcome)})
     return json.dumps(
@@ -155,7 +156,7 @@ def _json_line(path: str, outcome: Ranking | UserError) -> str:
 
 
 class Table:
-    """Rows as wide as what may come in them; the first one brings the head."""
+    """Rows with aligned columns; the first row comes with the head."""
 
     def __init__(self, paths: Sequence[str], classes: Sequence[str]) -> None:
         self.path_width = max([len("picture"), *(len(printable(path)) for path in paths)])
@@ -163,7 +164,7 @@ class Table:
         self.begun = False
 
     def row(self, path: str, ranking: Ranking) -> str:
-        """`path`, then class and probability of each entry of `ranking`."""
+        """The path, then class and probability of each entry of `ranking`."""
         cells = [f"{printable(name):{self.class_width}} {share:7.2%}" for name, share in ranking]
         row = "  ".join([f"{printable(path):{self.path_width}}", *cells])
         if self.begun:

@@ -27,7 +27,8 @@ from cifarnet.core.ranks import (
 )
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
 from cifarnet.core.settings import Settings
-from cifarnet.networks.fast import DenseConv2d, use_plain_forms
+from cifarnet.networks.blocks import DepthwiseConv2d
+from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.training.averaging import averaged_copy, update_bn
@@ -396,7 +397,7 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError("--compile needs a C++ compiler on the CPU (g++, clang++); leave it off")
     # The compiler fuses plain normalisations, and slows the folded ones (bench.py).
-    return torch.compile(use_plain_forms(network, DenseConv2d))
+    return torch.compile(use_plain_forms(network, keep=(DepthwiseConv2d,)))
 
 
 def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:

@@ -1,1 +1,1 @@
-"""Predictions of trained networks; imports images and networks."""
+"""Trained networks at work. Imports `images` and `networks`."""

@@ -1,1 +1,1 @@
-"""Convolution blocks and networks; imports torch alone."""
+"""Convolution blocks and networks. Imports torch only."""

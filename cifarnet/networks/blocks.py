@@ -1,9 +1,52 @@
-"""Convolution blocks."""
+"""Convolution blocks in their plain forms: torch.nn, layer by layer.
+
+`fast.use_fast_forms` swaps them for forms that are faster on the CPU and compute the same function.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from cifarnet.networks.fast import DenseConv2d, DepthwiseSeparableConv2d, norm_relu_dropout
+
+class DenseConv2d(nn.Conv2d):
+    """Convolution of stride 1 without bias: [B,in,H,W] -> [B,out,H,W]. `kernel_size` is odd.
+
+    Muon orthogonalises the updates of these layers.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """One k x k filter per channel, without bias: [B,C,H,W] -> [B,C,ceil(H/stride),ceil(W/stride)].
+
+    `kernel_size` is odd. The weight is [C,1,k,k].
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1
+    ) -> None:
+        padding = dilation * (kernel_size - 1) // 2
+        super().__init__(
+            channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False
+        )
+
+
+class DepthwiseSeparableConv2d(nn.Sequential):
+    """Depthwise 3x3, then pointwise 1x1: [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
+
+    Howard et al. 2017, arXiv 1704.04861, without the normalisation and ReLU between the two.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__(
+            DepthwiseConv2d(in_channels, 3, stride, dilation),
+            DenseConv2d(in_channels, out_channels, 1),
+        )
 
 
 class ConvBlock(nn.Module):
@@ -16,12 +59,15 @@ class ConvBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_relu_dropout([(x, self.conv, self.bn)], self.dropout)
+        return self.dropout(torch.relu(self.bn(self.conv(x))))
 
 
 class SeparableBlock(nn.Module):
-    """Depthwise separable conv -> BN, plus a 1x1 conv -> BN of the input (`shortcut`) -> ReLU -> spatial dropout:
-    [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)]."""
+    """Depthwise separable conv -> BN, plus the shortcut -> ReLU -> spatial dropout.
+
+    The shortcut is conv 1x1 -> BN of the input; a block with a stride has none.
+    [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
+    """
 
     def __init__(
         self,
@@ -43,16 +89,30 @@ class SeparableBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        depthwise, pointwise = self.conv
-        branches = [(depthwise(x), pointwise, self.bn)]
+        y = self.bn(self.conv(x))
         if self.shortcut is not None:
-            branches.append((x, *self.shortcut))
-        return norm_relu_dropout(branches, self.dropout)
+            y = y + self.shortcut(x)
+        return self.dropout(torch.relu(y))
 
 
-def _average(x: Tensor) -> Tensor:
-    """The mean of each channel, [B,C,H,W] -> [B,C], as a product of matrices: a sixth of the time of `mean`."""
-    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C], and a gradient that is channels_last
-    return (
-        torch.bmm(pixels.new_ones(len(x), 1, pixels.shape[1]), pixels).squeeze(1) / pixels.shape[1]
-    )
+class PooledConv(nn.Module):
+    """conv 3x3 -> BN -> max pooling -> ReLU: [B,in,H,W] -> [B,out,H//pool,W//pool]."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: int = 1) -> None:
+        super().__init__()
+        self.conv = DenseConv2d(in_channels, out_channels, 3)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.pool(self.bn(self.conv(x))))
+
+
+def channel_means(x: Tensor) -> Tensor:
+    """The mean of each channel: [B,C,H,W] -> [B,C].
+
+    Equals `x.mean((2, 3))`. As a matrix product it takes a sixth of the time on the CPU.
+    """
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C]; its gradient is channels_last too
+    ones = pixels.new_ones(len(x), 1, pixels.shape[1])
+    return torch.bmm(ones, pixels).squeeze(1) / pixels.shape[1]
