@@ -13,7 +13,7 @@ from test_data import MEAN, STD, batches_of, numbered_images
 from cifarnet.core.device import start
 from cifarnet.core.launch import ALONE
 from cifarnet.core.settings import Settings
-from data import EvalBatches, TrainBatches, EpochOrder
+from data import EpochOrder, EvalBatches, TrainBatches
 from model import build_model
 from train import _logits
 
