@@ -1,6 +1,7 @@
 """What a rank does in test_torchrun.py: `python -m torch.distributed.run ... ranks.py FILE`."""
 
 # ruff: noqa: E402
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,18 +9,15 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.device import start
+from small_runs import SmallRun, small_run, small_splits
+
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import Ranks
 from cifarnet.core.ranks import Group, gathered, run_on_ranks
-from cifarnet.core.settings import Settings
-from cifarnet.images.imageset import ImageSet, Splits
-from cifarnet.training.objective import Teacher
+from cifarnet.training.objective import Distillation
 from model import build_model
-from train import Trainer
 
 PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
@@ -30,54 +28,37 @@ SETTINGS = {
 }
 
 
-def noise() -> Splits:
-    """Of 25 training images in batches of 12, the last leaves a rank without any."""
-    generator = torch.Generator().manual_seed(0)
-    sets = []
-    for count in (25, 20):
-        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        sets.append(ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c")))
-    return Splits("noise", sets[0], None, sets[1], (0.5,) * 3, (0.3,) * 3)
-
-
-def trainer(ranks: Ranks, frozen: bool, **settings: object) -> Trainer:
-    quick = {"device": "cpu", "num_workers": 0, "batch_size": 12, "epochs": 2}
-    config = Settings(**{**quick, **settings})
-    runtime = start(config, ranks)
-    made = Trainer(build_model(config, 3), noise(), config, runtime)
-    for module in made.model.modules():
-        if frozen and isinstance(module, nn.BatchNorm2d):
-            module.eval().train = lambda mode=True, module=module: module
-    return made
+def noisy_run(ranks: Ranks, **settings: object) -> SmallRun:
+    """A run of 25 images in batches of 12: the last batch leaves a rank without images."""
+    splits = small_splits(25, 20, classes="abc")
+    return small_run(splits, ranks, **{"batch_size": 12, "augment": "full", **settings})
 
 
 def trained(ranks: Ranks, name: str) -> dict:
     """Weights and history after two epochs with frozen batch statistics."""
-    run = trainer(ranks, True, **SETTINGS[name])
+    run = noisy_run(ranks, **SETTINGS[name])
+    for module in run.learner.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().train = lambda mode=True, module=module: module
     if name == "taught":
         torch.manual_seed(1)
-        states = build_model(run.config, 3).state_dict()
-        untrained = Weights(
-            states, 1, {}, ["a", "b", "c"], [0.4] * 3, [0.2] * 3, "noise", "", None, "", "none"
-        )
-        run.teacher = Teacher(untrained, run.splits, run.runtime)
-    run.fit(lambda row: None)
-    return {"model": run.model.state_dict(), "history": run.history}
+        teacher, given = build_model(run.settings, 3), (run.splits.mean, run.splits.std)
+        run.objective = Distillation(teacher, run.runtime, ((0.4,) * 3, (0.2,) * 3), given)
+    rows = run.fit()
+    return {
+        "model": run.learner.network.state_dict(),
+        "history": [dataclasses.asdict(row) for row in rows],
+    }
 
 
 def command(group: Group) -> None:
     ranks = group.ranks
     results = {name: trained(ranks, name) for name in SETTINGS}
-    whole = trainer(ranks, False, epochs=1)
-    whole.fit(lambda row: None)
-    content = torch.cat(
-        [
-            value.double().flatten()
-            for value in whole.model.state_dict().values()
-            if value.is_floating_point()
-        ]
-    )
-    results["states"] = gathered(content, whole.runtime)
+    whole = noisy_run(ranks, epochs=1)
+    whole.fit()
+    values = whole.learner.network.state_dict().values()
+    floats = torch.cat([v.double().flatten() for v in values if v.is_floating_point()])
+    results["states"] = gathered(floats, whole.runtime)
     results["seeds"] = gathered(torch.initial_seed(), whole.runtime)
     if ranks.rank == 0:
         torch.save(results, sys.argv[1])

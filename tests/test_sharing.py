@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import trained, trainer
+from ranks import noisy_run, trained
 from test_data import MEAN, STD, batches_of, numbered_images
 
 from cifarnet.core.device import start
 from cifarnet.core.launch import ALONE
 from cifarnet.core.settings import Settings
 from data import EpochOrder, EvalBatches, TrainBatches
-from model import build_model
-from train import _logits
 
 # --- shares ---
 
@@ -98,21 +96,18 @@ def test_a_batch_in_parts_is_a_step_like_the_whole_one():
 
 
 def test_normalisation_takes_the_statistics_of_each_part_alone():
-    whole, parts = (
-        trainer(ALONE, False, epochs=1, augment="none", dropout=0.0, accumulate=n) for n in (1, 2)
-    )
-    for run in (whole, parts):
-        run.fit(lambda row: None)
-    assert [int(run.model.c1.bn.num_batches_tracked) for run in (whole, parts)] == [
-        3,
-        5,
-    ]  # the last batch is one image
+    runs = [noisy_run(ALONE, epochs=1, dropout=0.0, accumulate=n) for n in (1, 2)]
+    for run in runs:
+        run.fit()
+    counts = [int(run.learner.network.c1.bn.num_batches_tracked) for run in runs]
+    assert counts == [3, 5]  # the last batch is one image
 
 
 def test_an_empty_share_leaves_gradients_of_zero_and_the_statistics_as_they_were():
-    model = build_model(Settings(dropout=0.5), 3).train()
+    learner = noisy_run(ALONE, dropout=0.5).learner
+    model = learner.network.train()
     before = {name: value.clone() for name, value in model.named_buffers()}
-    logits = _logits(model, torch.zeros(0, 3, 32, 32))
+    logits = learner.see(torch.zeros(0, 3, 32, 32), 16)
     assert logits.shape == (0, 3)
     F.cross_entropy(logits, torch.zeros(0, dtype=torch.int64), reduction="sum").backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -69,7 +69,7 @@ def load(path: Path) -> TrainState:
         raise UserError(f"{path} is refused: it holds more than data; use another one") from None
     try:
         return _restored(fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+    except (LookupError, TypeError, ValueError) as problem:
         raise UserError(
             f"{path} is no CIFARNet snapshot ({problem or type(problem).__name__}); "
             f"use one that a run wrote"

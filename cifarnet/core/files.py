@@ -30,6 +30,18 @@ def writable_directory(path: str | Path, flag: str) -> Path:
     return directory
 
 
+def existing_directory(path: str | Path, flag: str) -> Path:
+    """`path` as a directory to read from. Raises `UserError` that names `flag`."""
+    directory = Path(path)
+    try:
+        if directory.is_dir():
+            return directory
+        what = "is a file" if directory.exists() else "is not there"
+    except OSError as problem:  # a name too long, or a parent that cannot be read
+        what = f"cannot be read ({problem.strerror})"
+    raise UserError(f"{flag} {path} {what}; name a folder")
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes the file `path` completely or not at all. Raises `OSError`.
 

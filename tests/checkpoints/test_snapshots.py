@@ -1,50 +1,22 @@
+import hashlib
+import io
 import os
 import pickle
 import stat
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from states import make_state
 
 from cifarnet.checkpoints import snapshots
-from cifarnet.checkpoints.snapshots import (
-    BEST,
-    LAST,
-    find_best,
-    find_newest,
-    load,
-    move_aside,
-    numbered,
-    pack,
-    prune,
-)
-from cifarnet.checkpoints.state import HISTORY_KEYS, TrainState, weights_of
+from cifarnet.checkpoints.places import BEST, LAST, numbered
+from cifarnet.checkpoints.snapshots import find_best, find_newest, load, move_aside, pack, prune
+from cifarnet.checkpoints.state import COLUMNS, Row, TrainState
 from cifarnet.core.errors import UserError
-
-
-def make_state(epoch: int = 3) -> TrainState:
-    return TrainState(
-        model={"weight": torch.arange(3.0)},
-        optimizer={
-            "state": {0: {"momentum_buffer": torch.ones(3)}},
-            "param_groups": [{"lr": 0.1, "params": [0]}],
-        },
-        scheduler={"step": 30, "total_steps": 100},
-        scaler={},
-        epoch=epoch,
-        best_accuracy=0.75,
-        best_epoch=min(2, epoch),
-        history=[dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": 1, "val_loss": None}],
-        config={"epochs": 10, "resume": None, "amp": True},
-        random_state={"cpu": torch.get_rng_state(), "cuda": []},
-        classes=["a", "ü"],
-        mean=[0.1, 0.2, 0.3],
-        std=[0.1, 0.2, 0.3],
-        dataset="pictures",
-    )
 
 
 def save(state: TrainState, path) -> None:
@@ -67,8 +39,8 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path):
     assert all(equal(getattr(back, f.name), getattr(state, f.name)) for f in fields(TrainState))
     raw = torch.load(tmp_path / LAST, weights_only=True)
     assert set(raw) >= {
-        "model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "history", "config", "random_state",
-        "classes", "mean", "std",
+        "model", "optimizer", "scheduler", "scaler", "epoch", "best_accuracy", "history",
+        "config", "random_state", "classes", "mean", "std", "run_id",
     }  # fmt: skip
 
 
@@ -96,10 +68,11 @@ def test_the_directory_is_flushed_after_the_renaming(tmp_path, monkeypatch):
 
 
 NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
+ROWS = st.builds(Row, **dict.fromkeys(COLUMNS, NUMBERS))
 
 
 @given(
-    history=st.lists(st.fixed_dictionaries(dict.fromkeys(HISTORY_KEYS, NUMBERS)), max_size=3),
+    history=st.lists(ROWS, max_size=3),
     config=st.dictionaries(st.text(), NUMBERS | st.booleans() | st.text()),
     classes=st.lists(st.text(), min_size=2),
     weights=st.lists(st.floats(width=32, allow_nan=False), max_size=5),
@@ -107,14 +80,14 @@ NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
     epoch=st.integers(2, 10**6),
 )
 def test_any_state_comes_back(tmp_path, history, config, classes, weights, dataset, epoch):
-    changes = {
-        "history": history,
-        "config": config,
-        "classes": classes,
-        "dataset": dataset,
-        "epoch": epoch,
-    }
-    state = replace(make_state(), model={"weight": torch.tensor(weights)}, **changes)
+    state = make_state(
+        epoch,
+        model={"weight": torch.tensor(weights)},
+        history=history,
+        config=config,
+        classes=classes,
+        dataset=dataset,
+    )
     save(state, tmp_path / LAST)
     assert equal(vars(load(tmp_path / LAST)), vars(state))
 
@@ -142,12 +115,6 @@ def test_a_changed_weight_is_noticed(tmp_path):
         load(tmp_path / LAST)
 
 
-def test_a_snapshot_without_a_checksum_is_read(tmp_path):
-    """Of an earlier version, or edited and saved again by hand."""
-    torch.save(vars(make_state(7)), tmp_path / LAST)
-    assert load(tmp_path / LAST).epoch == 7
-
-
 def test_the_newest_numbered_ones_are_kept(tmp_path):
     for epoch in (9998, 9999, 10000, 10001):
         numbered(tmp_path, epoch).touch()
@@ -170,35 +137,59 @@ class Bomb:
         return (os.mkdir, ("exploded",))
 
 
-def spoil(path, how):
-    if how == "missing":
-        return
-    if how == "directory":
-        path.mkdir()
-        return
+def write_sealed(content: object, path: Path) -> None:
+    """What a snapshot looks like from outside: `content`, saved by torch, and its checksum."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    archive = buffer.getvalue()[:-2] + (71).to_bytes(2, "little")
+    path.write_bytes(archive + b"sha256:" + hashlib.sha256(archive).hexdigest().encode())
+
+
+def spoil(path: Path, how: str) -> None:
     save(make_state(), path)
     content = path.read_bytes()
-    if how == "truncated":
+    fields = torch.load(path, weights_only=True)
+    if how in ("missing", "directory"):
+        path.unlink()
+    if how == "directory":
+        path.mkdir()
+    elif how == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "text":
         path.write_text("not a snapshot")
-    elif how == "crafted":
+    elif how == "code":
         torch.save({"model": Bomb()}, path)
+    elif how == "sealed code":
+        write_sealed({"model": Bomb()}, path)
     elif how == "bare pickle":
         path.write_bytes(pickle.dumps(Bomb()))
     elif how == "weights alone":
         torch.save({"weight": torch.ones(3)}, path)
+    elif how == "an earlier version":
+        del fields["run_id"]
+        write_sealed(fields, path)
     elif how == "a tensor":
-        torch.save(torch.ones(3), path)
+        write_sealed(torch.ones(3), path)
     elif how == "wrong types":
-        fields = torch.load(path, weights_only=True)
-        torch.save(fields | {"epoch": "three"}, path)
+        write_sealed(fields | {"epoch": "three"}, path)
 
 
-KINDS = ["missing", "directory", "truncated", "empty", "text", "crafted", "bare pickle", "weights alone", "a tensor",
-         "wrong types"]  # fmt: skip
+KINDS = {
+    "missing": "cannot be read",
+    "directory": "cannot be read",
+    "truncated": "checksum does not fit",
+    "empty": "checksum does not fit",
+    "text": "checksum does not fit",
+    "code": "checksum does not fit",
+    "sealed code": "holds more than data",
+    "bare pickle": "checksum does not fit",
+    "weights alone": "checksum does not fit",
+    "an earlier version": "'run_id'",
+    "a tensor": "no CIFARNet snapshot",
+    "wrong types": "epoch is no int",
+}
 
 
 @pytest.mark.parametrize("how", KINDS)
@@ -206,26 +197,24 @@ def test_what_is_no_snapshot_is_refused_by_name_and_runs_nothing(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "some.pth"
     spoil(path, how)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=KINDS[how]) as caught:
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
-    if how == "crafted":
-        assert "holds code" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"classes": [1, 2]}, {"classes": ["a"]}, {"mean": ["a", "b", "c"]}, {"mean": []}, {"std": [0.0, 1.0, 1.0]},
-        {"history": [{}]}, {"history": [1]}, {"epoch": -3}, {"epoch": 0}, {"best_epoch": 9},
+        {"classes": [1, 2]}, {"classes": ["a"]}, {"mean": ["a", "b", "c"]}, {"mean": []},
+        {"std": [0.0, 1.0, 1.0]}, {"epoch": -3}, {"epoch": 0}, {"best_epoch": 9},
         {"mean": [float("nan")] * 3},
     ],
     ids=str,
 )  # fmt: skip
 def test_figures_that_no_run_writes_are_refused(tmp_path, wrong):
-    save(TrainState(**{**make_state().__dict__, **wrong}), tmp_path / LAST)
+    save(make_state(**wrong), tmp_path / LAST)
     with pytest.raises(UserError, match="do not fit together"):
         load(tmp_path / LAST)
 
@@ -276,77 +265,23 @@ def test_going_back_moves_what_came_later(tmp_path):
     assert names(tmp_path)[1:] == [BEST, "snapshot_epoch_0005.pth", "snapshot_epoch_0010.pth"]
 
 
-def test_the_best_comes_along(tmp_path):
+def test_the_best_of_a_run_is_found_by_its_id(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    rows = [
-        dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": epoch, "train_loss": 1 / epoch}
-        for epoch in range(1, 10)
-    ]
 
-    def state(epoch: int) -> TrainState:
-        return replace(make_state(epoch), history=rows[:epoch])
+    def best(epoch: int, source: Path = old / LAST) -> Path | None:
+        return find_best(source, new, epoch, "first")
 
-    assert find_best(old / LAST, new, 7, rows) is None
-    save(state(7), old / BEST)
-    assert find_best(old / LAST, new, 6, rows) is None  # another epoch's
-    assert find_best(old / LAST, new, 7, rows) == old / BEST
-    save(state(6), new / BEST)
-    assert find_best(old / LAST, new, 7, rows) == old / BEST
-    other_run = [*rows[:6], rows[6] | {"train_loss": 0.2}]
-    save(replace(state(7), history=other_run), new / BEST)
-    assert find_best(old / LAST, new, 7, rows) == old / BEST
-    save(state(7), new / BEST)
-    assert find_best(old / LAST, new, 7, rows) == new / BEST
-    save(state(9), numbered(old, 9))
-    assert find_best(numbered(old, 9), new, 9, rows) == numbered(old, 9)
-    save(state(5), numbered(old, 5))
-    assert find_best(old / LAST, new, 5, rows) == numbered(old, 5)
-
-
-@pytest.mark.parametrize(
-    ("name", "val_fraction", "words"),
-    [
-        (LAST, 0.0, "not selected; the test set was evaluated during the run"),
-        (LAST, 0.1, "chosen without test images"),
-        (BEST, 0.0, "best by test accuracy, evaluated during the run"),
-        (BEST, 0.1, "best by validation accuracy"),
-    ],
-)
-def test_what_a_snapshot_says_of_its_network(tmp_path, name, val_fraction, words):
-    row = dict.fromkeys(HISTORY_KEYS, 0.5)
-    rows = [row | {"epoch": 2, "test_accuracy": 0.25}, row | {"epoch": 3, "test_accuracy": 0.75}]
-    state = replace(make_state(3), history=rows, config={"val_fraction": val_fraction, "epochs": 3})
-    trained = weights_of(state, tmp_path / name)
-    assert trained.selected_by == words
-    assert trained.accuracy == 0.75
-    assert trained.source == str(tmp_path / name)
-    rows[0]["test_accuracy"] = None
-    assert weights_of(state, tmp_path / name).selected_by == words.replace(
-        "during the run", "at the end only"
-    )
-    assert trained.model is state.model
-    assert weights_of(replace(state, epoch=4), tmp_path / name).accuracy is None
-    unmeasured = replace(state, history=[rows[0], rows[1] | {"test_accuracy": None}])
-    assert weights_of(unmeasured, tmp_path / name).accuracy is None
-    assert weights_of(unmeasured, tmp_path / name).selected_by == words.replace(
-        "during the run", "never so far"
-    )
-
-
-def test_the_weights_that_count_are_those_that_the_run_evaluates():
-    row = dict.fromkeys(HISTORY_KEYS, 0.5) | {"epoch": 3}
-    averaged = {"n_averaged": torch.tensor(5), "module.weight": torch.zeros(3)}
-    state = replace(make_state(3), history=[row], averaged=averaged)
-    ema = replace(state, config={"ema_decay": 0.9, "evaluate": "ema"})
-    for kept, which, zero, accuracy in (
-        (state, None, False, 0.5), (ema, None, True, 0.5), (state, "ema", True, None), (ema, "raw", False, None),
-    ):  # fmt: skip
-        trained = weights_of(kept, Path(LAST), which)
-        assert list(trained.model) == ["weight"]
-        assert (trained.model["weight"] == 0).all() == zero
-        assert trained.config["evaluate"] == ("ema" if zero else "raw")
-        assert trained.accuracy == accuracy
-    with pytest.raises(UserError, match="no averaged weights"):
-        weights_of(make_state(), Path(LAST), "ema")
+    assert best(7) is None
+    save(make_state(7), old / BEST)
+    assert best(6) is None  # of another epoch
+    assert best(7) == old / BEST
+    save(make_state(7, run_id="other"), new / BEST)
+    assert best(7) == old / BEST
+    save(make_state(7), new / BEST)
+    assert best(7) == new / BEST
+    save(make_state(9), numbered(old, 9))
+    assert best(9, numbered(old, 9)) == numbered(old, 9)
+    save(make_state(5), numbered(old, 5))
+    assert best(5) == numbered(old, 5)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifarnet.checkpoints import weights
-from cifarnet.checkpoints.weights import FILE, Weights, find_weights, read_weights, write_weights
+from cifarnet.checkpoints import places
+from cifarnet.checkpoints.places import WEIGHTS_FILE as FILE
+from cifarnet.checkpoints.places import find_weights
+from cifarnet.checkpoints.weights import Weights, read_weights, write_weights
 from cifarnet.core.errors import UserError
 
 
@@ -133,9 +135,9 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
 
 def test_names_and_paths(tmp_path, monkeypatch):
     assert (
-        Path(weights.__file__).resolve().parents[2] / "results" == weights.RESULTS
+        Path(places.__file__).resolve().parents[2] / "results" == places.RESULTS
     )  # wherever one is
-    monkeypatch.setattr(weights, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(places, "RESULTS", tmp_path / "results")
     with pytest.raises(UserError, match=r"no weights 'hour'; .*results holds none; name a file"):
         find_weights("hour")
     for name in ("hour", "long"):

@@ -105,7 +105,7 @@ def test_the_pass_evaluates_and_leaves_the_mode_alone():
 
 def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
     report = replace(report_of(*random_predictions(3)), snapshot="\udcff.pth")
-    write_report(report, tmp_path, None, None)
+    write_report(report, tmp_path)
     assert (
         json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["snapshot"]
         == "\udcff.pth"
@@ -119,15 +119,16 @@ def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
 def test_the_files(tmp_path, classes):
     names = tuple(f"<b>$x_{i}$ é" for i in range(classes))
     report = report_of(*random_predictions(classes), names)
-    write_report(report, tmp_path, {"top1": 0.5}, None)
+    write_report(report, tmp_path, last=report)
     figures = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert set(figures) >= {
-        "top1", "top3", "top5", "loss", "images", "macro", "weighted", "per_class", "confusion_matrix", "dataset",
-        "snapshot", "epoch",
+        "top1", "top3", "top5", "loss", "images", "macro", "weighted", "per_class",
+        "confusion_matrix", "dataset", "snapshot", "epoch",
     }  # fmt: skip
     assert set(figures["macro"]) == set(figures["weighted"]) == {"precision", "recall", "f1"}
     assert list(figures["per_class"]) == list(names)
-    assert (figures["last"], figures["best"]) == ({"top1": 0.5}, None)
+    assert (figures["last"], figures["best"]) == (report.headline(), None)
+    assert figures["last"]["top1"] == report.top1
     text = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
     assert "a.pth" in text
     assert f"top-1 accuracy: {report.top1:.4f}" in text

@@ -1,45 +1,256 @@
+import csv
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from states import make_row, make_state
 
+from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.state import COLUMNS, Progress
+from cifarnet.core.errors import RunError
+from cifarnet.core.log import RunLog
 from cifarnet.core.settings import Settings
-from cifarnet.reporting import recorders as recorder
+from cifarnet.reporting import recorders
+from cifarnet.reporting.recorders import Curves, HistoryCsv, LogLine, Recorder, Recorders, Snapshots
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.lines, self.path = [], path
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def progress_of(*rows) -> Progress:
+    progress = Progress()
+    for row in rows:
+        progress.add(row)
+    return progress
+
+
+class Heard(Recorder):
+    """Keeps what it is told of; fails while `broken`."""
+
+    failure = "this one could not be written"
+
+    def __init__(self, broken: bool = False) -> None:
+        self.events, self.broken = [], broken
+
+    def start(self, progress):
+        self.hear("start")
+
+    def row(self, progress):
+        self.hear(f"row {progress.epoch}")
+
+    def end(self, progress):
+        self.hear("end")
+
+    def hear(self, event):
+        if self.broken:
+            raise OSError(28, "No space left on device")
+        self.events.append(event)
+
+
+def told(*kept: Recorder, log=None) -> Recorders:
+    return Recorders(kept, log or Lines(), lambda work: work())
+
+
+def test_one_that_fails_does_not_hurt_the_others():
+    log, broken, heard = Lines(), Heard(broken=True), Heard()
+    all_of_them = told(broken, heard, log=log)
+    progress = Progress()
+    all_of_them.start(progress)
+    progress.add(make_row(1))
+    all_of_them.row(progress)
+    all_of_them.end(progress)
+    assert heard.events == ["start", "row 1", "end"]
+    warning = "warning: this one could not be written (No space left on device)"
+    assert log.lines == [f"{warning}; it will be tried again"] * 2 + [warning]
+    with pytest.raises(RunError, match="this one could not be written; see the log"):
+        all_of_them.check()
+
+
+def test_one_that_works_again_is_forgiven():
+    broken = Heard(broken=True)
+    all_of_them = told(broken)
+    all_of_them.row(progress_of(make_row(1)))
+    broken.broken = False
+    all_of_them.end(progress_of(make_row(1)))
+    all_of_them.check()
+
+
+def test_only_the_first_rank_writes():
+    heard = Heard()
+    Recorders([heard], Lines(), lambda work: None).row(progress_of(make_row(1)))
+    assert heard.events == []
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
+    settings = Settings(save_best=True, snapshot_freq=2)
+    now = Progress()
+    kept = Snapshots(tmp_path, settings, lambda: make_state(now.epoch))
+    all_of_them = told(kept)
+    save, full = snapshots.save, True
+
+    def save_unless_full(content, path):
+        if full:
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(snapshots, "save", save_unless_full)
+    for epoch, accuracy in ((1, 0.1), (2, 0.9)):
+        now.add(make_row(epoch, test_accuracy=accuracy))
+        all_of_them.row(now)
+    assert names(tmp_path) == []
+    with pytest.raises(
+        RunError, match=r"best_model\.pth, last\.pth, snapshot_epoch_0002\.pth could not be written"
+    ):
+        all_of_them.check()
+    full = False
+    now.add(make_row(3, test_accuracy=0.2))
+    all_of_them.row(now)
+    all_of_them.check()
+    assert names(tmp_path) == ["best_model.pth", "last.pth", "snapshot_epoch_0002.pth"]
+    epochs = [snapshots.load(tmp_path / name).epoch for name in names(tmp_path)]
+    assert epochs == [2, 3, 2]  # each as it would have been
+
+
+def test_the_best_is_written_before_the_last(tmp_path, monkeypatch):
+    """A crash in between is then repeated by the resumed run."""
+    written = []
+    monkeypatch.setattr(snapshots, "save", lambda content, path: written.append(path.name))
+    kept = Snapshots(tmp_path, Settings(save_best=True, snapshot_freq=1), make_state)
+    kept.row(progress_of(make_row(1)))
+    assert written[-1] == "last.pth"
+    assert sorted(written) == ["best_model.pth", "last.pth", "snapshot_epoch_0001.pth"]
+
+
+def test_the_history_has_a_row_an_epoch_and_blanks(tmp_path):
+    history = HistoryCsv(Lines(tmp_path / "run.log"))
+    progress = progress_of(make_row(1))
+    history.start(progress)  # of a resumed run
+    progress.add(make_row(2, test_loss=None))
+    history.row(progress)
+    history.end(progress)
+    with (tmp_path / "run.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["test_loss"] for row in rows] == ["0.5", ""]
+
+
+def test_without_an_epoch_there_is_no_history(tmp_path):
+    history = HistoryCsv(Lines(tmp_path / "run.log"))
+    history.start(Progress())
+    history.end(Progress())
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_row_twice_or_in_halves(tmp_path):
+    class Full:
+        """A file whose disk is full at the second flush; what was written stays buffered."""
+
+        def __init__(self, file):
+            self.file, self.flushes = file, 0
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def flush(self):
+            self.flushes += 1
+            if self.flushes == 1:
+                raise OSError(28, "No space left on device")
+            self.file.flush()
+
+    history = HistoryCsv(Lines(tmp_path / "run.log"))
+    progress = progress_of(make_row(1))
+    history.row(progress)
+    history.file = Full(history.file)
+    progress.add(make_row(2))
+    with pytest.raises(OSError, match="No space"):
+        history.row(progress)
+    progress.add(make_row(3))
+    history.row(progress)
+    history.end(progress)
+    lines = (tmp_path / "run.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(
     ("before", "epoch", "left"), [(0, 1, "0:02:00"), (0, 2, "0:00:16"), (1, 2, "0:00:20")]
 )
 def test_the_time_left_knows_that_larger_images_take_longer(monkeypatch, before, epoch, left):
-    """In units of 16x16 pixels the epochs are worth 1, 4, 4, 4; ten seconds went by for the first 1 or 5, or for 4."""
+    """Epochs cost 1, 4, 4, 4; ten seconds went by for the first 1 or 5, or for 4."""
     clock = iter((100.0, 110.0))
-    monkeypatch.setattr(recorder.time, "perf_counter", lambda: next(clock))
-    config = Settings(epochs=4, image_sizes="16,32,32,32")
-    trainer = SimpleNamespace(config=config, splits=None, runtime=None, epoch=before, best_epoch=0)
-    kept = recorder.Recorder(trainer, None, Path(), Path(), None)
-    row = dict.fromkeys(
-        ("lr", "train_loss", "train_accuracy", "seconds", "images_per_second", "data_wait"), 0.0
-    )
-    row |= dict.fromkeys(("val_loss", "test_loss", "ema_accuracy")) | {
-        "grad_norm": 0,
-        "clipped": 0,
-        "skipped_steps": 0,
-    }
-    line = kept._epoch_line(row | {"epoch": epoch})
-    assert re.search(r"left (.*)", line)[1] == left
+    monkeypatch.setattr(recorders.time, "perf_counter", lambda: next(clock))
+    log = Lines()
+    line = LogLine(log, Settings(epochs=4), (0, 1, 4, 4, 4).__getitem__, lambda: 0.0)
+    line.start(progress_of(*(make_row(n) for n in range(1, before + 1))))
+    line.row(progress_of(make_row(epoch)))
+    assert re.search(r"left (.*)", log.lines[-1])[1] == left
 
 
-def test_the_learning_rates_drawn_are_those_that_were():
-    """Ten steps an epoch; two epochs are done, by flags that said the same or something else."""
-    history = [{"epoch": 1, "lr": 0.4}, {"epoch": 2, "lr": 0.2}]
-    trainer = SimpleNamespace(
-        config=None, splits=None, runtime=None, epoch=2, history=history, batches=range(10)
-    )
-    for rate, drawn in (
-        (lambda step: 0.6 - 0.02 * (step + 1), (0.58, 0.4, 0.3, 0.2, 0.18)),
-        (lambda step: 0.7, (0.4, 0.4, 0.3, 0.2, 0.7)),
-    ):
-        trainer.rate = rate
-        shown = recorder.Recorder(trainer, None, Path(), Path(), None)._rate_by_step()
-        assert [shown(step) for step in (0, 9, 14, 19, 20)] == pytest.approx(drawn)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "epoch 2/250 | lr 0.5 | train 0.5000 50.00% | test 0.5000 50.00% | raw 50.00%, "),
+        ({"test_loss": None, "ema_accuracy": None}, "train 0.5000 50.00% | 0.5 s | "),
+        ({"val_loss": 0.25, "val_accuracy": 0.75}, "| val 0.2500 75.00% | test"),
+        ({"skipped_steps": 3}, "| 3 steps skipped by the fp16 scaler"),
+    ],
+    ids=str,
+)
+def test_a_line_says_what_was_measured(changes, words):
+    log = Lines()
+    line = LogLine(log, Settings(), lambda epoch: 1, lambda: 0.0)
+    line.start(progress_of(make_row(1)))
+    line.row(progress_of(make_row(1), make_row(2, **changes)))
+    assert words in log.lines[0]
+
+
+def test_waiting_for_data_is_told_once():
+    log = Lines()
+    line = LogLine(log, Settings(), lambda epoch: 1, lambda: 0.0)
+    line.start(Progress())
+    for epoch in (1, 2):
+        line.row(progress_of(make_row(epoch, data_wait=0.2)))
+    assert sum("waiting for data" in text for text in log.lines) == 1
+
+
+def test_the_compilation_is_told_after_the_first_epoch():
+    log = Lines()
+    line = LogLine(log, Settings(compile=True), lambda epoch: 1, lambda: 31.4)
+    line.start(Progress())
+    for epoch in (1, 2):
+        line.row(progress_of(make_row(epoch)))
+    said = [text for text in log.lines if "compiled" in text]
+    assert said == ["compiled in the first step, which took 31 s"]
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end():
+    drawn = []
+    curves = Curves(Settings(epochs=6, plot_freq=2), lambda progress: drawn.append(progress.epoch))
+    for epoch in range(1, 7):
+        curves.row(progress_of(make_row(epoch)))
+    assert drawn == [2, 4]
+    curves.end(progress_of(make_row(6)))
+    assert drawn == [2, 4, 6]
+    curves.end(Progress())
+    assert len(drawn) == 3
+
+
+def test_a_run_with_a_real_log(tmp_path):
+    with RunLog() as log:
+        log.open(tmp_path)
+        all_of_them = told(HistoryCsv(log), log=log)
+        progress = progress_of(make_row(1))
+        all_of_them.row(progress)
+        all_of_them.end(progress)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".log"]

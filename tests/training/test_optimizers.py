@@ -16,10 +16,10 @@ TOTAL, WARMUP = 1000, 100
 
 def test_the_cosine_starts_and_ends_exactly():
     for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
-        assert learning_rate(0, TOTAL, 0, lr, low) == lr
-        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low) == low
-        assert learning_rate(500, 1001, 0, lr, low) == pytest.approx((lr + low) / 2)
-    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6) for step in range(TOTAL)]
+        assert learning_rate(0, TOTAL, 0, lr, low, "cosine") == lr
+        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low, "cosine") == low
+        assert learning_rate(500, 1001, 0, lr, low, "cosine") == pytest.approx((lr + low) / 2)
+    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
     assert all(a > b for a, b in itertools.pairwise(rates))
 
 
@@ -28,7 +28,7 @@ def test_the_cosine_equals_torchs():
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
     for step in range(TOTAL):
-        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6) == pytest.approx(
+        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") == pytest.approx(
             scheduler.get_last_lr()[0], rel=1e-6
         )
         optimizer.step()
@@ -36,16 +36,16 @@ def test_the_cosine_equals_torchs():
 
 
 def test_the_warm_up_is_linear_and_meets_the_cosine():
-    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6) for step in range(TOTAL)]
+    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
     assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
     assert rates[WARMUP] == 0.1
     assert rates[-1] == 1e-6
 
 
 def test_the_shortest_runs():
-    assert learning_rate(0, 1, 0, 0.1, 1e-6) == 0.1
-    assert [learning_rate(i, 2, 0, 0.1, 1e-6) for i in range(2)] == [0.1, 1e-6]
-    assert [learning_rate(i, 2, 1, 0.1, 1e-6) for i in range(2)] == [0.1, 0.1]
+    assert learning_rate(0, 1, 0, 0.1, 1e-6, "cosine") == 0.1
+    assert [learning_rate(i, 2, 0, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 1e-6]
+    assert [learning_rate(i, 2, 1, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 0.1]
 
 
 def test_the_linear_schedule_equals_torchs():
