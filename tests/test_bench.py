@@ -1,28 +1,74 @@
+import json
+
 import pytest
 
 import bench
-from bench import GRADIENT, all_reduce_seconds, expected_table
 from cifarnet.core.settings import Settings
 from model import build_model, parameter_count
 
 
-def test_the_expected_table_is_for_this_network():
-    assert 4 * parameter_count(build_model(Settings(), 10)) == GRADIENT
-    assert expected_table().count("\n| 64 |") == 2
-
-
-def test_the_ring_moves_all_but_its_own_part_twice():
-    assert all_reduce_seconds(1, 1e6, 1e-5, 1e9) == 0
-    assert all_reduce_seconds(4, 1e6, 1e-5, 1e9) == pytest.approx(6 * 1e-5 + 2 * 0.75 * 1e-3)
-
-
-def test_numbers_of_ranks_that_are_none_are_refused(capsys):
-    assert bench.main(["--ranks", "1,two", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == "error: --ranks 1,two: name numbers of processes, as in 1,2\n"
+def test_the_gradients_exchanged_are_this_networks():
+    assert parameter_count(build_model(Settings(), 10)) == bench.PARAMETERS
 
 
 def test_wrong_requests_are_one_line(capsys):
-    assert bench.main(["--nonsense"]) == 2
-    assert capsys.readouterr().err == "error: unrecognized arguments: --nonsense; see --help\n"
-    assert bench.main(["--quick", "--only", "compiled", "--device", "cpu"]) == 2
-    assert "no measurement of --quick has that in its name" in capsys.readouterr().err
+    for argv, words in (
+        (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
+        (["--ranks", "1,two"], "--ranks 1,two: name numbers of processes, as in 1,2"),
+        (["--quick", "--only", "compiled"], "no measurement of --quick has that in its name"),
+        (["--only", "nothing"], "--only nothing: no measurement has that in its name"),
+    ):
+        assert bench.main(argv) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_medians_of_all_rounds_are_shown_and_written(monkeypatch, capsys, tmp_path):
+    rates = iter([1e9, 30.0, 3e9, 10.0, 2e9, 20.0])  # three rounds of two measurements
+    monkeypatch.setattr(
+        bench, "_in_child", lambda name, device: {"rate": next(rates), "memory": 2**30}
+    )
+    file = tmp_path / "figures.json"
+    named = {"matrix product, fp32": (True, None), "plain loop, fp32": (True, None)}
+    monkeypatch.setattr(bench, "measurements", lambda device: named)
+    assert bench.main(["--device", "cpu", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())["figures"]
+    assert {name: figure["rate"] for name, figure in figures.items()} == {
+        "matrix product, fp32": 2e9, "plain loop, fp32": 20.0
+    }  # fmt: skip
+    assert "| plain loop, fp32 | 20 img/s | 1.0 |" in capsys.readouterr().out
+
+
+def test_a_measurement_that_fails_ends_the_command_with_1(monkeypatch, capsys):
+    named = {"no such thing": (True, None)}
+    monkeypatch.setattr(bench, "measurements", lambda device: named)
+    assert bench.main(["--device", "cpu", "--quick"]) == 1
+    assert "the measurement 'no such thing' failed: " in capsys.readouterr().err
+
+
+def test_the_table_has_ratios_to_the_plain_loop_and_shares_of_the_ceiling():
+    rates = {
+        "matrix product, bf16": 4e12,
+        "plain loop, fp32": 100.0,
+        "step, bf16, fast forms": 1000.0,
+        "evaluation, bf16, fast forms": 3000.0,
+    }
+    figures = {name: {"rate": rate, "memory": 2**30} for name, rate in rates.items()}
+    assert bench.table(figures, 1e9).splitlines()[2:] == [
+        "| matrix product, bf16 | 4,000 GFLOP/s |  |  | 1.0 GiB |",
+        "| plain loop, fp32 | 100 img/s | 1.0 |  | 1.0 GiB |",
+        "| step, bf16, fast forms | 1,000 img/s | 10.0 | 25% | 1.0 GiB |",
+        "| evaluation, bf16, fast forms | 3,000 img/s |  |  | 1.0 GiB |",
+    ]
+
+
+def test_a_training_step_is_three_forward_passes():
+    depthwise = 9 * (32 * 32 * (40 + 128) + 16 * 16 * 240)
+    first = 32 * 32 * 27 * 40
+    pointwise = 32 * 32 * 2 * (40 * 128 + 128 * 240) + 16 * 16 * 240 * 384
+    head = 384 * 10 + 384 * 16 * 16  # and the pooling, as a matrix product
+    assert bench.flops_per_image() == 3 * 2 * (depthwise + first + pointwise + head)
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_the_training_loop_is_measured(engine):
+    assert bench.training("cpu", False, engine, 1, batch_size=8) > 0
