@@ -60,13 +60,7 @@ def build_engine(
     settings: Settings, mean: tuple[float, float, float], device: torch.device
 ) -> PerImageEngine | BatchedEngine:
     """The engine of --augment_engine with the policy of --augment."""
-    policy = build_policy(
-        settings.augment,
-        settings.augment_p,
-        affine_p=settings.affine_p,
-        jitter_p=settings.jitter_p,
-        hole_p=settings.hole_p,
-    )
+    policy = build_policy(settings)
     if settings.augment_engine == "batched":
         return BatchedEngine(policy, mean, device)
     return PerImageEngine(policy, mean)

@@ -340,7 +340,7 @@ def _objective(
     from model import restore
 
     if teacher is None:
-        return Labels(present.settings.label_smoothing)
+        return Labels(present.settings.smoothing)
     try:
         check_classes(teacher.classes, present.classes)
         network = restore(teacher)

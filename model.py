@@ -28,13 +28,14 @@ class CIFARNet(nn.Module):
     The receptive field before the pooling is 15x15 pixels.
     """
 
-    def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
+    def __init__(self, classes: int = 10, dropout: Sequence[float] = (0.0,) * 4) -> None:
+        """`dropout` holds a rate for each block."""
         super().__init__()
-        self.c1 = ConvBlock(3, 40, dropout)
-        self.c2 = SeparableBlock(40, 128, dropout)
-        self.c3 = SeparableBlock(128, 240, dropout, dilation=4)
+        self.c1 = ConvBlock(3, 40, dropout[0])
+        self.c2 = SeparableBlock(40, 128, dropout[1])
+        self.c3 = SeparableBlock(128, 240, dropout[2], dilation=4)
         self.c4 = SeparableBlock(240, 384, 0.0, stride=2, shortcut=False)
-        self.dropout = nn.Dropout(dropout)  # c4's spatial dropout, cheaper after the pooling
+        self.dropout = nn.Dropout(dropout[3])  # c4's spatial dropout, cheaper after the pooling
         self.head = nn.Linear(384, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +53,11 @@ Network = CIFARNet | ResidualNet
 
 def build_model(settings: Settings, classes: int) -> Network:
     """The network that --network names, with fresh random weights, in channels_last layout."""
-    network = ResidualNet if settings.network == "residual" else CIFARNet
-    model = network(classes, settings.dropout)
+    rates = settings.dropouts
+    if settings.network == "residual":
+        model = ResidualNet(classes, rates[-1])
+    else:
+        model = CIFARNet(classes, rates)
     return use_fast_forms(model).to(memory_format=torch.channels_last)
 
 

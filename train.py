@@ -157,7 +157,10 @@ class Plan:
     def rate(self, step: int) -> float:
         """The learning rate of `step`."""
         s, warmup = self.settings, self.settings.warmup_epochs * self.steps_per_epoch
-        return learning_rate(step, self.total_steps, warmup, s.lr, s.min_lr, s.schedule)
+        total = self.total_steps
+        if s.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
+            step, total = step // self.steps_per_epoch, s.epochs + 1
+        return learning_rate(step, total, warmup, s.lr, s.min_lr, s.schedule)
 
     def image_size(self, epoch: int) -> int:
         """The side of the training images in `epoch`, in pixels."""

@@ -21,8 +21,9 @@ class BatchedEngine:
         self, policy: Policy, mean: tuple[float, float, float], device: torch.device
     ) -> None:
         self.policy, self.device = policy, device
-        fill = torch.tensor([round(255.0 * m) for m in mean], device=device)
-        self.fill = fill.float().view(1, 3, 1, 1)
+        colour = torch.tensor([round(255.0 * m) for m in mean], device=device)
+        self.mean = colour.float().view(1, 3, 1, 1)
+        self.outside = self.mean if policy.border == "mean" else torch.zeros_like(self.mean)
         self.places = torch.arange(SIZE, device=device)
         # `chunk` images are worked on at a time, `block` images are augmented together. On the CPU
         # a chunk fits the cache as float32 (64 to 128 images were fastest). Elsewhere a chunk is so
@@ -38,14 +39,14 @@ class BatchedEngine:
         """Returns copies of `images`, uint8 [B,3,32,32] on the device, changed as `draws` says."""
         images = self._crop_and_flip(images, draws)
         self._warp(images, draws)
-        self._jitter(images, draws)
         self._punch(images, draws)
+        self._jitter(images, draws)
         return images
 
     def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
         """Moves whole pixels: one gather from the padded images."""
         pad, width = self.policy.pad, SIZE + 2 * self.policy.pad
-        padded = self.fill.to(torch.uint8).repeat(len(images), 1, width, width)
+        padded = self.outside.to(torch.uint8).repeat(len(images), 1, width, width)
         padded[:, :, pad : pad + SIZE, pad : pad + SIZE] = images
         row, column = self._to_device(draws.offset).unsqueeze(2).unbind(1)  # [B,1]
         flip = self._to_device(draws.flip)[:, None]
@@ -69,11 +70,11 @@ class BatchedEngine:
             x, y, origin = matrix.unbind(2)  # [n,2,1]
             grid = (x * centres).unsqueeze(2) + (y * centres + origin).unsqueeze(3)  # [n,2,32,32]
             grid = grid.permute(0, 2, 3, 1)
-            # Zeros come in from outside: less the fill before, plus the fill after, they are the
-            # fill.
-            values = images.index_select(0, part).float().sub_(self.fill)
+            # Zeros come in from outside: less the border's colour before, plus it after, they are
+            # that colour.
+            values = images.index_select(0, part).float().sub_(self.outside)
             values = F.grid_sample(values, grid, padding_mode="zeros", align_corners=False)
-            images.index_copy_(0, part, values.add_(self.fill + 0.5).to(torch.uint8))
+            images.index_copy_(0, part, values.add_(self.outside + 0.5).to(torch.uint8))
 
     def _jitter(self, images: Tensor, draws: Draws) -> None:
         """Changes brightness, contrast, saturation and hue in place, in each image's own order.
@@ -107,7 +108,7 @@ class BatchedEngine:
         corner = self._to_device(draws.corner[chosen])[:, :, None]
         row, column = (corner + self.places[: self.policy.hole]).unbind(1)  # [n,16]
         inside = (row[:, :, None] * SIZE + column[:, None, :]).flatten(1)  # [n,256]
-        colour = self.fill.to(torch.uint8).flatten()
+        colour = self.mean.to(torch.uint8).flatten()
         images.flatten(2)[self._to_device(chosen)[:, None], :, inside] = colour
 
     def _to_device(self, values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class PerImageEngine:
         return augmented
 
 
-def _transforms(policy: Policy, fill: tuple[int, ...]) -> "list[A.BasicTransform]":
+def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform]":
     """The transforms of the steps whose probability is above 0, in the policy's order."""
     # albumentations would ask a server for a newer version. It is imported here because the import
     # is slow and the batched engine does not need it.
@@ -52,16 +52,19 @@ def _transforms(policy: Policy, fill: tuple[int, ...]) -> "list[A.BasicTransform
     import cv2
 
     padded = SIZE + 2 * policy.pad
-    shift = round(policy.shift * SIZE)  # pixels: a share would be cut off towards 0
-    pad = A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_CONSTANT, fill=fill)
+    shift = policy.max_shift  # pixels: a share would be cut off towards 0
+    outside = {
+        "border_mode": cv2.BORDER_CONSTANT,
+        "fill": mean if policy.border == "mean" else (0, 0, 0),
+    }
+    pad = A.PadIfNeeded(padded, padded, **outside)
     affine = A.Affine(
         translate_px={"x": (-shift, shift), "y": (-shift, shift)},
         scale=(1 - policy.scale, 1 + policy.scale),
         keep_ratio=True,
         rotate=(-policy.rotate, policy.rotate),
-        border_mode=cv2.BORDER_CONSTANT,
-        fill=fill,
         p=policy.affine_p,
+        **outside,
     )
     jitter = A.ColorJitter(
         brightness=(1 - policy.brightness, 1 + policy.brightness),
@@ -74,7 +77,7 @@ def _transforms(policy: Policy, fill: tuple[int, ...]) -> "list[A.BasicTransform
         num_holes_range=(1, 1),
         hole_height_range=(policy.hole, policy.hole),
         hole_width_range=(policy.hole, policy.hole),
-        fill=fill,
+        fill=mean,
         p=policy.hole_p,
     )
     steps = [
@@ -82,7 +85,7 @@ def _transforms(policy: Policy, fill: tuple[int, ...]) -> "list[A.BasicTransform
         (policy.crop_p, A.RandomCrop(SIZE, SIZE)),
         (policy.flip_p, A.HorizontalFlip(p=policy.flip_p)),
         (policy.affine_p, affine),
-        (policy.jitter_p, jitter),
         (policy.hole_p, hole),
+        (policy.jitter_p, jitter),
     ]
     return [transform for probability, transform in steps if probability > 0]

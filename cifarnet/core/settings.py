@@ -42,6 +42,7 @@ def _flag(
     help: str,
     *,
     within: str | None = None,
+    numbers: Sequence[int] = (),
     choices: Sequence[str] = (),
     unset: str | None = None,
     metavar: str | None = None,
@@ -49,14 +50,16 @@ def _flag(
 ) -> Any:
     """Makes a field of `Settings`.
 
-    `within` is the allowed range. `unset` describes a default of None. `metavar` stands for the
-    value in --help. `on_resume` says which values a resumed run may have: the "same" because
-    another one changes the result, a "larger" one too, or "any".
+    `within` is the allowed range. `numbers` are the allowed counts of a list of numbers, which is
+    kept as text such as "0.1,0.2"; each number is `within` the range. `unset` describes a default
+    of None. `metavar` stands for the value in --help. `on_resume` says which values a resumed run
+    may have: the "same" because another one changes the result, a "larger" one too, or "any".
     """
     meta = {
         "group": group,
         "help": help,
         "within": Interval(within) if within else None,
+        "numbers": numbers,
         "choices": choices,
         "unset": unset,
         "metavar": metavar,
@@ -111,17 +114,39 @@ class Settings:
         "full: crop, flip, affine, colour jitter and a hole. light: crop and flip. none: nothing.",
         choices=("full", "light", "none"))
     augment_p: float | None = _flag(None, "augmentation",
-        "Probability of each step that full adds to light.",
-        within="[0, 1]", unset="0.5")
+        "Probability of each step that full adds to light: affine, hole and jitter.",
+        within="[0, 1]", unset="one for each step")
     affine_p: float | None = _flag(None, "augmentation",
         "Probability of the shift, scale and rotation of full.",
-        within="[0, 1]", unset="--augment_p")
-    jitter_p: float | None = _flag(None, "augmentation",
-        "Probability of the colour jitter of full.",
-        within="[0, 1]", unset="--augment_p")
+        within="[0, 1]", unset="--augment_p, else 0.1")
     hole_p: float | None = _flag(None, "augmentation",
         "Probability of the hole of full.",
-        within="[0, 1]", unset="--augment_p")
+        within="[0, 1]", unset="--augment_p, else 0.1")
+    jitter_p: float | None = _flag(None, "augmentation",
+        "Probability of the colour jitter of full.",
+        within="[0, 1]", unset="--augment_p, else 0.2")
+    pad: int = _flag(4, "augmentation",
+        "Pixels around the image from which a crop of the image's own size is cut.",
+        within="[0, 16]")
+    shift: float = _flag(0.0625, "augmentation",
+        "Largest shift along each axis, as a share of the image. Whole pixels are shifted.",
+        within="[0, 1)")
+    scale: float = _flag(0.1, "augmentation",
+        "Largest change of scale: 0.1 scales by 0.9 to 1.1.",
+        within="[0, 1)")
+    degrees: float = _flag(15.0, "augmentation",
+        "Largest rotation, either way, in degrees.",
+        within="[0, 180]")
+    hole: int = _flag(16, "augmentation",
+        "Height and width of the hole, in pixels. It has the mean colour of the data set.",
+        within="[1, 32]")
+    jitter: str = _flag("0.2,0.2,0.2,0.02", "augmentation",
+        "Largest change of brightness, contrast and saturation, as a share, and of hue, in turns "
+        "of the colour wheel.",
+        within="[0, 1)", numbers=(4,), metavar="B,C,S,H")
+    border: str = _flag("mean", "augmentation",
+        "Colour that comes in from outside the image: the mean of the data set, or black.",
+        choices=("mean", "black"))
     augment_engine: str = _flag("albumentations", "augmentation",
         "albumentations: one image at a time, in --num_workers processes. batched: the same "
         "policy on whole batches, on the device, without workers.",
@@ -161,8 +186,12 @@ class Settings:
         "Learning rate of the last batch.",
         within="[0, inf)")
     schedule: str = _flag("cosine", "recipe",
-        "How the learning rate falls from --lr to --min_lr, batch by batch.",
+        "How the learning rate falls from --lr to --min_lr.",
         choices=("cosine", "linear"))
+    schedule_per: str = _flag("step", "recipe",
+        "When the learning rate falls: after each step, or after each epoch. Per epoch, --min_lr "
+        "is the rate that would follow the last epoch.",
+        choices=("step", "epoch"))
     warmup_epochs: int = _flag(0, "recipe",
         "Epochs of linear warm-up before the schedule.",
         within="[0, 1000000]")
@@ -181,10 +210,10 @@ class Settings:
         within="[0, inf)")
     decay_norms: bool = _flag(True, "recipe",
         "Apply weight decay to normalisation layers and biases too.")
-    label_smoothing: float = _flag(0.0, "recipe",
+    label_smoothing: float | None = _flag(None, "recipe",
         "Share of each training label that is spread evenly over all classes. The training loss "
-        "is computed with the smoothed labels.",
-        within="[0, 1)")
+        "is computed with the smoothed labels, the test loss with the labels as they are.",
+        within="[0, 1)", unset="0.1; with --teacher 0")
     ema_decay: float = _flag(0.0, "recipe",
         "Also keep averaged weights: an exponential moving average with this decay per step. "
         "0: none.",
@@ -192,9 +221,10 @@ class Settings:
     max_grad_norm: float = _flag(1.0, "recipe",
         "Scale the gradient down to this norm when it is larger. 0: off.",
         within="[0, inf)")
-    dropout: float = _flag(0.1, "recipe",
-        "Share of the channels that dropout sets to zero.",
-        within="[0, 1)")
+    dropout: str = _flag("0.05,0.1,0.1,0.05", "recipe",
+        "Share of the channels that dropout sets to zero: one rate, or one for each of the four "
+        "blocks. --network residual uses the last one, before its head.",
+        within="[0, 1)", numbers=(1, 4), metavar="P|P,P,P,P")
     teacher: str | None = _flag(None, "recipe",
         "Learn from the predictions of a trained network with the same classes, instead of from "
         "the labels: the name of a result, a .safetensors file or a .pth snapshot. The training "
@@ -286,12 +316,18 @@ class Settings:
             check_value(spec, value)
             if value_type(spec) is float and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
+            if spec.metadata["numbers"] and type(value) is not str:  # `dropout = 0`
+                object.__setattr__(self, spec.name, f"{value:g}")
         self._check_image_sizes()
         if self.batch_size % self.accumulate:
             below = max(1, self.batch_size // self.accumulate) * self.accumulate
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --accumulate "
                 f"{self.accumulate}; use for example --batch_size {below}"
+            )
+        if self.warmup_epochs and self.schedule_per == "epoch":
+            raise UserError(
+                "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
             )
         if self.min_lr > self.lr:
             raise UserError(
@@ -337,6 +373,19 @@ class Settings:
         return tuple(int(size) for size in (self.image_sizes or "32").split(","))
 
     @property
+    def smoothing(self) -> float:
+        """The label smoothing of the training loss."""
+        if self.label_smoothing is None:
+            return 0.0 if self.teacher else 0.1
+        return self.label_smoothing
+
+    @property
+    def dropouts(self) -> tuple[float, float, float, float]:
+        """The dropout rates of the four blocks."""
+        rates = numbers_in(self.dropout)
+        return rates * 4 if len(rates) == 1 else rates
+
+    @property
     def eval_batch_size(self) -> int:
         """Images per evaluation batch: one part of --accumulate, to need no more memory than it."""
         return self.batch_size // self.accumulate
@@ -357,9 +406,31 @@ def value_type(spec: Field) -> type:
     return (typing.get_args(spec.type) or (spec.type,))[0]
 
 
+def numbers_in(text: str) -> tuple[float, ...]:
+    """The numbers of a list such as "0.1,0.2". Raises `ValueError` for other text."""
+    return tuple(float(number) for number in text.split(","))
+
+
+def _check_numbers(spec: Field, value: Any) -> None:
+    """Raises `UserError` unless `value` is a number, or a list of as many as the field takes."""
+    counts, within = spec.metadata["numbers"], spec.metadata["within"]
+    try:
+        found = numbers_in(value if isinstance(value, str) else f"{value:g}")
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) not in counts or not all(number in within for number in found):
+        raise UserError(
+            f"--{spec.name} {value!r} is not a list of {' or '.join(map(str, counts))} numbers in "
+            f"{within.text}; write it like {spec.default}"
+        )
+
+
 def check_value(spec: Field, value: Any) -> None:
     """Raises `UserError` unless `value` has the type of the field and is allowed there."""
     if value is None and spec.default is None:
+        return
+    if spec.metadata["numbers"]:
+        _check_numbers(spec, value)
         return
     kind = value_type(spec)
     if type(value) is not kind and not (kind is float and type(value) is int):
@@ -396,9 +467,13 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 
 def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
-    full_steps = ("augment_p", "affine_p", "jitter_p", "hole_p")
+    full_steps = (
+        *("augment_p", "affine_p", "hole_p", "jitter_p"),
+        *("shift", "scale", "degrees", "hole", "jitter"),
+    )
     needs = (  # (what the flags need, whether it is there, the flags)
         ("--augment full", settings.augment == "full", full_steps),
+        ("--augment full or light", settings.augment != "none", ("pad", "border")),
         (
             "--augment_engine albumentations",
             settings.augment_engine == "albumentations",
