@@ -59,7 +59,7 @@ def plain_loop(device: str, steps: int) -> float:
 
     from model import CIFARNet
 
-    model = CIFARNet().to(device)
+    model = CIFARNet(dropout=Settings().dropouts).to(device)
     optimizer = optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )

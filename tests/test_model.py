@@ -81,7 +81,7 @@ def reference_forward(state, x):
 
 def test_the_forward_pass_is_the_published_one():
     torch.manual_seed(0)
-    model = CIFARNet(dropout=0.5)
+    model = CIFARNet(dropout=(0.5,) * 4)
     with torch.no_grad():
         model(torch.randn(8, 3, 32, 32))  # moves the running statistics away from 0 and 1
     model.eval()
@@ -95,7 +95,7 @@ def test_the_forward_pass_is_the_published_one():
 def test_fast_and_plain_forms_are_the_same_function():
     """In 64 bits no rounding hides a difference: outputs, gradients, running statistics."""
     torch.manual_seed(0)
-    plain = CIFARNet(dropout=0.0).double()
+    plain = CIFARNet().double()
     fast = use_fast_forms(copy.deepcopy(plain))
     images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
     for model in (fast, plain):
@@ -107,10 +107,13 @@ def test_fast_and_plain_forms_are_the_same_function():
     torch.testing.assert_close(fast.eval()(images), plain.eval()(images), rtol=1e-9, atol=1e-12)
 
 
-def test_dropout_is_everywhere_and_only_in_training():
-    model = build_model(Settings(dropout=0.5), 10)
+def test_each_block_has_its_dropout_in_training_only():
+    model = build_model(Settings(dropout="0.5,0.4,0.3,0.2"), 10)
     images = torch.randn(2, 3, 32, 32)
-    assert [block.dropout.p for block in (model.c1, model.c2, model.c3, model)] == [0.5] * 4
+    blocks = (model.c1, model.c2, model.c3, model)
+    assert [block.dropout.p for block in blocks] == [0.5, 0.4, 0.3, 0.2]
+    assert model.c4.dropout.p == 0
+    assert build_model(Settings(network="residual", dropout="0.5,0.4,0.3,0.2"), 10).dropout.p == 0.2
     dropped = (model.c1(images) == 0).all(dim=3).all(dim=2)  # [B, channels]
     assert 0.3 < dropped.float().mean() < 0.7
     model.eval()
