@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnet.augment.policy import CONTRAST, HUE, SATURATION, Draws, Policy, draw
-from cifarnet.images.imageset import SIZE
 
 
 class BatchedEngine:
@@ -24,19 +23,20 @@ class BatchedEngine:
         colour = torch.tensor([round(255.0 * m) for m in mean], device=device)
         self.mean = colour.float().view(1, 3, 1, 1)
         self.outside = self.mean if policy.border == "mean" else torch.zeros_like(self.mean)
-        self.places = torch.arange(SIZE, device=device)
+        self.places = torch.arange(policy.size, device=device)
         # `chunk` images are worked on at a time, `block` images are augmented together. On the CPU
         # a chunk fits the cache as float32 (64 to 128 images were fastest). Elsewhere a chunk is so
         # large that launching the 200 or so operations does not limit the speed.
-        self.chunk, self.block = (64, 512) if device.type == "cpu" else (8192, 8192)
+        chunk, self.block = (64, 512) if device.type == "cpu" else (8192, 8192)
+        self.chunk = max(1, chunk * 32**2 // policy.size**2)
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
-        """Returns augmented copies of `images`, both uint8 [B,3,32,32]; `key` is the seed."""
+        """Returns augmented copies of `images`, both uint8 [B,3,S,S]; `key` is the seed."""
         images = torch.from_numpy(images).to(self.device)
         return self.apply(images, draw(self.policy, len(images), *key)).cpu().numpy()
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Returns copies of `images`, uint8 [B,3,32,32] on the device, changed as `draws` says."""
+        """Returns copies of `images`, uint8 [B,3,S,S] on the device, changed as `draws` says."""
         images = self._crop_and_flip(images, draws)
         self._warp(images, draws)
         self._punch(images, draws)
@@ -45,13 +45,14 @@ class BatchedEngine:
 
     def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
         """Moves whole pixels: one gather from the padded images."""
-        pad, width = self.policy.pad, SIZE + 2 * self.policy.pad
+        pad, size = self.policy.pad, self.policy.size
+        width = size + 2 * pad
         padded = self.outside.to(torch.uint8).repeat(len(images), 1, width, width)
-        padded[:, :, pad : pad + SIZE, pad : pad + SIZE] = images
+        padded[:, :, pad : pad + size, pad : pad + size] = images
         row, column = self._to_device(draws.offset).unsqueeze(2).unbind(1)  # [B,1]
         flip = self._to_device(draws.flip)[:, None]
         columns = torch.where(flip, self.places.flip(0), self.places) + column
-        source = ((self.places + row) * width)[:, :, None] + columns[:, None, :]  # [B,32,32]
+        source = ((self.places + row) * width)[:, :, None] + columns[:, None, :]  # [B,S,S]
         source = source.view(len(images), 1, -1).expand(-1, 3, -1)
         return padded.view(len(images), 3, -1).gather(2, source).view_as(images)
 
@@ -62,13 +63,13 @@ class BatchedEngine:
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
         # A matrix leads from a pixel of the result to its source; an image reaches from -1 to 1.
         inverse = turn / draws.scale[chosen].view(-1, 1, 1)
-        origin = -inverse @ draws.shift[chosen].float().unsqueeze(2) * (2 / SIZE)
+        origin = -inverse @ draws.shift[chosen].float().unsqueeze(2) * (2 / self.policy.size)
         matrices = self._to_device(torch.cat([inverse, origin], 2)).unsqueeze(3)  # [n,2,3,1]
-        centres = (2 * self.places + 1) / SIZE - 1  # of the pixels
+        centres = (2 * self.places + 1) / self.policy.size - 1  # of the pixels
         chosen = self._to_device(chosen)
         for part, matrix in zip(chosen.split(self.chunk), matrices.split(self.chunk), strict=True):
             x, y, origin = matrix.unbind(2)  # [n,2,1]
-            grid = (x * centres).unsqueeze(2) + (y * centres + origin).unsqueeze(3)  # [n,2,32,32]
+            grid = (x * centres).unsqueeze(2) + (y * centres + origin).unsqueeze(3)  # [n,2,S,S]
             grid = grid.permute(0, 2, 3, 1)
             # Zeros come in from outside: less the border's colour before, plus it after, they are
             # that colour.
@@ -107,7 +108,7 @@ class BatchedEngine:
         chosen = draws.hole.nonzero().squeeze(1)
         corner = self._to_device(draws.corner[chosen])[:, :, None]
         row, column = (corner + self.places[: self.policy.hole]).unbind(1)  # [n,16]
-        inside = (row[:, :, None] * SIZE + column[:, None, :]).flatten(1)  # [n,256]
+        inside = (row[:, :, None] * self.policy.size + column[:, None, :]).flatten(1)
         colour = self.mean.to(torch.uint8).flatten()
         images.flatten(2)[self._to_device(chosen)[:, None], :, inside] = colour
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from cifarnet.augment.policy import Policy
 from cifarnet.core.seeds import derived_seed
-from cifarnet.images.imageset import SIZE
 
 if TYPE_CHECKING:
     import albumentations as A
@@ -51,7 +50,7 @@ def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform
     import albumentations as A
     import cv2
 
-    padded = SIZE + 2 * policy.pad
+    size, padded = policy.size, policy.size + 2 * policy.pad
     shift = policy.max_shift  # pixels: a share would be cut off towards 0
     outside = {
         "border_mode": cv2.BORDER_CONSTANT,
@@ -82,7 +81,7 @@ def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform
     )
     steps = [
         (policy.crop_p, pad),
-        (policy.crop_p, A.RandomCrop(SIZE, SIZE)),
+        (policy.crop_p, A.RandomCrop(size, size)),
         (policy.flip_p, A.HorizontalFlip(p=policy.flip_p)),
         (policy.affine_p, affine),
         (policy.hole_p, hole),

@@ -17,6 +17,8 @@ CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brig
 class Policy:
     """Five steps, in this order. A probability of 0 leaves a step out."""
 
+    size: int  # pixels, height and width of the images
+
     # Crop: pad all sides with the border's colour, then cut out the image's own size anywhere.
     crop_p: float
     pad: int  # pixels
@@ -45,7 +47,7 @@ class Policy:
     @property
     def max_shift(self) -> int:
         """The largest shift in whole pixels."""
-        return int(self.shift * SIZE + 1e-9)
+        return int(self.shift * self.size + 1e-9)
 
 
 # The published description gives no probabilities. docs/recipes.md says how these were chosen.
@@ -53,7 +55,11 @@ PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}
 
 
 def build_policy(settings: Settings) -> Policy:
-    """The policy of --augment: full (all steps), light (crop and flip) or none."""
+    """The policy of --augment: full (all steps), light (crop and flip) or none.
+
+    --pad and --hole are pixels of a 32x32 image: the same share of images of another size.
+    """
+    grown = settings.image_size / SIZE
     moved = 0.0 if settings.augment == "none" else 1.0
     chosen = {
         step: next(
@@ -63,14 +69,15 @@ def build_policy(settings: Settings) -> Policy:
     }
     brightness, contrast, saturation, hue = numbers_in(settings.jitter)
     return Policy(
+        size=settings.image_size,
         crop_p=moved,
-        pad=settings.pad,
+        pad=round(settings.pad * grown),
         border=settings.border,
         flip_p=0.5 * moved,
         shift=settings.shift,
         scale=settings.scale,
         rotate=settings.degrees,
-        hole=settings.hole,
+        hole=round(settings.hole * grown),
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
@@ -131,5 +138,5 @@ def draw(policy: Policy, count: int, *key: int) -> Draws:
         ),
         order=torch.rand(count, 4, generator=generator).argsort(1),
         hole=chance(policy.hole_p),
-        corner=whole(0, SIZE - policy.hole),
+        corner=whole(0, policy.size - policy.hole),
     )

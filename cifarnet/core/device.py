@@ -81,7 +81,7 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
 def _check_shares(settings: Settings, ranks: Ranks) -> None:
     """Raises `UserError` unless all ranks get equal shares of a batch, in equal parts."""
     parts = ranks.world_size * settings.accumulate
-    if settings.batch_size % parts:
+    if settings.batch_size and settings.batch_size % parts:
         each = f" with --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
         below = max(1, settings.batch_size // parts) * parts
         raise UserError(

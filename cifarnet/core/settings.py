@@ -23,6 +23,9 @@ GROUPS = {
 }
 
 
+BATCH_SIZE = 512  # images, where the training images are as many
+
+
 @dataclass(frozen=True)
 class Interval:
     """A range of numbers in the usual notation: `Interval("[0, 1)")` contains 0 but not 1."""
@@ -78,13 +81,20 @@ class Settings:
     # fmt: off
     # data
     dataset: str = _flag("cifar10", "data",
-        "Which images to use. cifar10 is downloaded once; folder reads train/CLASS/ and "
-        "test/CLASS/; digits comes with scikit-learn.",
+        "Which images to use. cifar10 is downloaded once; folder reads your own images from "
+        "--data_dir; digits comes with scikit-learn.",
         choices=("cifar10", "folder", "digits"))
     data_dir: str = _flag("./data", "data",
         "Folder that holds cifar10 or receives its download. With --dataset folder: the folder "
-        "that holds train/ and test/.",
+        "that holds a folder for each class, or train/ and test/ with a folder for each class.",
         on_resume="any")
+    labels: str | None = _flag(None, "data",
+        "With --dataset folder: take the images and their classes from this CSV file, not from "
+        "class folders. Each line is path,label; paths start from the file or from --data_dir.",
+        unset="off", metavar="FILE", on_resume="any")
+    image_size: int = _flag(32, "data",
+        "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.",
+        within="[32, 128]")
     data_url: str | None = _flag(None, "data",
         "Download cifar10 from this address (http, https or file).",
         unset="the official server", metavar="URL", on_resume="any")
@@ -103,6 +113,10 @@ class Settings:
         "the test set is then evaluated once, at the end. 0: hold back none and evaluate the test "
         "set every --eval_freq epochs.",
         within="[0, 1)")
+    test_fraction: float = _flag(0.2, "data",
+        "With --dataset folder: where there is no folder of test images, hold back this share of "
+        "the images of each class to test on, always the same ones.",
+        within="(0, 1)")
     num_workers: int | None = _flag(None, "data",
         "Processes that augment images. 0: augment in the main process.",
         within="[0, 256]", unset="one per core, at most 4", on_resume="any")
@@ -126,7 +140,8 @@ class Settings:
         "Probability of the colour jitter of full.",
         within="[0, 1]", unset="--augment_p, else 0.2")
     pad: int = _flag(4, "augmentation",
-        "Pixels around the image from which a crop of the image's own size is cut.",
+        "Pixels around the image from which a crop of the image's own size is cut. Grows with "
+        "--image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
         within="[0, 16]")
     shift: float = _flag(0.0625, "augmentation",
         "Largest shift along each axis, as a share of the image. Whole pixels are shifted.",
@@ -152,7 +167,8 @@ class Settings:
         "policy on whole batches, on the device, without workers.",
         choices=("albumentations", "batched"))
     preview_augment: str | None = _flag(None, "augmentation",
-        "Draw images before and after augmentation, at 32x32, into this PNG file, then stop.",
+        "Draw images before and after augmentation, at --image_size, into this PNG file, then "
+        "stop.",
         unset="off", on_resume="any")
 
     # training recipe
@@ -165,17 +181,17 @@ class Settings:
     epochs: int = _flag(250, "recipe",
         "Passes over the training images.",
         within="[1, 1000000]", on_resume="larger")
-    batch_size: int = _flag(512, "recipe",
+    batch_size: int | None = _flag(None, "recipe",
         "Images per step, over all devices together.",
-        within="[1, 1000000]")
+        within="[1, 1000000]", unset="512, or all training images if they are fewer")
     accumulate: int = _flag(1, "recipe",
         "Compute the share of each process in this many parts, one after the other, to save "
         "memory. Batch normalisation then uses the statistics of each part.",
         within="[1, 1000000]")
     image_sizes: str | None = _flag(None, "recipe",
         "Sizes of the training images in pixels, such as 16,20,24,28,32: each for an equal part "
-        "of the run. Evaluation always uses 32.",
-        unset="32 throughout", metavar="N,N,...")
+        "of the run. Evaluation always uses --image_size.",
+        unset="--image_size throughout", metavar="N,N,...")
     optimizer: str = _flag("sgd", "recipe",
         "muon: orthogonalised updates for the dense convolutions, sgd for the rest.",
         choices=("sgd", "adamw", "muon"))
@@ -214,6 +230,10 @@ class Settings:
         "Share of each training label that is spread evenly over all classes. The training loss "
         "is computed with the smoothed labels, the test loss with the labels as they are.",
         within="[0, 1)", unset="0.1; with --teacher 0")
+    class_weights: str = _flag("none", "recipe",
+        "balanced: weight the loss of each image by the inverse frequency of its class, so that "
+        "all classes count the same.",
+        choices=("none", "balanced"))
     ema_decay: float = _flag(0.0, "recipe",
         "Also keep averaged weights: an exponential moving average with this decay per step. "
         "0: none.",
@@ -232,8 +252,8 @@ class Settings:
         unset="off", metavar="NAME|PATH")
     init: str | None = _flag(None, "recipe",
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
-        "snapshot. The head starts fresh if the classes differ; the images are still normalised "
-        "with their own statistics.",
+        "snapshot. What does not fit starts fresh, and so does the head if the classes differ. "
+        "The images are still normalised with their own statistics.",
         unset="off", metavar="NAME|PATH")
     seed: int = _flag(42, "recipe",
         "Seed of the initial weights, the image order, augmentation and dropout.",
@@ -319,7 +339,7 @@ class Settings:
             if spec.metadata["numbers"] and type(value) is not str:  # `dropout = 0`
                 object.__setattr__(self, spec.name, f"{value:g}")
         self._check_image_sizes()
-        if self.batch_size % self.accumulate:
+        if self.batch_size and self.batch_size % self.accumulate:
             below = max(1, self.batch_size // self.accumulate) * self.accumulate
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --accumulate "
@@ -342,19 +362,27 @@ class Settings:
             raise UserError(
                 "--teacher replaces the labels, so --label_smoothing does nothing; leave one out"
             )
+        if self.teacher and self.class_weights != "none":
+            raise UserError(
+                "--teacher replaces the labels, so --class_weights does nothing; leave one out"
+            )
         if self.evaluate == "ema" and self.ema_decay == 0:
             raise UserError(
                 "--evaluate ema needs averaged weights; add --ema_decay 0.999 or leave it out"
             )
 
     def _check_image_sizes(self) -> None:
-        text = self.image_sizes or "32"
-        if not re.fullmatch(r"\s*\d{1,2}\s*(,\s*\d{1,2}\s*)*", text) or not all(
-            8 <= size <= 32 for size in self.sizes
+        if self.image_size % 16:
+            raise UserError(
+                f"--image_size {self.image_size} is not a multiple of 16; use 32, 48, 64, ... 128"
+            )
+        text = self.image_sizes or str(self.image_size)
+        if not re.fullmatch(r"\s*\d{1,3}\s*(,\s*\d{1,3}\s*)*", text) or not all(
+            8 <= size <= self.image_size for size in self.sizes
         ):
             raise UserError(
-                f"--image_sizes {text} is not a list of whole numbers from 8 to 32; "
-                f"write it like 16,24,32"
+                f"--image_sizes {text} is not a list of whole numbers from 8 to {self.image_size}; "
+                f"write it like 16,24,{self.image_size}"
             )
         if len(self.sizes) > self.epochs:
             raise UserError(
@@ -370,7 +398,7 @@ class Settings:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sides of the training images in pixels, each for an equal part of the run."""
-        return tuple(int(size) for size in (self.image_sizes or "32").split(","))
+        return tuple(int(size) for size in (self.image_sizes or str(self.image_size)).split(","))
 
     @property
     def smoothing(self) -> float:
@@ -388,7 +416,7 @@ class Settings:
     @property
     def eval_batch_size(self) -> int:
         """Images per evaluation batch: one part of --accumulate, to need no more memory than it."""
-        return self.batch_size // self.accumulate
+        return (self.batch_size or BATCH_SIZE) // self.accumulate
 
     @property
     def keeps_best(self) -> bool:
@@ -482,7 +510,7 @@ def without_effect(settings: Settings) -> list[str]:
         ("--optimizer muon", settings.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.amp, ("amp_dtype",)),
         ("--dataset cifar10", settings.dataset == "cifar10", ("data_url",)),
-        ("--dataset folder", settings.dataset == "folder", ("skip_bad_images",)),
+        ("--dataset folder", settings.dataset == "folder", ("skip_bad_images", "test_fraction")),
         ("--snapshot_freq", settings.snapshot_freq > 0, ("keep_snapshots",)),
         ("--plot_training", settings.plot_training, ("plot_freq",)),
         ("--weight_decay", settings.weight_decay > 0, ("decay_norms",)),

@@ -236,6 +236,8 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
         return st.none() | st.lists(st.integers(8, 32).map(str), min_size=1, max_size=4).map(
             ",".join
         )
+    if flag.name == "image_size":
+        return st.sampled_from(range(32, 129, 16))
     kind = value_type(flag)
     within = flag.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)

@@ -18,7 +18,7 @@ from cifarnet.core.settings import (
 def test_the_published_recipe_is_the_default():
     settings = Settings()
     published = {
-        "batch_size": 512, "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
+        "eval_batch_size": 512, "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
         "min_lr": 1e-6, "warmup_epochs": 0, "amp": False, "max_grad_norm": 1.0, "dropout": 0.1,
         "plot_training": True, "plot_evaluation": True, "plot_freq": 50, "save_best": False,
         "select": "last", "snapshot_freq": 5, "resume": None, "num_workers": None,
@@ -33,7 +33,7 @@ def test_the_published_recipe_is_the_default():
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     folder = Path(__file__).parents[2] / "recipes"
     recipes = {path.stem: Settings(**read_recipe(path)) for path in folder.glob("*.toml")}
-    assert recipes["published"] == Settings(amp=True)
+    assert recipes["published"] == Settings(amp=True, batch_size=512)
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
         for needed in filter(None, (recipe.init, recipe.teacher)):
@@ -121,7 +121,7 @@ def test_only_flags_that_leave_the_result_alone_may_change():
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory",
         "select", "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq",
         "keep_snapshots", "resume", "resume_override", "log_dir", "snapshot_dir", "plot_dir",
-        "recipe",
+        "recipe", "labels",
     }  # fmt: skip
     assert by_rule["larger"] == {"epochs"}
 
@@ -129,6 +129,14 @@ def test_only_flags_that_leave_the_result_alone_may_change():
 def test_image_sizes():
     assert Settings().sizes == (32,)
     assert Settings(epochs=7, image_sizes="16, 24,32").sizes == (16, 24, 32)
+    assert Settings(image_size=128).sizes == (128,)
+    assert Settings(epochs=7, image_size=128, image_sizes="96,128").sizes == (96, 128)
+
+
+@pytest.mark.parametrize("size", [16, 40, 144])
+def test_an_image_size_is_a_multiple_of_16_from_32_to_128(size):
+    with pytest.raises(UserError, match=f"--image_size {size} is "):
+        Settings(image_size=size)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +163,7 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"min_lr": 0.2}, "--min_lr 0.2 is above --lr 0.1; .* raise --lr"),
         ({"warmup_epochs": 3, "epochs": 3}, "--warmup_epochs 3 .* --epochs 3 .* raise --epochs"),
         ({"teacher": "long", "label_smoothing": 0.1}, "--teacher .* --label_smoothing .* leave"),
+        ({"teacher": "long", "class_weights": "balanced"}, "--teacher .* --class_weights .* leave"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
     ],
