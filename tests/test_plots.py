@@ -1,25 +1,31 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from states import make_row
 
 import plots
 from cifarnet.reporting.metrics import build_report
 from cifarnet.training.schedule import learning_rate
 
 STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
+NOT_MEASURED = dict.fromkeys(("val_loss", "val_accuracy", "test_loss", "test_accuracy"))
 
 
 def history(epochs: int, held_out: str = "test"):
-    other = "val" if held_out == "test" else "test"
     rows = []
     for epoch in range(1, epochs + 1):
-        rows.append(
-            {"epoch": epoch, "train_loss": 2 / epoch, "train_accuracy": 1 - 1 / (epoch + 1)}
-        )
-        for what, value in (("loss", 1.5 / epoch), ("accuracy", 1 - 1.2 / (epoch + 1))):
-            rows[-1] |= {f"{held_out}_{what}": value, f"{other}_{what}": None}
+        loss, accuracy = 1.5 / epoch, 1 - 1.2 / (epoch + 1)
+        row = make_row(epoch, train_loss=2 / epoch, train_accuracy=1 - 1 / (epoch + 1))
+        held = {f"{held_out}_loss": loss, f"{held_out}_accuracy": accuracy}
+        rows.append(dataclasses.replace(row, **NOT_MEASURED | held))
     return rows
+
+
+def unmeasured(rows):
+    return [dataclasses.replace(row, **NOT_MEASURED) for row in rows]
 
 
 def size_of(path):
@@ -28,6 +34,14 @@ def size_of(path):
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 5  # something was drawn
         return image.size
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that plots.py would write, kept instead."""
+    kept = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path: kept.append(figure))
+    return kept
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 250])
@@ -42,49 +56,42 @@ def test_curves_show_and_name_only_what_was_measured(tmp_path):
     red = np.array([int(plots.RED[i : i + 2], 16) for i in (1, 3, 5)])
     for measured in (True, False):
         if not measured:
-            rows = [row | {"test_loss": None, "test_accuracy": None} for row in rows]
+            rows = unmeasured(rows)
         plots.training_curves(rows, "title", tmp_path / "curves.png")
         with Image.open(tmp_path / "curves.png") as image:
             drawn = (np.asarray(image.convert("RGB")) == red).all(axis=2)
         assert drawn.any() == measured
 
 
-def test_a_training_loss_of_another_kind_is_named(tmp_path, monkeypatch):
-    legends = []
-
-    def keep(figure, path):
-        legends.extend(
-            [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes
-        )
-
-    monkeypatch.setattr(plots, "_write", keep)
-    plots.training_curves(history(3), "title", tmp_path / "curves.png", "train, smoothed labels")
-    assert [names[0] for names in legends] == ["train, smoothed labels", "train"]
-    assert legends[1][-1].startswith("best test: ")
-    once = [row | {"test_loss": None, "test_accuracy": None} for row in history(2)] + history(3)[2:]
-    plots.training_curves(once, "title", tmp_path / "curves.png")
-    assert legends[-1][-1].startswith("test: ")  # one look is not the best of several
+def test_the_legend_names_the_training_loss_and_the_best_epoch(tmp_path, figures):
+    path = tmp_path / "curves.png"
+    plots.training_curves(history(3), "title", path, "train, smoothed labels")
+    looked_once = unmeasured(history(2)) + history(3)[2:]
+    plots.training_curves(looked_once, "title", path)
+    several, once = (
+        [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+        for figure in figures
+    )
+    assert [names[0] for names in several] == ["train, smoothed labels", "train"]
+    assert several[1][-1].startswith("best test: ")
+    assert once[1][-1].startswith("test: ")  # a single one is not the best of several
 
 
 @pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])
 def test_schedule(tmp_path, epochs, done):
     steps = epochs * 98
-    plots.learning_rate_schedule(
-        lambda step: learning_rate(step, steps, 0, 0.1, 1e-6),
-        steps,
-        epochs,
-        done,
-        tmp_path / "rate.png",
-    )
-    assert size_of(tmp_path / "rate.png") == (960, 504)
+    path = tmp_path / "rate.png"
+
+    def rate(step):
+        return learning_rate(step, steps, 0, 0.1, 1e-6, "cosine")
+
+    plots.learning_rate_schedule(rate, steps, epochs, done, path)
+    assert size_of(path) == (960, 504)
 
 
-def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
-    titles = []
-    monkeypatch.setattr(
-        plots, "_write", lambda figure, path: titles.append(figure.axes[0].get_title())
-    )
+def test_the_schedules_title_names_its_peak(tmp_path, figures):
     plots.learning_rate_schedule(lambda step: (0.1, 0.4, 0.2)[step], 3, 3, 3, tmp_path / "rate.png")
+    titles = [figure.axes[0].get_title() for figure in figures]
     assert titles == ["learning rate (--lr), 0.4 to 0.2"]
 
 
@@ -92,13 +99,8 @@ def test_the_schedules_title_names_its_peak(tmp_path, monkeypatch):
 def test_report_figures(tmp_path, classes):
     names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
     logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
-    about = {
-        "snapshot": "a.pth",
-        "epoch": 1,
-        "weights": "raw",
-        "selected_by": "by chance",
-        "sha256": "0",
-    }
+    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw"}
+    about |= {"selected_by": "by chance", "sha256": "0"}
     report = build_report(logits, labels, names, dataset="$pictures_{", **about)
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")

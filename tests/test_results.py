@@ -9,35 +9,37 @@ import pytest
 from conftest import draw_tree
 from PIL import Image
 
-from cifarnet.checkpoints import weights
+from cifarnet.checkpoints import places
+from cifarnet.checkpoints.weights import read_weights
 from cifarnet.core.commandline import read_recipe
 from model import load_pretrained, parameter_count
 
-NAMES = sorted(path.parent.name for path in weights.RESULTS.glob(f"*/{weights.FILE}"))
+NAMES = sorted(path.parent.name for path in places.RESULTS.glob(f"*/{places.WEIGHTS_FILE}"))
 
 
 @pytest.fixture
 def result(request, trained, tmp_path, monkeypatch) -> str:
-    """A committed result, by its name; without one, a freshly made one stands in."""
-    if request.param is None:
-        (tmp_path / "fresh").mkdir()
-        for name, path in ((weights.FILE, trained.weights), ("metrics.json", trained.metrics)):
-            (tmp_path / "fresh" / name).write_bytes(path.read_bytes())
-        monkeypatch.setattr(weights, "RESULTS", tmp_path)
-    return request.param or "fresh"
+    """A committed result, by its name. Where there is none, a new one takes its place."""
+    if request.param:
+        return request.param
+    (tmp_path / "fresh").mkdir()
+    files = {places.WEIGHTS_FILE: trained.weights, "metrics.json": trained.metrics}
+    for name, path in files.items():
+        (tmp_path / "fresh" / name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(places, "RESULTS", tmp_path)
+    return "fresh"
+
+
+def report_of(name: str) -> dict:
+    return json.loads((places.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("result", NAMES or [None], indirect=True)
 def test_the_weights_in_the_repository_load_and_predict(command, result):
-    folder = weights.RESULTS / result
-    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    held = weights.read_weights(result)
+    report, held = report_of(result), read_weights(result)
     assert held.classes == list(report["per_class"])
-    assert (held.epoch, held.dataset, held.accuracy) == (
-        report["epoch"],
-        report["dataset"],
-        report["top1"],
-    )
+    said = (report["epoch"], report["dataset"], report["top1"])
+    assert (held.epoch, held.dataset, held.accuracy) == said
     assert parameter_count(load_pretrained(result)[0]) == 174_762 - 3_850 + 385 * len(held.classes)
     draw_tree(Path("pictures"), size=(60, 40))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pictures/black.png")
@@ -48,22 +50,20 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
     for predictions in told:
         assert sorted(guess["class"] for guess in predictions) == sorted(held.classes)
         assert sum(guess["probability"] for guess in predictions) == pytest.approx(1)
-    assert (
-        len({predictions[0]["probability"] for predictions in told}) == 19
-    )  # it looks at the pictures
+    highest = {predictions[0]["probability"] for predictions in told}
+    assert len(highest) == 19  # predictions depend on the picture
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_is_of_the_recipe_beside_it(name):
-    folder, recipes = weights.RESULTS / name, weights.RESULTS.parent / "recipes"
+    folder, recipes = places.RESULTS / name, places.RESULTS.parent / "recipes"
     recipe = read_recipe(folder / "recipe.toml")
-    assert recipe == read_recipe(recipes / f"{name}.toml")  # what repeats it
-    for earlier in recipe.keys() & {"init", "teacher"}:
-        its = Path(recipe[earlier]).parent.name.removeprefix(
-            "snapshots_"
-        )  # as that recipe names its --snapshot_dir
-        assert read_recipe(folder / f"{earlier}.toml") == read_recipe(recipes / f"{its}.toml")
-    held = weights.read_weights(name)
+    assert recipe == read_recipe(recipes / f"{name}.toml")  # the recipe that repeats it
+    for flag in recipe.keys() & {"init", "teacher"}:
+        # the earlier recipe is named after its --snapshot_dir
+        earlier = Path(recipe[flag]).parent.name.removeprefix("snapshots_")
+        assert read_recipe(folder / f"{flag}.toml") == read_recipe(recipes / f"{earlier}.toml")
+    held = read_weights(name)
     assert recipe.items() <= held.config.items()
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,10 +75,8 @@ def test_a_result_is_of_the_recipe_beside_it(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reported_accuracy_is_repeated(command, name, real_images):
-    report = json.loads((weights.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
-    done = command(
-        "evaluate", "--pretrained", name, "--dataset", "folder", "--data_dir", real_images
-    )
+    report, images = report_of(name), ("--dataset", "folder", "--data_dir", real_images)
+    done = command("evaluate", "--pretrained", name, *images)
     assert (done.code, done.err) == (0, "")
     again = json.loads(Path("plots_complete/metrics.json").read_text(encoding="utf-8"))
     assert again["images"] == report["images"] == 10_000
