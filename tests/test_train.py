@@ -22,7 +22,7 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum(max_grad_norm):
     run = small_run(
         dropout=0.0, max_grad_norm=max_grad_norm, lr=0.05, weight_decay=5e-4, momentum=0.9
     )
-    model = CIFARNet(2, dropout=0.0)
+    model = CIFARNet(2)
     model.load_state_dict(run.learner.network.state_dict())
     parameters = list(model.parameters())
     momenta = [torch.zeros_like(p) for p in parameters]
@@ -163,7 +163,7 @@ def test_the_averaged_weights_follow_their_closed_form():
 def test_the_running_statistics_of_averaged_weights_are_those_of_clean_images(plain):
     run = small_run(ema_decay=0.7, epochs=1, augment="full", dropout=0.5)
     run.fit()
-    model = CIFARNet(2, dropout=0.0)
+    model = CIFARNet(2)
     if plain:
         use_plain_forms(model)
     model.load_state_dict(evaluated_weights(run.state(), "ema"))

@@ -3,14 +3,20 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from policies import policy_of
 
 from cifarnet.augment.policy import Draws, Policy, build_policy, draw
+from cifarnet.core.settings import Settings
 
-POLICY = build_policy("full")
+POLICY = policy_of("full")
 
 
 def probabilities(policy: Policy) -> dict[str, float]:
     return {f.name: getattr(policy, f.name) for f in fields(policy) if f.name.endswith("_p")}
+
+
+def of(**settings: object) -> Policy:
+    return build_policy(Settings(**settings))
 
 
 @pytest.mark.parametrize(
@@ -18,30 +24,48 @@ def probabilities(policy: Policy) -> dict[str, float]:
     [
         ("none", (0.0, 0.0, 0.0, 0.0, 0.0)),
         ("light", (1.0, 0.5, 0.0, 0.0, 0.0)),
-        ("full", (1.0, 0.5, 0.5, 0.5, 0.5)),
+        ("full", (1.0, 0.5, 0.1, 0.1, 0.2)),
     ],
 )
 def test_policies_differ_in_their_probabilities_only(name, expected):
-    policy = build_policy(name)
-    names = ("crop_p", "flip_p", "affine_p", "jitter_p", "hole_p")
+    policy = of(augment=name)
+    names = ("crop_p", "flip_p", "affine_p", "hole_p", "jitter_p")
     assert probabilities(policy) == dict(zip(names, expected, strict=True))
-    assert replace(policy, **probabilities(Policy())) == Policy()
+    assert replace(policy, **probabilities(of())) == of()
 
 
 def test_the_probability_of_all_steps_beyond_light_can_be_set():
-    assert build_policy("full") == build_policy("full", 0.5) == Policy()
-    assert build_policy("full", 0.25) == Policy(affine_p=0.25, jitter_p=0.25, hole_p=0.25)
+    rare = of(augment_p=0.25)
+    assert rare == replace(of(), affine_p=0.25, hole_p=0.25, jitter_p=0.25)
     for name in ("none", "light"):
-        assert build_policy(name, 0.25) == build_policy(name)
-    assert build_policy("light") == build_policy("full", 0.0)
+        assert of(augment=name, augment_p=0.25) == of(augment=name)
+    assert of(augment="light") == of(augment_p=0.0)
 
 
 def test_the_probabilities_of_single_steps_win():
-    rare = build_policy("full", 0.25)
-    assert build_policy("full", 0.25, hole_p=1.0, jitter_p=None) == replace(rare, hole_p=1.0)
-    assert build_policy("full", hole_p=0.0) == replace(Policy(), hole_p=0.0)
+    assert of(augment_p=0.25, hole_p=1.0) == replace(of(augment_p=0.25), hole_p=1.0)
+    assert of(hole_p=0.0) == replace(of(), hole_p=0.0)
     for name in ("none", "light"):
-        assert build_policy(name, hole_p=1.0) == build_policy(name)
+        assert of(augment=name, hole_p=1.0) == of(augment=name)
+
+
+def test_the_ranges_are_those_of_the_flags():
+    policy = of(
+        pad=2, shift=0.05, scale=0.2, degrees=5, hole=8, jitter="0.1,0.2,0.3,0.04", border="black"
+    )
+    assert (policy.pad, policy.max_shift, policy.scale, policy.rotate) == (2, 1, 0.2, 5.0)
+    assert (policy.hole, policy.border) == (8, "black")
+    assert (policy.brightness, policy.contrast, policy.saturation, policy.hue) == (
+        *(0.1, 0.2, 0.3),
+        0.04,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shift", "pixels"), [(0.0625, 2), (0.05, 1), (0.0, 0), (0.125, 4), (0.03125, 1)]
+)
+def test_a_shift_is_whole_pixels_and_at_most_its_share(shift, pixels):
+    assert of(shift=shift).max_shift == pixels
 
 
 def test_equal_keys_give_equal_draws_and_the_global_generator_is_left_alone():
