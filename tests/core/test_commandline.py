@@ -241,7 +241,11 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
     kind = value_type(flag)
     within = flag.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
-    if flag.metadata["choices"]:
+    if flag.metadata["numbers"]:
+        numbers = st.floats(0, 1, exclude_max=True)
+        lists = [st.lists(numbers, min_size=n, max_size=n) for n in flag.metadata["numbers"]]
+        some = st.one_of(lists).map(lambda found: ",".join(map(repr, found)))
+    elif flag.metadata["choices"]:
         some = st.sampled_from(flag.metadata["choices"])
     elif kind is bool:
         some = st.booleans()

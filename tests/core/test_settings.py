@@ -1,8 +1,10 @@
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cifarnet.augment.policy import build_policy
 from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import (
@@ -19,7 +21,8 @@ def test_the_published_recipe_is_the_default():
     settings = Settings()
     published = {
         "eval_batch_size": 512, "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
-        "min_lr": 1e-6, "warmup_epochs": 0, "amp": False, "max_grad_norm": 1.0, "dropout": 0.1,
+        "min_lr": 1e-6, "warmup_epochs": 0, "amp": False, "max_grad_norm": 1.0,
+        "dropouts": (0.05, 0.1, 0.1, 0.05), "smoothing": 0.1,
         "plot_training": True, "plot_evaluation": True, "plot_freq": 50, "save_best": False,
         "select": "last", "snapshot_freq": 5, "resume": None, "num_workers": None,
         "device": "auto", "seed": 42, "deterministic": False, "log_dir": "./log",
@@ -33,7 +36,11 @@ def test_the_published_recipe_is_the_default():
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     folder = Path(__file__).parents[2] / "recipes"
     recipes = {path.stem: Settings(**read_recipe(path)) for path in folder.glob("*.toml")}
-    assert recipes["published"] == Settings(amp=True, batch_size=512)
+    spelled_out = recipes["published"]
+    unset = {"affine_p": None, "hole_p": None, "jitter_p": None, "label_smoothing": None}
+    assert replace(spelled_out, **unset) == Settings(amp=True, batch_size=512)
+    assert build_policy(spelled_out) == build_policy(Settings())
+    assert spelled_out.smoothing == Settings().smoothing
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
         for needed in filter(None, (recipe.init, recipe.teacher)):
@@ -177,3 +184,33 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
     assert not Settings().keeps_best
     assert Settings(save_best=True).keeps_best
     assert Settings(select="best").keeps_best
+
+
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        (0, (0, 0, 0, 0)),
+        (0.1, (0.1,) * 4),
+        ("0.2", (0.2,) * 4),
+        ("0.1,0,0.3,0.4", (0.1, 0, 0.3, 0.4)),
+    ],
+)
+def test_dropout_is_one_rate_or_one_a_block(given, rates):
+    assert Settings(dropout=given).dropouts == rates
+    assert Settings(dropout=given) == Settings(dropout=Settings(dropout=given).dropout)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "0.1,0.2", "0.1,0.2,0.3,1", "a", "nan", -0.1, True, "0.1,,0,0"]
+)
+def test_other_lists_of_rates_are_refused(wrong):
+    with pytest.raises(UserError, match=r"--dropout .* is not a list of 1 or 4 numbers in"):
+        Settings(dropout=wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "smoothing"),
+    [({}, 0.1), ({"teacher": "t.pth"}, 0.0), ({"label_smoothing": 0.0}, 0.0)],
+)
+def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing):
+    assert Settings(**settings).smoothing == smoothing
