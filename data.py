@@ -1,25 +1,37 @@
 """The way of the images: settings -> splits -> batches."""
 
+import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import Draws, build_policy, draw
+from cifarnet.core.commandline import lost_workers
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import printable
+from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.core.settings import Settings
 from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 from cifarnet.images.digits import read_digits
 from cifarnet.images.folder import read_folder
-from cifarnet.images.imageset import ImageSet, Splits, channel_statistics, hold_back, limited
+from cifarnet.images.imageset import (
+    ImageSet,
+    Splits,
+    channel_statistics,
+    hold_back,
+    limited,
+    resized,
+)
 from cifarnet.images.normalise import Batch, Normalise
 
 MOST_WORKERS = 4  # by default
@@ -33,19 +45,28 @@ def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
     not match the settings.
     """
-    root = Path(settings.data_dir)
+    root, size, val = Path(settings.data_dir), settings.image_size, None
+    if settings.dataset != "folder" and settings.labels:
+        raise UserError("--labels names your own images; add --dataset folder")
     if settings.dataset == "cifar10":
         train, test = read_cifar10(root, settings.data_url, say)
+        train, test = (replace(part, images=resized(part.images, size)) for part in (train, test))
         name = "CIFAR-10"
     elif settings.dataset == "folder":
-        train, test = read_folder(root, settings.skip_bad_images, say)
+        train, val, test = read_folder(settings, say)
         name = root.resolve().name
+        if val is not None and settings.val_fraction:
+            raise UserError(
+                f"{root} has validation images of its own, so --val_fraction would hold back more; "
+                f"leave it out"
+            )
     else:
-        train, test = read_digits()
+        train, test = read_digits(size)
         name = "digits"
     train = limited(train, settings.limit_train, "--limit_train")
     test = limited(test, settings.limit_test, "--limit_test")
-    train, val = hold_back(train, settings.val_fraction)
+    if val is None:
+        train, val = hold_back(train, settings.val_fraction)
     if settings.dataset == "cifar10":
         mean, std = CIFAR10_MEAN, CIFAR10_STD
     else:
@@ -72,6 +93,8 @@ class TrainBatches:
     The last batch holds what is left. Each rank gets its share of each batch; a share may be empty.
     What the network sees depends on (seed, epoch, position in the epoch's order) only. The number
     of workers and a resume change nothing. `workers` is the number of processes that augment.
+
+    `waiting()` is a context around each wait for a batch: a signal may raise there.
     """
 
     def __init__(
@@ -84,6 +107,7 @@ class TrainBatches:
     ) -> None:
         self.count = len(images)
         self.device = runtime.device
+        self.waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.normalise = Normalise(mean, std, runtime.device)
         self.order = EpochOrder(
             len(images), settings.batch_size, settings.seed, runtime.rank, runtime.world_size
@@ -95,15 +119,20 @@ class TrainBatches:
             return
         default = min(MOST_WORKERS, runtime.threads)
         self.workers = default if settings.num_workers is None else settings.num_workers
-        self.loader = DataLoader(
-            _AugmentedBatches(images, engine, settings.seed),
-            batch_size=None,  # the data set returns whole batches
-            sampler=self.order,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=runtime.device.type == "cuda",
-            generator=torch.Generator(),  # keeps each epoch from drawing from the global generator
-        )
+        with _more_workers_than_cores():
+            self.loader = DataLoader(
+                _AugmentedBatches(images, engine, settings.seed),
+                batch_size=None,  # the data set returns whole batches
+                # Arrays come through a pipe. Tensors would take shared memory and open files, and
+                # the run would hang when either is full.
+                collate_fn=_unchanged,
+                sampler=_AsArrays(self.order),
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=runtime.device.type == "cuda",  # receives them in a thread
+                # keeps each epoch from drawing from the global generator
+                generator=torch.Generator(),
+            )
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -114,10 +143,26 @@ class TrainBatches:
         return min(self.order.batch_size, self.count - step * self.order.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch` (from 1)."""
+        """The batches of `epoch` (from 1). Raises `RunError` if no worker can start."""
         self.order.epoch = epoch
-        for images, labels in self.loader:
+        try:
+            with _more_workers_than_cores():
+                batches = iter(self.loader)
+        except OSError as problem:  # open files, processes, memory, /dev/shm
+            raise lost_workers(problem.strerror) from None
+        while True:
+            with self.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            images, labels = (self._tensor(values) for values in batch)
             yield self.normalise(images), labels.to(self.device, non_blocking=True)
+
+    def _tensor(self, values: np.ndarray | Tensor) -> Tensor:
+        if isinstance(values, Tensor):  # on the device already
+            return values
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def close(self) -> None:
         """Ends the workers; call it after the last epoch. Their CPU time then counts as ours."""
@@ -140,6 +185,7 @@ class EvalBatches:
         std: tuple[float, ...],
     ) -> None:
         self.images, self.batch_size, self.device = images, batch_size, runtime.device
+        self.rank = runtime.rank
         self.normalise = Normalise(mean, std, runtime.device)
         count = -(-len(images) // batch_size)  # rounded up
         ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
@@ -149,7 +195,10 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         batches = self.images.images.split(self.batch_size)[self.own]
         labels_of_batches = self.images.labels.split(self.batch_size)[self.own]
-        for images, labels in zip(batches, labels_of_batches, strict=True):
+        pairs = zip(batches, labels_of_batches, strict=True)
+        about = {"desc": "evaluating", "unit": "batch", "leave": False}
+        hidden = True if self.rank or len(batches) < 2 else None  # None: where no terminal is
+        for images, labels in tqdm(pairs, total=len(batches), disable=hidden, **about):
             yield self.normalise(images), labels.to(self.device)
 
 
@@ -184,23 +233,49 @@ class EpochOrder(Sampler):
             yield self.epoch, start, order[start:end]
 
 
+class _AsArrays(Sampler):
+    """The items of `order` with arrays for tensors: see `TrainBatches.loader`."""
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        for epoch, first, chosen in self.order:
+            yield epoch, first, chosen.numpy()
+
+
 class _AugmentedBatches(Dataset):
-    """A worker's task: an item of `EpochOrder` -> augmented uint8 [B,3,32,32] and labels."""
+    """A worker's task: an item of `_AsArrays` -> augmented uint8 [B,3,S,S] and labels."""
 
     def __init__(self, images: ImageSet, engine: PerImageEngine, seed: int) -> None:
         self.images, self.engine, self.seed = images, engine, seed
 
-    def __getitem__(self, item: tuple[int, int, Tensor]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, item: tuple[int, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         epoch, first, chosen = item
         pixels = self.images.images[chosen].numpy()
         augmented = self.engine(pixels, self.seed, epoch, AUGMENTATION, first)
-        return torch.from_numpy(augmented), self.images.labels[chosen]
+        return augmented, self.images.labels[chosen].numpy()
+
+
+def _unchanged(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return batch
+
+
+@contextlib.contextmanager
+def _more_workers_than_cores() -> Iterator[None]:
+    """Silences torch's warning of more workers than cores; the log of a run says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 class _BatchesOnDevice:
-    """The batches of `order.epoch`, augmented on the device: uint8 [B,3,32,32] and labels.
+    """The batches of `order.epoch`, augmented on the device: uint8 [B,3,S,S] and labels.
 
-    The whole data set stays on the device (150 MB for 50,000 images).
+    The whole data set stays on the device (150 MB for 50,000 images of 32x32).
     """
 
     def __init__(self, images: ImageSet, engine: BatchedEngine, order: EpochOrder) -> None:
@@ -229,6 +304,7 @@ class Batches(NamedTuple):
 
     train: TrainBatches
     held_out: EvalBatches  # validation images where there are any, else the test images
+    validates: bool  # whether there are validation images
     clean: EvalBatches | tuple[()]  # unchanged training images, the same ones on each rank
 
 
@@ -245,5 +321,6 @@ def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batch
     return Batches(
         TrainBatches(splits.train, settings, runtime, mean, std),
         EvalBatches(held_out, settings.eval_batch_size, runtime, mean, std),
+        splits.val is not None,
         clean,
     )

@@ -20,13 +20,14 @@ if TYPE_CHECKING:  # torch takes seconds to import: the functions below import w
     from cifarnet.reporting.metrics import Report
 
 FLAGS = (
-    *("dataset", "data_dir", "dataset_name", "data_url", "limit_test", "skip_bad_images"),
+    *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
+    *("limit_test", "skip_bad_images"),
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
     *("plot_evaluation", "plot_dir"),
 )
 OF_THE_RUN = (
-    *("dataset", "data_dir", "dataset_name", "limit_test", "skip_bad_images"),
-    *("batch_size", "amp"),
+    *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "limit_test"),
+    *("skip_bad_images", "image_size", "batch_size", "amp"),
 )
 
 
@@ -148,7 +149,7 @@ def _settings(trained: Weights, given: dict[str, object], pretrained: str | None
     if given.get("dataset", of_training.dataset) != of_training.dataset:
         del inherited["data_dir"]
     if "dataset" in given or "data_dir" in given:  # other images have another name and number
-        del inherited["dataset_name"], inherited["limit_test"]
+        del inherited["dataset_name"], inherited["limit_test"], inherited["labels"]
     settings = Settings(**(inherited | given))
     if settings.dataset == "folder" and "data_dir" not in given | trained.config:
         raise UserError(

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, parse_settings, print_error
+from cifarnet.core.commandline import build_parser, parse_settings, print_error, run_command
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import exclusive, existing_directory, writable_directory
 from cifarnet.core.launch import launched_ranks
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import Settings, settings_from_dict, without_effect
+from cifarnet.core.settings import BATCH_SIZE, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
 
 if TYPE_CHECKING:
@@ -48,16 +48,23 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
     """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
     143 after SIGTERM. `presets` are flags that a recipe and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    ranks = launched_ranks()
-    try:
+    settings = Settings()
+
+    def read_flags() -> None:
+        nonlocal settings
         settings = parse_settings(argv, DESCRIPTION, presets)
         check_request(settings)
-    except UserError as problem:
-        return problem.exit_code if ranks.local_rank else print_error(problem)
+        import cifarnet.core.ranks  # noqa: F401, imports torch: Ctrl-C ends that in one line too
+
+    quiet = launched_ranks().local_rank > 0
+    code = run_command(read_flags, (lambda problem: None) if quiet else print_error)
+    if code:
+        return code
     from cifarnet.core.ranks import run_on_ranks
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    return run_on_ranks(lambda group: _run(settings, command, group))
+    amp_is_preset = settings.amp and not parse_settings(argv, DESCRIPTION).amp
+    return run_on_ranks(lambda group: _run(settings, command, group, amp_is_preset))
 
 
 def check_request(settings: Settings) -> None:
@@ -95,7 +102,7 @@ def _check_named(flag: str, settings: Settings) -> None:
         raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None
 
 
-def _run(settings: Settings, command: list[str], group: Group) -> None:
+def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bool = False) -> None:
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.core.device import start
     from cifarnet.core.ranks import LostContactError, agreed_check, from_first_rank
@@ -120,6 +127,8 @@ def _run(settings: Settings, command: list[str], group: Group) -> None:
         # a snapshot to go on from, and trained networks to start or learn from
         source = _find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
+        if amp_is_preset:
+            settings, runtime = _amp_that_pays(settings, runtime, state, log)
         finished = state is not None and state.epoch >= settings.epochs
         wanted = {"init": state is None, "teacher": not finished}
         trained = {
@@ -130,11 +139,7 @@ def _run(settings: Settings, command: list[str], group: Group) -> None:
 
         # images: perhaps a download, so only now that all else was found
         splits = group.in_turn(lambda: load_splits(settings, log.line))
-        if settings.batch_size > len(splits.train):
-            raise UserError(
-                f"--batch_size {settings.batch_size} is above the {len(splits.train)} training "
-                f"images; lower it"
-            )
+        settings = _fit_batch(settings, len(splits.train), runtime, log)
 
         # the network, what it learns from, and how
         network = build_model(settings, len(splits.train.classes))
@@ -160,6 +165,8 @@ def _run(settings: Settings, command: list[str], group: Group) -> None:
         with Signals(patient=runtime.world_size > 1) as signals:
             try:
                 with signals.deferred(), group.contact():
+                    if runtime.world_size == 1:  # else all ranks stop at the same step
+                        data.train.waiting = signals.waiting
                     recorders.start(learner.progress)
                     stop = agreed_check(signals, runtime)
                     try:
@@ -170,6 +177,7 @@ def _run(settings: Settings, command: list[str], group: Group) -> None:
                 group.first_only(lambda: recorders.end(learner.progress))
                 run.report(resumption, present)
                 recorders.check()
+                log.check()
             except (KeyboardInterrupt, LostContactError) as why:
                 if first:
                     with signals.deferred():  # torchrun signals again as another rank ends
@@ -281,8 +289,26 @@ class Run:
         self.log.line(
             f"training took {clock(trained)}, evaluation during the run {clock(others)}; this "
             f"command used {clock(processor_seconds)} of processor time and "
-            f"{peak_memory() / 2**30:.1f} GiB of memory"
+            f"{peak_memory(self.runtime.device.type) / 2**30:.1f} GiB of memory"
         )
+
+
+def _amp_that_pays(
+    settings: Settings, runtime: Runtime, state: TrainState | None, log: RunLog
+) -> tuple[Settings, Runtime]:
+    """Leaves out a preset --amp where the CPU only emulates it, or where `state` is in float32."""
+    if state is None:
+        keeps, why = (
+            not runtime.emulates_bf16,
+            "without bf16 instructions it takes many times longer",
+        )
+    else:
+        keeps, why = settings_from_dict(state.config).amp, "the run to go on with has none"
+    if keeps:
+        return settings, runtime
+    log.line(f"in float32 instead of --amp: {why}")
+    plain = dataclasses.replace(runtime, amp_dtype=None, emulates_bf16=False)
+    return dataclasses.replace(settings, amp=False), plain
 
 
 def _find_source(
@@ -300,6 +326,32 @@ def _find_source(
     if source is None:
         log.line(f"nothing to resume in {snapshot_dir}: starting anew")
     return source
+
+
+def _fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
+    """`settings` with a batch that `count` training images fill: the default one is lowered.
+
+    Raises `UserError` for one that was asked for.
+    """
+    if settings.batch_size:
+        if settings.batch_size > count:
+            raise UserError(
+                f"--batch_size {settings.batch_size} is above the {count} training images; lower it"
+            )
+        return settings
+    parts = settings.accumulate * runtime.world_size
+    size = min(BATCH_SIZE, count) // parts * parts
+    if not size:
+        raise UserError(
+            f"{min(BATCH_SIZE, count)} images cannot be divided into the {parts} parts of a batch; "
+            f"lower --accumulate, or give --batch_size"
+        )
+    if size < BATCH_SIZE:
+        log.line(
+            f"--batch_size is {size}, as there are {count} training images; a smaller one, such as "
+            f"32, takes more steps"
+        )
+    return dataclasses.replace(settings, batch_size=size)
 
 
 def _present(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
@@ -323,10 +375,14 @@ def _start_from(network: Network, trained: Weights, present: Present, log: RunLo
     """Loads the weights that --init names into `network`. Raises `UserError`."""
     from model import start_from
 
-    same = start_from(network, trained, present.classes)
+    fresh = start_from(network, trained, present.classes)
+    same = list(trained.classes) == list(present.classes)
     others = ", ".join(trained.classes[:3])
     head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
     log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
+    if fresh:
+        more = f" and {len(fresh) - 8} more" if len(fresh) > 8 else ""
+        log.line(f"not in those weights, so fresh: {', '.join(fresh[:8])}{more}")
     if same:
         _warn_of_seen("the network that --init names", trained, present, log)
 
@@ -336,13 +392,21 @@ def _objective(
 ) -> Objective:
     """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
     from cifarnet.checkpoints.state import check_classes
-    from cifarnet.training.objective import Distillation, Labels
+    from cifarnet.training.objective import Distillation, Labels, balanced_weights
     from model import restore
 
+    settings = present.settings
     if teacher is None:
-        return Labels(present.settings.smoothing)
+        weights = None
+        if settings.class_weights == "balanced":
+            labels = splits.train.labels
+            weights = balanced_weights(labels, len(present.classes)).to(runtime.device)
+        return Labels(settings.smoothing, weights)
     try:
         check_classes(teacher.classes, present.classes)
+        size = settings_from_dict(teacher.config).image_size
+        if size != settings.image_size:
+            raise UserError(f"it was trained with --image_size {size}; add that")
         network = restore(teacher)
     except UserError as problem:
         raise UserError(f"--teacher {teacher.source}: {problem}") from None
@@ -458,6 +522,7 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
 
 def _describe(run: Run) -> None:
     """What the log begins with: settings, versions, device, images, network."""
+    from cifarnet.images.imageset import describe_classes
     from model import model_table, parameter_count
 
     settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
@@ -472,6 +537,13 @@ def _describe(run: Run) -> None:
         f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
         f"{runtime.precision}, {run.data.train.workers} workers"
     )
+    if runtime.emulates_bf16:
+        log.line("warning: --amp takes many times longer on a CPU without bf16 instructions")
+    if run.data.train.workers > runtime.threads:
+        log.line(
+            f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
+            f"threads that this process may use; more workers than these are no faster"
+        )
     if runtime.world_size > 1:
         share = settings.batch_size // runtime.world_size
         log.line(
@@ -486,11 +558,13 @@ def _describe(run: Run) -> None:
         f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
         f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
     )
+    for words in describe_classes(splits.train):
+        log.line(printable(words))
     if splits.val is None:
         freq = settings.eval_freq
         when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
         log.line(f"selection: no validation images; the test set is evaluated {when}")
-    log.line(model_table(run.learner.network))
+    log.block(model_table(run.learner.network, settings.image_size))
     count = parameter_count(run.learner.network)
     size = count * 4 / 2**20
     log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")

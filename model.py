@@ -81,17 +81,26 @@ def restore(trained: Weights) -> Network:
     return model.eval()
 
 
-def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> bool:
-    """Loads `trained` into `model`, running statistics too; returns whether the head was loaded.
+def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list[str]:
+    """Loads what fits of `trained` into `model`, by name and shape, running statistics too.
 
     The head is loaded only if the trained network has the same `classes` in the same order.
-    Raises `UserError` for another network.
+    Returns the names of the weights that stay as they are. Raises `UserError` if nothing fits.
     """
+    own = model.state_dict()
     same = list(trained.classes) == list(classes)
-    own = model.head.state_dict()
-    own_head = {} if same else {f"head.{name}": value for name, value in own.items()}
-    load_weights(model, trained.model | own_head)
-    return same
+    taken = {
+        name: value
+        for name, value in trained.model.items()
+        if name in own and value.shape == own[name].shape and (same or not name.startswith("head."))
+    }
+    if not taken.keys() & dict(model.named_parameters()).keys():
+        raise UserError(
+            f"no weights of {trained.source} fit this {type(model).__name__}; use others, or "
+            f"another --network"
+        )
+    load_weights(model, own | taken)
+    return [name for name in own if name not in taken]
 
 
 def load_pretrained(name: str | Path) -> tuple[Network, tuple[str, ...], NetworkInput]:
@@ -102,7 +111,8 @@ def load_pretrained(name: str | Path) -> tuple[Network, tuple[str, ...], Network
     Raises `UserError`.
     """
     trained = read_weights(name if isinstance(name, str) else str(name.absolute()))
-    normalise = NetworkInput(trained.mean, trained.std)
+    size = settings_from_dict(trained.config).image_size
+    normalise = NetworkInput(trained.mean, trained.std, size)
     return restore(trained), tuple(trained.classes), normalise
 
 
@@ -111,8 +121,8 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def model_table(model: nn.Module) -> str:
-    """torchsummary's table of layers, output shapes and parameters.
+def model_table(model: nn.Module, size: int = 32) -> str:
+    """torchsummary's table of layers, output shapes and parameters, for images of `size`.
 
     Changes neither `model` nor a random state.
     """
@@ -122,5 +132,5 @@ def model_table(model: nn.Module) -> str:
     twin = use_plain_forms(copy.deepcopy(model).cpu().eval())
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(table):
-        torchsummary.summary(twin, (3, 32, 32), device="cpu")
+        torchsummary.summary(twin, (3, size, size), device="cpu")
     return table.getvalue().rstrip()

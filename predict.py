@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from cifarnet.checkpoints.places import find_trained
 from cifarnet.core.commandline import build_parser, run_command
 from cifarnet.core.errors import RunError, UserError, printable
-from cifarnet.core.settings import Settings
-from cifarnet.images.suffixes import IMAGE_SUFFIXES, NO_SUFFIX, SUFFIXES, ignored
+from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.images.finding import NOT_IMAGES, find_images, ignored
 
 if TYPE_CHECKING:
     from cifarnet.inference.predictor import Outcome, Predictor, Ranking
@@ -35,7 +35,7 @@ def _predict(argv: Sequence[str]) -> None:
     find_trained(options.pretrained)
     paths, problems, others = find_pictures(options.pictures)
     if others:
-        print(ignored(others, NO_SUFFIX), file=sys.stderr)
+        print(ignored(others, NOT_IMAGES), file=sys.stderr)
     asked = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == asked:
@@ -50,7 +50,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
         "pictures",
         nargs="+",
         metavar="IMAGE",
-        help=f"Picture of any size and mode, or a folder to search for {SUFFIXES}.",
+        help="Picture of any size and mode, or a folder to search for pictures.",
     )
     parser.add_argument(
         "--pretrained",
@@ -75,8 +75,7 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
     """Searches the folders among `names`, and all below them, for pictures.
 
     Returns the paths of the pictures, in order; the folders without any and the unreadable ones,
-    with a `UserError` each; and the files without an image extension. Skips hidden files and
-    folders, and links to folders.
+    with a `UserError` each; and the other files and links to folders, as `find_images` does.
     """
     paths: list[str] = []
     others: list[Path] = []
@@ -85,19 +84,14 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
         if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises for too long a name
             paths.append(name)
             continue
-        before, closed = len(paths), []
-        for folder, below, files in os.walk(name, onerror=closed.append):
-            below[:] = sorted(inner for inner in below if not inner.startswith("."))
-            for path in (Path(folder, file) for file in sorted(files) if not file.startswith(".")):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    paths.append(str(path))
-                else:
-                    others.append(path)
+        found, ignorable, closed = find_images(name)
+        paths += map(str, found)
+        others += ignorable
         for why in closed:
             problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
             problems.append((why.filename, problem))
-        if len(paths) == before and not closed:
-            problems.append((name, UserError(f"the folder {name} holds no pictures ({SUFFIXES})")))
+        if not found and not closed:
+            problems.append((name, UserError(f"the folder {name} holds no pictures")))
     return paths, problems, others
 
 
@@ -117,7 +111,8 @@ def _show(
     table = Table(paths, predictor.classes if predictor else ("",))
     unreadable = 0
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
-        outcomes = predictor.classify(paths, settings.batch_size, bar.update) if predictor else ()
+        step = settings.eval_batch_size
+        outcomes = predictor.classify(paths, step, bar.update) if predictor else ()
         for path, outcome in itertools.chain(problems, outcomes):
             failed = isinstance(outcome, UserError)
             if failed and len(paths) + len(problems) == 1:
@@ -143,7 +138,8 @@ def _predictor(pretrained: str, settings: Settings) -> Predictor:
     runtime = start(settings)
     trained = read_trained(pretrained)
     network = restore(trained).to(runtime.device)
-    return Predictor(network, trained.classes, trained.mean, trained.std, runtime.device)
+    size = settings_from_dict(trained.config).image_size
+    return Predictor(network, trained.classes, trained.mean, trained.std, runtime.device, size)
 
 
 def _json_line(path: str, outcome: Ranking | UserError) -> str:

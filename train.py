@@ -174,7 +174,7 @@ class Plan:
 
     def cost(self, epoch: int) -> float:
         """What `epoch` costs, in pixels an image; a teacher looks at full size, forwards only."""
-        teacher = 32**2 / 4 if self.settings.teacher else 0
+        teacher = self.settings.image_size**2 / 4 if self.settings.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
 
 
@@ -317,7 +317,7 @@ def fit(
 
         # close the row, and tell the recorders
         seconds = time.perf_counter() - started
-        learner.progress.add(_row(epoch, stats, found, plan, seconds))
+        learner.progress.add(_row(epoch, stats, found, plan, seconds, data.validates))
         recorders.row(learner.progress)
         stop()
 
@@ -343,11 +343,17 @@ def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _row(
-    epoch: int, stats: EpochStats, found: dict[str, Scores], plan: Plan, seconds: float
+    epoch: int,
+    stats: EpochStats,
+    found: dict[str, Scores],
+    plan: Plan,
+    seconds: float,
+    on_val: bool = False,
 ) -> Row:
-    """The row of `epoch`, which took `seconds`."""
+    """The row of `epoch`, which took `seconds`; `found` are scores on the validation images if
+    `on_val`, else on the test images."""
     chosen = found.get(plan.settings.evaluate)
-    val, test = (chosen, None) if plan.settings.val_fraction else (None, chosen)
+    val, test = (chosen, None) if on_val else (None, chosen)
     both = {f"{name}_accuracy": found[name].top1 for name in found} if "ema" in found else {}
     return Row(
         epoch=epoch,

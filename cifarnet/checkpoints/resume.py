@@ -151,6 +151,8 @@ def _judged_on(settings: Settings) -> tuple[Any, ...]:
         settings.evaluate,
         settings.dataset,
         settings.skip_bad_images,
+        settings.test_fraction,
+        settings.image_size,
         settings.val_fraction,
         limit,
     )

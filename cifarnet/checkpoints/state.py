@@ -140,7 +140,7 @@ def weights_of(
 
 def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
     """How the epoch of a snapshot was chosen, and what the test set had to do with it."""
-    validated = settings.val_fraction > 0
+    validated = settings.val_fraction > 0 or any(row.val_accuracy is not None for row in history)
     looks = [row.epoch for row in history if row.test_accuracy is not None]
     at_end_only = looks == [settings.epochs]
     looked = "at the end only" if at_end_only else "during the run" if looks else "never so far"

@@ -9,6 +9,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive
 from cifarnet.images.download import fetch, unpack
 from cifarnet.images.imageset import ImageSet
+from cifarnet.images.layout import holds_classes
 
 # Channel means and standard deviations of the 50,000 training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -29,6 +30,12 @@ def read_cifar10(
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
+        there = (root / official.base_folder, root / official.filename)
+        if not any(path.exists() for path in there) and holds_classes(root):
+            raise UserError(
+                f"--data_dir {root} holds folders of images; add --dataset folder, or name another "
+                f"folder for CIFAR-10"
+            )
         try:
             parts = [official(root, train=train) for train in (True, False)]
         except RuntimeError:  # missing, or a checksum does not match

@@ -9,13 +9,13 @@ WHITE = 16  # the largest value of a pixel in scikit-learn's images
 TEST_FRACTION = 0.2
 
 
-def read_digits() -> tuple[ImageSet, ImageSet]:
-    """Reads the 1,797 digits, enlarged from 8x8 grey to 32x32 RGB, as (train, test)."""
+def read_digits(size: int = SIZE) -> tuple[ImageSet, ImageSet]:
+    """Reads the 1,797 digits, enlarged from 8x8 grey to RGB of `size`, as (train, test)."""
     from sklearn.datasets import load_digits  # here: slow to import, and only used here
 
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).float().mul_(255 / WHITE)[:, None]  # [N,1,8,8]
-    grey = F.interpolate(grey, (SIZE, SIZE), mode="bilinear").round().to(torch.uint8)
+    grey = F.interpolate(grey, (size, size), mode="bilinear").round().to(torch.uint8)
     images = grey.expand(-1, 3, -1, -1).contiguous()
     classes = tuple(str(digit) for digit in range(10))
     return hold_back(

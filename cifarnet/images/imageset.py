@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnet.core.errors import UserError
 
-SIZE = 32  # pixels: height and width of every image
+SIZE = 32  # pixels: height and width of every image, unless --image_size says otherwise
+MOST_LISTED = 20  # classes
 SPLIT_SEED = 20250  # fixed: runs with different --seed split the images in the same way
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N,3,32,32], labels int64 [N] and class names; label i means `classes[i]`."""
+    """Images uint8 [N,3,S,S], labels int64 [N] and class names; label i means `classes[i]`."""
 
     images: Tensor
     labels: Tensor
@@ -79,19 +81,67 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
     return images.take(np.sort(order[:limit]))
 
 
-def hold_back(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
+def hold_back(
+    images: ImageSet, fraction: float, flag: str = "--val_fraction"
+) -> tuple[ImageSet, ImageSet | None]:
     """Splits off a fixed `fraction` of each class, rounded down: (rest, held back).
 
-    For 0 it returns (all images, None). Raises `UserError` if either part would be empty.
+    For 0 it returns (all images, None). Raises `UserError`, naming `flag`, if either part would be
+    empty.
     """
     if fraction == 0:
         return images, None
-    sizes = np.bincount(images.labels.numpy(), minlength=len(images.classes))
-    held = _rank_in_class(images.labels) < np.floor(fraction * sizes + 1e-9)[images.labels.numpy()]
+    held = held_back(images.labels, fraction, flag)
+    return images.take(~held), images.take(held)
+
+
+def held_back(labels: Tensor, fraction: float, flag: str) -> np.ndarray:
+    """Chooses a fixed `fraction` of each class, rounded down: a mask, bool [N].
+
+    Raises `UserError`, naming `flag`, if it would hold back all images, or none.
+    """
+    sizes = np.bincount(labels.numpy())
+    held = _rank_in_class(labels) < np.floor(fraction * sizes + 1e-9)[labels.numpy()]
     if not held.any() or held.all():
         what, change = ("every image", "lower") if held.any() else ("no image", "raise")
-        raise UserError(f"--val_fraction {fraction:g} holds back {what}; {change} it")
-    return images.take(~held), images.take(held)
+        raise UserError(f"{flag} {fraction:g} holds back {what}; {change} it")
+    return held
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """`images` uint8 [N,3,H,W] with sides of `size` pixels, resized as Pillow does it."""
+    if images.shape[-2:] == (size, size):
+        return images
+    parts = [
+        F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+        for part in images.split(1000)  # of all at once the intermediate results are too large
+    ]
+    return torch.cat(parts)
+
+
+def describe_classes(images: ImageSet) -> list[str]:
+    """Lines that tell how many images each class has, and warn where some have far too few."""
+    counts = dict(
+        zip(
+            images.classes,
+            images.labels.bincount(minlength=len(images.classes)).tolist(),
+            strict=True,
+        )
+    )
+    least, most = (choose(counts, key=counts.get) for choose in (min, max))
+    if counts[least] == counts[most]:
+        numbers = f"{counts[most]} each"
+    elif len(counts) <= MOST_LISTED:
+        numbers = ", ".join(f"{name} {count}" for name, count in counts.items())
+    else:
+        numbers = f"from {counts[least]} ({least}) to {counts[most]} ({most})"
+    lines = [f"training images of the {len(counts)} classes: {numbers}"]
+    if counts[most] >= 10 * counts[least]:
+        lines.append(
+            f"warning: {most} has {counts[most]} training images and {least} only "
+            f"{counts[least]}; --class_weights balanced makes all classes count the same"
+        )
+    return lines
 
 
 def _rank_in_class(labels: Tensor) -> np.ndarray:

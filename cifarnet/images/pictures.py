@@ -1,19 +1,35 @@
-"""Reading image files as 32x32 pixels."""
+"""Reading image files as squares of pixels. Pixels count; broken metadata stop no image."""
 
 import contextlib
+import io
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.Image import Transpose
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import SIZE
 
+ORIENTATION = 0x0112  # the tag in Exif (CIPA DC-008)
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
-def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:
+
+def read_images(
+    paths: Iterable[Path], size: int = SIZE
+) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:
     """Yields what `read_image` returns or raises for each path, in order. Several threads decode.
 
     If you stop before its end, close the generator: the threads then end.
@@ -21,7 +37,7 @@ def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, 
 
     def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
         try:
-            return _decode(path)
+            return _decode(path, size)
         except UserError as problem:
             return problem
 
@@ -33,44 +49,96 @@ def read_images(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, tuple[int, 
             raise
 
 
-def read_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(path: Path, size: int = SIZE) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads an image file: (pixels as `to_pixels` returns them, the file's width and height).
 
     Raises `UserError` if the file cannot be read.
     """
     with _no_warnings():
-        return _decode(path)
+        return _decode(path, size)
 
 
-def to_pixels(image: Image.Image) -> np.ndarray:
-    """Turns a picture of any size and mode into uint8 [3,32,32], as the network sees it.
+def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
+    """Turns a picture of any size and mode into uint8 [3,size,size], as the network sees it.
 
-    Applies the exif rotation, scales 16-bit grey to 8 bits and puts transparent pixels on black.
-    Resizing ignores proportions. An animation gives its current frame. Raises `UserError` for float
-    pixels.
+    Turns it upright as its Exif data say, scales 16-bit grey to 8 bits and puts transparent pixels
+    on black. Resizing ignores proportions. An animation gives its current frame. Raises `UserError`
+    for float pixels.
     """
     if image.mode == "F":
         raise UserError("its pixels are floats, which have no agreed range; save it with 8 bits")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")
-    if image.size != (SIZE, SIZE):
-        image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=3)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3)
     return np.array(image).transpose(2, 0, 1)  # a copy: torch needs a writable array
 
 
-def _decode(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its orientation says; as it is where that cannot be read."""
+    image.load()  # in a PNG file the orientation may follow the pixels
+    with contextlib.suppress(Exception):  # broken Exif data can raise anything
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+        return image if turn is None else image.transpose(turn)
+    return image
+
+
+def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         if not path.is_file():  # opening a pipe would block
             raise OSError("not a file, or a broken link")
-        with Image.open(path) as image:
-            return to_pixels(image), image.size
-    except Exception as problem:  # a damaged file can raise anything
+        try:
+            with Image.open(path) as image:
+                return to_pixels(image, size), image.size
+        except Exception:  # a damaged file can raise anything
+            bare = without_metadata(path.read_bytes())
+            if bare is None:
+                raise
+            with contextlib.suppress(Exception), Image.open(io.BytesIO(bare)) as image:
+                return to_pixels(image, size), image.size
+            raise
+    except Exception as problem:
         why = " ".join(str(problem).split()) or type(problem).__name__
         raise UserError(f"cannot read the image {path} ({why}); repair or remove it") from None
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """A PNG or JPEG file without text, profiles and the like: with pixels and orientation only.
+
+    Pillow refuses a file for some metadata: a broken profile, or much text. None for other files.
+    """
+    kept = io.BytesIO()
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        start = kept.write(content[:8])
+        while start < len(content):  # length, type, data, checksum
+            end = start + 12 + int.from_bytes(content[start : start + 4])
+            kind, data = content[start + 4 : start + 8], content[start + 4 : end - 4]
+            needed = kind[:1].isupper() or kind == b"tRNS"
+            intact = zlib.crc32(data) == int.from_bytes(content[end - 4 : end])
+            if needed or (kind == b"eXIf" and intact):
+                kept.write(content[start:end])
+            start = end
+        return kept.getvalue()
+    if content.startswith(b"\xff\xd8"):
+        start = kept.write(content[:2])
+        while content[start : start + 2] not in (b"\xff\xda", b""):  # where the pixels begin
+            kind, length = (
+                content[start : start + 2],
+                int.from_bytes(content[start + 2 : start + 4]),
+            )
+            end = start + 2 + length
+            # Exif, and 12 bytes that say which colours an Adobe file has
+            needed = kind == b"\xff\xe1" or (kind == b"\xff\xee" and length >= 14)
+            if needed or not (b"\xff\xe0" <= kind <= b"\xff\xef" or kind == b"\xff\xfe"):
+                kept.write(content[start:end])
+            start = end
+        kept.write(content[start:])
+        return kept.getvalue()
+    return None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifarnet.core.errors import UserError
+from cifarnet.images.imageset import SIZE
 from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import read_images, to_pixels
 
@@ -20,16 +21,19 @@ Outcome = tuple[str, Ranking | UserError]  # a path, and its ranking or why ther
 class NetworkInput:
     """Turns pictures into the input of a network: float32 [B,3,H,W], normalised.
 
-    Takes a PIL image of any size and mode and resizes it to 32x32 as in training (B is 1); or a
+    Takes a PIL image of any size and mode and resizes it to `size` as in training (B is 1); or a
     tensor [3,H,W] or [B,3,H,W], uint8 or floats in [0,1], on any device, and keeps its size.
     `mean` and `std` of the three channels are in [0, 1]. Raises `UserError` for other tensors.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int = SIZE) -> None:
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
 
     def __call__(self, picture: Image.Image | Tensor) -> Tensor:
-        pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(to_pixels(picture))
+        if isinstance(picture, Tensor):
+            pixels = picture
+        else:
+            pixels = torch.from_numpy(to_pixels(picture, self.size))
         is_float = pixels.is_floating_point()
         fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3
         if not fits or not (is_float or pixels.dtype is torch.uint8):
@@ -51,7 +55,8 @@ class Predictor:
     """Ranks the classes of a trained network for pictures.
 
     `network` is in evaluation mode, on `device`; `classes` name its outputs, in their order.
-    `mean` and `std` of the three channels, in [0, 1], are those of its training images.
+    `mean` and `std` of the three channels, in [0, 1], are those of its training images,
+    `size` is their side in pixels.
     """
 
     def __init__(
@@ -61,13 +66,14 @@ class Predictor:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
+        size: int = SIZE,
     ) -> None:
-        self.network, self.classes = network, tuple(classes)
+        self.network, self.classes, self.size = network, tuple(classes), size
         self.normalise = Normalise(tuple(mean), tuple(std), device)
 
     @torch.inference_mode()
     def rank(self, pixels: Tensor) -> list[Ranking]:
-        """Ranks all classes for each of the pictures uint8 [N,3,32,32].
+        """Ranks all classes for each of the pictures uint8 [N,3,S,S].
 
         Equally probable classes stay in the network's order.
         """
@@ -87,7 +93,7 @@ class Predictor:
         """
         for first in range(0, len(paths), batch_size):
             part, read = paths[first : first + batch_size], []
-            with contextlib.closing(read_images(map(Path, part))) as reading:
+            with contextlib.closing(read_images(map(Path, part), self.size)) as reading:
                 for found in reading:
                     read.append(found)
                     on_read()

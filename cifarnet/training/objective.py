@@ -32,18 +32,31 @@ class Objective(Protocol):
 
 class Labels:
     """Cross-entropy against the labels. `smoothing` of each is spread evenly over all classes
-    (Szegedy et al. 2016, arXiv 1512.00567)."""
+    (Szegedy et al. 2016, arXiv 1512.00567). `weights` float32 [classes] multiply the loss of the
+    images of each class; their mean over the training images is 1."""
 
-    def __init__(self, smoothing: float = 0.0) -> None:
-        self.smoothing = smoothing
-        self.loss_name = "smoothed labels" if smoothing else ""
+    def __init__(self, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
+        self.smoothing, self.weights = smoothing, weights
+        how = ["smoothed"] * bool(smoothing) + ["weighted"] * (weights is not None)
+        self.loss_name = f"{', '.join(how)} labels" if how else ""
 
     def __call__(
         self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits = network(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+        if self.weights is None:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+        else:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
+            loss = loss @ self.weights[labels]
         return loss, logits
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """The weight of each class, float32 [classes], inverse to its number of `labels`: all classes
+    together weigh the same, and the mean over `labels` is 1."""
+    counts = labels.bincount(minlength=classes)
+    return len(labels) / (classes * counts.float())
 
 
 class Distillation:

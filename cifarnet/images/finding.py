@@ -1,0 +1,71 @@
+"""Which files are images, by name and content, and finding them. Needs neither torch nor numpy."""
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifarnet.core.errors import printable
+
+NOT_IMAGES = "in no image format"
+
+# Pillow knows these files but cannot read their pixels, or needs another program for it.
+UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# These begin with bytes of their own, so that a file without an image suffix is safely told.
+BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of all files that Pillow reads here, in small letters: ".png", ".jpg", ..."""
+    from PIL import Image  # here: the flags are read before
+
+    known = Image.registered_extensions().items()
+    readable = set(Image.OPEN) - UNREADABLE | {"MPO"}  # which opens as JPEG
+    return frozenset(suffix for suffix, kind in known if kind in readable)
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file `path` is an image, by its suffix or else by its content."""
+    if path.suffix.lower() in image_suffixes():
+        return True
+    from PIL import Image
+
+    try:
+        if not path.is_file():  # opening a pipe would block
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags and sizes
+            Image.open(path, formats=BY_CONTENT).close()
+    except Exception:  # any file can be here, and raise anything
+        return False
+    return True
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be seen. macOS puts __MACOSX into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def find_images(folder: str | Path) -> tuple[list[Path], list[Path], list[OSError]]:
+    """Searches `folder` and all below it, in a fixed order, for images.
+
+    Returns the images, the other files and the links to folders, and why folders could not be
+    read. Skips hidden files and folders; does not follow links to folders.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    problems: list[OSError] = []
+    for place, below, files in os.walk(folder, onerror=problems.append):
+        below[:] = sorted(name for name in below if not hidden(name))
+        others += [path for path in (Path(place, name) for name in below) if path.is_symlink()]
+        for path in (Path(place, name) for name in sorted(files) if not hidden(name)):
+            (images if is_image(path) else others).append(path)
+    return images, others, problems
+
+
+def ignored(paths: Sequence[Path], why: str) -> str:
+    """The warning that the files `paths`, at least one, are not used, and `why`."""
+    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+    return f"warning: ignored {files} {why}, such as {printable(str(paths[0]))}"

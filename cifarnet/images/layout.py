@@ -1,0 +1,244 @@
+"""How a folder of your own images is laid out: which files, which class, which part."""
+
+import csv
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.finding import NOT_IMAGES, find_images, hidden, ignored, is_image
+
+# Names of folders, in small letters, and the part of the images that they hold.
+PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+ORDER = ("train", "test", "val", "")  # the files of a layout come in this order
+
+
+class File(NamedTuple):
+    """An image file, and where it belongs."""
+
+    path: Path
+    part: str  # "train", "val" or "test"; "": still to be split
+    label: int
+
+
+class Layout(NamedTuple):
+    """The images of a folder: those of a part and a class lie together, in a fixed order."""
+
+    classes: tuple[str, ...]
+    files: list[File]
+
+
+def read_layout(root: Path, labels: Path | None, say: Callable[[str], None]) -> Layout:
+    """Lists the images under `root`, by their class folders, or by the CSV file `labels`.
+
+    Their part follows from the folders train, test and val (or valid, or validation) in `root`;
+    where there are none, they are still to be split. Without test, val holds the test images.
+    `say` is told of ignored files. Raises `UserError` if something is missing, empty or does not
+    match, and `OSError` if a folder cannot be read.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"--data_dir {root} {what}; name a directory")
+    if labels is not None:
+        return _read_labels(root, labels, say)
+    parts = _part_folders(root)
+    if not parts:
+        parts = {"": root}
+    elif "train" not in parts:
+        raise UserError(
+            f"{root} has {_names(parts)} but no train folder; add one, or name a folder that holds "
+            f"class folders only"
+        )
+    elif len(parts) == 1:
+        raise UserError(
+            f"{root} has no test, val, valid or validation folder beside train; add one, or hold "
+            f"back test images with --data_dir {parts['train']}"
+        )
+    elif "test" not in parts:
+        parts["test"] = _as_test(parts.pop("val"), say)
+    return _read_class_folders(parts, say)
+
+
+def holds_classes(root: Path) -> bool:
+    """Whether `root` looks like a folder of images sorted into classes."""
+    try:
+        if {path.name.lower() for path in _folders(root)} & PARTS.keys() > {"train"}:
+            return True
+        with_images = (path for path in _folders(root) if any(map(is_image, _visible(path))))
+        return len(list(itertools.islice(with_images, 2))) == 2
+    except OSError:  # not there, or not to be read
+        return False
+
+
+def _as_test(folder: Path, say: Callable[[str], None]) -> Path:
+    say(f"{folder} holds the test images: there is no test folder")
+    return folder
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    """The folders of the parts in `root`; none if it holds class folders.
+
+    A folder named train that holds no folders can be a class, as in bus, car, train.
+    """
+    named = [path for path in _folders(root) if path.name.lower() in PARTS]
+    if [path.name.lower() for path in named] == ["train"] and not _folders(named[0]):
+        return {}
+    parts: dict[str, Path] = {}
+    for path in named:
+        part = PARTS[path.name.lower()]
+        if part in parts:
+            raise UserError(f"{root} has both {parts[part].name} and {path.name}; keep one of them")
+        parts[part] = path
+    return parts
+
+
+def _names(parts: dict[str, Path]) -> str:
+    return " and ".join(path.name for path in parts.values())
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not hidden(path.name))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+# --- class folders ---
+
+
+def _read_class_folders(parts: dict[str, Path], say: Callable[[str], None]) -> Layout:
+    classes: tuple[str, ...] = ()
+    files, loose, others = [], [], []
+    for part, folder in sorted(parts.items(), key=lambda item: ORDER.index(item[0])):
+        there = _visible(folder)
+        found = [path.name for path in there if path.is_dir()]
+        classes = classes or _checked_classes(found, folder)
+        _check_known(found, classes, folder)
+        loose += [path for path in there if not path.is_dir() and is_image(path)]
+        for name in found:
+            images, ignorable, problems = find_images(folder / name)
+            if problems:
+                raise problems[0]
+            if not images:
+                raise UserError(f"{folder / name} has no images; add some, or remove the folder")
+            files += [File(path, part, classes.index(name)) for path in images]
+            others += ignorable
+    for paths, why in ((loose, "outside the class folders"), (others, NOT_IMAGES)):
+        if paths:
+            say(ignored(paths, why))
+    return Layout(classes, files)
+
+
+def _checked_classes(found: Sequence[str], where: Path) -> tuple[str, ...]:
+    """The class names `found` in `where`. Raises `UserError` if they are too few or odd."""
+    if len(found) < 2:
+        raise UserError(
+            f"{where} has {len(found)} classes ({', '.join(map(ascii, found))}); "
+            f"it needs two or more, with a folder for each"
+        )
+    for name in found:
+        if not name.isprintable():  # it would break log lines and reports
+            raise UserError(f"{where} has a class name that cannot be printed, {name!r}; rename it")
+    return tuple(found)
+
+
+def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:
+    if not found:
+        raise UserError(f"{where} has no class folders; add them, or name a --labels file")
+    for name in found:
+        if name not in classes:
+            raise UserError(
+                f"{where} has the class {name!r}, which train lacks; rename or remove it"
+            )
+
+
+# --- a CSV file ---
+
+
+def _read_labels(root: Path, labels: Path, say: Callable[[str], None]) -> Layout:
+    """The images and classes that the CSV file `labels` names."""
+    named: dict[Path, tuple[str, int]] = {}  # each image's class, and the line that says so
+    for line, (text, name) in _rows(root, labels):
+        path = _find(text, root, labels)
+        former, where = named.setdefault(path, (name, line))
+        if former != name:
+            raise UserError(
+                f"--labels {labels}, line {line}: {text!r} is {name!r} here but {former!r} in line "
+                f"{where}; keep one of them"
+            )
+    if not any(path.is_file() for path in named):
+        raise UserError(
+            f"--labels {labels}: none of its {len(named)} paths is a file; write them relative to "
+            f"it or to --data_dir {root}"
+        )
+    classes = _checked_classes(sorted({name for name, _ in named.values()}), labels)
+    parts = _parts_of(list(named), root, say)
+    files = [File(path, parts[path], classes.index(name)) for path, (name, _) in named.items()]
+    return Layout(
+        classes, sorted(files, key=lambda file: (ORDER.index(file.part), file.label, file.path))
+    )
+
+
+def _rows(root: Path, labels: Path) -> list[tuple[int, list[str]]]:
+    """The lines of `labels` with their numbers: path and label. Leaves out a header."""
+    try:
+        with labels.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [
+                (reader.line_num, [cell.strip() for cell in row])
+                for row in reader
+                if any(map(str.strip, row))
+            ]
+    except OSError as problem:
+        raise UserError(
+            f"--labels {labels}: cannot read it ({problem.strerror}); name a CSV file"
+        ) from None
+    except (csv.Error, UnicodeDecodeError) as problem:
+        raise UserError(
+            f"--labels {labels} is no CSV file in UTF-8 ({problem}); save it as one"
+        ) from None
+    for line, row in rows:
+        if len(row) != 2 or not all(row) or "\0" in row[0]:
+            raise UserError(
+                f"--labels {labels}, line {line}: not a path and a label; write path,label"
+            )
+    if rows and not _find(rows[0][1][0], root, labels).is_file():
+        first = Path(rows[0][1][0])
+        if not first.suffix:  # such as path,label
+            rows = rows[1:]
+    return rows
+
+
+def _find(text: str, root: Path, labels: Path) -> Path:
+    """The file that a path in `labels` means: beside it, or else in `root`, there or not."""
+    beside = labels.parent / text
+    return beside if beside.is_file() else root / text
+
+
+def _parts_of(paths: Sequence[Path], root: Path, say: Callable[[str], None]) -> dict[Path, str]:
+    """The part of each image, by the folders train, test and val that it lies in.
+
+    All are still to be split unless they lie in train and another one.
+    """
+    folders = {folder.resolve(): part for part, folder in _part_folders(root).items()}
+    real = {path: path.resolve() for path in paths}
+    found = {
+        path: next((folders[above] for above in where.parents if above in folders), "")
+        for path, where in real.items()
+    }
+    there = set(found.values())
+    if "train" not in there or there <= {"train", ""}:
+        return dict.fromkeys(paths, "")
+    if "" in there:
+        outside = next(path for path in paths if not found[path])
+        raise UserError(
+            f"--labels: {outside} lies outside the folders of {root}, train and others; "
+            f"move it, or keep to the images of one folder"
+        )
+    if "test" not in there:
+        folder = next(path for path, part in folders.items() if part == "val")
+        _as_test(folder, say)
+        return {path: "test" if part == "val" else part for path, part in found.items()}
+    return found
