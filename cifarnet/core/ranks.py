@@ -54,6 +54,7 @@ class Group:
             world_size=ranks.world_size,
             timeout=EXCHANGE_TIMEOUT,
         )
+        self._wait_for_all(lambda: None)  # a rank that fails now no longer breaks connecting
 
     def first_only(self, work: Callable[[], None]) -> None:
         """Runs `work` on the first rank; returns when it is done."""

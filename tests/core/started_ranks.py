@@ -16,7 +16,7 @@ from torch import nn
 from cifarnet.core import ranks
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError
-from cifarnet.core.ranks import Group, gathered
+from cifarnet.core.ranks import Group, LostContactError, gathered
 from cifarnet.core.signals import Signals
 
 FORK = multiprocessing.get_context("forkserver")  # imports once, for all ranks, what DDP uses
@@ -65,6 +65,13 @@ class Started:
             process.join(30)
             assert process.exitcode is not None, self.output
         return [process.exitcode for process in ending]
+
+    def signal_until_they_end(self) -> None:
+        """Sends SIGTERM again and again, as torchrun passes on what all ranks got already."""
+        while any(process.is_alive() for process in self.processes):
+            for process in self.processes[::-1]:
+                process.terminate()
+            time.sleep(0.01)
 
     def wait_for(self, text: str) -> None:
         """Waits until a rank has printed `text`."""
@@ -153,6 +160,7 @@ def finds_an_error_before_the_others(group: Group) -> None:
 
 
 def all_find_errors(group: Group) -> None:
+    gathered(None, _runtime(group))
     raise UserError("--lr 0" if group.ranks.rank < 2 else "a broken disk")
 
 
@@ -191,7 +199,12 @@ def loses_one_in_a_step(group: Group, signum: int) -> None:
 
 
 def loses_the_first_at_work(group: Group, signum: int) -> None:
-    group.first_only(lambda: _lose(0, signum)(group))
+    gathered(None, _runtime(group))
+    try:
+        group.first_only(lambda: _lose(0, signum)(group))
+    except LostContactError:
+        _say(f"a last word of rank {group.ranks.rank}")
+        raise
 
 
 def loses_one_while_the_first_works(group: Group, signum: int) -> None:
@@ -219,4 +232,8 @@ def steps_until_a_signal(group: Group) -> None:
 
 def waits_for_the_first(group: Group) -> None:
     _say("at work")
-    group.in_turn(lambda: time.sleep(60))
+    try:
+        group.in_turn(lambda: time.sleep(60))
+    finally:
+        time.sleep(0.1)
+        _say("tidied up")

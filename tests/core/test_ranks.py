@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import started_ranks as jobs
@@ -14,7 +15,7 @@ from torch import nn
 from cifarnet.core.device import _pick_device, available_cores, start
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.ranks import Group, agreed_check, data_parallel, micro_batches
+from cifarnet.core.ranks import Group, LostContactError, agreed_check, data_parallel, micro_batches
 from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Interrupted, Signals
 
@@ -153,7 +154,29 @@ def test_a_killed_or_hanging_rank_ends_the_others_with_one_line(started, job, ho
 def test_the_first_rank_is_killed_or_hangs_while_the_others_wait(started, how):
     ranks = started(functools.partial(jobs.loses_the_first_at_work, signum=how))
     assert ranks.end(1, 2) == [1, 1]
-    assert re.fullmatch(f"error: rank [12]: {LOST}\n", ranks.output), ranks.output
+    lines = ranks.output.splitlines()
+    (error,) = ranks.errors
+    who = re.fullmatch(f"error: (rank [12]): {LOST}", error)[1]
+    assert lines.index(error) < lines.index(f"a last word of {who}")  # it may have no time left
+    assert sorted(lines) == ["a last word of rank 1", "a last word of rank 2", error]
+
+
+def test_only_what_torch_raises_about_other_ranks_is_a_lost_contact(capsys):
+    group = Group(Ranks(1, 2, 1, 2), dist.HashStore())
+    with pytest.raises(RuntimeError, match="shapes do not match"), group.contact():
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(LostContactError), group.contact():
+        dist.HashStore().wait(["0 started"], timedelta(milliseconds=1))
+    assert capsys.readouterr().err == f"error: rank 1: {LOST}\n"
+
+
+def test_errors_are_told_without_a_store_too(capsys):
+    class Gone:
+        def add(self, *args):
+            raise RuntimeError("Broken pipe")
+
+    Group(Ranks(1, 2, 1, 2), Gone()).tell(UserError("--lr 0"))
+    assert capsys.readouterr().err == "error: rank 1: --lr 0\n"
 
 
 def test_restarted_ranks_ignore_what_the_former_ones_left_in_the_store(started):
@@ -180,10 +203,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(started):
 def test_signals_end_ranks_that_wait(started):
     ranks = started(jobs.waits_for_the_first)
     ranks.wait_for("at work\n" * 3)
-    for process in ranks.processes[::-1]:
-        os.kill(process.pid, signal.SIGTERM)
+    ranks.signal_until_they_end()
     assert ranks.end() == [143] * 3, ranks.output
-    assert ranks.output == "at work\n" * 3
+    assert ranks.output == "at work\n" * 3 + "tidied up\n" * 3
 
 
 def test_on_cuda_ranks_ask_each_other_every_50th_step(monkeypatch):
