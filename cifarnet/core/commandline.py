@@ -8,11 +8,13 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import Field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UserError` on a wrong request instead of exiting."""
 
     def error(self, message: str) -> typing.NoReturn:
+        if "ignored explicit argument" in message:  # as in --amp=true
+            flag = message.split()[1].partition("/")[0]
+            raise UserError(f"{flag} takes no value; leave the value out")
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = next(
             (w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), ""
@@ -57,7 +62,7 @@ def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> No
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        options["type"] = _none_if_off if spec.metadata["unset"] == "off" else kind
+        options["type"] = partial(_read_value, spec) if kind is str else kind
         options["metavar"] = (
             spec.metadata["metavar"]
             or "|".join(spec.metadata["choices"])
@@ -66,9 +71,20 @@ def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> No
     group.add_argument(f"--{spec.name}", **options)
 
 
-def _none_if_off(text: str) -> str | None:
-    """Turns "off" into None: `--teacher off` on the command line undoes the teacher of a recipe."""
-    return None if text == "off" else text
+def _read_value(spec: Field, text: str) -> str | None:
+    """Expands `~` in a path: a shell leaves it in `--log_dir=~/runs`.
+
+    Turns "off" into None: `--teacher off` on the command line undoes the teacher of a recipe.
+    """
+    if text == "off" and spec.metadata["unset"] == "off":
+        return None
+    is_path = not spec.metadata["choices"] and "PATH" in (spec.metadata["metavar"] or "PATH")
+    return path_argument(text) if is_path else text
+
+
+def path_argument(text: str) -> str:
+    """The type of an argument that is a path: `~` means the home directory."""
+    return os.path.expanduser(text)  # noqa: PTH111, Path would tidy up `./name`
 
 
 def _shown_default(spec: Field) -> str:
@@ -95,7 +111,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises `UserError` if the file cannot be read, or sets an unknown flag or a wrong value.
     """
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad adds a signature
     except OSError as problem:
         raise UserError(
             f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file"
@@ -115,7 +131,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             check_value(FLAGS[name], value)
         except UserError as problem:
             raise UserError(f"--recipe {path}: {problem}") from None
-        flags[name] = _none_if_off(value) if FLAGS[name].metadata["unset"] == "off" else value
+        flags[name] = _read_value(FLAGS[name], value) if isinstance(value, str) else value
     return flags
 
 
@@ -141,20 +157,48 @@ def print_error(problem: UserError) -> int:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turns out-of-memory errors into `RunError`.
+def machine_errors() -> Iterator[None]:
+    """Turns errors of the machine into `RunError`: out of memory, a worker that died.
 
-    torch raises a plain `RuntimeError` on the CPU and on MPS, so its message decides.
+    torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so
+    its message decides.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as problem:
-        signs = ("out of memory", "can't allocate memory")
-        if isinstance(problem, MemoryError) or any(sign in str(problem) for sign in signs):
+        text = str(problem)
+        if isinstance(problem, MemoryError) or any(
+            sign in text for sign in ("out of memory", "can't allocate memory")
+        ):
             raise RunError(
                 "out of memory; lower --batch_size, or raise --accumulate in training"
             ) from None
+        if re.match(r"DataLoader worker \(pid", text):
+            raise lost_workers("one of them was killed, or ran out of memory") from None
         raise
+
+
+def lost_workers(why: str) -> RunError:
+    """The error for processes that augment images and cannot start or have died."""
+    return RunError(
+        f"the processes that augment images failed: {why}; "
+        f"use --num_workers 0 or --augment_engine batched"
+    )
+
+
+def open_streams() -> None:
+    """Lets closed standard streams lead to os.devnull: Python has None for them.
+
+    They take their usual numbers, or a file that is opened later would receive what libraries
+    print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
 
 
 def run_command(
@@ -168,12 +212,13 @@ def run_command(
     reports a `UserError` or `RunError`. `patient`: see `Signals`. Any other error is a bug and
     passes through.
     """
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A name can hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
-        with Signals(patient), memory_errors():
+        with Signals(patient), machine_errors():
             command()
         sys.stdout.flush()
     except UserError as problem:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -16,7 +17,7 @@ from cifarnet.core.launch import ALONE, Ranks, launched_ranks
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
 from cifarnet.core.settings import Settings
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's cgroup, version 2
+CGROUP = Path("/sys/fs/cgroup")  # where containers see their own
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Runtime:
     keeps_memory: bool  # freed activations stay in the process
     rank: int = 0
     world_size: int = 1
+    emulates_bf16: bool = False  # a CPU without bf16 instructions computes in bfloat16
 
     @property
     def precision(self) -> str:
@@ -66,6 +68,7 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     amp_dtype = _pick_amp_dtype(settings, device)
     keeps_memory = settings.keep_memory and device.type == "cpu" and _keep_freed_memory()
     threads = max(1, available_cores() // ranks.local_world_size)
+    threads = min(threads, _threads_asked_for(ranks))
     torch.set_num_threads(threads)
     if settings.deterministic:
         # cuBLAS requires this in deterministic mode.
@@ -75,7 +78,9 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return Runtime(device, name, amp_dtype, threads, keeps_memory, ranks.rank, ranks.world_size)
+    place = ranks.rank, ranks.world_size
+    emulates = amp_dtype is torch.bfloat16 and device.type == "cpu" and not has_bf16_instructions()
+    return Runtime(device, name, amp_dtype, threads, keeps_memory, *place, emulates)
 
 
 def _check_shares(settings: Settings, ranks: Ranks) -> None:
@@ -127,6 +132,19 @@ def _pick_amp_dtype(settings: Settings, device: torch.device) -> torch.dtype | N
     return torch.float16 if wanted == "fp16" else torch.bfloat16
 
 
+def has_bf16_instructions() -> bool:
+    """Whether this CPU computes in bfloat16; without its instructions that is several times slower.
+
+    Environment variables such as ONEDNN_MAX_CPU_ISA can forbid the instructions.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # oneDNN answers yes for any x86 CPU with AVX-512, but some of those only emulate bfloat16.
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    there = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (there or not x86) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -141,10 +159,24 @@ def available_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a quota
-        cores = min(cores, round(int(quota) / int(period)))
+    versions = (
+        ("cpu.max",),  # 2: "250000 100000", or "max 100000" without a quota
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # 1: a quota of -1 is none
+    )
+    for names in versions:
+        with contextlib.suppress(OSError, ValueError):
+            text = " ".join((CGROUP / name).read_text() for name in names)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                cores = min(cores, round(quota / period))
     return max(1, cores)
+
+
+def _threads_asked_for(ranks: Ranks) -> float:
+    """The most threads that OMP_NUM_THREADS allows; infinite if it is not set."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    by_torchrun = ranks.local_world_size > 1 and asked == "1"  # its default for several processes
+    return int(asked) if asked.isdecimal() and int(asked) and not by_torchrun else math.inf
 
 
 def _keep_freed_memory() -> bool:
@@ -173,7 +205,10 @@ def _keep_freed_memory() -> bool:
     return bool(kept)
 
 
-def peak_memory() -> int:
-    """Returns the most memory that this process has held so far, in bytes."""
+def peak_memory(device: str = "cpu") -> int:
+    """Returns the most memory that this process has held so far, in bytes: on CUDA, of tensors on
+    the device; else of the whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS: bytes, Linux: KiB

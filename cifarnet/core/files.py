@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError
 
 
 def writable_directory(path: str | Path, flag: str) -> Path:
-    """Creates the directory `path` if needed and checks that it takes new files.
+    """Creates the directory `path` if needed and checks that `write_atomically` works there.
 
-    Removes what killed writers left in it. Raises `UserError` that names `flag`.
+    Removes what killed writers left in it. Raises `UserError` that names `flag`; `RunError` if
+    the disk is full.
     """
     directory = Path(path)
+    trial = directory / f".{os.getpid()}.trial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        for _ in range(2):  # the second one replaces the first, as a later snapshot does
+            write_atomically(trial, lambda file: file.write(bytes(4096)))
+        trial.unlink()
     except OSError as problem:
-        raise UserError(
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (RunError if full else UserError)(
             f"{flag} {path}: cannot write there ({problem.strerror}); choose another folder"
         ) from None
     remove_leftovers(directory)
@@ -58,7 +62,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            part.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read its files
+            with contextlib.suppress(OSError):  # some network disks and FUSE refuse any chmod
+                part.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read its files
             part.replace(path)
         _flush_directory(path.parent)
     except BaseException:
@@ -68,15 +73,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Flushes the names in `directory` to disk; without it a power loss can undo a renaming."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as problem:
-        if problem.errno != errno.EINVAL:  # some file systems cannot flush a directory
-            raise
-    finally:
-        os.close(handle)
+    """Flushes the names in `directory` to disk; without it a power loss can undo a renaming.
+
+    The file itself is flushed already. So a directory that cannot be opened for reading, or a file
+    system that does not flush directories, is no failure.
+    """
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -5,13 +5,12 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError, printable
 
 
 class RunLog:
@@ -19,33 +18,45 @@ class RunLog:
 
     `open()` creates the file and writes the lines so far, so a request that is refused before
     leaves no file. Each line reaches the file at once: `tail -f` can follow it. The lines do not
-    break a progress bar. With `quiet` (ranks other than the first) nothing is written.
+    break a progress bar. With `quiet` (ranks other than the first) nothing is written. What a full
+    disk refuses is kept, and tried again with the next line.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.path: Path | None = None
-        self._file: TextIO | None = None
-        self._early: list[str] = []
-        self._failed = False
+        self._file: BinaryIO | None = None
+        self._unwritten = b""
+        self._warned = False
 
     def open(self, directory: Path) -> None:
-        """Creates the log file in `directory`, named after the time. Raises `OSError`."""
-        self.path, self._file = _new_log_file(directory)
-        for text in self._early:
-            self._write(text)
+        """Creates the log file in `directory`, named after the time. Raises `RunError`."""
+        try:
+            self.path, self._file = _new_log_file(directory)
+        except OSError as problem:
+            raise RunError(f"no log can be made in {directory} ({problem.strerror})") from None
+        self._write("")
 
     def line(self, text: str) -> None:
-        """Writes `text`, one or several lines, to the log and the terminal."""
-        if self.quiet:
-            return
-        self._print(text, sys.stdout)
-        if "\n" not in text:
-            text = f"{time.strftime('%H:%M:%S')} {text}"
-        if self._file is None:
-            self._early.append(text)
-        else:
-            self._write(text)
+        """Writes `text` as one line to the log, with the time, and to the terminal.
+
+        What is not printable becomes an escape: a name from a file cannot forge a line.
+        """
+        self._say(printable(text), time.strftime("%H:%M:%S "))
+
+    def block(self, text: str) -> None:
+        """Writes `text`, several lines of our own, to the log and the terminal."""
+        self._say(text)
+
+    def check(self) -> None:
+        """Raises `RunError` if a part of the log could not be written."""
+        if self._file and self._unwritten:
+            raise RunError(f"the log could not be written to {self.path}; free the disk")
+
+    def _say(self, text: str, time: str = "") -> None:
+        if not self.quiet:
+            self._print(text, sys.stdout)
+            self._write(f"{time}{text}\n")
 
     def _print(self, text: str, stream: TextIO) -> None:
         # A closed terminal, a closed pipe or a full disk does not end the run.
@@ -53,21 +64,19 @@ class RunLog:
             tqdm.write(text, stream)
 
     def _write(self, text: str) -> None:
-        with self._warning_once():
-            print(text, file=self._file, flush=True)
-
-    @contextlib.contextmanager
-    def _warning_once(self) -> Iterator[None]:
-        """Warns once, and goes on, if the log cannot be written (a full disk)."""
+        """Writes what is left of earlier texts, then `text`. Warns once if the disk is full."""
+        self._unwritten += text.encode(errors="backslashreplace")
         try:
-            yield
+            while self._file and self._unwritten:
+                written = self._file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
         except OSError as problem:
-            if not self._failed:
+            if not self._warned:
                 self._print(
                     f"warning: the log cannot be written ({problem.strerror}); the run goes on",
                     sys.stderr,
                 )
-            self._failed = True
+            self._warned = True
 
     def __enter__(self) -> "RunLog":
         return self
@@ -78,17 +87,17 @@ class RunLog:
         if self._file is None:
             return
         if isinstance(problem, UserError):  # `run_command` prints it on the terminal
-            self._write(f"error: {problem}")
+            self._write(f"error: {problem}\n")
         elif isinstance(problem, Exception):
-            self._write("".join(traceback.format_exception(problem)).rstrip())
-        with self._warning_once():
+            self._write("".join(traceback.format_exception(problem)))
+        with contextlib.suppress(OSError):
             self._file.close()
 
 
-def _new_log_file(directory: Path) -> tuple[Path, TextIO]:
+def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"
         try:
-            return path, path.open("x", encoding="utf-8", errors="backslashreplace", buffering=1)
+            return path, path.open("xb", buffering=0)
         except FileExistsError:  # another run started in the same second
             time.sleep(0.1)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import types
 from collections.abc import Iterator
 
@@ -19,7 +20,8 @@ class Signals:
     """A `with` block in which SIGINT and SIGTERM raise `Interrupted`.
 
     They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
-    process at once.
+    process at once. Python drops what is raised inside a destructor: then the next `check()` or the
+    end of the block raises it again.
 
     With `patient` further signals are ignored, also after the block has ended by `Interrupted`:
     torchrun can pass on a signal that the process already got, and that one would change the exit
@@ -32,6 +34,8 @@ class Signals:
         self._deferred = False
 
     def __enter__(self) -> "Signals":
+        self._former_hook = sys.unraisablehook
+        sys.unraisablehook = self._on_dropped
         self._former = {
             signum: signal.signal(signum, self._handle)
             for signum in (signal.SIGINT, signal.SIGTERM)
@@ -42,6 +46,9 @@ class Signals:
         leaving = self.patient and kind is not None and issubclass(kind, Interrupted)
         for signum, handler in self._former.items():
             signal.signal(signum, signal.SIG_IGN if leaving else handler)
+        sys.unraisablehook = self._former_hook
+        if kind is None:
+            self.check()
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         if self.received and self.patient:
@@ -50,9 +57,15 @@ class Signals:
             os._exit(128 + signum)
         self.received = signum
         # Data loader workers get the signal too; torch's SIGCHLD handler raises when they end.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # SIG_DFL would not do: Python complains if it is set while a SIGCHLD waits to be handled.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         if not self._deferred:
             raise Interrupted(signum)
+
+    def _on_dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """Python's hook for what was raised where nothing can catch it: a stop is not printed."""
+        if not isinstance(dropped.exc_value, Interrupted):
+            self._former_hook(dropped)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -63,6 +76,16 @@ class Signals:
         finally:
             self._deferred = False
         self.check()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside this block, within `deferred()`, a signal raises at once: nothing is half done."""
+        self._deferred = False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferred = True
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+import os
 import re
 import subprocess
 import sys
@@ -92,6 +93,33 @@ def test_every_switch_has_both_forms(name):
     assert getattr(parse(f"--{name}", f"--no-{name}"), name) is False  # the last one wins
 
 
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
+def test_a_switch_takes_no_value(name):
+    for word in (f"--{name}=true", f"--{name}=", f"--no-{name}=1"):
+        with pytest.raises(UserError, match=rf"^--{name} takes no value; "):
+            parse(word)
+
+
+def test_every_path_flag_knows_the_home_directory(monkeypatch, recipe):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = [
+        flag.name
+        for flag in FLAGS.values()
+        if value_type(flag) is str
+        and not flag.metadata["choices"]
+        and flag.name not in ("recipe", "data_url", "dataset_name", "image_sizes", "mixing_epochs")
+    ]
+    assert {"data_dir", "init", "resume", "log_dir", "snapshot_dir", "plot_dir"} <= set(paths)
+    text = "".join(f'{name} = "~/x.png"\n' for name in paths)
+    for settings in (
+        *(parse(f"--{name}=~/x.png") for name in paths), parse("--recipe", recipe(text))
+    ):  # fmt: skip
+        changed = {getattr(settings, name) for name in paths}
+        assert "/home/me/x.png" in changed
+        assert not any(str(value).startswith("~") for value in changed)
+    assert parse("--dataset_name", "~").dataset_name == "~"
+
+
 def test_help_shows_every_flag_in_its_group_with_its_default(capsys):
     with pytest.raises(SystemExit) as left:
         parse("--help")
@@ -172,6 +200,12 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, said):
     assert path in str(caught.value)
 
 
+def test_a_recipe_of_a_windows_editor(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("epochs = 3\n", encoding="utf-8-sig")
+    assert parse("--recipe", str(path)).epochs == 3
+
+
 def test_a_recipe_that_is_not_there():
     with pytest.raises(UserError, match="cannot read it"):
         parse("--recipe", "not/there.toml")
@@ -213,6 +247,49 @@ def test_exit_codes(capsys):
 def test_an_error_is_printed_in_one_line_with_its_exit_code(capsys):
     assert (print_error(UserError("a\nb")), print_error(RunError("c"))) == (2, 1)
     assert capsys.readouterr() == ("", "error: a\\nb\nerror: c\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 12) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory.",
+    ],
+)
+def test_a_worker_that_died_is_one_line(capsys, text):
+    def fail():
+        raise RuntimeError(text)
+
+    assert run_command(fail) == 1
+    line = r"error: the processes that augment .*; use --num_workers 0 or .* batched\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere_and_files_do_not_take_their_numbers(tmp_path, closed):
+    code = (
+        "import os, pathlib, sys\n"
+        "from cifarnet.core.commandline import run_command\n"
+        "from cifarnet.core.errors import RunError\n"
+        "def work():\n"
+        "    with open('made', 'w') as file:\n"
+        "        assert file.fileno() > 2\n"
+        "        print('said'); print('said', file=sys.stderr); os.write(1, b'x'); os.write(2, b'')\n"
+        "        assert sys.stdin.read() == ''\n"
+        "        file.write('kept')\n"
+        "    raise RunError('too bad')\n"
+        "sys.exit(run_command(work))\n"
+    )
+    done = subprocess.run(
+        f'"$PYTHON" -c "$CODE" {closed}', shell=True, cwd=tmp_path, stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHON": sys.executable, "CODE": code, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert (tmp_path / "made").read_text() == "kept"
+    assert done.stderr == ("" if "2>" in closed else "said\nerror: too bad\n")
 
 
 def test_out_of_memory_is_one_line(capsys):
@@ -258,7 +335,9 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
             exclude_max=within.text[-1] == ")" and high != math.inf,
         )  # fmt: skip
     else:
-        some = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)
+        some = st.text(min_size=1).filter(
+            lambda text: text.strip() and "\0" not in text and text[0] != "~"
+        )
     return some | st.none() if flag.default is None else some
 
 

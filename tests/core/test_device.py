@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +10,10 @@ import torch
 from cifarnet.core import device as device_module
 from cifarnet.core.device import available_cores, start
 from cifarnet.core.errors import UserError
+from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_seed_decides_the_initial_draws():
@@ -63,7 +70,7 @@ def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
     monkeypatch.setattr(
         device_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False
     )
-    monkeypatch.setattr(device_module, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(device_module, "CGROUP", tmp_path)
     assert available_cores() == 8
     for quota, cores in (
         ("max 100000", 8),
@@ -73,3 +80,49 @@ def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
     ):
         (tmp_path / "cpu.max").write_text(quota)
         assert available_cores() == cores
+    (tmp_path / "cpu").mkdir()  # cgroups of version 1
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("50000\n")
+    for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks", "threads"),
+    [
+        ("1", ALONE, 1), ("3", ALONE, 3), ("64", ALONE, 8), ("2,4", ALONE, 2), ("", ALONE, 8),
+        ("0", ALONE, 8), ("many", ALONE, 8),
+        ("1", Ranks(0, 2, 0, 2), 4),  # torchrun's own default
+        ("2", Ranks(0, 2, 0, 2), 2),
+    ],
+)  # fmt: skip
+def test_no_more_threads_than_omp_num_threads(monkeypatch, asked, ranks, threads):
+    monkeypatch.setattr(device_module, "available_cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert start(Settings(device="cpu"), ranks).threads == threads
+
+
+def test_bf16_without_instructions_is_noticed(monkeypatch):
+    def emulates(amp: bool = True) -> bool:
+        return start(Settings(device="cpu", amp=amp)).emulates_bf16
+
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    monkeypatch.setattr(device_module.platform, "machine", lambda: "x86_64")
+    for there in (True, False):
+        for name in names:
+            monkeypatch.setattr(torch.cpu, name, lambda there=there: there)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        assert (emulates(), emulates(amp=False)) == (not there, False)
+    monkeypatch.setattr(torch.cpu, names[0], lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert emulates()
+
+
+def test_bf16_that_the_environment_forbids_is_noticed():
+    code = "from cifarnet.core.device import has_bf16_instructions as has; print(has())"
+    forbidden = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=forbidden, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")

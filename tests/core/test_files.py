@@ -1,6 +1,9 @@
+import errno
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,67 @@ def test_a_failed_write_leaves_the_former_content_and_no_litter(tmp_path):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def refusing(monkeypatch, owner, name: str, problem: OSError, directories: bool = False) -> None:
+    """Has `owner.name` raise `problem`; with `directories` only for an open directory."""
+    original = getattr(owner, name)
+
+    def call(first, *arguments, **options):
+        if not directories or stat.S_ISDIR(os.stat(first).st_mode):
+            raise problem
+        return original(first, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+NICETIES = [
+    ("chmod", errno.EPERM, Path, False), ("chmod", errno.ENOTSUP, Path, False),
+    ("open", errno.EACCES, os, True),
+    *(("fsync", code, os, True) for code in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "code", "owner", "directories"), NICETIES)
+def test_niceties_that_a_file_system_refuses_are_passed_over(
+    tmp_path, monkeypatch, name, code, owner, directories
+):
+    refusing(monkeypatch, owner, name, OSError(code, os.strerror(code)), directories)
+    write_atomically(writable_directory(tmp_path / "a", "--x") / "file", lambda f: f.write(b"new"))
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+    assert (tmp_path / "a" / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "code", "exit_code"),
+    [
+        (os, "fsync", errno.ENOTSUP, 2), (os, "fsync", errno.ENOSPC, 1),
+        (os, "fsync", errno.EDQUOT, 1), (Path, "replace", errno.EACCES, 2),
+        (tempfile, "mkstemp", errno.EROFS, 2),
+    ],
+)  # fmt: skip
+def test_what_writing_needs_is_checked_at_the_start(
+    tmp_path, monkeypatch, owner, name, code, exit_code
+):
+    with monkeypatch.context() as patched:
+        refusing(patched, owner, name, OSError(code, os.strerror(code)))
+        with pytest.raises(UserError, match=rf"--x .*{os.strerror(code)}") as caught:
+            writable_directory(tmp_path, "--x")
+    assert caught.value.exit_code == exit_code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_replaces_nothing_is_refused_at_the_start(tmp_path, monkeypatch):
+    original = Path.replace
+
+    def replace(path, target):
+        if target.exists():
+            raise OSError(errno.EEXIST, "File exists")
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match="--x"):
+        writable_directory(tmp_path, "--x")
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

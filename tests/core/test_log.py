@@ -1,11 +1,15 @@
 import errno
 import os
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cifarnet.core import log as log_module
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.log import RunLog
 
 
@@ -14,8 +18,7 @@ def full_disk(monkeypatch):
     """Makes the file of a log one that takes nothing, as on a full disk."""
 
     def fill(log: RunLog) -> None:
-        log._file.close()
-        monkeypatch.setattr(log, "_file", open("/dev/full", "w", buffering=1))  # noqa: PTH123, SIM115
+        monkeypatch.setattr(log, "_file", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
 
     return fill
 
@@ -25,7 +28,7 @@ def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
         log.open(tmp_path)
         log.line("one line")
         assert log.path.read_text().endswith(" one line\n")
-        log.line("a table\nof lines")
+        log.block("a table\nof lines")
         assert log.path.read_text().endswith("one line\na table\nof lines\n")
         with RunLog() as other:
             other.open(tmp_path)  # in the same second
@@ -68,9 +71,40 @@ def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys, full_d
         full_disk(log)
         log.line("first")
         log.line("second")
+        with pytest.raises(RunError, match=r"the log could not be written to .*\.log"):
+            log.check()
     printed = capsys.readouterr()
     assert printed.out == "first\nsecond\n"
     assert printed.err.count("the log cannot be written") == 1
+
+
+def test_what_a_full_disk_refused_is_written_once_there_is_room(tmp_path, monkeypatch, full_disk):
+    with RunLog() as log:
+        log.open(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "_file", log._file)  # put back at the end
+            full_disk(log)
+            log.line("first")
+        monkeypatch.undo()
+        log.line("second")
+        log.check()
+    assert [line.split(" ", 1)[1] for line in log.path.read_text().splitlines()] == [
+        "first", "second",
+    ]  # fmt: skip
+
+
+@given(st.text())
+def test_a_name_forges_no_line(text):
+    with tempfile.TemporaryDirectory() as directory, RunLog() as log:
+        log.open(Path(directory))
+        log.line(f"the teacher {text}")
+        assert re.fullmatch(r"\d\d:\d\d:\d\d the teacher .*\n", log.path.read_text())
+        assert log.path.read_text()[:-1].isprintable()
+
+
+def test_no_log_can_be_made(tmp_path):
+    with pytest.raises(RunError, match="no log can be made"), RunLog() as log:
+        log.open(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("why", [errno.EPIPE, errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)

@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -56,3 +57,67 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_patient(monkeypat
             send(signal.SIGTERM)
             send(signal.SIGINT)
             assert codes == expected
+
+
+class Dropping:
+    """Gets a signal while it is destroyed: Python drops what that raises."""
+
+    def __del__(self):
+        send(signal.SIGTERM)
+
+
+def test_a_signal_inside_a_destructor_is_noticed_at_the_next_check_and_at_the_end(capsys):
+    for checks in (True, False):
+        with pytest.raises(Interrupted) as caught, Signals() as signals:
+            Dropping()
+            went_on = True
+            if checks:
+                signals.check()
+                went_on = False
+        assert (caught.value.exit_code, went_on) == (143, not checks)
+    assert capsys.readouterr().err == ""
+
+
+def test_other_errors_inside_a_destructor_are_still_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    class Faulty:
+        def __del__(self):
+            raise ValueError("a bug")
+
+    with Signals():
+        Faulty()
+    assert [type(dropped.exc_value) for dropped in told] == [ValueError]
+    assert sys.unraisablehook == told.append
+
+
+def test_a_signal_raises_at_once_while_waiting():
+    with pytest.raises(Interrupted), Signals() as signals, signals.deferred():
+        with signals.waiting():
+            send(signal.SIGTERM)
+            pytest.fail("it went on")
+    with pytest.raises(Interrupted), Signals() as signals, signals.deferred():
+        with signals.waiting():
+            pass
+        send(signal.SIGTERM)  # deferred again
+        with signals.waiting():
+            pytest.fail("it went on")
+
+
+def test_a_child_that_ends_after_a_signal_is_not_told_of(capfd):
+    """Python prints what a pending SIGCHLD finds where its handler was taken away."""
+
+    former = signal.getsignal(signal.SIGCHLD)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        # Both are pending when Python looks: SIGTERM (15) is handled first, then SIGCHLD (17).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+        with pytest.raises(Interrupted), Signals() as signals, signals.deferred():
+            for signum in (signal.SIGTERM, signal.SIGCHLD):
+                os.kill(os.getpid(), signum)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
+            time.sleep(0)
+    finally:
+        signal.signal(signal.SIGCHLD, former)
+    assert capfd.readouterr().err == ""
