@@ -1,4 +1,4 @@
-"""What several rooms' tests share: small image trees, and the commands run in process."""
+"""What many tests share: small image folders, and the commands run in this process."""
 
 import os
 import tempfile
@@ -30,23 +30,18 @@ settings.register_profile(
 )
 settings.load_profile("few")
 
-COMMANDS = {
-    name: module.main
-    for name, module in (
-        ("main", main), ("evaluate", evaluate), ("run_complete_training", run_complete_training), ("export", export),
-        ("predict", predict),
-    )
-}  # fmt: skip
+MODULES = (main, evaluate, run_complete_training, export, predict)
+COMMANDS = {module.__name__: module.main for module in MODULES}
 QUICK = (
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
     *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1"),
-    *("--no-plot_training", "--no-plot_evaluation"),  # half of so short a run's time
+    *("--no-plot_training", "--no-plot_evaluation"),  # figures take half the time of a short run
 )
 DRAWN = (*QUICK, "--plot_training", "--plot_evaluation")
 
 
 class Outcome(NamedTuple):
-    """What a command left: its exit code and what it printed."""
+    """The exit code of a command, and what it printed."""
 
     code: int
     out: str
@@ -66,23 +61,24 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
+def from_folder(tree: Path, batch_size: int = 6) -> tuple[object, ...]:
+    """The flags of a run on the image folder `tree`."""
+    return ("--dataset", "folder", "--data_dir", tree, "--batch_size", batch_size)
+
+
 def draw_tree(
     root: Path, classes=("bar", "disc"), train=6, test=3, size=(32, 32), suffix="png"
 ) -> Path:
-    """An image folder: of each class, noise about a colour of its own."""
+    """An image folder. Each class is noise around its own colour."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            colour = 60 * (label % 4) + np.array([0, label, 0])
             for i in range(count):
-                pixels = (
-                    random.integers(0, 60, (size[1], size[0], 3))
-                    + 60 * (label % 4)
-                    + np.array([0, label, 0])
-                )
-                Image.fromarray(pixels.astype(np.uint8)).save(
-                    root / split / name / f"{i:03d}.{suffix}"
-                )
+                pixels = random.integers(0, 60, (size[1], size[0], 3)) + colour
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.{suffix}")
     return root
 
 
@@ -93,18 +89,12 @@ def tree(tmp_path):
 
 def seen_by_others(path: Path) -> np.ndarray:
     """The picture float64 [3,32,32] in 0 to 255, decoded and turned by OpenCV, resized by torch."""
-    pixels = (
-        torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy())
-        .permute(2, 0, 1)
-        .double()
-    )
-    if pixels.shape[1:] != (32, 32):
-        pixels = (
-            F.interpolate(pixels[None], (32, 32), mode="bicubic", antialias=True)[0]
-            .round()
-            .clamp(0, 255)
-        )
-    return pixels.numpy()
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy()
+    images = torch.from_numpy(pixels).permute(2, 0, 1).double()[None]
+    if images.shape[2:] != (32, 32):
+        images = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+        images = images.round().clamp(0, 255)
+    return images[0].numpy()
 
 
 class Trained(NamedTuple):
@@ -121,27 +111,12 @@ def trained(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("trained")
     tree = draw_tree(root / "pictures", classes=("bar", "disc", "star"))
     places = [f"--{what}_dir={root / what}" for what in ("log", "snapshot", "plot")]
-    flags = (
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(tree),
-        "--batch_size",
-        "6",
-        "--epochs",
-        "4",
-        "--augment",
-        "none",
-    )
-    assert main.main([*QUICK, *flags, "--dropout", "0", *places]) == 0
-    made = Trained(
-        tree,
-        root / "snapshot" / "last.pth",
-        root / "plot" / "metrics.json",
-        root / "weights.safetensors",
-    )
-    assert export.main(["--snapshot", str(made.snapshot), "--out", str(made.weights)]) == 0
-    return made
+    recipe = ("--epochs", "4", "--augment", "none", "--dropout", "0")
+    flags = [str(flag) for flag in (*QUICK, *from_folder(tree), *recipe, *places)]
+    assert main.main(flags) == 0
+    snapshot, weights = root / "snapshot" / "last.pth", root / "weights.safetensors"
+    assert export.main(["--snapshot", str(snapshot), "--out", str(weights)]) == 0
+    return Trained(tree, snapshot, root / "plot" / "metrics.json", weights)
 
 
 @pytest.fixture(scope="session")

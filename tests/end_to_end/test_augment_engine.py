@@ -1,10 +1,11 @@
-"""The batched augmentation as a user meets it: a run, its resumption, the preview, and the log's advice."""
+"""The batched augmentation as a user meets it: a run, resuming, the preview, the log's advice."""
 
+import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
 
-from train import Trainer
+from train import Tally
 
 BATCHED = (*QUICK, "--augment_engine", "batched")
 
@@ -23,26 +24,28 @@ def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(command):
 def test_the_preview_shows_the_engine_that_the_run_would_use(command):
     pixels = []
     for engine in ("albumentations", "batched"):
-        assert (
-            command(
-                "main", *QUICK, "--augment_engine", engine, "--preview_augment", f"{engine}.png"
-            ).code
-            == 0
-        )
+        preview = ("--augment_engine", engine, "--preview_augment", f"{engine}.png")
+        assert command("main", *QUICK, *preview).code == 0
         with Image.open(f"{engine}.png") as image:
             pixels.append(image.tobytes())
     assert pixels[0] != pixels[1]
 
 
-def test_waiting_for_data_names_the_remedy_once(command, monkeypatch):
-    row = Trainer._row
-    monkeypatch.setattr(Trainer, "_row", lambda *args: row(*args) | {"data_wait": 0.25})
-    assert (
-        command("main", *QUICK).out.count(
-            "25% of the epoch went by waiting for data: more --num_workers (now 0)"
-        )
-        == 1
-    )
+@pytest.fixture
+def wait_for_data(monkeypatch):
+    """`wait_for_data(share)` has each epoch wait for that share of its time."""
+    stats = Tally.stats
+
+    def wait(share):
+        monkeypatch.setattr(Tally, "stats", lambda *args: stats(*args)._replace(data_wait=share))
+
+    return wait
+
+
+def test_waiting_for_data_names_the_remedy_once(command, wait_for_data):
+    wait_for_data(0.25)
+    advice = "25% of the epoch was spent waiting for data: raise --num_workers"
+    assert command("main", *QUICK).out.count(advice) == 1
     assert "waiting for data" not in command("main", *BATCHED).out
-    monkeypatch.setattr(Trainer, "_row", lambda *args: row(*args) | {"data_wait": 0.1})
+    wait_for_data(0.1)
     assert "waiting for data" not in command("main", *QUICK).out
