@@ -78,7 +78,8 @@ def _read_value(spec: Field, text: str) -> str | None:
     """
     if text == "off" and spec.metadata["unset"] == "off":
         return None
-    is_path = not spec.metadata["choices"] and "PATH" in (spec.metadata["metavar"] or "PATH")
+    shown = spec.metadata["metavar"] or "PATH"
+    is_path = not spec.metadata["choices"] and ("PATH" in shown or "FILE" in shown)
     return path_argument(text) if is_path else text
 
 

@@ -1,6 +1,5 @@
 import errno
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,13 @@ def test_a_failed_write_leaves_the_former_content_and_no_litter(tmp_path):
 
 
 def refusing(monkeypatch, owner, name: str, problem: OSError, directories: bool = False) -> None:
-    """Has `owner.name` raise `problem`; with `directories` only for an open directory."""
+    """Has `owner.name` raise `problem`; with `directories` only if it is asked for one."""
     original = getattr(owner, name)
 
-    def call(first, *arguments, **options):
-        if not directories or stat.S_ISDIR(os.stat(first).st_mode):
+    def call(*arguments, **options):
+        if not directories or os.path.isdir(arguments[0]):
             raise problem
-        return original(first, *arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(owner, name, call)
 

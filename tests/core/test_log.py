@@ -17,10 +17,14 @@ from cifarnet.core.log import RunLog
 def full_disk(monkeypatch):
     """Makes the file of a log one that takes nothing, as on a full disk."""
 
-    def fill(log: RunLog) -> None:
-        monkeypatch.setattr(log, "_file", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+    full = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
 
-    return fill
+    def fill(log: RunLog) -> None:
+        log._file.close()
+        monkeypatch.setattr(log, "_file", full)
+
+    yield fill
+    full.close()
 
 
 def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
@@ -81,11 +85,9 @@ def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path, capsys, full_d
 def test_what_a_full_disk_refused_is_written_once_there_is_room(tmp_path, monkeypatch, full_disk):
     with RunLog() as log:
         log.open(tmp_path)
-        with monkeypatch.context() as patched:
-            patched.setattr(log, "_file", log._file)  # put back at the end
-            full_disk(log)
-            log.line("first")
-        monkeypatch.undo()
+        full_disk(log)
+        log.line("first")
+        monkeypatch.setattr(log, "_file", log.path.open("ab", buffering=0))
         log.line("second")
         log.check()
     assert [line.split(" ", 1)[1] for line in log.path.read_text().splitlines()] == [
