@@ -30,7 +30,7 @@ def refusing(monkeypatch, owner, name: str, problem: OSError, directories: bool 
     original = getattr(owner, name)
 
     def call(*arguments, **options):
-        if not directories or os.path.isdir(arguments[0]):
+        if not directories or os.path.isdir(arguments[0]):  # noqa: PTH112, it may be a number
             raise problem
         return original(*arguments, **options)
 
