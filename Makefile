@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: smoke test test-slow train lint clean
+.PHONY: smoke test test-slow test-cuda train lint clean
 
 smoke: .venv/run.ok
 	$(BIN)/python main.py --dataset digits --epochs 10 --batch_size 64 --lr 0.3 --dropout 0
@@ -11,6 +11,9 @@ test: .venv/dev.ok
 
 test-slow: .venv/dev.ok
 	$(BIN)/python -m pytest -m slow
+
+test-cuda: .venv/dev.ok
+	$(BIN)/python -m pytest -m cuda
 
 train: .venv/run.ok
 	$(BIN)/python run_complete_training.py

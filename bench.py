@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from cifarnet.core.ranks import Group
     from cifarnet.images.imageset import ImageSet
+    from cifarnet.training.objective import Labels
+    from data import Batches
+    from train import Learner, Plan
 
 BATCH = 512
 PARAMETERS = 174_762  # of CIFARNet
@@ -122,28 +125,60 @@ def training(
     epochs: int = 2,
 ) -> float:
     """Images of main.py's own loop, with augmentation and workers."""
-    from cifarnet.core.device import start
     from cifarnet.core.log import RunLog
-    from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
-    from cifarnet.images.imageset import Splits
     from cifarnet.reporting.recorders import Recorders
-    from cifarnet.training.objective import Labels
-    from data import build_batches
-    from model import build_model
-    from train import Learner, Plan, fit
+    from train import fit
 
     settings = Settings(
         device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
     )
+    learner, *parts = _run_on_noise(settings, steps, ranks)
+    fit(learner, *parts, Recorders([], RunLog(), lambda work: work()))
+    # The first epoch starts the workers and takes memory.
+    return statistics.median(row.images_per_second for row in learner.progress.history[1:])
+
+
+def _run_on_noise(
+    settings: Settings, steps: int, ranks: Ranks = ALONE
+) -> tuple[Learner, Labels, Batches, Plan]:
+    """The parts of a run whose epochs have `steps` steps."""
+    from cifarnet.core.device import start
+    from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
+    from cifarnet.images.imageset import Splits
+    from cifarnet.training.objective import Labels
+    from data import build_batches
+    from model import build_model
+    from train import Learner, Plan
+
     runtime = start(settings, ranks)
-    images = _random_images(batch_size * steps)
+    images = _random_images(settings.batch_size * steps)
     splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
     data = build_batches(splits, settings, runtime)
     learner = Learner(build_model(settings, 10), settings, runtime)
-    nothing_written = Recorders([], RunLog(), lambda work: work())
-    fit(learner, Labels(), data, Plan(settings, len(data.train)), nothing_written)
-    # The first epoch starts the workers and takes memory.
-    return statistics.median(row.images_per_second for row in learner.progress.history[1:])
+    return learner, Labels(settings.smoothing), data, Plan(settings, len(data.train))
+
+
+def profile(device: str) -> str:
+    """The twenty costliest operations of main.py's training steps (--amp, batched), as a table.
+
+    On CUDA they are sorted by their own time on the device, else by their own time on the CPU.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    from train import run_epoch
+
+    settings = Settings(device=device, amp=True, augment_engine="batched", epochs=2)
+    learner, objective, data, plan = _run_on_noise(settings, 3)
+    run_epoch(learner, objective, data.train, plan)  # warm-up
+    activities, sort_by = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        sort_by = "self_device_time_total"
+    with torch.profiler.profile(activities=activities) as profiler:
+        run_epoch(learner, objective, data.train, plan)
+    averages = profiler.key_averages()
+    return averages.table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
 
 
 def augmentation(engine: str) -> float:
@@ -239,10 +274,11 @@ class _PlainImages:
 
 def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
     """Each measurement by its name, in the order of the table, and whether it decides something."""
+    steps = 50 if device == "cuda" else 3  # in an epoch: a second at least
     named: dict[str, tuple[bool, Callable[[], float]]] = {
         "matrix product, fp32": (True, lambda: matmul(device, amp=False)),
         "matrix product, bf16": (True, lambda: matmul(device, amp=True)),
-        "plain loop, fp32": (True, lambda: plain_loop(device, 1)),
+        "plain loop, fp32": (True, lambda: plain_loop(device, steps // 3)),
     }
 
     def add(name: str, decides: bool, measure: Callable, *args: Any, **how: bool) -> None:
@@ -250,8 +286,16 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
 
     for dtype in ("fp32", "bf16"):
         amp = dtype == "bf16"
-        add(f"main.py, {dtype}, albumentations", True, training, device, amp, "albumentations", 3)
-        add(f"main.py, {dtype}, batched", amp, training, device, amp, "batched", 3)
+        add(
+            f"main.py, {dtype}, albumentations",
+            True,
+            training,
+            device,
+            amp,
+            "albumentations",
+            steps,
+        )
+        add(f"main.py, {dtype}, batched", amp, training, device, amp, "batched", steps)
         add(f"step, {dtype}, plain forms", False, step, device, amp, plain=True)
         add(f"step, {dtype}, fast forms", False, step, device, amp)
         add(f"step, {dtype}, compiled", False, step, device, amp, compile_it=True)
@@ -285,7 +329,7 @@ def measure_ranks(group: Group, device: str) -> None:
     alone = ranks.world_size == 1
     found["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)
     if ranks.rank == 0:
-        print(json.dumps({"rate": found, "memory": peak_memory()}))
+        print(json.dumps({"rate": found, "memory": peak_memory(device)}))
 
 
 def scaling(counts: list[int], device: str) -> str:
@@ -349,6 +393,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--compiled", action="store_true", help="Measure torch.compile too: a minute per row."
     )
     parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="Instead, show the twenty costliest operations of a training step.",
+    )
+    parser.add_argument(
         "--ranks",
         metavar="N,N",
         help="Instead, measure training with each of these numbers of processes.",
@@ -378,9 +427,13 @@ def _bench(options: argparse.Namespace) -> None:
     device = options.device
     if device == "auto":
         device = start(Settings()).device.type
+    if options.profile:
+        print(profile(device))
+        return
     named = measurements(device)
     if options.child:
-        print(json.dumps({"rate": named[options.child][1](), "memory": peak_memory()}))
+        rate = named[options.child][1]()
+        print(json.dumps({"rate": rate, "memory": peak_memory(device)}))
         return
     if options.counts:
         print(f"measured here, bf16, batched engine, {device}, {available_cores()} cores:\n")

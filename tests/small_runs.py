@@ -85,16 +85,17 @@ def small_run(
     splits: Splits | None = None,
     ranks: Ranks = ALONE,
     objective: Objective | None = None,
-    amp_dtype: torch.dtype | None = None,
+    autocast_to: torch.dtype | None = None,
     **settings: object,
 ) -> SmallRun:
     quick = {"device": "cpu", "num_workers": 0, "batch_size": 10, "epochs": 2, "augment": "none"}
+    quick["label_smoothing"] = 0.0
     chosen, splits = Settings(**{**quick, **settings}), splits or small_splits()
     runtime = start(chosen, ranks)
-    if amp_dtype:
-        runtime = replace(runtime, amp_dtype=amp_dtype)
+    if autocast_to:
+        runtime = replace(runtime, amp_dtype=autocast_to)
     data = build_batches(splits, chosen, runtime)
     learner = Learner(build_model(chosen, len(splits.train.classes)), chosen, runtime)
-    objective = objective or Labels(chosen.label_smoothing)
+    objective = objective or Labels(chosen.smoothing)
     plan = Plan(chosen, len(data.train))
     return SmallRun(chosen, runtime, splits, data, learner, plan, objective)

@@ -271,7 +271,7 @@ def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_an_overflow_in_the_first_fp16_step_leaves_no_trace(optimizer):
-    learner = small_run(optimizer=optimizer, amp_dtype=torch.float16).learner
+    learner = small_run(optimizer=optimizer, autocast_to=torch.float16).learner
     for gradient in (torch.inf, 0.1):
         for p in learner.network.parameters():
             p.grad = torch.full_like(p, gradient)
