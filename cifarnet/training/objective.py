@@ -48,7 +48,7 @@ class Labels:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
         else:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
-            loss = loss @ self.weights[labels]
+            loss = (loss * self.weights[labels]).sum()
         return loss, logits
 
 

@@ -20,6 +20,13 @@ def test_digits_are_real_images_in_the_form_of_all_others():
     assert not both[0] & both[1]
 
 
+def test_digits_of_another_size_come_from_the_8x8_ones():
+    train, _ = read_digits(64)
+    assert train.images.shape[1:] == (3, 64, 64)
+    small = torch.nn.functional.avg_pool2d(train.images.float(), 2).round()
+    assert (small - read_digits()[0].images).abs().mean() < 2
+
+
 def test_labels_belong_to_their_images():
     """Each enlarged digit, reduced again, is nearest to an original of the same label."""
     originals = load_digits()

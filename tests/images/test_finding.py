@@ -1,11 +1,49 @@
 from pathlib import Path
 
-from cifarnet.images.suffixes import NO_SUFFIX, ignored
+import pytest
+from PIL import Image
+
+from cifarnet.images.finding import NOT_IMAGES, find_images, ignored, image_suffixes, is_image
 
 
 def test_ignored_files_are_counted_and_one_is_named():
-    assert ignored([Path("a\n.txt")], NO_SUFFIX) == (
-        "warning: ignored 1 file without an image extension (.bmp, .jpeg, .jpg, .png, .webp), "
-        "such as a\\n.txt"
+    assert ignored([Path("a\n.txt")], NOT_IMAGES) == (
+        "warning: ignored 1 file in no image format, such as a\\n.txt"
     )
     assert ignored([Path("a"), Path("b")], "here") == "warning: ignored 2 files here, such as a"
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [".png", ".JPG", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".TIFF", ".ppm", ".tga"],
+)
+def test_every_suffix_that_pillow_reads_names_an_image(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.new("RGB", (4, 4)).save(path)
+    assert suffix.lower() in image_suffixes()
+    assert is_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".pdf", ".h5", ".mpg", ".npz", ".svg", ""])
+def test_other_files_are_no_images(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"BM is how a bitmap begins, too")
+    assert not is_image(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("name", ["a", "a.txt", "photo.jpg_large"])
+def test_content_counts_where_the_suffix_says_nothing(tmp_path, kind, name):
+    Image.new("RGB", (4, 4)).save(tmp_path / name, kind)
+    assert is_image(tmp_path / name)
+
+
+def test_images_are_found_in_order_below_a_folder(tmp_path):
+    for name in ("b.png", "a.JPG", "z.txt", ".c.png", ".d/e.png", "__MACOSX/f.png", "g/h/i.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "g")
+    images, others, problems = find_images(tmp_path)
+    assert images == [tmp_path / name for name in ("a.JPG", "b.png", "g/h/i.gif")]
+    assert others == [tmp_path / name for name in ("link", "z.txt")]
+    assert problems == []

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -11,13 +12,23 @@ from conftest import draw_tree
 from PIL import Image
 
 from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings
 from cifarnet.images import folder, pictures
 from cifarnet.images.folder import CACHE_NAME, read_folder
 from cifarnet.images.imageset import ImageSet, channel_statistics
 
+CACHE = CACHE_NAME.format(32)
 
-def read(root, skip_bad=False, said=None) -> tuple[ImageSet, ImageSet]:
-    return read_folder(root, skip_bad, (said if said is not None else []).append)
+
+def read_parts(root, said=None, **settings) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    chosen = Settings(dataset="folder", data_dir=str(root), **settings)
+    return read_folder(chosen, (said if said is not None else []).append)
+
+
+def read(root, skip_bad=False, said=None, **settings) -> tuple[ImageSet, ImageSet]:
+    train, val, test = read_parts(root, said, skip_bad_images=skip_bad, **settings)
+    assert val is None
+    return train, test
 
 
 def save_red(path: Path) -> None:
@@ -53,17 +64,15 @@ def test_resized_images_are_told_once(tmp_path):
 
 
 def test_ignored_files_are_told(tree):
-    for name in ("a.tif", "b.txt", ".hidden", ".c.txt"):
+    for name in ("a.pdf", "b.txt", ".hidden", ".c.txt"):
         (tree / "train" / "bar" / name).touch()
-    (tree / "test" / "disc" / "below.png.d").mkdir()
     (tree / "test" / "in no class.png").touch()
     (tree / "test" / ".hidden.png").touch()
     said = []
     assert len(read(tree, said=said)[0]) == 12
     assert said == [
         f"warning: ignored 1 file outside the class folders, such as {tree}/test/in no class.png",
-        "warning: ignored 3 files without an image extension (.bmp, .jpeg, .jpg, .png, .webp), "
-        f"such as {tree}/train/bar/a.tif",
+        f"warning: ignored 2 files in no image format, such as {tree}/train/bar/a.pdf",
     ]
 
 
@@ -71,7 +80,7 @@ def test_a_class_without_test_images_is_told(tree):
     (tree / "test" / "disc").rename(tree / "elsewhere")
     said = []
     assert read(tree, said=said)[1].labels.tolist() == [0, 0, 0]
-    assert [line.partition(":")[2] for line in said if "lacks disc" in line]
+    assert [line.partition(":")[2] for line in said if "lack disc" in line]
 
 
 def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
@@ -115,13 +124,22 @@ def spoil(tree: Path, how: str) -> str:
         return "is a file"
     if how == "no test":
         (tree / "test").rename(tree / "testing")
-        return str(tree / "test")
+        return f"hold back test images with --data_dir {tree}/train"
     if how == "no train":
         (tree / "train").rename(tree / "training")
-        return str(tree / "train")
+        return f"{tree} has test but no train folder"
+    if how == "val and valid":
+        (tree / "val").mkdir()
+        (tree / "valid").mkdir()
+        return "both val and valid; keep one"
+    if how == "no class folders":
+        (tree / "train").rename(tree / "training")
+        (tree / "train").mkdir()
+        save_red(tree / "train" / "cat.1.png")
+        return f"{tree}/train has 0 classes (); it needs two or more"
     if how == "one class":
         (tree / "train" / "bar").rename(tree / "bar")
-        return "1 class folders"
+        return "1 classes ('disc'); it needs two"
     if how == "empty class":
         for path in (tree / "train" / "bar").iterdir():
             path.unlink()
@@ -143,8 +161,8 @@ def spoil(tree: Path, how: str) -> str:
 @pytest.mark.parametrize(
     "how",
     [
-        "missing", "file", "no test", "no train", "one class", "empty class", "strange class",
-        "empty test", "truncated", "empty", "text",
+        "missing", "file", "no test", "no train", "val and valid", "no class folders",
+        "one class", "empty class", "strange class", "empty test", "truncated", "empty", "text",
     ],
 )  # fmt: skip
 def test_a_folder_that_does_not_fit_is_one_line_that_names_it(tree, how):
@@ -171,9 +189,7 @@ def test_class_names_that_cannot_be_printed_are_refused_in_one_line(tree, name):
 
 
 def save_bad_image(path: Path, kind: str) -> None:
-    if kind == "a folder":
-        path.mkdir()
-    elif kind == "a pipe":
+    if kind == "a pipe":
         os.mkfifo(path)
     elif kind == "a bomb":  # its header claims a width and a height of 60,000 pixels
         Image.new("1", (32, 32)).save(path)
@@ -191,9 +207,7 @@ def save_bad_image(path: Path, kind: str) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "kind", ["a folder", "a pipe", "a bomb", "two lines", "truncated", "empty", "text"]
-)
+@pytest.mark.parametrize("kind", ["a pipe", "a bomb", "two lines", "truncated", "empty", "text"])
 def test_bad_images_are_named_or_skipped(tree, kind):
     save_bad_image(tree / "train" / "bar" / "bad.png", kind)
     with pytest.raises(UserError, match="cannot read the image") as caught:
@@ -204,7 +218,11 @@ def test_bad_images_are_named_or_skipped(tree, kind):
         said = []
         train, _ = read(tree, skip_bad=True, said=said)
         assert train.labels.tolist() == [0] * 6 + [1] * 6
-        assert said == [f"skipped: {caught.value}"]
+        assert len(said) == 1
+        assert str(caught.value) == (
+            f"{said[0].removeprefix('skipped: ')}, or add --skip_bad_images; "
+            f"1 of the 19 images cannot be read"
+        )
     with pytest.raises(UserError, match="cannot read the image"):  # the cache does not hide it
         read(tree)
 
@@ -222,12 +240,105 @@ def test_an_image_that_can_be_read_again_is_used_again(tree):
     assert train.images[0].float().std() > 0
 
 
-@pytest.mark.parametrize("where", ["train/disc", "test"])
-def test_where_no_image_can_be_read_is_an_error(tree, where):
+def test_the_first_bad_image_is_named_and_the_others_counted(tree):
+    for name in ("001.png", "004.png"):
+        (tree / "train" / "disc" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"disc/001\.png .*; 2 of the 18 images cannot be read"):
+        read(tree)
+    assert len(read(tree, skip_bad=True)[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [("train/disc", "no training image of the class 'disc'"), ("test", "no test")],
+)
+def test_where_no_image_can_be_read_is_an_error(tree, where, what):
     for path in (tree / where).rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=f"no image in .*{where} can be read"):
+    with pytest.raises(UserError, match=what):
         read(tree, skip_bad=True)
+
+
+# --- parts ---
+
+
+def copy(tree: Path, name: str, to: Path) -> None:
+    shutil.copytree(tree / name, to)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_validation_images_beside_train_select_or_are_the_test_images(tree, name):
+    (tree / "test").rename(tree / name)
+    said = []
+    train, test = read(tree, said=said)
+    assert (len(train), len(test)) == (12, 6)
+    assert said == [f"{tree / name} holds the test images: there is no test folder"]
+    draw_tree(tree.with_name("more"), train=0, test=2)
+    copy(tree.with_name("more"), "test", tree / "test")
+    said = []
+    train, val, test = read_parts(tree, said)
+    assert (len(train), len(val), len(test)) == (12, 6, 4)
+    assert not [line for line in said if "holds the test images" in line]
+
+
+def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
+    said = []
+    train, test = read(tree / "train", said=said, test_fraction=0.34)
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+    assert test.labels.tolist() == [0] * 2 + [1] * 2
+    assert said == [
+        f"{tree}/train has no test folder: 4 of the 12 images, always the same ones, are the test "
+        f"images (--test_fraction 0.34)"
+    ]
+    again = read(tree / "train", test_fraction=0.34, seed=7)[1]
+    assert torch.equal(again.images, test.images)
+    with pytest.raises(UserError, match=r"--test_fraction 0\.1 holds back no image; raise it"):
+        read(tree / "train", test_fraction=0.1)
+
+
+def test_a_class_may_be_named_train(tree):
+    (tree / "train" / "bar").rename(tree / "train" / "train")
+    train, test = read(tree / "train")
+    assert train.classes == ("disc", "train")
+    assert (len(train), len(test)) == (10, 2)
+
+
+def test_images_below_a_class_folder_are_found(tree):
+    below = tree / "train" / "bar" / "zoo" / "day.1"
+    below.mkdir(parents=True)
+    save_red(below / "RED.PNG")
+    (tree / "train" / "bar" / "__MACOSX").mkdir()
+    (tree / "train" / "bar" / "link").symlink_to(tree / "train" / "disc")
+    said = []
+    train, _ = read(tree, said=said)
+    assert train.labels.tolist() == [0] * 7 + [1] * 6
+    assert is_red(train.images[6])
+    assert said == [f"warning: ignored 1 file in no image format, such as {tree}/train/bar/link"]
+
+
+def test_images_in_two_parts_are_counted_and_two_are_named(tree):
+    Image.open(tree / "train" / "bar" / "002.png").save(tree / "test" / "bar" / "new.bmp")
+    copy(tree, "test", tree / "val")
+    said = []
+    read_parts(tree, said)
+    assert said == [
+        f"warning: 1 {part} images are training images too, such as {tree}/{part}/bar/new.bmp and "
+        f"{tree}/train/bar/002.png: accuracy on them is too high; remove them from one part"
+        for part in ("val", "test")
+    ]
+    (tree / "test" / "bar" / "new.bmp").write_bytes(b"")  # unreadable ones are all alike, but none
+    (tree / "train" / "bar" / "002.png").write_bytes(b"")
+    said = []
+    read_parts(tree, said, skip_bad_images=True)
+    assert not [line for line in said if "too high" in line]
+
+
+def test_images_of_another_size_have_a_cache_of_their_own(tree, monkeypatch):
+    small, large = (read(tree, image_size=size)[0] for size in (32, 64))
+    assert large.images.shape[1:] == (3, 64, 64)
+    monkeypatch.setattr(pictures, "_decode", None)
+    assert torch.equal(read(tree, image_size=64)[0].images, large.images)
+    assert torch.equal(read(tree)[0].images, small.images)
 
 
 # --- the decoded images that are kept ---
@@ -237,7 +348,9 @@ def test_decoded_images_are_kept_and_renewed(tree, monkeypatch):
     first, _ = read(tree)
     decoded = []
     original = pictures._decode
-    monkeypatch.setattr(pictures, "_decode", lambda path: decoded.append(path) or original(path))
+    monkeypatch.setattr(
+        pictures, "_decode", lambda path, size: decoded.append(path) or original(path, size)
+    )
     again, _ = read(tree)
     assert not decoded
     assert torch.equal(again.images, first.images)
@@ -254,7 +367,7 @@ def test_decoded_images_are_kept_and_renewed(tree, monkeypatch):
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "pickle", "other arrays"])
 def test_a_damaged_cache_is_rebuilt(tree, damage):
     first, _ = read(tree)
-    cache = tree / CACHE_NAME
+    cache = tree / CACHE
     content = cache.read_bytes()
     if damage == "truncate":
         cache.write_bytes(content[: len(content) // 2])
@@ -278,8 +391,8 @@ def test_a_tree_that_cannot_be_written_is_decoded_in_memory(tree, monkeypatch):
     monkeypatch.setattr(folder, "write_atomically", refuse)
     said = []
     assert len(read(tree, said=said)[0]) == 12
-    assert not (tree / CACHE_NAME).exists()
-    cache = tree / CACHE_NAME
+    assert not (tree / CACHE).exists()
+    cache = tree / CACHE
     assert said == [f"cannot write {cache} (Read-only file system): the next run decodes again"]
 
 
@@ -287,5 +400,5 @@ def test_a_cache_of_another_tree_is_not_used(tree, tmp_path):
     read(tree)
     other = draw_tree(tmp_path / "other")
     save_red(other / "train" / "bar" / "000.png")
-    (other / CACHE_NAME).write_bytes((tree / CACHE_NAME).read_bytes())
+    (other / CACHE).write_bytes((tree / CACHE).read_bytes())
     assert is_red(read(other)[0].images[0])

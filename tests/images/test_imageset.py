@@ -3,10 +3,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.digits import read_digits
-from cifarnet.images.imageset import ImageSet, Splits, channel_statistics, hold_back, limited
+from cifarnet.images.imageset import (
+    ImageSet,
+    Splits,
+    channel_statistics,
+    describe_classes,
+    hold_back,
+    limited,
+    resized,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,40 @@ def test_the_held_back_part_is_stratified_and_apart(digits, fraction):
     expected = (digits.labels.bincount() * fraction + 1e-9).floor()
     assert torch.equal(held.labels.bincount(minlength=10), expected.long())
     assert contents(rest, held) == contents(digits)
+
+
+def test_images_are_resized_as_pillow_does_it(digits):
+    few = digits.images[:20]
+    assert resized(few, 32) is few
+    for size in (48, 128):
+        expected = [
+            np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size)))
+            for image in few
+        ]
+        difference = resized(few, size).permute(0, 2, 3, 1).int().numpy() - np.stack(expected)
+        assert np.abs(difference).max() <= 2  # both round after each of two passes
+
+
+def labelled(*counts: int) -> ImageSet:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    classes = tuple(f"class {i}" for i in range(len(counts)))
+    return ImageSet(torch.zeros(sum(counts), 3, 1, 1, dtype=torch.uint8), labels, classes)
+
+
+def test_classes_are_told_with_their_numbers_in_one_line():
+    head = "training images of the"
+    assert describe_classes(labelled(7, 7)) == [f"{head} 2 classes: 7 each"]
+    assert describe_classes(labelled(9, 1)) == [f"{head} 2 classes: class 0 9, class 1 1"]
+    many = describe_classes(labelled(*range(10, 35)))
+    assert many == [f"{head} 25 classes: from 10 (class 0) to 34 (class 24)"]
+
+
+def test_a_class_ten_times_as_large_as_another_is_warned_of():
+    _, warning = describe_classes(labelled(5, 1, 10))
+    assert warning == (
+        "warning: class 2 has 10 training images and class 1 only 1; "
+        "--class_weights balanced makes all classes count the same"
+    )
 
 
 def test_nothing_is_held_back_for_a_fraction_of_0(digits):

@@ -1,9 +1,14 @@
+import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import draw_tree, seen_by_others
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cifarnet.core.errors import UserError
@@ -76,6 +81,107 @@ def test_each_exif_orientation_is_opencvs(tmp_path, orientation):
     exif[0x0112] = orientation
     smooth(40, 24).save(path, exif=exif)
     assert np.abs(read_image(path)[0] - seen_by_others(path)).max() <= 1
+
+
+def png_chunk(kind: bytes, data: bytes, damage: int = 0) -> bytes:
+    checksum = zlib.crc32(kind + data) ^ damage
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def jpeg_segment(kind: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, kind, len(data) + 2) + data
+
+
+MUCH = zlib.compress(b"a" * (2 << 20))
+LONG = [(b"zTXt", b"k%d\0\0" % i + zlib.compress(b"a" * (900 << 10))) for i in range(80)]
+BROKEN = {
+    "much text": ("PNG", png_chunk(b"zTXt", b"k\0\0" + MUCH)),
+    "much international text": ("PNG", png_chunk(b"iTXt", b"k\0\1\0\0\0" + MUCH)),
+    "many texts": ("PNG", b"".join(png_chunk(*text) for text in LONG)),
+    "a large profile": ("PNG", png_chunk(b"iCCP", b"k\0\0" + MUCH)),
+    "an odd profile": ("PNG", png_chunk(b"iCCP", b"k\0\7junk")),
+    "a wrong checksum": ("PNG", png_chunk(b"tEXt", b"k\0v", damage=1)),
+    "a wrong checksum of Exif": ("PNG", png_chunk(b"eXIf", b"junk", damage=1)),
+    "a short gamma": ("PNG", png_chunk(b"gAMA", b"")),
+    "a broken animation": ("PNG", png_chunk(b"acTL", b"")),
+    "junk for Exif": ("PNG", png_chunk(b"eXIf", b"junk")),
+    "cut Exif": ("PNG", png_chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\7")),
+    "no hexadecimal Exif": ("PNG", png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 2\nzz")),
+    "a short profile": ("JPEG", jpeg_segment(0xE2, b"ICC_PROFILE\0\1")),
+    "a short JFIF": ("JPEG", jpeg_segment(0xE0, b"JFIF\0\1")),
+    "a short Adobe": ("JPEG", jpeg_segment(0xEE, b"Adobe\0")),
+    "junk in Exif": ("JPEG", jpeg_segment(0xE1, b"Exif\0\0junk")),
+    "Exif of a wrong type": (
+        "JPEG",
+        jpeg_segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\1" + b"\1\x12\0\2\0\0\0\4abc\0\0\0\0\0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("turned", [False, True])
+def test_broken_metadata_stop_no_image(tmp_path, how, turned):
+    kind, broken = BROKEN[how]
+    whole, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    smooth(40, 24).save(whole, kind, exif=exif if turned and b"xif" not in broken.lower() else b"")
+    content, after = whole.getvalue(), 33 if kind == "PNG" else 2  # IHDR; the start
+    (tmp_path / "whole").write_bytes(content)
+    (tmp_path / "broken").write_bytes(content[:after] + broken + content[after:])
+    expected, _ = read_image(tmp_path / "whole")
+    assert np.array_equal(read_image(tmp_path / "broken")[0], expected)
+
+
+@settings(max_examples=150)
+@given(st.binary(max_size=60), st.sampled_from(["PNG", "JPEG"]), st.booleans())
+def test_no_exif_data_stop_an_image(tmp_path, junk, kind, headed):
+    """Pixels stay those of the image, turned or not."""
+    data = b"MM\0*\0\0\0\x08\0\2" + junk if headed else junk
+    image = smooth(32, 32)
+    image.save(tmp_path / "junk", kind, exif=data, quality=95)
+    pixels, _ = read_image(tmp_path / "junk")
+    assert sorted(pixels.mean((1, 2)).round()) == pytest.approx(
+        sorted(np.asarray(image).mean((0, 1)).round()), abs=2
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_broken_pixels_stop_an_image_whatever_its_metadata(tmp_path, kind):
+    path = tmp_path / "image"
+    smooth(64, 64).save(path, kind)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(UserError, match="(?i)truncated"):
+        read_image(path)
+
+
+def test_adobes_colours_survive_a_broken_profile(tmp_path):
+    """Without its Adobe segment, which says that colours are inverted, it would be another."""
+    path = tmp_path / "image.jpg"
+    smooth(32, 32).convert("CMYK").save(path, "JPEG")
+    expected, _ = read_image(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + jpeg_segment(0xE2, b"ICC_PROFILE\0\1") + content[2:])
+    assert np.array_equal(read_image(path)[0], expected)
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_images_are_read_at_the_size_asked_for(tmp_path, size):
+    smooth(70, 50).save(tmp_path / "a.png")
+    pixels, original = read_image(tmp_path / "a.png", size)
+    assert pixels.shape == (3, size, size)
+    assert original == (70, 50)
+    ((again, _),) = read_images([tmp_path / "a.png"], size)
+    assert np.array_equal(again, pixels)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "ppm", "tga", "jfif"])
+def test_other_formats_are_read_too(tmp_path, suffix):
+    path = tmp_path / f"PICTURE.{suffix.upper()}"
+    image = smooth(32, 32)
+    image.save(path)
+    with Image.open(path) as saved:
+        expected = np.asarray(saved.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_image(path)[0], expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])

@@ -7,7 +7,12 @@ from small_runs import small_run, small_splits
 
 from cifarnet.core.device import start
 from cifarnet.core.settings import Settings
-from cifarnet.training.objective import Distillation, Labels, distillation_loss
+from cifarnet.training.objective import (
+    Distillation,
+    Labels,
+    balanced_weights,
+    distillation_loss,
+)
 from model import build_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
@@ -28,6 +33,35 @@ def test_the_loss_of_labels_is_summed_over_images():
     assert returned is logits
     expected = -logits.log_softmax(1)[torch.arange(5), labels].sum()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_balanced_classes_weigh_the_same_and_images_one_on_average(smoothing):
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2])
+    weights = balanced_weights(labels, 3)
+    torch.testing.assert_close(weights, torch.tensor([0.5, 1.5, 3.0]))
+    assert weights[labels].mean().item() == pytest.approx(1)
+    logits = torch.randn(9, 3)
+    loss, _ = Labels(smoothing, weights)(lambda images: logits, torch.zeros(9, 3, 1, 1), labels)
+    each = Labels(smoothing)
+    of_image = [
+        each(lambda images, i=i: logits[i : i + 1], None, labels[i : i + 1])[0] for i in range(9)
+    ]
+    of_class = [torch.stack(of_image)[labels == c].mean() for c in range(3)]
+    torch.testing.assert_close(loss, 9 * torch.stack(of_class).mean())
+    assert Labels(smoothing, weights).loss_name == (
+        "smoothed, weighted labels" if smoothing else "weighted labels"
+    )
+
+
+def test_equal_classes_leave_the_loss_as_it_is():
+    labels = torch.arange(8) % 4
+    logits = torch.randn(8, 4)
+    plain, weighted = (
+        Labels(0.1, weights)(lambda images: logits, None, labels)[0]
+        for weights in (None, balanced_weights(labels, 4))
+    )
+    torch.testing.assert_close(plain, weighted)
 
 
 def test_the_loss_is_the_divergence_of_the_flattened_probabilities():

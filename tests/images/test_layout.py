@@ -1,0 +1,109 @@
+"""Layouts by a CSV file, and telling image folders; test_folder.py reads the other layouts."""
+
+from pathlib import Path
+
+import pytest
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.layout import Layout, holds_classes, read_layout
+
+
+@pytest.fixture
+def loose(tmp_path) -> Path:
+    """Six images without class folders."""
+    root = tmp_path / "loose"
+    root.mkdir()
+    for i in range(6):
+        (root / f"{i}.png").touch()
+    return root
+
+
+def read(root: Path, text: str, said=None, where: Path | None = None) -> Layout:
+    labels = (where or root) / "labels.csv"
+    labels.write_text(text, encoding="utf-8")
+    return read_layout(root, labels, (said if said is not None else []).append)
+
+
+def found(layout: Layout) -> list[tuple[str, str, str]]:
+    return [(file.path.name, file.part, layout.classes[file.label]) for file in layout.files]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.png,cat\n1.png,dog\n",
+        "path,label\n0.png,cat\n1.png,dog",
+        "\ufeffimage,class\r\n\r\n 0.png , cat \r\n1.png,dog\r\n",
+        '"1.png","dog"\n"0.png","cat"\n0.png,cat\n',
+    ],
+)
+def test_a_csv_file_names_images_and_their_classes(loose, text):
+    assert found(read(loose, text)) == [("0.png", "", "cat"), ("1.png", "", "dog")]
+
+
+def test_paths_start_from_the_file_or_from_the_folder(loose, tmp_path):
+    (tmp_path / "beside.png").touch()
+    text = f"beside.png,a\nloose/1.png,a\n0.png,b\n{loose}/2.png,b\nnowhere.png,b\n"
+    layout = read(loose, text, where=tmp_path)
+    assert [file.path for file in layout.files] == [
+        *(tmp_path / "beside.png", tmp_path / "loose/1.png"),
+        *(loose / "0.png", loose / "2.png", loose / "nowhere.png"),  # decoding names the last one
+    ]
+
+
+def test_images_in_part_folders_keep_their_part(loose):
+    for name in ("train/a.png", "train/x/b.png", "valid/c.png", "test/d.png"):
+        (loose / name).parent.mkdir(parents=True, exist_ok=True)
+        (loose / name).touch()
+    text = "train/a.png,1\ntrain/x/b.png,2\n"
+    assert {part for _, part, _ in found(read(loose, text))} == {""}  # test images have no labels
+    said = []
+    layout = read(loose, text + "valid/c.png,1\n", said)
+    assert found(layout) == [
+        ("a.png", "train", "1"),
+        ("b.png", "train", "2"),
+        ("c.png", "test", "1"),
+    ]
+    assert said == [f"{loose}/valid holds the test images: there is no test folder"]
+    layout = read(loose, text + "test/d.png,2\nvalid/c.png,1\n")
+    assert [part for _, part, _ in found(layout)] == ["train", "train", "test", "val"]
+    with pytest.raises(UserError, match=r"0\.png lies outside the folders"):
+        read(loose, text + "test/d.png,2\n0.png,1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("0.png,a\n1.png\n", "line 2: not a path and a label; write path,label"),
+        ("0.png;a\n1.png;b\n", "line 1: not a path and a label"),
+        ("0.png,a\n1.png,b,3,4\n", "line 2: not a path and a label"),
+        ("0.png,a\n1.png,\n", "line 2: not a path and a label"),
+        ("0.png,a\n1.png,b\n0.png,b\n", "line 3: '0.png' is 'b' here but 'a' in line 1; keep"),
+        ("0.png,a\n1.png,a\n", "has 1 classes ('a'); it needs two"),
+        ("", "none of its 0 paths is a file"),
+        ("path,label\nx.png,a\ny.png,b\n", "none of its 2 paths is a file; write them relative"),
+        ('0.png,"a\nb"\n1.png,b\n', "has a class name that cannot be printed, 'a\\nb'"),
+        ('0.png,"a', "is no CSV file in UTF-8"),
+    ],
+)
+def test_a_csv_file_that_does_not_fit_is_one_line(loose, text, why):
+    with pytest.raises(UserError) as caught:
+        read(loose, text)
+    assert why in str(caught.value)
+    assert "labels.csv" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_csv_file_that_cannot_be_read_is_named(loose):
+    (loose / "latin.csv").write_bytes("0.png,\xe9t\xe9".encode("latin-1"))
+    for name, why in (("nowhere.csv", "No such file"), ("latin.csv", "no CSV file in UTF-8")):
+        with pytest.raises(UserError, match=rf"--labels .*{name}.*{why}"):
+            read_layout(loose, loose / name, print)
+
+
+def test_folders_of_images_are_told_from_others(tree, tmp_path):
+    assert holds_classes(tree)
+    assert holds_classes(tree / "train")
+    assert not holds_classes(tree / "train" / "bar")
+    assert not holds_classes(tmp_path)  # data sets beside each other
+    assert not holds_classes(tmp_path / "nowhere")
