@@ -1,4 +1,4 @@
-"""The same command under torchrun: as gloo processes on the CPU."""
+"""The same command under torchrun, as processes on the CPU that exchange by gloo."""
 
 import os
 import re
@@ -23,19 +23,17 @@ MAIN = str(ROOT / "main.py")
 
 @pytest.fixture
 def torchrun(tmp_path, monkeypatch):
-    """`torchrun(ranks, script, *flags, restarts=0)` -> the process, which writes to `output` in an empty directory."""
+    """`torchrun(ranks, script, *flags, restarts=0)` -> the process.
+
+    It runs in an empty directory and writes to `output` there.
+    """
     monkeypatch.chdir(tmp_path)
     begun = []
 
     def run(ranks: int, script: str, *flags: object, restarts: int = 0) -> subprocess.Popen:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={ranks}",
-        ]
-        command += [f"--max-restarts={restarts}", script, *map(str, flags)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={ranks}", f"--max-restarts={restarts}"]
+        command += [script, *map(str, flags)]
         with Path("output").open("w") as output:
             begun.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
         return begun[-1]
@@ -98,19 +96,11 @@ def test_ranks_equal_one_process_on_the_same_batches_and_each_other(torchrun):
 
 def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     """The last batch has one image: two ranks have none of it."""
-    flags = (
-        *QUICK,
-        "--limit_train",
-        "55",
-        "--batch_size",
-        "18",
-        "--accumulate",
-        "2",
-        "--save_best",
-    )
+    flags = (*QUICK, "--limit_train=55", "--batch_size=18", "--accumulate=2", "--save_best")
     process = torchrun(3, MAIN, *flags)
     assert process.wait(90) == 0, output()
-    assert "ranks: 3 (torchrun --nproc_per_node=3)" in log_text()
+    assert "torchrun --nproc_per_node=3 main.py" in log_text()
+    assert "ranks: 3, each with" in log_text()
     assert "Warning" not in output()
     assert output().count("epoch 2/2 |") == output().count("main.py --dataset digits") == 1
     assert {path.name for path in Path("snapshots_complete").iterdir()} == {
@@ -120,12 +110,8 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     assert len(list(Path("log").glob("*.log"))) == 1
     assert ours["images"] == np.sum(ours["confusion_matrix"]) == 40
     for name, whose in (("last.pth", "last"), ("best_model.pth", "best")):
-        assert (
-            command(
-                "evaluate", "--snapshot", f"snapshots_complete/{name}", "--plot_dir", "again"
-            ).code
-            == 0
-        )
+        snapshot = f"snapshots_complete/{name}"
+        assert command("evaluate", "--snapshot", snapshot, "--plot_dir", "again").code == 0
         again = figures(Path("again"))
         for key in ("top1", "top3", "top5"):
             assert ours[whose][key] == again[key]
@@ -154,9 +140,7 @@ def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_al
     os.kill(pid_of(1, process), signal.SIGTERM)
     assert process.wait(60) == 1
     assert errors() == lost
-    codes = set(
-        re.findall(r"exitcode  : (-?\d+)", output())
-    )  # of one rank or both, as torchrun looked
+    codes = set(re.findall(r"exitcode  : (-?\d+)", output()))  # torchrun saw one rank or both
     assert codes == {"143"}, output()
     epoch = re.search(r"SIGTERM: ended after epoch (\d+); go on with:", log_text())[1]
     assert snapshots.load(last).epoch == int(epoch)
