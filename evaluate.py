@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifarnet.checkpoints.places import check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
+from cifarnet.core.log import say
 from cifarnet.core.settings import Settings, settings_from_dict
 
 if TYPE_CHECKING:  # torch takes seconds to import: the functions below import what they use
@@ -102,9 +103,15 @@ def _evaluate(argv: Sequence[str]) -> None:
         defaults=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--snapshot", metavar="PATH", help="a snapshot, with its run's settings")
+    what.add_argument(
+        "--snapshot",
+        type=path_argument,
+        metavar="PATH",
+        help="a snapshot, with its run's settings",
+    )
     what.add_argument(
         "--pretrained",
+        type=path_argument,
         metavar="NAME|PATH",
         help="a trained network: the name of a result, a snapshot, or a file that export.py wrote "
         "(which does not say where its images are: add --data_dir)",
@@ -124,7 +131,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.checkpoints.state import weights_of
-    from cifarnet.core.device import start
+    from cifarnet.core.device import start, without_amp
     from data import load_splits
 
     if snapshot is None:
@@ -134,12 +141,17 @@ def _evaluate(argv: Sequence[str]) -> None:
     settings = _settings(trained, given, pretrained)
     directory = writable_directory(settings.plot_dir, "--plot_dir")
     runtime = start(settings)
-    splits = load_splits(settings, print)
+    if runtime.emulates_bf16 and "amp" in given:
+        say("warning: --amp takes many times longer on a CPU without bf16 instructions")
+    elif runtime.emulates_bf16:
+        say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
+        runtime = without_amp(runtime)
+    splits = load_splits(settings, say)
     report = report_on(trained, splits, settings, runtime)
     write_evaluation(report, settings, directory)
     about = f"{report.images} test images, {report.snapshot} (epoch {report.epoch})"
-    print(f"{report.dataset}, {about}: {report.summary()}")
-    print(f"written to {directory}")
+    say(f"{report.dataset}, {about}: {report.summary()}")
+    say(f"written to {directory}")
 
 
 def _settings(trained: Weights, given: dict[str, object], pretrained: str | None) -> Settings:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import WEIGHTS_FILE, check_snapshot
-from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
+from cifarnet.core.log import say
 from cifarnet.core.settings import FLAGS
 
 if TYPE_CHECKING:
@@ -36,15 +37,21 @@ def _export(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--snapshot",
+        type=path_argument,
         required=True,
         metavar="PATH",
         help="Snapshot to export. Without --evaluate: the weights that its run evaluates.",
     )
     parser.add_argument(
-        "--out", default=WEIGHTS_FILE, metavar="FILE", help="File to write (default: %(default)s)."
+        "--out",
+        type=path_argument,
+        default=WEIGHTS_FILE,
+        metavar="FILE",
+        help="File to write (default: %(default)s).",
     )
     parser.add_argument(
         "--metrics",
+        type=path_argument,
         metavar="FILE",
         help="The metrics.json that main.py or evaluate.py wrote for this snapshot. The accuracy "
         "kept with the weights is taken from there; without it, from the run's history.",
@@ -60,11 +67,13 @@ def _export(argv: Sequence[str]) -> None:
     from cifarnet.checkpoints.snapshots import load
     from cifarnet.checkpoints.state import weights_of
     from cifarnet.checkpoints.weights import write_weights
+    from model import restore
 
     weights = weights_of(load(snapshot), snapshot, getattr(options, "evaluate", None))
     if metrics is not None:
         weights = _with_accuracy(weights, metrics, Path(options.metrics))
     weights = dataclasses.replace(weights, config=_settings_to_keep(weights))
+    restore(weights)  # else a file could be written that no command takes
     writable_directory(out.parent, "--out")
     try:
         write_weights(weights, out)
@@ -72,7 +81,7 @@ def _export(argv: Sequence[str]) -> None:
         raise RunError(f"{out} could not be written ({problem.strerror})") from None
     accuracy = "not known" if weights.accuracy is None else f"{weights.accuracy:.2%}"
     what = f"epoch {weights.epoch} on {weights.dataset}"
-    print(f"{out}: {what}, top-1 {accuracy} ({weights.accuracy_from})")
+    say(f"{out}: {what}, top-1 {accuracy} ({weights.accuracy_from})")
 
 
 def _settings_to_keep(weights: Weights) -> dict[str, Any]:
@@ -93,8 +102,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     """The parts of the metrics.json `path` that are needed. Raises `UserError`."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = float(report["top1"])
+        if not 0 <= accuracy <= 1:
+            raise ValueError
         return {
-            "accuracy": float(report["top1"]),
+            "accuracy": accuracy,
             "images": int(report["images"]),
             "classes": list(report["per_class"]),
             "about": {name: report[name] for name in ("epoch", "dataset", "weights")},
@@ -102,7 +114,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         }
     except OSError as problem:
         raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(
             f"--metrics {path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
         ) from None

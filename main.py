@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
 from cifarnet.core.commandline import build_parser, parse_settings, print_error, run_command
-from cifarnet.core.errors import UserError, printable
+from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive, existing_directory, writable_directory
 from cifarnet.core.launch import launched_ranks
-from cifarnet.core.log import RunLog
+from cifarnet.core.log import RunLog, say
 from cifarnet.core.settings import BATCH_SIZE, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
 
@@ -297,6 +297,8 @@ def _amp_that_pays(
     settings: Settings, runtime: Runtime, state: TrainState | None, log: RunLog
 ) -> tuple[Settings, Runtime]:
     """Leaves out a preset --amp where the CPU only emulates it, or where `state` is in float32."""
+    from cifarnet.core.device import without_amp
+
     if state is None:
         keeps, why = (
             not runtime.emulates_bf16,
@@ -307,8 +309,7 @@ def _amp_that_pays(
     if keeps:
         return settings, runtime
     log.line(f"in float32 instead of --amp: {why}")
-    plain = dataclasses.replace(runtime, amp_dtype=None, emulates_bf16=False)
-    return dataclasses.replace(settings, amp=False), plain
+    return dataclasses.replace(settings, amp=False), without_amp(runtime)
 
 
 def _find_source(
@@ -379,7 +380,7 @@ def _start_from(network: Network, trained: Weights, present: Present, log: RunLo
     same = list(trained.classes) == list(present.classes)
     others = ", ".join(trained.classes[:3])
     head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
-    log.line(printable(f"starting from the weights {trained.source}: {_origin(trained)}{head}"))
+    log.line(f"starting from the weights {trained.source}: {_origin(trained)}{head}")
     if fresh:
         more = f" and {len(fresh) - 8} more" if len(fresh) > 8 else ""
         log.line(f"not in those weights, so fresh: {', '.join(fresh[:8])}{more}")
@@ -412,7 +413,7 @@ def _objective(
         raise UserError(f"--teacher {teacher.source}: {problem}") from None
     top1 = "" if teacher.accuracy is None else f", top-1 {teacher.accuracy:.2%}"
     source = f" ({teacher.accuracy_from})" if top1 else ""
-    log.line(printable(f"learning from {teacher.source}: {_origin(teacher)}{top1}{source}"))
+    log.line(f"learning from {teacher.source}: {_origin(teacher)}{top1}{source}")
     _warn_of_seen("the teacher", teacher, present, log)
     own, given = (tuple(teacher.mean), tuple(teacher.std)), (splits.mean, splits.std)
     return Distillation(network, runtime, own, given)
@@ -506,7 +507,7 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     from data import build_engine, load_splits
 
     path = Path(settings.preview_augment)
-    splits = load_splits(settings, print)
+    splits = load_splits(settings, say)
     count = max(8, len(splits.train.classes))
     images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
     engine = build_engine(settings, splits.mean, runtime.device)
@@ -517,7 +518,7 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
         raise UserError(
             f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
         ) from None
-    print(f"written to {path}")
+    say(f"written to {path}")
 
 
 def _describe(run: Run) -> None:
@@ -527,7 +528,7 @@ def _describe(run: Run) -> None:
 
     settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
     shown = ", ".join(f"{name}={value}" for name, value in vars(settings).items())
-    log.line(printable(f"settings: {shown}"))
+    log.line(f"settings: {shown}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
@@ -559,7 +560,7 @@ def _describe(run: Run) -> None:
         f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
     )
     for words in describe_classes(splits.train):
-        log.line(printable(words))
+        log.line(words)
     if splits.val is None:
         freq = settings.eval_freq
         when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")

@@ -8,11 +8,11 @@ import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cifarnet.checkpoints.checks import fits
 from cifarnet.checkpoints.weights import Weights, read_weights
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings, settings_from_dict
@@ -61,14 +61,13 @@ def build_model(settings: Settings, classes: int) -> Network:
     return use_fast_forms(model).to(memory_format=torch.channels_last)
 
 
-def load_weights(model: Network, weights: dict[str, Any]) -> None:
+def load_weights(model: Network, weights: dict[str, Tensor]) -> None:
     """Loads the state_dict `weights`. Raises `UserError` if it belongs to another network."""
-    try:
-        model.load_state_dict(weights)
-    except (AttributeError, RuntimeError):  # wrong values; wrong names or shapes
+    if not fits(model.state_dict(), weights):
         raise UserError(
             f"the weights do not fit this {type(model).__name__}; use others, or another --network"
-        ) from None
+        )
+    model.load_state_dict(weights)
 
 
 def restore(trained: Weights) -> Network:
@@ -92,7 +91,9 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list
     taken = {
         name: value
         for name, value in trained.model.items()
-        if name in own and value.shape == own[name].shape and (same or not name.startswith("head."))
+        if name in own
+        and (value.shape, value.dtype) == (own[name].shape, own[name].dtype)
+        and (same or not name.startswith("head."))
     }
     if not taken.keys() & dict(model.named_parameters()).keys():
         raise UserError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifarnet.checkpoints.places import find_trained
-from cifarnet.core.commandline import build_parser, run_command
+from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError, printable
 from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.images.finding import NOT_IMAGES, find_images, ignored
@@ -48,12 +48,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     parser = build_parser("Tells what pictures show.", ("batch_size", "device"))
     parser.add_argument(
         "pictures",
+        type=path_argument,
         nargs="+",
         metavar="IMAGE",
         help="Picture of any size and mode, or a folder to search for pictures.",
     )
     parser.add_argument(
         "--pretrained",
+        type=path_argument,
         required=True,
         metavar="NAME|PATH",
         help="Trained network: the name of a result, a .safetensors file or a .pth snapshot.",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cifarnet.checkpoints.checks import fits
 from cifarnet.checkpoints.state import Progress, Row, TrainState
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
@@ -127,13 +128,16 @@ class Learner:
             if momenta:
                 restore_optimizer(self.optimizer, state.optimizer)
             if self.averaged is not None and state.averaged:
+                if not fits(self.averaged.state_dict(), state.averaged):
+                    raise ValueError("its averaged weights are of another network")
                 self.averaged.load_state_dict(state.averaged)
             if self.scaler.is_enabled() and state.scaler:
                 self.scaler.load_state_dict(state.scaler)
             set_random_state(state.random_state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as problem:
+        except Exception as problem:  # a crafted snapshot can raise anything
             raise UserError(
-                f"the snapshot's optimizer does not fit this run ({problem}); start a new run"
+                f"the snapshot's optimizer does not fit this run "
+                f"({problem or type(problem).__name__}); start a new run"
             ) from None
         self.progress = state.progress
 

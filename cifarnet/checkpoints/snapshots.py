@@ -6,17 +6,17 @@ import hashlib
 import io
 import math
 import time
-import typing
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cifarnet.checkpoints.checks import check_fields, check_finite
 from cifarnet.checkpoints.places import BEST, LAST, all_numbered, check_snapshot, numbered
-from cifarnet.checkpoints.state import COLUMNS, Row, TrainState, weights_of
-from cifarnet.checkpoints.weights import Weights, fit_a_network, read_weights
-from cifarnet.core.errors import UserError
+from cifarnet.checkpoints.state import Computed, Row, TrainState, weights_of
+from cifarnet.checkpoints.weights import Weights, check_network, read_weights
+from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import write_atomically
 
 # The comment that ends the zip archive which a snapshot is: this, and 64 hexadecimal digits.
@@ -69,30 +69,32 @@ def load(path: Path) -> TrainState:
         raise UserError(f"{path} is refused: it holds more than data; use another one") from None
     try:
         return _restored(fields)
-    except (LookupError, TypeError, ValueError) as problem:
+    except (UserError, ValueError) as problem:
         raise UserError(
-            f"{path} is no CIFARNet snapshot ({problem or type(problem).__name__}); "
-            f"use one that a run wrote"
+            f"{path} is not usable ({problem}); use a snapshot that a run wrote"
         ) from None
 
 
-def _restored(fields: dict[str, Any]) -> TrainState:
-    """The state made of `fields`. Raises `ValueError`, among others, for what no run writes."""
-    for spec in dataclasses.fields(TrainState):
-        kind = typing.get_origin(spec.type) or spec.type
-        if not isinstance(fields[spec.name], kind):
-            raise ValueError(f"{spec.name} is no {kind.__name__}")
-    if any(set(row) != set(COLUMNS) for row in fields["history"]):
-        raise ValueError("its history has other columns")
+def _restored(fields: Any) -> TrainState:
+    """The state made of `fields`. Raises `ValueError` or `UserError` for what no run writes."""
+    if not isinstance(fields, dict):
+        raise ValueError("it holds no fields")
+    check_fields(TrainState, fields)
+    check_fields(Computed, fields["config"])
     names = [spec.name for spec in dataclasses.fields(TrainState)]
     state = TrainState(**{name: fields[name] for name in names})
     state.history = [Row(**row) for row in state.history]
-    if (
-        state.epoch < 1
-        or not 0 <= state.best_epoch <= state.epoch
-        or not fit_a_network(state.classes, state.mean, state.std)
+    state.dataset = printable(state.dataset)
+    check_network(state)
+    check_finite(state.model | state.averaged)
+    epochs = [row.epoch for row in state.history]
+    if not (
+        epochs == sorted({*epochs, state.epoch})  # each once, this one last
+        and 1 <= epochs[0] <= epochs[-1] == state.epoch
+        and 0 <= state.best_epoch <= state.epoch
+        and 0 <= state.best_accuracy <= 1
     ):
-        raise ValueError("its figures do not fit together")
+        raise ValueError("its history does not fit together")
     return state
 
 
@@ -117,11 +119,11 @@ def prune(directory: Path, keep: int) -> None:
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The intact snapshot of the highest epoch in `directory`, and why others were passed over.
 
-    None where there is none. best_model.pth is taken only where all others are broken.
+    None where there is none. best_model.pth is taken only where no other is intact.
     """
     passed_over, newest, newest_epoch = [], None, -1
     for path in [directory / LAST, *all_numbered(directory), directory / BEST]:
-        if path.exists() and (path.name != BEST or (passed_over and newest is None)):
+        if path.exists() and (path.name != BEST or newest is None):
             try:
                 epoch = load(path).epoch
             except UserError as problem:
@@ -129,6 +131,8 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
                 continue
             if epoch > newest_epoch:
                 newest, newest_epoch = path, epoch
+    if newest and newest.name == BEST:
+        passed_over.append(f"{LAST} and numbered snapshots: none is intact in {directory}")
     return newest, passed_over
 
 

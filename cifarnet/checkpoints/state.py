@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cifarnet.checkpoints.places import BEST
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.errors import UserError
@@ -67,12 +69,12 @@ class Progress:
 class TrainState:
     """All that a run needs to go on after `epoch` epochs, and all that an evaluation needs."""
 
-    model: dict[str, Any]
+    model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    scaler: dict[str, Any]
-    averaged: dict[str, Any]  # of torch's AveragedModel; empty: none are kept
-    random_state: dict[str, Any]
+    scheduler: dict[str, int]
+    scaler: dict[str, float]
+    averaged: dict[str, Tensor]  # of torch's AveragedModel; empty: none are kept
+    random_state: dict[str, Tensor | list[Tensor]]
     run_id: str
     epoch: int
     best_accuracy: float
@@ -90,7 +92,16 @@ class TrainState:
         return Progress(self.run_id, list(self.history), self.best_accuracy, self.best_epoch)
 
 
-def evaluated_weights(state: TrainState, which: str) -> dict[str, Any]:
+@dataclass
+class Computed:
+    """What `TrainState.config` says beside the settings: where the run was computed."""
+
+    computed_on: str  # device and precision, in words
+    world_size: int
+    teacher_sha256: str | None
+
+
+def evaluated_weights(state: TrainState, which: str) -> dict[str, Tensor]:
     """The weights and running statistics of `state`, by name: "raw", or "ema", the averaged ones.
 
     Raises `UserError` where there are no averaged ones.

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cifarnet.checkpoints.checks import check_fields, check_finite
 from cifarnet.checkpoints.places import find_weights
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import write_atomically
+from cifarnet.core.settings import settings_from_dict
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Weights:
     source: str  # the name that the user gave
 
 
+MOST_EPOCHS = 1_000_000  # the limit of --epochs
 METADATA = tuple(name for name in Weights.__dataclass_fields__ if name not in ("model", "source"))
 
 
@@ -85,24 +87,33 @@ def read_weights(name: str) -> Weights:
         )
     if metadata["sha256"] != json.dumps(_checksum(model, metadata)):
         raise UserError(f"{path} is damaged: its checksum does not fit; use another one")
-    said = {key: json.loads(metadata[key]) for key in METADATA}
-    trained = Weights(model=model, source=name, **said)
-    if not isinstance(trained.config, dict) or not fit_a_network(
-        trained.classes, trained.mean, trained.std
-    ):
+    try:
+        said = {key: json.loads(metadata[key]) for key in METADATA}
+        fields = said | {"model": model, "source": name}
+        check_fields(Weights, fields)
+        trained = Weights(**fields)
+        check_network(trained)
+        check_finite(model)
+        if trained.accuracy is not None and not 0 <= trained.accuracy <= 1:
+            raise ValueError("its accuracy is no share")
+    except (RecursionError, UserError, ValueError) as problem:  # as of nested or wrong JSON
         raise UserError(
-            f"the metadata of {path} do not fit together; use a file that export.py wrote"
-        )
-    return trained
+            f"{path} is not usable ({problem}); use a file that export.py wrote"
+        ) from None
+    words = ("dataset", "selected_by", "accuracy_from")
+    return replace(trained, **{name: printable(getattr(trained, name)) for name in words})
 
 
-def fit_a_network(classes: Any, mean: Any, std: Any) -> bool:
-    """Whether these values can be class names and the statistics of three channels."""
-    return (
-        all(isinstance(values, list) for values in (classes, mean, std))
-        and len(classes) >= 2
-        and all(isinstance(name, str) for name in classes)
-        and len(mean) == len(std) == 3
-        and all(isinstance(value, float) and math.isfinite(value) for value in [*mean, *std])
-        and min(std) > 0
-    )
+def check_network(said: Any) -> None:
+    """Checks what `Weights` and a `TrainState` both say of their network.
+
+    Raises `ValueError`, or `UserError` for a wrong setting, unless the fields fit together.
+    """
+    settings_from_dict(said.config)
+    if not (
+        1 <= said.epoch <= MOST_EPOCHS
+        and 2 <= len(said.classes) == len(set(said.classes))
+        and len(said.mean) == len(said.std) == 3
+        and min(said.std) > 0
+    ):
+        raise ValueError("its figures do not fit together")

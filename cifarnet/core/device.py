@@ -7,7 +7,7 @@ import os
 import platform
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -130,6 +130,11 @@ def _pick_amp_dtype(settings: Settings, device: torch.device) -> torch.dtype | N
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return torch.float16 if wanted == "fp16" else torch.bfloat16
+
+
+def without_amp(runtime: Runtime) -> Runtime:
+    """`runtime`, but in float32."""
+    return replace(runtime, amp_dtype=None, emulates_bf16=False)
 
 
 def has_bf16_instructions() -> bool:

@@ -94,6 +94,11 @@ class RunLog:
             self._file.close()
 
 
+def say(text: str) -> None:
+    """Prints `text` as one line; what is not printable becomes an escape."""
+    print(printable(text))
+
+
 def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"

@@ -102,14 +102,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     # Before loading: torch places AdamW's step counts by the settings that it is given.
     groups = [group | settings for group, settings in zip(saved["param_groups"], own, strict=True)]
     optimizer.load_state_dict(saved | {"param_groups": groups})
+    adamw = isinstance(optimizer, torch.optim.AdamW)
+    kept = {"step", "exp_avg", "exp_avg_sq"} if adamw else {"momentum_buffer"}
     for group in optimizer.param_groups:
         states = [(p, optimizer.state[p]) for p in group["params"]]
         same_keys = all(state.keys() == states[0][1].keys() for _, state in states)
-        same_shapes = all(
-            value.shape == p.shape
+        same_form = all(
+            (value.shape, value.dtype, value.layout)
+            == (() if name == "step" else p.shape, p.dtype, p.layout)
             for p, state in states
-            for value in state.values()
-            if value.ndim > 0
+            for name, value in state.items()
         )
-        if not (same_keys and same_shapes):
+        if not (same_keys and same_form and states[0][1].keys() in (set(), kept)):
             raise ValueError("its momenta belong to other weights")

@@ -3,20 +3,21 @@ import io
 import os
 import pickle
 import stat
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from states import make_state
+from states import make_row, make_state
 
 from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, move_aside, pack, prune
-from cifarnet.checkpoints.state import COLUMNS, Row, TrainState
-from cifarnet.core.errors import UserError
+from cifarnet.checkpoints.state import Row, TrainState
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.settings import FLAGS
 
 
 def save(state: TrainState, path) -> None:
@@ -67,24 +68,28 @@ def test_the_directory_is_flushed_after_the_renaming(tmp_path, monkeypatch):
     assert flushed == [False, True]
 
 
-NUMBERS = st.none() | st.integers() | st.floats(allow_nan=False)
-ROWS = st.builds(Row, **dict.fromkeys(COLUMNS, NUMBERS))
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+KINDS_OF_COLUMNS = {int: st.integers(), float: NUMBERS, float | None: st.none() | NUMBERS}
+ROWS = st.builds(Row, **{f.name: KINDS_OF_COLUMNS[f.type] for f in fields(Row)})
 
 
 @given(
-    history=st.lists(ROWS, max_size=3),
-    config=st.dictionaries(st.text(), NUMBERS | st.booleans() | st.text()),
-    classes=st.lists(st.text(), min_size=2),
-    weights=st.lists(st.floats(width=32, allow_nan=False), max_size=5),
-    dataset=st.text(),
-    epoch=st.integers(2, 10**6),
+    history=st.lists(ROWS, min_size=1, max_size=3),
+    config=st.dictionaries(
+        st.text().filter(lambda name: name not in FLAGS), NUMBERS | st.booleans() | st.text()
+    ),
+    classes=st.lists(st.text(), min_size=2, unique=True),
+    weights=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5),
+    dataset=st.text().map(printable),
+    epoch=st.integers(3, 10**6),
 )
 def test_any_state_comes_back(tmp_path, history, config, classes, weights, dataset, epoch):
+    epochs = range(epoch - len(history) + 1, epoch + 1)
     state = make_state(
         epoch,
         model={"weight": torch.tensor(weights)},
-        history=history,
-        config=config,
+        history=[replace(row, epoch=i) for row, i in zip(history, epochs, strict=True)],
+        config=make_state().config | config,
         classes=classes,
         dataset=dataset,
     )
@@ -172,8 +177,8 @@ def spoil(path: Path, how: str) -> None:
         write_sealed(fields, path)
     elif how == "a tensor":
         write_sealed(torch.ones(3), path)
-    elif how == "wrong types":
-        write_sealed(fields | {"epoch": "three"}, path)
+    elif how == "cut off":
+        write_sealed({name: fields[name] for name in ("model", "epoch")}, path)
 
 
 KINDS = {
@@ -187,8 +192,8 @@ KINDS = {
     "bare pickle": "checksum does not fit",
     "weights alone": "checksum does not fit",
     "an earlier version": "'run_id'",
-    "a tensor": "no CIFARNet snapshot",
-    "wrong types": "epoch is no int",
+    "a tensor": "holds no fields",
+    "cut off": "it lacks",
 }
 
 
@@ -207,16 +212,93 @@ def test_what_is_no_snapshot_is_refused_by_name_and_runs_nothing(tmp_path, monke
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"classes": [1, 2]}, {"classes": ["a"]}, {"mean": ["a", "b", "c"]}, {"mean": []},
-        {"std": [0.0, 1.0, 1.0]}, {"epoch": -3}, {"epoch": 0}, {"best_epoch": 9},
-        {"mean": [float("nan")] * 3},
+        {"classes": ["a"]}, {"classes": ["a", "a"]}, {"mean": []}, {"std": [0.0, 1.0, 1.0]},
+        {"epoch": -3}, {"epoch": 0}, {"epoch": 10**400}, {"best_epoch": 9}, {"best_epoch": -1},
+        {"best_accuracy": 1.5}, {"history": []}, {"history": [make_row(2)]},
+        {"history": [make_row(3), make_row(3)]}, {"history": [make_row(0), make_row(3)]},
     ],
     ids=str,
 )  # fmt: skip
 def test_figures_that_no_run_writes_are_refused(tmp_path, wrong):
     save(make_state(**wrong), tmp_path / LAST)
-    with pytest.raises(UserError, match="do not fit together"):
+    with pytest.raises(UserError, match=r"is not usable \(its (figures|history) do"):
         load(tmp_path / LAST)
+
+
+ODD = ["text", 7, None, 0.5, True, [], {}, {"weight": "text"}, {1: torch.ones(3)}, [[]], {"a": {}}]
+FITTING = {"scheduler": [{}], "scaler": [{}], "averaged": [{}], "model": [{}], "history": [[]]}
+FITTING |= {"optimizer": [{}, {"weight": "text"}, {1: torch.ones(3)}, {"a": {}}]}
+FITTING |= {"random_state": [{}], "config": [], "classes": [[]], "mean": [[]], "std": [[]]}
+FITTING |= {"run_id": ["text"], "dataset": ["text"], "epoch": [7], "best_epoch": [7]}
+FITTING |= {"best_accuracy": [7, 0.5]}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainState)])
+def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path, name):
+    content = torch.load(io.BytesIO(pack(make_state())), weights_only=True)
+    for odd in ODD:
+        write_sealed(content | {name: odd}, tmp_path / LAST)
+        fitting = any(type(odd) is type(each) and str(odd) == str(each) for each in FITTING[name])
+        if not fitting:
+            with pytest.raises(UserError, match=rf"is not usable \(({name} is no|it lacks|--)"):
+                load(tmp_path / LAST)
+
+
+@pytest.mark.parametrize("column", [field.name for field in fields(Row)])
+def test_a_column_of_the_wrong_type_is_refused(tmp_path, column):
+    for odd in ("text", True, float("nan"), float("inf"), [], torch.ones(1)):
+        with pytest.raises(UserError, match="history is no"):
+            save(make_state(history=[replace(make_row(3), **{column: odd})]), tmp_path / LAST)
+            load(tmp_path / LAST)
+
+
+@pytest.mark.parametrize("name", ["computed_on", "world_size", "teacher_sha256", "lr", "epochs"])
+def test_a_setting_of_the_wrong_type_is_refused(tmp_path, name):
+    state = make_state()
+    for odd in ([], float("nan"), b"bytes"):
+        save(replace(state, config=state.config | {name: odd}), tmp_path / LAST)
+        with pytest.raises(UserError, match=name):
+            load(tmp_path / LAST)
+
+
+ODD_TENSORS = {
+    "text": "1.0",
+    "sparse": torch.ones(3).to_sparse(),
+    "expanded": torch.ones(1).expand(3),
+    "huge": torch.ones(1).expand(2**40),
+    "without values": torch.ones(3, device="meta"),
+    "nested": [torch.ones(2), torch.ones(3)],
+    "a parameter": torch.nn.Parameter(torch.ones(3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("how", ODD_TENSORS)
+@pytest.mark.parametrize("name", ["model", "averaged", "random_state"])
+def test_an_odd_tensor_is_refused(tmp_path, name, how):
+    odd = ODD_TENSORS[how]
+    if how == "nested":
+        if name == "random_state":
+            return  # a list of tensors is what it holds of several devices
+        odd = torch.nested.nested_tensor(odd)
+    save(make_state(**{name: {"weight": odd}}), tmp_path / LAST)
+    with pytest.raises(UserError, match=rf"{name} is no dict|more than data"):
+        load(tmp_path / LAST)
+
+
+@pytest.mark.parametrize("name", ["model", "averaged"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name, value):
+    weights = {"fine": torch.ones(3), "count": torch.tensor(2), "spoilt": torch.ones(3)}
+    weights["spoilt"][1] = value
+    save(make_state(**{name: weights}), tmp_path / LAST)
+    with pytest.raises(UserError, match="weights are not finite: spoilt"):
+        load(tmp_path / LAST)
+
+
+def test_the_data_sets_name_is_one_printable_line(tmp_path):
+    save(make_state(dataset="a\n12:00:00 forged\x1b[2J"), tmp_path / LAST)
+    assert load(tmp_path / LAST).dataset == r"a\n12:00:00 forged\x1b[2J"
 
 
 def test_the_newest_intact_snapshot_is_found(tmp_path):
@@ -237,6 +319,10 @@ def test_the_newest_intact_snapshot_is_found(tmp_path):
     assert find_newest(tmp_path)[0] == tmp_path / BEST
     for path in (tmp_path / LAST, *(numbered(tmp_path, epoch) for epoch in (5, 10, 15))):
         path.unlink()
+    newest, said = find_newest(tmp_path)
+    assert (newest, len(said)) == (tmp_path / BEST, 1)
+    assert "last.pth" in said[0]
+    (tmp_path / BEST).unlink()
     assert find_newest(tmp_path) == (None, [])
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifarnet.checkpoints import places
+from cifarnet.checkpoints import places, weights
 from cifarnet.checkpoints.places import WEIGHTS_FILE as FILE
 from cifarnet.checkpoints.places import find_weights
 from cifarnet.checkpoints.weights import Weights, read_weights, write_weights
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import UserError, printable
 
 
 def make_weights() -> Weights:
@@ -103,13 +103,11 @@ def test_a_changed_bit_is_noticed_or_harmless(tmp_path, place, bit):
         "a changed weight",
         "no metadata",
         "less metadata",
-        "odd metadata",
     ],
 )
 def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
     path = tmp_path / FILE
-    odd = {"std": [0.3, 0.2, 0.0]} if how == "odd metadata" else {}
-    write_weights(replace(make_weights(), **odd), path)
+    write_weights(make_weights(), path)
     content = path.read_bytes()
     if how in ("truncated", "empty", "text"):
         path.write_bytes(
@@ -128,9 +126,51 @@ def test_what_export_did_not_write_is_refused_by_name(tmp_path, how):
         "a changed weight": "checksum",
         "no metadata": "lacks",
         "less metadata": "'mean'",
-        "odd metadata": "do not fit",
     }
     assert words.get(how, "no safetensors") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("crafted", "words"),
+    [
+        ({"std": [0.3, 0.2, 0.0]}, "do not fit"), ({"std": [0.3, 0.2]}, "do not fit"),
+        ({"classes": ["a", "a"]}, "do not fit"), ({"classes": ["a"]}, "do not fit"),
+        ({"classes": "ab"}, "classes"), ({"epoch": "3"}, "epoch"), ({"epoch": True}, "epoch"),
+        ({"epoch": 0}, "do not fit"), ({"epoch": 10**400}, "do not fit"),
+        ({"mean": [1, float("nan"), 1]}, "mean"), ({"mean": [1, 10**400, 1]}, "mean"),
+        ({"accuracy": float("nan")}, "accuracy"), ({"accuracy": 7.5}, "accuracy"),
+        ({"config": []}, "config"), ({"config": {"lr": "fast"}}, "--lr 'fast'"),
+        ({"dataset": None}, "dataset"), ({"selected_by": {}}, "selected_by"),
+        ({"model": {"w": torch.tensor([1.0, float("inf")])}}, "not finite: w"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_metadata_of_the_wrong_kind_are_refused_though_the_checksum_fits(tmp_path, crafted, words):
+    write_weights(replace(make_weights(), **crafted), tmp_path / FILE)
+    with pytest.raises(UserError, match=words) as caught:
+        read_weights(str(tmp_path / FILE))
+    assert str(tmp_path / FILE) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[" * 50_000, "9" * 5000, "\x1b"])
+@pytest.mark.parametrize("name", ["config", "epoch"])
+def test_metadata_that_are_no_json_are_refused(tmp_path, monkeypatch, name, text):
+    write_weights(make_weights(), tmp_path / FILE)
+    with safe_open(tmp_path / FILE, "pt") as file:
+        metadata = file.metadata() | {name: text}
+        model = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata["sha256"] = json.dumps(weights._checksum(model, metadata))
+    save_file(model, tmp_path / FILE, metadata)
+    with pytest.raises(UserError, match="is not usable"):
+        read_weights(str(tmp_path / FILE))
+
+
+@given(st.text())
+def test_words_of_a_file_are_one_printable_line(tmp_path, text):
+    words = dict.fromkeys(("dataset", "selected_by", "accuracy_from"), text)
+    write_weights(replace(make_weights(), **words), tmp_path / FILE)
+    back = read_weights(str(tmp_path / FILE))
+    assert {getattr(back, name) for name in words} == {printable(text)}
 
 
 def test_names_and_paths(tmp_path, monkeypatch):
