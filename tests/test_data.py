@@ -1,4 +1,5 @@
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,34 @@ def test_cifar10_has_the_published_statistics(monkeypatch):
     assert asked[0][:2] == (Path("there"), "file:///x")
     assert splits.name == "CIFAR-10"
     assert splits.has_statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_all_images_have_the_size_of_the_settings(dataset, monkeypatch):
+    monkeypatch.setattr(data, "read_cifar10", lambda *a: (noise(20), noise(10)))
+    splits = load(dataset=dataset, image_size=48, limit_train=20, limit_test=10)
+    for part in (splits.train, splits.test):
+        assert part.images.shape[1:] == (3, 48, 48)
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_folder_of_images_is_not_taken_for_that_of_a_download(tree, part):
+    with pytest.raises(UserError, match="holds folders of images; add --dataset folder"):
+        load(data_dir=str(tree / part), data_url="file:///nowhere")
+
+
+def test_labels_need_a_folder(tree):
+    with pytest.raises(UserError, match=r"--labels .*; add --dataset folder"):
+        load(data_dir=str(tree), labels="labels.csv")
+
+
+def test_validation_images_of_a_folder_select_and_no_others(tree):
+    (tree / "test").rename(tree / "val")
+    shutil.copytree(tree / "val", tree / "test")
+    splits = load(dataset="folder", data_dir=str(tree))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 6, 6)
+    with pytest.raises(UserError, match="--val_fraction would hold back more; leave it out"):
+        load(dataset="folder", data_dir=str(tree), val_fraction=0.2)
 
 
 def test_a_folder_has_its_own_name_or_a_given_one(tree, monkeypatch):
@@ -221,6 +250,14 @@ def test_batches_augmented_together_or_alone_are_the_same():
     assert together.loader.ahead > 1
     for (a, _), (b, _) in zip(together.epoch(1), alone.epoch(1), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_batches_have_the_size_of_the_settings(engine):
+    images = ImageSet(torch.zeros(6, 3, 48, 48, dtype=torch.uint8), torch.arange(6), ("a",))
+    flags = {"augment_engine": engine, "augment_p": 1.0, "image_size": 48, "batch_size": 6}
+    ((seen, _),) = batches_of(images, **flags).epoch(1)
+    assert seen.shape == (6, 3, 48, 48)
 
 
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])

@@ -59,10 +59,10 @@ def batched(images: torch.Tensor, drawn: Draws) -> torch.Tensor:
 def by_albumentations(images: torch.Tensor, drawn: Draws, policy=POLICY) -> torch.Tensor:
     """The results of the transforms of `PerImageEngine` when they are told what was drawn."""
     pad, crop, flip, affine, hole, jitter = PerImageEngine(policy, MEAN).transforms
-    changed = []
+    changed, side = [], policy.size
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         row, column = drawn.offset[i].tolist()
-        image = crop.apply(pad(image=image)["image"], (column, row, column + 32, row + 32))
+        image = crop.apply(pad(image=image)["image"], (column, row, column + side, row + side))
         if drawn.flip[i]:
             image = flip.apply(image)
         image = np.ascontiguousarray(image)
@@ -76,9 +76,9 @@ def by_albumentations(images: torch.Tensor, drawn: Draws, policy=POLICY) -> torc
                 {"x": 0, "y": 0},
                 {"x": scale, "y": scale},
                 drawn.rotate[i].item(),
-                geometric.center((32, 32)),
+                geometric.center((side, side)),
             )
-            image = affine.apply(image, matrix, (32, 32))
+            image = affine.apply(image, matrix, (side, side))
         if drawn.hole[i]:
             row, column = drawn.corner[i].tolist()
             ends = row + policy.hole, column + policy.hole
@@ -87,6 +87,21 @@ def by_albumentations(images: torch.Tensor, drawn: Draws, policy=POLICY) -> torc
             image = jitter.apply(image, *drawn.factors[i].tolist(), drawn.order[i].tolist())
         changed.append(torch.from_numpy(image.copy()).permute(2, 0, 1))
     return torch.stack(changed)
+
+
+def test_larger_images_are_cropped_warped_and_punched_alike():
+    policy = policy_of("full", image_size=64)
+    images = torch.nn.functional.interpolate(pictures()[-40:], scale_factor=2)
+    drawn = draw(policy, 40, 7)._replace(jitter=OFF[:40])
+    ours = BatchedEngine(policy, MEAN, torch.device("cpu")).apply(images, drawn)
+    difference = (ours.float() - by_albumentations(images, drawn, policy)).abs()
+    assert ours.shape == (40, 3, 64, 64)
+    assert difference.max() <= 1
+    assert (difference == 0).float().mean() >= 0.999
+    assert drawn.hole.any()
+    assert drawn.affine.any()
+    assert drawn.corner.max() > 16  # beyond those of 32 pixels
+    assert drawn.offset.max() > 8
 
 
 ONE, NONE = torch.ones(COUNT), torch.zeros(COUNT)

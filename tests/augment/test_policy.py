@@ -49,6 +49,13 @@ def test_the_probabilities_of_single_steps_win():
         assert of(augment=name, hole_p=1.0) == of(augment=name)
 
 
+def test_pixels_grow_with_the_images():
+    small, large, between = of(), of(image_size=128), of(image_size=48, pad=3)
+    assert (small.size, small.pad, small.hole, small.max_shift) == (32, 4, 16, 2)
+    assert (large.size, large.pad, large.hole, large.max_shift) == (128, 16, 64, 8)
+    assert (between.pad, between.hole, between.max_shift) == (4, 24, 3)
+
+
 def test_the_ranges_are_those_of_the_flags():
     policy = of(
         pad=2, shift=0.05, scale=0.2, degrees=5, hole=8, jitter="0.1,0.2,0.3,0.04", border="black"
