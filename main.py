@@ -12,11 +12,11 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
 from cifarnet.core.commandline import build_parser, parse_settings, print_error, run_command
@@ -74,7 +74,8 @@ def check_request(settings: Settings) -> None:
     if settings.resume not in (None, "auto"):
         check_snapshot(Path(settings.resume))
     for flag in ("init", "teacher"):
-        _check_named(flag, settings)
+        if getattr(settings, flag) and not settings.resume:
+            _named(flag, settings, find_trained)
     if settings.preview_augment and Path(settings.preview_augment).suffix.lower() != ".png":
         raise UserError(
             f"--preview_augment {settings.preview_augment}: the preview is a PNG file; "
@@ -82,20 +83,18 @@ def check_request(settings: Settings) -> None:
         )
 
 
-def _check_named(flag: str, settings: Settings) -> None:
-    """Raises `UserError` unless the network that --init or --teacher names is there."""
+def _named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
+    """`read(name)`, where --init or --teacher gives the name. Its errors name flag and recipe."""
     name = getattr(settings, flag)
-    if name is None:
-        return
     path = Path(name)
     in_run = path.resolve().parent == Path(settings.snapshot_dir).resolve()
     if path.suffix == ".pth" and in_run:
         raise UserError(
             f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
-            f"choose another directory"
+            f"choose another folder"
         )
     try:
-        find_trained(name)
+        return read(name)
     except UserError as problem:
         recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
         trains_it = f" (recipes/{recipe.name} trains one; --{flag} off does without)"
@@ -132,7 +131,7 @@ def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bo
         finished = state is not None and state.epoch >= settings.epochs
         wanted = {"init": state is None, "teacher": not finished}
         trained = {
-            flag: from_first_rank(lambda flag=flag: read_trained(getattr(settings, flag)), runtime)
+            flag: from_first_rank(partial(_named, flag, settings, read_trained), runtime)
             for flag in wanted
             if wanted[flag] and getattr(settings, flag)
         }
@@ -381,9 +380,10 @@ def _start_from(network: Network, trained: Weights, present: Present, log: RunLo
     others = ", ".join(trained.classes[:3])
     head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
     log.line(f"starting from the weights {trained.source}: {_origin(trained)}{head}")
-    if fresh:
-        more = f" and {len(fresh) - 8} more" if len(fresh) > 8 else ""
-        log.line(f"not in those weights, so fresh: {', '.join(fresh[:8])}{more}")
+    unknown = [name for name in fresh if same or not name.startswith("head.")]
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")
     if same:
         _warn_of_seen("the network that --init names", trained, present, log)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.settings import Settings
-from cifarnet.networks.fast import DenseConv2d
+from cifarnet.networks.blocks import DenseConv2d
 
 
 def build_optimizer(network: nn.Module, settings: Settings, fused: bool) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifarnet.core.settings import Settings
-from cifarnet.networks.fast import DenseConv2d
+from cifarnet.networks.blocks import DenseConv2d
 from cifarnet.training.optimizers import build_optimizer, orthogonalised
 from cifarnet.training.schedule import learning_rate
 from model import CIFARNet
