@@ -193,9 +193,30 @@ def test_a_start_from_weights_keeps_the_head_only_of_the_same_classes(trained, c
     held = read_weights(str(trained.weights))
     model = build_model(Settings(), len(classes))
     fresh = copy.deepcopy(model.state_dict())
-    same = start_from(model, held, classes)
-    assert same == (classes == ("bar", "disc", "star"))
+    left = start_from(model, held, classes)
+    same = classes == ("bar", "disc", "star")
+    assert left == ([] if same else ["head.weight", "head.bias"])
     for name, value in model.state_dict().items():
         assert torch.equal(
             value, held.model[name] if same or not name.startswith("head.") else fresh[name]
         ), name
+
+
+def test_a_start_takes_what_fits_by_name_and_shape_and_names_the_rest(trained):
+    held = read_weights(str(trained.weights))
+    weights = dict(held.model)
+    name = "c4.conv.1.weight"
+    weights[name] = torch.zeros(2, 2)
+    weights["unknown.weight"] = weights.pop("c1.bn.bias")
+    model = build_model(Settings(), 3)
+    fresh = copy.deepcopy(model.state_dict())
+    left = start_from(model, dataclasses.replace(held, model=weights), held.classes)
+    assert sorted(left) == ["c1.bn.bias", name]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (fresh if key in left else weights)[key]), key
+
+
+def test_a_start_from_which_nothing_fits_is_refused(trained):
+    held = read_weights(str(trained.weights))
+    with pytest.raises(UserError, match=r"no weights of .* fit this ResidualNet"):
+        start_from(build_model(Settings(network="residual"), 3), held, tuple("abc"))
