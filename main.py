@@ -19,12 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, parse_settings, print_error, run_command
+from cifarnet.core.commandline import (
+    build_parser,
+    given_flags,
+    parse_settings,
+    print_error,
+    run_command,
+)
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive, existing_directory, writable_directory
 from cifarnet.core.launch import launched_ranks
 from cifarnet.core.log import RunLog, say
-from cifarnet.core.settings import BATCH_SIZE, Settings, settings_from_dict, without_effect
+from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
 
 if TYPE_CHECKING:
@@ -48,11 +54,12 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
     """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
     143 after SIGTERM. `presets` are flags that a recipe and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = Settings()
+    settings, given = Settings(), {}
 
     def read_flags() -> None:
-        nonlocal settings
+        nonlocal settings, given
         settings = parse_settings(argv, DESCRIPTION, presets)
+        given = given_flags(argv, DESCRIPTION)
         check_request(settings)
         import cifarnet.core.ranks  # noqa: F401, imports torch: Ctrl-C ends that in one line too
 
@@ -63,8 +70,7 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
     from cifarnet.core.ranks import run_on_ranks
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    amp_is_preset = settings.amp and not parse_settings(argv, DESCRIPTION).amp
-    return run_on_ranks(lambda group: _run(settings, command, group, amp_is_preset))
+    return run_on_ranks(lambda group: _run(settings, given, command, group))
 
 
 def check_request(settings: Settings) -> None:
@@ -87,7 +93,7 @@ def _named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
     """`read(name)`, where --init or --teacher gives the name. Its errors name flag and recipe."""
     name = getattr(settings, flag)
     path = Path(name)
-    in_run = path.resolve().parent == Path(settings.snapshot_dir).resolve()
+    in_run = path.resolve().parent == settings.folder("snapshot_dir").resolve()
     if path.suffix == ".pth" and in_run:
         raise UserError(
             f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
@@ -101,7 +107,8 @@ def _named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
         raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None
 
 
-def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bool = False) -> None:
+def _run(settings: Settings, given: dict[str, Any], command: list[str], group: Group) -> None:
+    from cifarnet.checkpoints.resume import check_changes, kept_settings
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.core.device import start
     from cifarnet.core.ranks import LostContactError, agreed_check, from_first_rank
@@ -109,6 +116,9 @@ def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bo
     from model import build_model
     from train import Learner, Plan, fit
 
+    if settings.resume not in (None, "auto"):  # what is not given now is as it was
+        state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
+        settings = kept_settings(state, given)
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -116,7 +126,7 @@ def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bo
             _preview(settings, runtime)
         return
     log_dir, snapshot_dir, plot_dir = (
-        writable_directory(getattr(settings, flag), f"--{flag}") if first else Path()
+        writable_directory(settings.folder(flag), f"--{flag}") if first else Path()
         for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
@@ -126,7 +136,9 @@ def _run(settings: Settings, command: list[str], group: Group, amp_is_preset: bo
         # a snapshot to go on from, and trained networks to start or learn from
         source = _find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
-        if amp_is_preset:
+        if state:
+            check_changes(state, source, settings)
+        if settings.amp and not given.get("amp"):
             settings, runtime = _amp_that_pays(settings, runtime, state, log)
         finished = state is not None and state.epoch >= settings.epochs
         wanted = {"init": state is None, "teacher": not finished}
@@ -527,8 +539,10 @@ def _describe(run: Run) -> None:
     from model import model_table, parameter_count
 
     settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
-    shown = ", ".join(f"{name}={value}" for name, value in vars(settings).items())
-    log.line(f"settings: {shown}")
+    chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
+    for what, wanted in (("settings", True), ("defaults", False)):
+        shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
+        log.line(f"{what}: {', '.join(shown)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
     packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")

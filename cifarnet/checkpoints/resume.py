@@ -39,6 +39,40 @@ class Resumption:
     said: tuple[str, ...]  # for the log
 
 
+def kept_settings(state: TrainState, given: dict[str, Any]) -> Settings:
+    """The settings kept in a snapshot, with the flags `given` now laid over them.
+
+    Raises `UserError` where they contradict each other.
+    """
+    of_the_command = ("preview_augment", "recipe", "resume", "resume_override")
+    kept = {name: value for name, value in state.config.items() if name not in of_the_command}
+    return settings_from_dict(kept | given)
+
+
+def check_changes(
+    state: TrainState, source: Path, settings: Settings
+) -> tuple[list[str], list[str]]:
+    """Returns what `settings` change in the run of `state`, in words: what may, and what must not.
+
+    Raises `UserError` for changes that would alter the result, unless --resume_override.
+    """
+    former = settings_from_dict(state.config)
+    ignored = {name: getattr(settings, name) for name in ("resume", "resume_override")}
+    if former.teacher and settings.teacher:  # a teacher is known by its weights
+        ignored["teacher"] = settings.teacher
+    allowed, altering = changed_settings(dataclasses.replace(former, **ignored), settings)
+    _refuse(altering, source, settings)
+    return allowed, altering
+
+
+def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
+    if altering and not settings.resume_override:
+        raise UserError(
+            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, "
+            f"or add --resume_override to go on all the same"
+        )
+
+
 def plan_resumption(state: TrainState, source: Path, present: Present) -> Resumption:
     """How the run of `present` goes on from `state`, the content of the snapshot `source`.
 
@@ -50,13 +84,10 @@ def plan_resumption(state: TrainState, source: Path, present: Present) -> Resump
         check_classes(state.classes, present.classes)
     except UserError as problem:
         raise UserError(f"--resume {source}: {problem}") from None
-    allowed, altering = _changes(state, former, present)
-    if altering and not settings.resume_override:
-        raise UserError(
-            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, "
-            f"or add --resume_override to go on all the same"
-        )
-    changes = ", ".join(allowed + altering)
+    allowed, altering = check_changes(state, source, settings)
+    other = _other_data(state, former, present, not altering)
+    _refuse(other, source, settings)
+    changes = ", ".join([*allowed, *altering, *other])
     said = [
         f"resuming after epoch {state.epoch} from {source}"
         + (f"; changed: {changes}" if changes else "")
@@ -88,22 +119,17 @@ def plan_resumption(state: TrainState, source: Path, present: Present) -> Resump
     return Resumption(state, source, keeps_momenta, finished, tuple(said))
 
 
-def _changes(state: TrainState, former: Settings, present: Present) -> tuple[list[str], list[str]]:
-    """What differs from the run of `state`, in words: what may, and what alters the result."""
-    settings = present.settings
-    ignored: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("resume", "resume_override")
-    }
-    both_taught = former.teacher and settings.teacher
-    if both_taught:  # a teacher is known by its weights, not by its place
-        ignored["teacher"] = settings.teacher
-    allowed, altering = changed_settings(dataclasses.replace(former, **ignored), settings)
-    if not altering and not present.same_statistics(state.mean, state.std):
-        altering = ["the training images (their channel statistics are others)"]
-    other_teacher = present.teacher_sha256 not in (None, state.config.get("teacher_sha256"))
-    if both_taught and other_teacher:
-        altering.append(f"the teacher {settings.teacher} (its weights are others)")
-    return allowed, altering
+def _other_data(
+    state: TrainState, former: Settings, present: Present, same_flags: bool
+) -> list[str]:
+    """Images and teacher that differ from those of the run of `state`, in words."""
+    other = []
+    if same_flags and not present.same_statistics(state.mean, state.std):
+        other.append("the training images (their channel statistics are others)")
+    taught = former.teacher and present.teacher_sha256
+    if taught and present.teacher_sha256 != state.config["teacher_sha256"]:
+        other.append(f"the teacher {present.settings.teacher} (its weights are others)")
+    return other
 
 
 def _other_machine(state: TrainState, present: Present) -> list[str]:

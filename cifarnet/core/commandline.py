@@ -100,10 +100,15 @@ def parse_settings(argv: Sequence[str], description: str, presets: Sequence[str]
     Later ones win: defaults, `presets` (flags too), the file of --recipe, the flags in `argv`.
     Raises `UserError`. `--help` prints the help and exits with code 0.
     """
-    parser = build_parser(description, FLAGS)
-    given = vars(parser.parse_args(argv))
+    preset = vars(build_parser(description, FLAGS).parse_args(presets))
+    return Settings(**(preset | given_flags(argv, description)))
+
+
+def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
+    """Returns the flags that the command line `argv` or its --recipe sets. Raises `UserError`."""
+    given = vars(build_parser(description, FLAGS).parse_args(argv))
     recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
-    return Settings(**(vars(parser.parse_args(presets)) | recipe | given))
+    return recipe | given
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

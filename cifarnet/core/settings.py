@@ -8,6 +8,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from cifarnet.core.errors import UserError
@@ -24,6 +25,9 @@ GROUPS = {
 
 
 BATCH_SIZE = 512  # images, where the training images are as many
+
+
+SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
 
 
 @dataclass(frozen=True)
@@ -322,12 +326,17 @@ class Settings:
         on_resume="any")
 
     # output folders
-    log_dir: str = _flag("./log", "output",
-        "Folder for the log and the history of each run.", on_resume="any")
-    snapshot_dir: str = _flag("./snapshots_complete", "output",
-        "Folder for snapshots.", on_resume="any")
-    plot_dir: str = _flag("./plots_complete", "output",
-        "Folder for figures, metrics.json and classification_report.txt.", on_resume="any")
+    run_dir: str = _flag(".", "output",
+        "Folder of the run: the next three lie in it.", on_resume="any")
+    log_dir: str | None = _flag(None, "output",
+        "Folder for the log and the history of each run.",
+        unset="log, in --run_dir", on_resume="any")
+    snapshot_dir: str | None = _flag(None, "output",
+        "Folder for snapshots.",
+        unset="snapshots_complete, in --run_dir", on_resume="any")
+    plot_dir: str | None = _flag(None, "output",
+        "Folder for figures, metrics.json and classification_report.txt.",
+        unset="plots_complete, in --run_dir", on_resume="any")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -399,6 +408,12 @@ class Settings:
     def sizes(self) -> tuple[int, ...]:
         """The sides of the training images in pixels, each for an equal part of the run."""
         return tuple(int(size) for size in (self.image_sizes or str(self.image_size)).split(","))
+
+    def folder(self, flag: str) -> Path:
+        """The folder of `flag`: log_dir, snapshot_dir or plot_dir."""
+        names = {"log_dir": "log", "snapshot_dir": SNAPSHOTS, "plot_dir": "plots_complete"}
+        given = getattr(self, flag)
+        return Path(self.run_dir) / names[flag] if given is None else Path(given)
 
     @property
     def smoothing(self) -> float:
