@@ -136,10 +136,10 @@ def _run(settings: Settings, given: dict[str, Any], command: list[str], group: G
         # a snapshot to go on from, and trained networks to start or learn from
         source = _find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
-        if state:
-            check_changes(state, source, settings)
         if settings.amp and not given.get("amp"):
             settings, runtime = _amp_that_pays(settings, runtime, state, log)
+        if state:
+            check_changes(state, source, settings)
         finished = state is not None and state.epoch >= settings.epochs
         wanted = {"init": state is None, "teacher": not finished}
         trained = {
@@ -164,7 +164,8 @@ def _run(settings: Settings, given: dict[str, Any], command: list[str], group: G
         resumption = _resume(learner, state, source, present, log) if state else None
 
         # the request is accepted: the log file begins
-        run = Run(settings, runtime, splits, data, learner, plan, log, snapshot_dir, plot_dir)
+        places = snapshot_dir, plot_dir, command
+        run = Run(settings, runtime, splits, data, learner, plan, log, *places)
         if first:
             log.open(log_dir)
             _describe(run)
@@ -210,6 +211,7 @@ class Run:
     log: RunLog
     snapshot_dir: Path
     plot_dir: Path
+    command: list[str]
 
     def recorders(self, objective: Objective, group: Group, present: Present) -> Recorders:
         """What is written down after each epoch, snapshots first."""
@@ -267,7 +269,13 @@ class Run:
             source, state = resumption.source, resumption.state
         else:
             source, state = self.snapshot_dir / LAST, self.state(present)
-        last = report_on(weights_of(state, source, which), self.splits, settings, runtime)
+        about = {
+            "id": state.run_id,
+            "log": self.log.path and self.log.path.name,
+            "command": shlex.join(self.command),
+            "settings": vars(settings),
+        }
+        last = report_on(weights_of(state, source, which), self.splits, settings, runtime, about)
         best = None
         if settings.keeps_best:
             find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
@@ -275,7 +283,7 @@ class Run:
             if path:
                 of_best = from_first_rank(lambda: load(path), runtime)
                 weights = weights_of(of_best, path, which, best=True)
-                best = report_on(weights, self.splits, settings, runtime)
+                best = report_on(weights, self.splits, settings, runtime, about)
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:

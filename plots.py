@@ -1,6 +1,7 @@
 """Figures, as PNG files, from a history or a report."""
 
 import gc
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def _write(figure: Figure, path: Path) -> None:
     """Writes `figure`. Text is drawn as it is: `$` in a class name begins no formula."""
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    with warnings.catch_warnings():
+        # Characters that the font lacks become boxes: a class may have a name in any script.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
     gc.collect()  # figures refer to themselves: without this their memory would pile up
 
 

@@ -1,7 +1,9 @@
 """CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,7 @@ def read_cifar10(
                 f"folder for CIFAR-10"
             )
         try:
-            parts = [official(root, train=train) for train in (True, False)]
+            parts = _read(official, root)
         except RuntimeError:  # missing, or a checksum does not match
             if not (root / official.filename).exists():
                 say(f"downloading CIFAR-10 (170 MB) to {root}")
@@ -45,7 +47,7 @@ def read_cifar10(
             with exclusive(root, "--data_dir"):
                 fetch(url or official.url, root / official.filename, official.tgz_md5, say)
                 unpack(root / official.filename, root, official.base_folder)
-            parts = [official(root, train=train) for train in (True, False)]
+            parts = _read(official, root)
     except (OSError, RuntimeError) as problem:
         raise UserError(
             f"cannot get CIFAR-10 into {root} ({problem}); run again to continue, give another "
@@ -61,3 +63,10 @@ def read_cifar10(
         for part in parts
     )
     return train, test
+
+
+def _read(official: type, root: Path) -> list[Any]:
+    """The training and the test part, as torchvision reads them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy 2.4 warns of pickles as old as these
+        return [official(root, train=train) for train in (True, False)]
