@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cifarnet.checkpoints.places import check_snapshot, find_trained
+from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
 from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import say
-from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.core.settings import SNAPSHOTS, Settings, settings_from_dict
 
 if TYPE_CHECKING:  # torch takes seconds to import: the functions below import what they use
     from cifarnet.checkpoints.weights import Weights
@@ -24,7 +25,7 @@ FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
     *("limit_test", "skip_bad_images"),
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
-    *("plot_evaluation", "plot_dir"),
+    *("plot_evaluation", "run_dir", "plot_dir"),
 )
 OF_THE_RUN = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "limit_test"),
@@ -32,9 +33,16 @@ OF_THE_RUN = (
 )
 
 
-def report_on(trained: Weights, splits: Splits, settings: Settings, runtime: Runtime) -> Report:
+def report_on(
+    trained: Weights,
+    splits: Splits,
+    settings: Settings,
+    runtime: Runtime,
+    run: dict[str, Any] | None = None,
+) -> Report:
     """The report on the network `trained` on the test images of `splits`.
 
+    `run` says which run it comes from: its id, command, log and settings.
     Raises `UserError` where they do not fit.
     """
     from cifarnet.checkpoints.state import check_classes
@@ -59,6 +67,7 @@ def report_on(trained: Weights, splits: Splits, settings: Settings, runtime: Run
         weights=trained.config.get("evaluate", "raw"),
         selected_by=trained.selected_by + elsewhere,
         sha256=fingerprint(trained.model),
+        run=run or {},
     )
 
 
@@ -102,12 +111,12 @@ def _evaluate(argv: Sequence[str]) -> None:
         FLAGS,
         defaults=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--snapshot",
         type=path_argument,
         metavar="PATH",
-        help="a snapshot, with its run's settings",
+        help="a snapshot, with its run's settings; with --run_dir alone, the run's last.pth",
     )
     what.add_argument(
         "--pretrained",
@@ -124,6 +133,10 @@ def _evaluate(argv: Sequence[str]) -> None:
         raise UserError(
             "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
         )
+    if snapshot is None and pretrained is None:
+        if "run_dir" not in given:
+            raise UserError("name a network: --snapshot PATH, --pretrained NAME or --run_dir DIR")
+        snapshot = str(Path(given["run_dir"]) / SNAPSHOTS / LAST)
     if snapshot is not None:
         check_snapshot(Path(snapshot))
     else:
@@ -132,14 +145,18 @@ def _evaluate(argv: Sequence[str]) -> None:
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.checkpoints.state import weights_of
     from cifarnet.core.device import start, without_amp
+    from cifarnet.reporting.metrics import move_other_report
     from data import load_splits
 
+    run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
     if snapshot is None:
         trained = read_trained(pretrained)
     else:
-        trained = weights_of(load(Path(snapshot)), Path(snapshot), which)
+        state = load(Path(snapshot))
+        run["id"] = state.run_id
+        trained = weights_of(state, Path(snapshot), which)
     settings = _settings(trained, given, pretrained)
-    directory = writable_directory(settings.plot_dir, "--plot_dir")
+    directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
     runtime = start(settings)
     if runtime.emulates_bf16 and "amp" in given:
         say("warning: --amp takes many times longer on a CPU without bf16 instructions")
@@ -147,7 +164,15 @@ def _evaluate(argv: Sequence[str]) -> None:
         say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
         runtime = without_amp(runtime)
     splits = load_splits(settings, say)
-    report = report_on(trained, splits, settings, runtime)
+    report = report_on(trained, splits, settings, runtime, run | {"settings": trained.config})
+    try:
+        moved = move_other_report(directory, report)
+    except OSError as problem:
+        raise RunError(
+            f"the report in {directory} could not be moved aside ({problem.strerror})"
+        ) from None
+    if moved:
+        say(f"moved the report of another network or other images to {moved}")
     write_evaluation(report, settings, directory)
     about = f"{report.images} test images, {report.snapshot} (epoch {report.epoch})"
     say(f"{report.dataset}, {about}: {report.summary()}")

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import math
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cifarnet.checkpoints.places import BEST, LAST, all_numbered, check_snapshot
 from cifarnet.checkpoints.state import Computed, Row, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights, check_network, read_weights
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import dated_folder, write_atomically
 
 # The comment that ends the zip archive which a snapshot is: this, and 64 hexadecimal digits.
 SEAL = b"sha256:"
@@ -167,20 +166,10 @@ def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | 
         later.append(best)
     if not later:
         return None
-    folder = _new_folder(directory)
+    folder = dated_folder(directory)
     for path in later:
         path.replace(folder / path.name)
     return folder
-
-
-def _new_folder(directory: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):  # several within the same second
-        folder = directory / (f"before_{stamp}" + (f"-{attempt}" if attempt else ""))
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise FileExistsError(17, "too many folders of this second", str(directory))
 
 
 def _epoch_of(path: Path) -> int | None:

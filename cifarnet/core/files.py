@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +34,20 @@ def writable_directory(path: str | Path, flag: str) -> Path:
         ) from None
     remove_leftovers(directory)
     return directory
+
+
+def dated_folder(directory: Path) -> Path:
+    """Creates a new folder before_<date> in `directory`, to move older files into.
+
+    Raises `OSError`.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(1)))
+    while True:
+        folder = directory / f"before_{next(names)}"
+        with contextlib.suppress(FileExistsError):  # another one within the same second
+            folder.mkdir()
+            return folder
 
 
 def existing_directory(path: str | Path, flag: str) -> Path:

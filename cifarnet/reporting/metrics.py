@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import dated_folder, write_atomically
 from cifarnet.core.ranks import gathered
 
 
@@ -64,6 +64,13 @@ def _ranked(logits: Tensor) -> Tensor:
     return logits.sort(dim=1, descending=True, stable=True).indices
 
 
+REPORT_FILES = (
+    *("metrics.json", "classification_report.txt"),
+    *("confusion_matrix.png", "class_metrics.png"),
+    *("training_curves.png", "learning_rate_schedule.png"),
+)
+
+
 @dataclass(frozen=True)
 class Report:
     """All figures of one network on one set of images; shares in [0, 1]."""
@@ -84,6 +91,7 @@ class Report:
     selected_by: str  # how the epoch was chosen, in words
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
+    run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
 
     def summary(self) -> str:
         """One summary line, in percent."""
@@ -163,6 +171,26 @@ def write_report(
         f"{tops}loss: {report.loss:.4f}\n\n"
     )
     _write_text(directory / "classification_report.txt", head + report.table)
+
+
+def move_other_report(directory: Path, report: Report) -> Path | None:
+    """Moves the report in `directory` into a new dated subfolder, with its pictures, unless it is
+    of the same weights and images as `report`.
+
+    Returns the subfolder, or None where there was nothing to move. Raises `OSError`.
+    """
+    files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
+    try:
+        there = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+        same = all(there[name] == getattr(report, name) for name in ("sha256", "dataset", "images"))
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or one of another program
+        same = False
+    if same or not files:
+        return None
+    folder = dated_folder(directory)
+    for path in files:
+        path.replace(folder / path.name)
+    return folder
 
 
 def _write_text(path: Path, text: str) -> None:
