@@ -1,0 +1,80 @@
+"""Runs that stay apart: folders of their own, kept settings, reports that are not replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+
+from cifarnet.checkpoints import snapshots
+
+
+def report_in(run: str) -> dict:
+    return json.loads(Path(run, "plots_complete", "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
+    for seed in ("1", "2"):
+        run = command("main", *QUICK, "--epochs", "1", "--run_dir", f"runs/{seed}", "--seed", seed)
+        assert (run.code, run.err) == (0, "")
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+    for seed in (1, 2):
+        folder, report = Path("runs", str(seed)), report_in(f"runs/{seed}")
+        state = snapshots.load(folder / "snapshots_complete" / "last.pth")
+        assert report["run"]["id"] == state.run_id
+        assert (folder / "log" / report["run"]["log"]).is_file()
+        assert report["run"]["command"].endswith(f"--run_dir runs/{seed} --seed {seed}")
+        assert report["run"]["settings"]["seed"] == seed
+
+    # the same network again: its report is replaced; another one's is kept
+    first = report_in("runs/1")
+    assert command("evaluate", "--run_dir", "runs/1").code == 0
+    again = report_in("runs/1")
+    assert (again["top1"], again["sha256"]) == (first["top1"], first["sha256"])
+    assert again["run"]["id"] == first["run"]["id"]
+    assert again["run"]["command"] == "evaluate.py --run_dir runs/1"
+    other = "runs/2/snapshots_complete/last.pth"
+    done = command("evaluate", "--snapshot", other, "--plot_dir", "runs/1/plots_complete")
+    assert "moved the report of another network or other images to " in done.out
+    (moved,) = Path("runs/1/plots_complete").glob("before_*")
+    assert json.loads((moved / "metrics.json").read_text())["sha256"] == first["sha256"]
+    assert report_in("runs/1")["sha256"] == report_in("runs/2")["sha256"]
+
+
+def test_evaluate_wants_a_network(command):
+    done = command("evaluate", "--device", "cpu")
+    assert (done.code, done.err) == (
+        2,
+        "error: name a network: --snapshot PATH, --pretrained NAME or --run_dir DIR\n",
+    )
+
+
+def test_a_snapshot_alone_goes_on_with_its_settings(command, monkeypatch):
+    flags = ("--lr", "0.05", "--weight_decay", "0", "--run_dir", "run")
+    assert command("main", *QUICK, "--epochs", "1", *flags).code == 0
+    last = "run/snapshots_complete/last.pth"
+    done = command("main", "--resume", last, "--epochs", "2")
+    assert (done.code, done.err) == (0, "")
+    assert f"resuming after epoch 1 from {last}; changed: epochs 1 -> 2" in done.out
+    settings = next(line for line in done.out.splitlines() if line.startswith("settings: "))
+    assert "dataset=digits, " in settings
+    assert "lr=0.05, " in settings
+    assert "momentum" not in settings  # a default: those follow
+    state = snapshots.load(Path(last))
+    assert (state.epoch, state.config["weight_decay"]) == (2, 0.0)
+
+    def read(*_):
+        raise AssertionError("images were read before the refusal")
+
+    monkeypatch.setattr("data.load_splits", read)
+    done = command("main", "--resume", last, "--epochs", "3", "--lr", "0.2")
+    assert done.code == 2
+    assert done.err.startswith(f"error: lr 0.05 -> 0.2 would alter the result of the run in {last}")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "main"])
+def test_a_snapshot_that_is_not_there_is_refused(command, name):
+    flags = ("--run_dir", "none") if name == "evaluate" else ("--resume", "none/last.pth")
+    done = command(name, *flags)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "cannot be read (No such file or directory)" in done.err
