@@ -34,9 +34,9 @@ def archive(tmp_path, monkeypatch):
     for name in ("data_batch_1", "data_batch_2", "test_batch"):
         pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
         content = pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}, protocol=2)
-        # The real files are of 2009, when numpy wrote numbers for true and false.
+        # The real files are of 2009, when numpy wrote 0 for false.
         assert content.count(b"\x89\x88\x87q") == 1
-        (batches / name).write_bytes(content.replace(b"\x89\x88\x87q", b"K\x00K\x01\x87q"))
+        (batches / name).write_bytes(content.replace(b"\x89\x88\x87q", b"K\x00\x88\x87q"))
     names = [f"class {i}" for i in range(10)]
     (batches / "data.meta").write_bytes(pickle.dumps({"label_names": names}))
     for path in batches.iterdir():
