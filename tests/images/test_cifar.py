@@ -83,6 +83,7 @@ def test_cifar10_is_downloaded_once(archive, tmp_path):
     assert torch.equal(again.images, train.images)
 
 
+@pytest.mark.filterwarnings("ignore:dtype")  # raised here, where the test reads the pickle
 def test_images_and_labels_are_those_of_the_archive(archive, tmp_path):
     train, test = read(tmp_path / "data")
     assert train.classes == test.classes == tuple(f"class {i}" for i in range(10))
