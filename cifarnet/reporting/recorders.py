@@ -8,10 +8,10 @@ if its last try failed too.
 
 import csv
 import dataclasses
+import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.places import BEST, LAST, numbered
@@ -33,7 +33,8 @@ class Recorder:
         """Called after each epoch; its row is the last one of the history."""
 
     def end(self, progress: Progress) -> None:
-        """Called once, whether all epochs are done or the run was stopped."""
+        """Called when no epoch follows: all are done, or the run was stopped. Again where it is
+        stopped after that."""
 
 
 class Recorders:
@@ -124,14 +125,18 @@ class Snapshots(Recorder):
 
 
 class HistoryCsv(Recorder):
-    """Keeps the history in a CSV file beside the log: a row an epoch, blank where not measured."""
+    """Keeps the history in a CSV file beside the log: a row an epoch, blank where not measured.
+
+    No file stays open, so whatever ends the run leaves whole rows. What a full disk refuses is
+    kept, and tried again.
+    """
 
     failure = "the history could not be written"
 
     def __init__(self, log: RunLog) -> None:
         self.log = log
-        self.file: TextIO | None = None
-        self.written = 0  # rows
+        self.rows = 0  # that are written, or wait in `unwritten`
+        self.unwritten = b""
 
     def start(self, progress: Progress) -> None:
         self._write(progress.history)
@@ -141,21 +146,20 @@ class HistoryCsv(Recorder):
 
     def end(self, progress: Progress) -> None:
         self._write(progress.history)
-        if self.file:
-            self.file.close()
 
     def _write(self, history: Sequence[Row]) -> None:
-        if self.file is None:
-            if not history:
-                return
-            path = self.log.path.with_suffix(".csv")
-            self.file = path.open("w", newline="", encoding="utf-8")
-            csv.writer(self.file).writerow(COLUMNS)
-        writer = csv.DictWriter(self.file, COLUMNS)
-        for row in history[self.written :]:
-            writer.writerow(dataclasses.asdict(row))
-            self.written += 1
-        self.file.flush()  # what a full disk refused stays in the buffer for the next try
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        if history and not self.rows:
+            writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in history[self.rows :])
+        self.rows = len(history)
+        self.unwritten += text.getvalue().encode()
+        if self.unwritten:
+            with self.log.path.with_suffix(".csv").open("ab", buffering=0) as file:
+                while self.unwritten:
+                    written = file.write(self.unwritten)
+                    self.unwritten = self.unwritten[written:]
 
 
 class LogLine(Recorder):

@@ -1,4 +1,7 @@
+import contextlib
 import csv
+import io
+import os
 import re
 from pathlib import Path
 
@@ -153,34 +156,38 @@ def test_without_an_epoch_there_is_no_history(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_full_disk_leaves_no_row_twice_or_in_halves(tmp_path):
-    class Full:
-        """A file whose disk is full at the second flush; what was written stays buffered."""
+def test_a_full_disk_leaves_no_row_twice_or_in_halves(tmp_path, monkeypatch):
+    class SmallDisk(io.FileIO):
+        """A file on a disk with little room; a write takes what fits, as on a real one."""
 
-        def __init__(self, file):
-            self.file, self.flushes = file, 0
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def flush(self):
-            self.flushes += 1
-            if self.flushes == 1:
+        def write(self, content):
+            left = room - os.fstat(self.fileno()).st_size
+            if not left:
                 raise OSError(28, "No space left on device")
-            self.file.flush()
+            return super().write(content[:left])
 
-    history = HistoryCsv(Lines(tmp_path / "run.log"))
-    progress = progress_of(make_row(1))
-    history.row(progress)
-    history.file = Full(history.file)
-    progress.add(make_row(2))
-    with pytest.raises(OSError, match="No space"):
-        history.row(progress)
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode))
+    history, progress, room = HistoryCsv(Lines(tmp_path / "run.log")), Progress(), 300
+    for epoch in (1, 2):
+        progress.add(make_row(epoch))
+        with contextlib.suppress(OSError):
+            history.row(progress)
+    assert history.unwritten  # row 2, in part
+    room = 3000
     progress.add(make_row(3))
     history.row(progress)
-    history.end(progress)
-    lines = (tmp_path / "run.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
+    monkeypatch.undo()
+    with (tmp_path / "run.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ends = [(row["epoch"], row["skipped_steps"]) for row in rows]  # first and last column
+    assert ends == [("1", "0"), ("2", "0"), ("3", "0")]
+
+
+def test_a_run_stopped_after_its_end_leaves_the_history_as_it_is(tmp_path):
+    history = HistoryCsv(Lines(tmp_path / "run.log"))
+    for tell in (history.row, history.end, history.end):
+        tell(progress_of(make_row(1)))
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
