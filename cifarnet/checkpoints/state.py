@@ -168,8 +168,16 @@ def check_classes(known: Sequence[str], classes: Sequence[str]) -> None:
     """Raises `UserError` unless a network for the classes `known` is one for `classes`."""
     if tuple(known) == tuple(classes):
         return
-    named, found = (f"{len(c)} ({', '.join(c[:3])}, ...)" for c in (known, classes))
+    pairs = enumerate(zip(known, classes, strict=False))
+    differs = next((at for at, (one, other) in pairs if one != other), 0)
+    start = max(0, differs - 2)  # the first difference is shown
+    named, found = (f"{len(names)} ({_three(names, start)})" for names in (known, classes))
     raise UserError(
         f"class names differ: the network knows {named}; the data set has {found}; "
         f"name the data set that it was trained on"
     )
+
+
+def _three(names: Sequence[str], start: int) -> str:
+    before, after = ["..."] * (start > 0), ["..."] * (len(names) > start + 3)
+    return ", ".join([*before, *names[start : start + 3], *after])

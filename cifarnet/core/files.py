@@ -21,12 +21,12 @@ def writable_directory(path: str | Path, flag: str) -> Path:
     the disk is full.
     """
     directory = Path(path)
-    trial = directory / f".{os.getpid()}.trial"
+    trial = directory / f".trial.{os.getpid():08}.part"  # `remove_leftovers` knows it, after a kill
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for _ in range(2):  # the second one replaces the first, as a later snapshot does
             write_atomically(trial, lambda file: file.write(bytes(4096)))
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may have removed it
     except OSError as problem:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (RunError if full else UserError)(

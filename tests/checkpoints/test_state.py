@@ -33,8 +33,14 @@ def test_each_run_has_an_id_of_its_own():
 
 def test_other_classes_are_named():
     check_classes(["a", "b"], ("a", "b"))
-    with pytest.raises(UserError, match=r"knows 2 \(a, b, \.\.\.\); the data set has 3 \(x, y, z"):
+    with pytest.raises(UserError, match=r"knows 2 \(a, b\); the data set has 3 \(x, y, z\)"):
         check_classes(["a", "b"], ("x", "y", "z"))
+
+
+def test_classes_that_differ_further_on_are_named():
+    known, classes = list("abcdefgh"), list("abcdxfgh")
+    with pytest.raises(UserError, match=r"8 \(\.\.\., c, d, e, \.\.\.\); .* 8 \(\.\.\., c, d, x, "):
+        check_classes(known, classes)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,9 @@ def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypa
     shown = []
     monkeypatch.setattr(plots, "training_curves", lambda *arguments: shown.append(arguments[-1]))
     assert learn_from(command, trained.weights, trained.tree, "--plot_training").code == 0
-    for flags in (("--label_smoothing", "0.1"), ()):
-        assert command("main", *QUICK, "--epochs", "1", "--plot_training", *flags).code == 0
+    for smoothing in ("0.1", "0"):
+        flags = ("--epochs", "1", "--plot_training", "--label_smoothing", smoothing)
+        assert command("main", *QUICK, *flags).code == 0
     assert shown == ["train, from the teacher", "train, smoothed labels", "train"]
 
 
@@ -122,8 +123,9 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
         "snapshots_long_teacher/last.pth": "name a .pth file that a run wrote "
         "(recipes/long_teacher.toml trains one; --teacher off does without)\n",
     }
+    Path("empty").mkdir()
     for teacher, words in wrong.items():
-        done = learn_from(command, teacher, "not/there")  # before images are read or downloaded
+        done = learn_from(command, teacher, "empty")  # told before images are looked for
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert done.err.startswith("error: --teacher")
         assert words in done.err
@@ -131,6 +133,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
     done = learn_from(command, trained.weights, other)
     assert done.code == 2
     assert done.err.startswith(f"error: --teacher {trained.weights}: class names differ: ")
+    assert "knows 3 (bar, disc, star); the data set has 3 (bar, disc, tree); " in done.err
     done = learn_from(command, trained.weights, trained.tree, "--label_smoothing", "0.1")
     assert done.code == 2
     assert "--label_smoothing" in done.err

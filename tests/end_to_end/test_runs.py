@@ -244,7 +244,7 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     assert how == "best by test accuracy, evaluated during the run; trained on pictures"
     done = command(*last, "--data_dir", draw_tree(Path("other"), classes=("bar", "star")))
     assert done.code == 2
-    assert "the network knows 2 (bar, disc, ...); the data set has 2 (bar, star, ...)" in done.err
+    assert "the network knows 2 (bar, disc); the data set has 2 (bar, star); " in done.err
     assert command("evaluate").code == 2
     assert command("evaluate", "--snapshot", "missing.pth").code == 2
 

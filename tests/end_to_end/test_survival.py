@@ -22,6 +22,7 @@ import main
 import plots
 import train
 from cifarnet.checkpoints import snapshots
+from cifarnet.core.log import RunLog
 
 RUN = (
     *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--plot_training"),
@@ -63,12 +64,25 @@ def at_call(number: int, owner: object, name: str, *, after: bool = False) -> No
     setattr(owner, name, fatal)
 
 
-FAULTS = {
+FAULTS = {  # counted from the start of the log
     "inside a write": lambda number: at_call(number, os, "fsync"),
     "before a renaming": lambda number: at_call(number, Path, "replace"),
     "after a renaming": lambda number: at_call(number, Path, "replace", after=True),
     "inside a plot": lambda number: at_call(number, plots.Figure, "savefig"),
 }
+EARLY_FAULTS = {
+    "while folders are tried": lambda number: at_call(number, Path, "replace", after=True),
+}
+
+
+def once_the_log_is_open(work: Callable[[], None]) -> None:
+    open_log = RunLog.open
+
+    def open_log_and_work(log, directory):
+        open_log(log, directory)
+        work()
+
+    RunLog.open = open_log_and_work
 
 
 def live(directory: Path, flags: tuple[str, ...], fault: str, number: int) -> None:
@@ -80,8 +94,10 @@ def live(directory: Path, flags: tuple[str, ...], fault: str, number: int) -> No
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    if fault:
-        FAULTS[fault](number)
+    if fault in EARLY_FAULTS:
+        EARLY_FAULTS[fault](number)
+    elif fault:
+        once_the_log_is_open(lambda: FAULTS[fault](number))
     sys.exit(main.main(flags))
 
 
@@ -184,6 +200,7 @@ def finish_and_compare(begin, directory: Path, reference: Path) -> None:
         ("before a renaming", 8),
         ("after a renaming", 3),
         ("inside a plot", 3),
+        ("while folders are tried", 3),
     ],
 )
 def test_a_run_killed_at_a_bad_moment_goes_on_unchanged(begin, tmp_path, reference, fault, number):
