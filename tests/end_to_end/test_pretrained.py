@@ -273,7 +273,7 @@ def test_folders_are_searched_in_order(command, trained):
         "album/B.png",
     )
     assert done.code == 1
-    assert "ignored 1 file without an image extension" in done.err
+    assert "ignored 2 files in no image format, such as album/again" in done.err
     below = [f"album/{name}" for name in ("B.png", "z.WEBP", *(f"train/a/{n}" for n in INSIDE))]
     assert [line["path"] for line in lines(done.out)] == ["album/notes.txt", *below, "album/B.png"]
 

@@ -133,7 +133,7 @@ def test_broken_metadata_stop_no_image(tmp_path, how, turned):
 
 
 @settings(max_examples=150)
-@given(st.binary(max_size=60), st.sampled_from(["PNG", "JPEG"]), st.booleans())
+@given(st.binary(max_size=60), st.sampled_from(["PNG", "JPEG", "WEBP"]), st.booleans())
 def test_no_exif_data_stop_an_image(tmp_path, junk, kind, headed):
     """Pixels stay those of the image, turned or not."""
     data = b"MM\0*\0\0\0\x08\0\2" + junk if headed else junk
