@@ -1,6 +1,8 @@
 """The way of the images: settings -> splits -> batches."""
 
 import contextlib
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -149,6 +151,7 @@ class TrainBatches:
             with _more_workers_than_cores():
                 batches = iter(self.loader)
         except OSError as problem:  # open files, processes, memory, /dev/shm
+            _destroy_silently(problem)
             raise lost_workers(problem.strerror) from None
         while True:
             with self.waiting():
@@ -262,6 +265,15 @@ class _AugmentedBatches(Dataset):
 
 def _unchanged(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return batch
+
+
+def _destroy_silently(problem: OSError) -> None:
+    """Destroys torch's half-made iterator that `problem` holds: Python would tell of its errors."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: None
+    try:
+        traceback.clear_frames(problem.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

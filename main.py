@@ -188,6 +188,7 @@ def _run(settings: Settings, given: dict[str, Any], command: list[str], group: G
                         raise
                 group.first_only(lambda: recorders.end(learner.progress))
                 run.report(resumption, present)
+                signals.check()  # Python may have dropped one
                 recorders.check()
                 log.check()
             except (KeyboardInterrupt, LostContactError) as why:

@@ -158,6 +158,7 @@ def flags_table() -> str:
 
 def print_error(problem: UserError) -> int:
     """Prints `problem` as one line on stderr and returns its exit code."""
+    open_streams()
     print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
 

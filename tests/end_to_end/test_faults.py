@@ -1,0 +1,377 @@
+"""Faults of machines, file systems and files: one line or nothing, the right code, nothing lost."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, draw_tree
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cifarnet.augment.per_image import PerImageEngine
+from cifarnet.checkpoints import weights
+from cifarnet.checkpoints.snapshots import load, pack
+from cifarnet.core import device, log
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("main", "run_complete_training", "evaluate", "export", "predict")
+SHORT = (*QUICK, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")
+
+
+def started(name: str, *flags: object, shell: str = "", **environment: str):
+    """Runs a command in a process of its own, with warnings as errors; `shell` closes streams."""
+    words = [sys.executable, "-W", "error", ROOT / f"{name}.py", *flags]
+    return subprocess.run(
+        ["bash", "-c", f'"$@" {shell}', "bash", *map(str, words)],
+        env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def assert_one_line(done, code: int, *words: str) -> None:
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert done.err.startswith("error: ")
+    assert all(word in done.err for word in words), done.err
+
+
+# --- the streams, warnings and threads of a whole run ---
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "bench"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(name, closed):
+    done = started(name, "--no_such_flag", shell=closed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert started(name, "--help", shell=closed).returncode == 0
+
+
+def test_a_run_with_warnings_as_errors_ends_well_and_says_nothing_raw(tmp_path, monkeypatch):
+    """Names that fonts lack, more workers than cores, no terminal, one thread."""
+    monkeypatch.chdir(tmp_path)
+    tree = draw_tree(tmp_path / "pictures", classes=("猫", "🐕"))
+    flags = ("--dataset", "folder", "--data_dir", tree, "--batch_size", "6", "--num_workers", "2")
+    plots = ("--plot_training", "--plot_evaluation")
+    done = started("main", *SHORT, *flags, *plots, shell=">&-", OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = next((tmp_path / "log").glob("*.log")).read_text()
+    assert ", 1 threads, " in said
+    assert "warning: --num_workers 2 is above the 1 " in said
+    assert (tmp_path / "plots_complete" / "confusion_matrix.png").exists()
+
+
+# --- file systems ---
+
+
+def test_a_file_system_without_niceties_keeps_everything(command, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(1, "Operation not permitted")
+
+    def flush(handle, fsync=os.fsync):
+        return refuse() if Path(f"/proc/self/fd/{handle}").is_dir() else fsync(handle)
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr(os, "fsync", flush)
+    done = command("main", *SHORT, "--save_best", "--snapshot_freq", "1")
+    assert (done.code, done.err) == (0, "")
+    assert "could not be written" not in done.out
+    kept = sorted(path.name for path in Path("snapshots_complete").iterdir())
+    assert kept == ["best_model.pth", "last.pth", "snapshot_epoch_0001.pth"]
+
+    for name in ("last.pth", "snapshot_epoch_0001.pth"):
+        (Path("snapshots_complete") / name).unlink()
+    done = command("main", *SHORT, "--epochs", "2", "--resume", "auto")
+    assert (done.code, done.err) == (0, "")
+    assert "passed over: last.pth" in done.out
+    assert "resuming after epoch 1 from snapshots_complete/best_model.pth" in done.out
+
+
+def test_a_log_disk_that_is_full_throughout_ends_with_1(command, monkeypatch):
+    with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
+        monkeypatch.setattr(log, "_new_log_file", lambda folder: (folder / "a.log", full))
+        done = command("main", *SHORT)
+    assert done.code == 1
+    assert "error: the log could not be written to log/a.log" in done.err
+    assert Path("snapshots_complete/last.pth").exists()
+
+
+@pytest.mark.parametrize("flag", ["--snapshot", "--pretrained"])
+@pytest.mark.parametrize("name", ["evaluate", "export", "predict"])
+def test_a_command_knows_the_home_directory(command, tmp_path, monkeypatch, name, flag):
+    if (name, flag) in (("export", "--pretrained"), ("predict", "--snapshot")):
+        return
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    given = ["a.png"] if name == "predict" else []
+    assert f"{tmp_path}/me/x.pth" in command(name, f"{flag}=~/x.pth", *given).err
+
+
+# --- workers ---
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(command, monkeypatch):
+    here = os.getpid()
+
+    def kill_worker(*arguments):
+        assert os.getpid() != here
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(PerImageEngine, "__call__", kill_worker)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    done = command("main", *SHORT, "--num_workers", "1")
+    assert_one_line(done, 1, "--num_workers 0", "--augment_engine batched")
+
+
+def test_the_first_signal_ends_a_wait_for_data(command, monkeypatch):
+    def hang(*arguments):
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr(PerImageEngine, "__call__", hang)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    done = command("main", *SHORT, "--num_workers", "1")
+    assert (done.code, done.err) == (143, "")
+    assert "SIGTERM: ended after epoch 0" in done.out
+
+
+def in_own_mounts(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a shell script that may mount; skips the test where that is not allowed."""
+    unshare = ["unshare", "--mount", "bash", "-c"]
+    probe = [*unshare, "mount -t tmpfs tmpfs /dev/shm"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs to mount in a name space of its own")
+    command = f"set -e; cd {folder}; {script}"
+    return subprocess.run([*unshare, command], capture_output=True, text=True, timeout=300)
+
+
+def test_a_small_shared_memory_is_enough(tmp_path):
+    """A batch of 60 images is 184 KB; shared memory has room for the workers' locks only."""
+    run = f"{sys.executable} {ROOT}/main.py {' '.join(SHORT)} --num_workers 2 --limit_train 60 --batch_size 60"
+    done = in_own_mounts(f"mount -t tmpfs -o size=64k tmpfs /dev/shm; {run}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_workers_that_cannot_start_are_one_line(command, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    done = command("main", *SHORT, "--num_workers", "1")
+    assert_one_line(done, 1, "Read-only file system", "--num_workers 0", "--augment_engine batched")
+
+
+# --- signals ---
+
+
+def test_a_signal_that_python_drops_during_the_report_counts(command, monkeypatch):
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):  # the handler runs between two instructions
+                pass
+
+    monkeypatch.setattr("cifarnet.reporting.metrics.write_report", lambda *arguments: Dropping())
+    done = command("main", *SHORT)
+    assert (done.code, done.err) == (143, "")
+    assert "SIGTERM: ended after epoch 1" in done.out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [*COMMANDS, "bench"])
+def test_a_signal_while_torch_is_imported_leaves_no_traceback(tmp_path, monkeypatch, name, signum):
+    """A torch that gets the signal as it is imported, and swallows it, as a library may."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text(
+        "import os\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(signum)})\n"
+        "    for _ in range(100): pass\n"
+        "finally:\n"
+        "    open('imported', 'w').close()\n"
+    )
+    (tmp_path / "x.pth").touch()
+    flags = {
+        "evaluate": ["--snapshot", "x.pth"],
+        "export": ["--snapshot", "x.pth"],
+        "predict": ["--pretrained", "x.pth", "x.png"],
+    }
+    done = started(name, *flags.get(name, ()), PYTHONPATH=str(tmp_path))
+    assert (tmp_path / "imported").exists()
+    assert (done.returncode, done.stderr) == (128 + signum, "")
+
+
+# --- a CPU without bf16 instructions ---
+
+
+def settings_of_last() -> dict:
+    return load(Path("snapshots_complete/last.pth")).config
+
+
+def test_bf16_without_instructions(command, monkeypatch):
+    """Presets and inherited settings give way; flags count; a resumed run stays as it was."""
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
+    done = command("run_complete_training", *SHORT)
+    assert (done.code, settings_of_last()["amp"]) == (0, True)
+    evaluated = ("--snapshot", "snapshots_complete/last.pth", "--no-plot_evaluation")
+    assert "float32" not in command("evaluate", *evaluated).out
+
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: False)
+    done = command("evaluate", *evaluated)
+    assert "in float32, not with --amp as in training" in done.out
+    done = command("evaluate", *evaluated, "--amp")
+    assert "warning: --amp takes many times longer" in done.out
+    more = ("--epochs", "2", "--resume", "auto")
+    done = command("run_complete_training", *SHORT, *more)
+    assert (done.code, settings_of_last()["amp"]) == (0, True)
+    assert done.out.count("warning: --amp takes many times longer") == 1
+
+    done = command("run_complete_training", *SHORT)
+    assert "in float32 instead of --amp: without bf16 instructions" in done.out
+    kept = settings_of_last()
+    assert (kept["amp"], kept["computed_on"]) == (False, "cpu in float32")
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
+    done = command("run_complete_training", *SHORT, *more)
+    assert (done.code, settings_of_last()["amp"]) == (0, False)
+    assert "in float32 instead of --amp: the run to go on with has none" in done.out
+
+
+# --- snapshots and weights that somebody made ---
+
+
+def spoilt(state, how: str):
+    """`state` as no run writes it."""
+    first = next(iter(state.model))
+    value = state.model[first]
+    changed = {
+        "not finite": value * float("nan"),
+        "expanded": torch.ones(1).expand(value.shape),
+        "sparse": value.to_sparse(),
+        "text": "weights",
+        "complex": value.to(torch.complex64),
+        "of other shape": value[:1],
+    }
+    if how in changed:
+        return replace(state, model=state.model | {first: changed[how]})
+    prefix = {"of DataParallel": "module."}[how]
+    return replace(state, model={prefix + name: value for name, value in state.model.items()})
+
+
+def uses_of(path: Path, tree: Path) -> list[tuple]:
+    """The command lines that take the weights or the snapshot `path`."""
+    picture = next(tree.glob("test/*/*.png"))
+    data = ("--dataset", "folder", "--data_dir", tree)
+    uses = [
+        ("predict", "--pretrained", path, picture),
+        ("evaluate", "--pretrained", path, *data),
+        ("main", *SHORT, *data, "--batch_size", "6", "--teacher", path),
+        ("main", *SHORT, *data, "--batch_size", "6", "--init", path),
+    ]
+    if path.suffix == ".pth":
+        uses.append(("export", "--snapshot", path))
+        uses.append(("main", "--resume", path, "--resume_override", "--epochs", "9"))
+    return uses
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["not finite", "expanded", "sparse", "text", "complex", "of other shape", "of DataParallel"],
+)
+def test_wrong_weights_in_a_snapshot_are_one_line_for_every_command(
+    command, trained, tmp_path, how
+):
+    path = tmp_path / "crafted.pth"
+    path.write_bytes(pack(spoilt(load(trained.snapshot), how)))
+    for name, *flags in uses_of(path, trained.tree):
+        if "--init" in flags and how in ("of other shape", "complex"):  # the rest of it fits
+            continue
+        assert_one_line(command(name, *flags), 2)
+    assert not list(Path().glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("how", ["not finite", "complex", "of other shape", "of DataParallel"])
+def test_wrong_weights_in_a_file_are_one_line_for_every_command(command, trained, tmp_path, how):
+    with safe_open(trained.weights, "pt") as file:
+        metadata = file.metadata()
+    held = weights.read_weights(str(trained.weights))
+    model = spoilt(held, how).model
+    metadata["sha256"] = f'"{weights._checksum(model, metadata)}"'.replace('""', '"')
+    path = tmp_path / "crafted.safetensors"
+    save_file({name: value.contiguous() for name, value in model.items()}, path, metadata)
+    for name, *flags in uses_of(path, trained.tree):
+        if "--init" in flags and how in ("of other shape", "complex"):  # the rest of it fits
+            continue
+        done = command(name, *flags)
+        assert_one_line(done, 2)
+        assert "checksum" not in done.err
+
+
+ODD_OPTIMIZERS = {
+    "text": {"state": "text", "param_groups": "text"},
+    "nothing": {},
+    "odd groups": {"state": {}, "param_groups": [7]},
+    "an odd momentum": "text",
+    "a sparse momentum": torch.ones(3).to_sparse(),
+    "another's momentum": torch.ones(3),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_odd_optimizer_or_random_state_is_one_line(command, optimizer):
+    assert command("main", *SHORT, "--optimizer", optimizer).code == 0
+    state = load(Path("snapshots_complete/last.pth"))
+    momenta = state.optimizer["state"]
+    for name, odd in ODD_OPTIMIZERS.items():
+        changed = odd
+        if not isinstance(odd, dict):
+            changed = state.optimizer | {"state": momenta | {0: dict.fromkeys(momenta[0], odd)}}
+        crafted = pack(replace(state, optimizer=changed))
+        Path("crafted.pth").write_bytes(crafted)
+        done = command("main", "--resume", "crafted.pth", "--epochs", "2", "--snapshot_dir", name)
+        assert_one_line(done, 2, "optimizer")
+    for odd in ({}, {"cpu": torch.ones(3)}, {"cpu": [], "cuda": []}):
+        Path("crafted.pth").write_bytes(pack(replace(state, random_state=odd)))
+        assert_one_line(command("main", "--resume", "crafted.pth", "--epochs", "2"), 2)
+
+
+def test_names_in_a_snapshot_forge_no_line(command, trained, tmp_path):
+    state = load(trained.snapshot)
+    forged = "x\n12:00:00 error: forged \x1b[2J"
+    names = {"teacher": forged, "dataset_name": forged}
+    state = replace(state, dataset=forged, config=state.config | names)
+    path = tmp_path / "crafted.pth"
+    path.write_bytes(pack(state))
+    shown = []
+    for name, *flags in (*uses_of(path, trained.tree), ("evaluate", "--snapshot", path)):
+        done = command(name, *flags)
+        shown.append(done.out + done.err)
+    files = [*Path().rglob("*.log"), *Path().rglob("*.txt")]
+    shown += [file.read_text(encoding="utf-8") for file in files]
+    assert any("forged" in text for text in shown)
+    for text in shown:
+        assert all(line.isprintable() for line in text.splitlines())
+        assert "\n12:00:00 error" not in text
+
+
+# --- waiting ---
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_evaluation_shows_a_bar_on_a_terminal(command, trained):
+    terminal = Terminal()
+    flags = ("--snapshot", trained.snapshot, "--batch_size", "3", "--no-plot_evaluation")
+    with contextlib.redirect_stderr(terminal):
+        assert command("evaluate", *flags).code == 0
+    assert "evaluating" in terminal.getvalue()
+    assert "evaluating" not in command("evaluate", *flags).err
