@@ -516,7 +516,8 @@ def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: G
     trained_here = history_here or progress.epoch < run.settings.epochs
     if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
         others = build_parser("", ["resume"]).parse_known_args(command)[1]
-        command = [*others, "--resume", "auto"]
+        by_path = run.settings.resume not in (None, "auto")  # its flags say only what changed
+        command = [*others, "--resume", str(run.snapshot_dir / LAST) if by_path else "auto"]
     run.log.line(f"{why}: ended after epoch {progress.epoch}; go on with:")
     run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
 

@@ -14,10 +14,9 @@ def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(command):
     done = command("main", *BATCHED, "--snapshot_dir", "whole")
     assert (done.code, done.err) == (0, "")
     assert " 0 workers" in done.out
-    assert command("main", *BATCHED, "--resume", "whole/snapshot_epoch_0001.pth").code == 0
-    whole, resumed = (
-        torch.load(f"{path}/last.pth")["model"] for path in ("whole", "snapshots_complete")
-    )
+    parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
+    assert command("main", *BATCHED, *parts).code == 0
+    whole, resumed = (torch.load(f"{place}/last.pth")["model"] for place in ("whole", "parts"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

@@ -30,9 +30,10 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
         r"top-1 \d+\.\d\d% \(the run's history",
         done.out,
     )
-    assert learn_from(command, *larger, "--resume", "whole/snapshot_epoch_0001.pth").code == 0
+    parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
+    assert learn_from(command, *larger, *parts).code == 0
     for kept in ("model", "averaged"):
-        whole, parts = snapshot("last.pth", "whole")[kept], snapshot("last.pth")[kept]
+        whole, parts = (snapshot("last.pth", place)[kept] for place in ("whole", "parts"))
         assert whole
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert command("main", *quick, "--amp").code == 0

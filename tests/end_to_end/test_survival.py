@@ -301,9 +301,20 @@ def test_a_run_stopped_before_its_first_epoch_can_be_resumed(command, monkeypatc
         assert done.out.rstrip().endswith("--no-plot_evaluation")  # nothing to resume
         done = command("main", *elsewhere)
         assert done.code == 143
-        assert done.out.rstrip().endswith("--snapshot_dir b --resume auto")
+        assert done.out.rstrip().endswith("--snapshot_dir b --resume b/last.pth")
     done = command("main", *elsewhere, "--resume", "auto")
     assert (done.code, "resuming after epoch 1 from b/last.pth" in done.out) == (0, True)
+
+
+def test_a_run_resumed_by_its_path_and_stopped_goes_on_with_the_kept_settings(command, monkeypatch):
+    assert command("main", *QUICK, "--epochs", "1", "--snapshot_dir", "a").code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "run_epoch", stop_in_a_step)
+        done = command("main", "--resume", "a/last.pth", "--epochs", "2")
+    again = done.out.splitlines()[-1].split()
+    assert (done.code, again[:2]) == (143, ["python", "main.py"])
+    assert command("main", *again[2:]).code == 0
+    assert snapshot("last.pth", "a")["epoch"] == 2
 
 
 def test_a_finished_run_stopped_while_it_is_evaluated_is_not_mixed_up_with_another(
