@@ -236,7 +236,7 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     done = command(*last, "--plot_dir", "again")
     assert (done.code, done.err) == (0, "")
     again = figures(Path("again"))
-    assert {k for k in again if again[k] != of_the_run[k]} == {"last", "best"}
+    assert {k for k in again if again[k] != of_the_run[k]} == {"last", "best", "run"}
     assert names_in("again") == FIGURES | NUMBERS
     best = ("evaluate", "--snapshot", "snapshots_complete/best_model.pth")
     assert command(*best, "--dataset_name", "renamed", "--plot_dir", "renamed").code == 0
