@@ -73,6 +73,8 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     if settings.deterministic:
         # cuBLAS requires this in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # scikit-learn brings joblib, which would warn of a /dev/shm that takes no locks.
+    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"

@@ -152,7 +152,8 @@ def in_own_mounts(script: str, folder: Path) -> subprocess.CompletedProcess:
 
 def test_a_small_shared_memory_is_enough(tmp_path):
     """A batch of 60 images is 184 KB; shared memory has room for the workers' locks only."""
-    run = f"{sys.executable} {ROOT}/main.py {' '.join(SHORT)} --num_workers 2 --limit_train 60 --batch_size 60"
+    flags = " ".join((*SHORT, "--num_workers 2", "--limit_train 60", "--batch_size 60"))
+    run = f"{sys.executable} {ROOT}/main.py {flags}"
     done = in_own_mounts(f"mount -t tmpfs -o size=64k tmpfs /dev/shm; {run}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
