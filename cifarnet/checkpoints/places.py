@@ -3,12 +3,16 @@
 Nothing here needs torch: a wrong name is refused at once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cifarnet.core.errors import UserError, did_you_mean
+from cifarnet.core.settings import Settings
 
 LAST, BEST = "last.pth", "best_model.pth"
-RESULTS = Path(__file__).parents[2] / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS, RECIPES = ROOT / "results", ROOT / "recipes"
 WEIGHTS_FILE = "weights.safetensors"  # results/<name>/weights.safetensors
 
 
@@ -63,3 +67,21 @@ def find_weights(name: str) -> Path:
     known = f"known by name: {', '.join(there)}; else" if there else f"{RESULTS} holds none;"
     hints = f"{hint} {known} name a file that export.py wrote".lstrip()
     raise UserError(f"there are no weights {name!r}; {hints}")
+
+
+def find_named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
+    """`read(name)`, where --init or --teacher gives the name. Its errors name flag and recipe."""
+    name = getattr(settings, flag)
+    path = Path(name)
+    in_run = path.resolve().parent == settings.folder("snapshot_dir").resolve()
+    if path.suffix == ".pth" and in_run:
+        raise UserError(
+            f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
+            f"choose another folder"
+        )
+    try:
+        return read(name)
+    except UserError as problem:
+        recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
+        trains_it = f" (recipes/{recipe.name} trains one; --{flag} off does without)"
+        raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None

@@ -66,7 +66,7 @@ def test_a_snapshot_alone_goes_on_with_its_settings(command, monkeypatch):
     def read(*_):
         raise AssertionError("images were read before the refusal")
 
-    monkeypatch.setattr("data.load_splits", read)
+    monkeypatch.setattr("run.load_splits", read)
     done = command("main", "--resume", last, "--epochs", "3", "--lr", "0.2")
     assert done.code == 2
     assert done.err.startswith(f"error: lr 0.05 -> 0.2 would alter the result of the run in {last}")

@@ -323,7 +323,7 @@ def test_a_finished_run_stopped_while_it_is_evaluated_is_not_mixed_up_with_anoth
     run = (*QUICK, "--epochs", "1", "--snapshot_dir")
     for place in ("a", "b"):
         assert command("main", *run, place).code == 0
-    monkeypatch.setattr("evaluate.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("run.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     done = command("main", *run, "b", "--resume", "a/last.pth")
     assert done.code == 143
     assert done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")
@@ -350,7 +350,7 @@ def test_a_second_signal_ends_at_once(command, monkeypatch):
 
 
 def test_a_signal_while_images_are_read_ends_too(command, monkeypatch):
-    monkeypatch.setattr("data.load_splits", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("run.load_splits", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     done = command("main", *QUICK)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

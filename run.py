@@ -1,0 +1,497 @@
+"""One run from its settings to its report: the parts, wired together.
+
+`main.py` reads the flags before torch is imported; then it calls `run_training`.
+"""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import shlex
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cifarnet.checkpoints.places import LAST, find_named
+from cifarnet.checkpoints.resume import (
+    Present,
+    Resumption,
+    check_changes,
+    kept_settings,
+    make_room,
+    may_have_seen,
+    plan_resumption,
+)
+from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
+from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
+from cifarnet.checkpoints.weights import Weights, fingerprint
+from cifarnet.core.commandline import (
+    build_parser,
+)
+from cifarnet.core.device import Runtime, peak_memory, start, without_amp
+from cifarnet.core.errors import UserError
+from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.log import RunLog, say
+from cifarnet.core.ranks import (
+    Group,
+    LostContactError,
+    agreed_check,
+    from_first_rank,
+    sum_over_ranks,
+)
+from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
+from cifarnet.core.signals import Signals
+from cifarnet.images.imageset import Splits, describe_classes, limited
+from cifarnet.reporting import recorders as kinds
+from cifarnet.reporting.recorders import Recorders, clock
+from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
+from data import Batches, build_batches, build_engine, load_splits
+from evaluate import report_on, write_evaluation
+from model import Network, build_model, model_table, parameter_count, restore, start_from
+from train import Learner, Plan, fit
+
+
+def run_training(
+    settings: Settings, given: dict[str, Any], command: list[str], group: Group
+) -> None:
+    """Trains and reports, as `settings` say. Raises `UserError` for what cannot be done.
+
+    `given` are the flags that the user set, `command` is what the user typed.
+    """
+    if settings.resume not in (None, "auto"):  # what is not given now is as it was
+        state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
+        settings = kept_settings(state, given)
+    runtime = start(settings, group.ranks)
+    first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
+    if settings.preview_augment:
+        if first:
+            _preview(settings, runtime)
+        return
+    log_dir, snapshot_dir, plot_dir = (
+        writable_directory(settings.folder(flag), f"--{flag}") if first else Path()
+        for flag in ("log_dir", "snapshot_dir", "plot_dir")
+    )
+    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
+    with RunLog(quiet=not first) as log, lock:
+        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
+
+        # a snapshot to go on from, and trained networks to start or learn from
+        source = _find_source(settings, snapshot_dir, runtime, log)
+        state = from_first_rank(lambda: load(source), runtime) if source else None
+        if settings.amp and not given.get("amp"):
+            settings, runtime = _amp_that_pays(settings, runtime, state, log)
+        if state:
+            check_changes(state, source, settings)
+        finished = state is not None and state.epoch >= settings.epochs
+        wanted = {"init": state is None, "teacher": not finished}
+        trained = {
+            flag: from_first_rank(partial(find_named, flag, settings, read_trained), runtime)
+            for flag in wanted
+            if wanted[flag] and getattr(settings, flag)
+        }
+
+        # images: perhaps a download, so only now that all else was found
+        splits = group.in_turn(lambda: load_splits(settings, log.line))
+        settings = _fit_batch(settings, len(splits.train), runtime, log)
+
+        # the network, what it learns from, and how
+        network = build_model(settings, len(splits.train.classes))
+        data = build_batches(splits, settings, runtime)
+        plan = Plan(settings, len(data.train))
+        present = _present(splits, runtime, plan, trained.get("teacher"))
+        if "init" in trained:
+            _start_from(network, trained["init"], present, log)
+        objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        learner = Learner(network, settings, runtime)
+        resumption = _resume(learner, state, source, present, log) if state else None
+
+        # the request is accepted: the log file begins
+        places = snapshot_dir, plot_dir, command
+        run = Run(settings, runtime, splits, data, learner, plan, log, *places)
+        if first:
+            log.open(log_dir)
+            _describe(run)
+        if not finished:
+            _make_room(run, resumption)
+
+        # train and report
+        recorders = run.recorders(objective, group, present)
+        with Signals(patient=runtime.world_size > 1) as signals:
+            try:
+                with signals.deferred(), group.contact():
+                    if runtime.world_size == 1:  # else all ranks stop at the same step
+                        data.train.waiting = signals.waiting
+                    recorders.start(learner.progress)
+                    stop = agreed_check(signals, runtime)
+                    try:
+                        fit(learner, objective, data, plan, recorders, stop)
+                    except RuntimeError:
+                        signals.check()  # a worker that got the signal too is no failure
+                        raise
+                group.first_only(lambda: recorders.end(learner.progress))
+                run.report(resumption, present)
+                signals.check()  # Python may have dropped one
+                recorders.check()
+                log.check()
+            except (KeyboardInterrupt, LostContactError) as why:
+                if first:
+                    with signals.deferred():  # torchrun signals again as another rank ends
+                        recorders.end(learner.progress)
+                        _say_how_to_go_on(run, why, command, group)
+                raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of one run, wired together."""
+
+    settings: Settings
+    runtime: Runtime
+    splits: Splits
+    data: Batches
+    learner: Learner
+    plan: Plan
+    log: RunLog
+    snapshot_dir: Path
+    plot_dir: Path
+    command: list[str]
+
+    def recorders(self, objective: Objective, group: Group, present: Present) -> Recorders:
+        """What is written down after each epoch, snapshots first."""
+        settings, log = self.settings, self.log
+        chosen = [
+            kinds.Snapshots(self.snapshot_dir, settings, lambda: self.state(present)),
+            kinds.HistoryCsv(log),
+            kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step),
+        ]
+        if settings.plot_training:
+            draw = partial(self._draw_curves, objective.loss_name)
+            chosen.append(kinds.Curves(settings, draw))
+        return kinds.Recorders(chosen, log, group.first_only)
+
+    def state(self, present: Present) -> TrainState:
+        """All that is needed to go on after the epochs finished so far."""
+        done, plan = self.learner.progress.epoch, self.plan
+        computed = {
+            name: getattr(present, name) for name in ("world_size", "computed_on", "teacher_sha256")
+        }
+        return TrainState(
+            **self.learner.state(),
+            scheduler={"step": plan.first_step(done + 1), "total_steps": plan.total_steps},
+            config=dataclasses.asdict(self.settings) | computed,
+            classes=list(self.splits.train.classes),
+            mean=list(self.splits.mean),
+            std=list(self.splits.std),
+            dataset=self.splits.name,
+        )
+
+    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+        import plots  # matplotlib takes a second to import
+
+        plan = self.plan
+        title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
+        loss = f"train, {loss_name}" if loss_name else "train"
+        path = self.plot_dir / "training_curves.png"
+        plots.training_curves(progress.history, title, path, loss)
+        path = self.plot_dir / "learning_rate_schedule.png"
+        plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
+
+    def report(self, resumption: Resumption | None, present: Present) -> None:
+        """Evaluates the last and the best model, writes the report, and sums the run up."""
+        settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
+        if resumption and resumption.finished:  # its own statistics and settings count
+            source, state = resumption.source, resumption.state
+        else:
+            source, state = self.snapshot_dir / LAST, self.state(present)
+        about = {
+            "id": state.run_id,
+            "log": self.log.path and self.log.path.name,
+            "command": shlex.join(self.command),
+            "settings": vars(settings),
+        }
+        last = report_on(weights_of(state, source, which), self.splits, settings, runtime, about)
+        best = None
+        if settings.keeps_best:
+            find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
+            path = from_first_rank(find, runtime)
+            if path:
+                of_best = from_first_rank(lambda: load(path), runtime)
+                weights = weights_of(of_best, path, which, best=True)
+                best = report_on(weights, self.splits, settings, runtime, about)
+        self.data.train.close()  # the workers' processor time then counts
+        used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
+        if runtime.rank:
+            return
+        chosen = best if settings.select == "best" and best else last
+        write_evaluation(chosen, settings, self.plot_dir, last, best)
+        for name, report in (("last", last), ("best", best)):
+            if report:
+                self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
+        self._say_costs(used)
+        what = "best" if chosen is best else "last"
+        self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
+        self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+
+    def _say_costs(self, processor_seconds: float) -> None:
+        history = self.learner.progress.history
+        trained = sum(row.train_seconds for row in history)
+        others = sum(row.seconds for row in history) - trained
+        self.log.line(
+            f"training took {clock(trained)}, evaluation during the run {clock(others)}; this "
+            f"command used {clock(processor_seconds)} of processor time and "
+            f"{peak_memory(self.runtime.device.type) / 2**30:.1f} GiB of memory"
+        )
+
+
+def _amp_that_pays(
+    settings: Settings, runtime: Runtime, state: TrainState | None, log: RunLog
+) -> tuple[Settings, Runtime]:
+    """Leaves out a preset --amp where the CPU only emulates it, or where `state` is in float32."""
+    if state is None:
+        keeps, why = (
+            not runtime.emulates_bf16,
+            "without bf16 instructions it takes many times longer",
+        )
+    else:
+        keeps, why = settings_from_dict(state.config).amp, "the run to go on with has none"
+    if keeps:
+        return settings, runtime
+    log.line(f"in float32 instead of --amp: {why}")
+    return dataclasses.replace(settings, amp=False), without_amp(runtime)
+
+
+def _find_source(
+    settings: Settings, snapshot_dir: Path, runtime: Runtime, log: RunLog
+) -> Path | None:
+    """The snapshot to go on from, by --resume; None: start anew."""
+    if settings.resume != "auto":
+        return Path(settings.resume) if settings.resume else None
+    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
+    for why in passed_over:
+        log.line(f"passed over: {why}")
+    if source is None:
+        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
+    return source
+
+
+def _fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
+    """`settings` with a batch that `count` training images fill: the default one is lowered.
+
+    Raises `UserError` for one that was asked for.
+    """
+    if settings.batch_size:
+        if settings.batch_size > count:
+            raise UserError(
+                f"--batch_size {settings.batch_size} is above the {count} training images; lower it"
+            )
+        return settings
+    parts = settings.accumulate * runtime.world_size
+    size = min(BATCH_SIZE, count) // parts * parts
+    if not size:
+        raise UserError(
+            f"{min(BATCH_SIZE, count)} images cannot be divided into the {parts} parts of a batch; "
+            f"lower --accumulate, or give --batch_size"
+        )
+    if size < BATCH_SIZE:
+        log.line(
+            f"--batch_size is {size}, as there are {count} training images; a smaller one, such as "
+            f"32, takes more steps"
+        )
+    return dataclasses.replace(settings, batch_size=size)
+
+
+def _present(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
+    """What snapshots and trained networks are compared with."""
+    return Present(
+        settings=plan.settings,
+        classes=splits.train.classes,
+        same_statistics=splits.has_statistics,
+        validates=splits.val is not None,
+        teacher_sha256=teacher and fingerprint(teacher.model),
+        computed_on=runtime.computed_on,
+        world_size=runtime.world_size,
+        rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
+    )
+
+
+def _start_from(network: Network, trained: Weights, present: Present, log: RunLog) -> None:
+    """Loads the weights that --init names into `network`. Raises `UserError`."""
+    fresh = start_from(network, trained, present.classes)
+    same = list(trained.classes) == list(present.classes)
+    others = ", ".join(trained.classes[:3])
+    head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
+    log.line(f"starting from the weights {trained.source}: {_origin(trained)}{head}")
+    unknown = [name for name in fresh if same or not name.startswith("head.")]
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")
+    if same:
+        _warn_of_seen("the network that --init names", trained, present, log)
+
+
+def _objective(
+    teacher: Weights | None, splits: Splits, present: Present, runtime: Runtime, log: RunLog
+) -> Objective:
+    """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
+    settings = present.settings
+    if teacher is None:
+        weights = None
+        if settings.class_weights == "balanced":
+            labels = splits.train.labels
+            weights = balanced_weights(labels, len(present.classes)).to(runtime.device)
+        return Labels(settings.smoothing, weights)
+    try:
+        check_classes(teacher.classes, present.classes)
+        size = settings_from_dict(teacher.config).image_size
+        if size != settings.image_size:
+            raise UserError(f"it was trained with --image_size {size}; add that")
+        network = restore(teacher)
+    except UserError as problem:
+        raise UserError(f"--teacher {teacher.source}: {problem}") from None
+    top1 = "" if teacher.accuracy is None else f", top-1 {teacher.accuracy:.2%}"
+    source = f" ({teacher.accuracy_from})" if top1 else ""
+    log.line(f"learning from {teacher.source}: {_origin(teacher)}{top1}{source}")
+    _warn_of_seen("the teacher", teacher, present, log)
+    own, given = (tuple(teacher.mean), tuple(teacher.std)), (splits.mean, splits.std)
+    return Distillation(network, runtime, own, given)
+
+
+def _origin(trained: Weights) -> str:
+    epochs = settings_from_dict(trained.config).epochs
+    return f"epoch {trained.epoch} of {epochs} on {trained.dataset}"
+
+
+def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -> None:
+    """Warns where `trained`, or a network that it learnt from, may know validation images."""
+    former = settings_from_dict(trained.config)
+    source = former.init or former.teacher
+    if may_have_seen(trained, present):
+        log.line(
+            f"warning: {which} may have trained on the validation images, and accuracy on them "
+            f"be too high; train it with the same images, --val_fraction and --limit_train"
+        )
+    elif present.validates and source:
+        log.line(
+            f"warning: {which} learnt from {source}; if that one has seen the validation images, "
+            f"accuracy on them is too high"
+        )
+
+
+def _resume(
+    learner: Learner, state: TrainState, source: Path, present: Present, log: RunLog
+) -> Resumption:
+    """Takes `state` over, that of the snapshot `source`. Raises `UserError` where it must not."""
+    resumption = plan_resumption(state, source, present)
+    try:
+        learner.load(resumption.state, resumption.keeps_momenta)
+    except UserError as problem:
+        raise UserError(f"--resume {source}: {problem}") from None
+    for line in resumption.said:
+        log.line(line)
+    progress = learner.progress
+    if resumption.finished and present.settings.select == "best":
+        find = partial(find_best, source, source.parent, progress.best_epoch, progress.run_id)
+        if not from_first_rank(find, learner.runtime):
+            raise UserError(
+                f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
+                f"{source}; leave it out"
+            )
+    return resumption
+
+
+def _make_room(run: Run, resumption: Resumption | None) -> None:
+    """Moves other runs' snapshots aside, and brings the best one so far along."""
+    progress, settings, best = run.learner.progress, run.settings, None
+    if resumption and settings.keeps_best and progress.best_epoch:
+        source, directory = resumption.source, run.snapshot_dir
+        find = partial(find_best, source, directory, progress.best_epoch, progress.run_id)
+        best = from_first_rank(find, run.runtime)
+        if not best:
+            run.log.line(
+                f"no snapshot of the best epoch {progress.best_epoch} is beside {source}: "
+                f"the best starts anew"
+            )
+            progress.best_accuracy, progress.best_epoch = 0.0, 0
+    if run.runtime.rank == 0:
+        make_room(run.snapshot_dir, resumption, best, run.log.line)
+
+
+def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: Group) -> None:
+    """Logs why the run ended early, and the command that goes on."""
+    progress, history_here = run.learner.progress, run.learner.first_step > 0
+    trained_here = history_here or progress.epoch < run.settings.epochs
+    if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
+        others = build_parser("", ["resume"]).parse_known_args(command)[1]
+        by_path = run.settings.resume not in (None, "auto")  # its flags say only what changed
+        command = [*others, "--resume", str(run.snapshot_dir / LAST) if by_path else "auto"]
+    run.log.line(f"{why}: ended after epoch {progress.epoch}; go on with:")
+    run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
+
+
+def _preview(settings: Settings, runtime: Runtime) -> None:
+    """Draws eight training images, and eight augmented versions of each, drawn as in training."""
+    import plots
+
+    path = Path(settings.preview_augment)
+    splits = load_splits(settings, say)
+    count = max(8, len(splits.train.classes))
+    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    engine = build_engine(settings, splits.mean, runtime.device)
+    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+    try:
+        plots.augmentations(images, versions, path)
+    except OSError as problem:
+        raise UserError(
+            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
+        ) from None
+    say(f"written to {path}")
+
+
+def _describe(run: Run) -> None:
+    """What the log begins with: settings, versions, device, images, network."""
+    settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
+    chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
+    for what, wanted in (("settings", True), ("defaults", False)):
+        shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
+        log.line(f"{what}: {', '.join(shown)}")
+    for words in without_effect(settings):
+        log.line(f"warning: {words}")
+    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    log.line(f"versions: python {platform.python_version()}, {versions}")
+    log.line(
+        f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
+        f"{runtime.precision}, {run.data.train.workers} workers"
+    )
+    if runtime.emulates_bf16:
+        log.line("warning: --amp takes many times longer on a CPU without bf16 instructions")
+    if run.data.train.workers > runtime.threads:
+        log.line(
+            f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
+            f"threads that this process may use; more workers than these are no faster"
+        )
+    if runtime.world_size > 1:
+        share = settings.batch_size // runtime.world_size
+        log.line(
+            f"ranks: {runtime.world_size}, each with that many threads and workers, and {share} "
+            f"of the {settings.batch_size} images of a batch"
+        )
+    if runtime.keeps_memory:
+        log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
+    val = f", {len(splits.val)} validation" if splits.val is not None else ""
+    mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
+    log.line(
+        f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
+        f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
+    )
+    for words in describe_classes(splits.train):
+        log.line(words)
+    if splits.val is None:
+        freq = settings.eval_freq
+        when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
+        log.line(f"selection: no validation images; the test set is evaluated {when}")
+    log.block(model_table(run.learner.network, settings.image_size))
+    count = parameter_count(run.learner.network)
+    size = count * 4 / 2**20
+    log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
