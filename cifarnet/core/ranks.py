@@ -54,7 +54,7 @@ class Group:
             world_size=ranks.world_size,
             timeout=EXCHANGE_TIMEOUT,
         )
-        self._wait_for_all(lambda: None)  # a rank that fails now no longer breaks connecting
+        self._wait_for_all(lambda: None)  # else one that fails now disturbs those still connecting
 
     def first_only(self, work: Callable[[], None]) -> None:
         """Runs `work` on the first rank; returns when it is done."""
@@ -107,7 +107,7 @@ class Group:
         try:
             yield
         except RuntimeError as problem:
-            if not _is_lost_contact(problem):
+            if self._store is None or not _is_lost_contact(problem):
                 raise
             lost = LostContactError(
                 "lost contact with another rank: it ended, hangs, or its machine is gone"

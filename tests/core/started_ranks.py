@@ -88,7 +88,7 @@ def _live(job: Callable[[Group], None], environment: dict, output: Path) -> None
         os.dup2(file, stream)
     torch.set_num_threads(1)
     if job is starts_late and environment["RANK"] == 1:
-        time.sleep(1.5 * PATIENCE)
+        time.sleep(1.5 * PATIENCE)  # as long imports would
     ranks.EXCHANGE_TIMEOUT = timedelta(seconds=PATIENCE)
     sys.exit(ranks.run_on_ranks(job))
 
@@ -160,7 +160,7 @@ def finds_an_error_before_the_others(group: Group) -> None:
 
 
 def all_find_errors(group: Group) -> None:
-    gathered(None, _runtime(group))
+    time.sleep(0.5)  # no rank is connecting any more
     raise UserError("--lr 0" if group.ranks.rank < 2 else "a broken disk")
 
 
@@ -176,39 +176,39 @@ def has_no_memory(group: Group) -> None:
     gathered(None, _runtime(group))
 
 
-def _lose(which: int, signum: int) -> Callable[[Group], None]:
-    def lose(group: Group) -> None:
-        if group.ranks.rank == which:
-            os.kill(os.getpid(), signum)
-
-    return lose
+def _lose(group: Group, which: int, signum: int) -> None:
+    if group.ranks.rank == which:
+        os.kill(os.getpid(), signum)
 
 
 def loses_one_in_an_exchange(group: Group, signum: int) -> None:
     runtime = _runtime(group)
     gathered(None, runtime)
-    _lose(1, signum)(group)
+    _lose(group, 1, signum)
     gathered(None, runtime)
 
 
 def loses_one_in_a_step(group: Group, signum: int) -> None:
     model = ranks.data_parallel(nn.Linear(2, 2), _runtime(group))
     loss = model(torch.zeros(1, 2)).sum()
-    _lose(1, signum)(group)
+    _lose(group, 1, signum)
     loss.backward()
 
 
 def loses_the_first_at_work(group: Group, signum: int) -> None:
-    gathered(None, _runtime(group))
+    def work() -> None:
+        time.sleep(0.5)  # the others wait by now
+        _lose(group, 0, signum)
+
     try:
-        group.first_only(lambda: _lose(0, signum)(group))
+        group.first_only(work)
     except LostContactError:
         _say(f"a last word of rank {group.ranks.rank}")
         raise
 
 
 def loses_one_while_the_first_works(group: Group, signum: int) -> None:
-    _lose(1, signum)(group)
+    _lose(group, 1, signum)
     group.first_only(lambda: time.sleep(0.2))
     gathered(None, _runtime(group))
 
