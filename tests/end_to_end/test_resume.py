@@ -119,7 +119,11 @@ def test_images_held_back_after_they_were_trained_on_are_warned_of(command):
 def test_resuming_another_data_sets_snapshot_is_refused_and_loses_nothing(command, tree):
     assert command("main", *QUICK, "--epochs", "1").code == 0
     before = contents()
-    done = command("main", *QUICK, *from_folder(tree, 4), "--resume", "auto")
+    flags = (*QUICK, *from_folder(tree, 4), "--resume", "auto")
+    done = command("main", *flags)
+    assert done.code == 2
+    assert done.err.startswith("error: dataset digits -> folder, ")
+    done = command("main", *flags, "--resume_override")
     assert done.code == 2
     assert done.err.startswith(
         "error: --resume snapshots_complete/last.pth: class names differ: the network knows 10 "
