@@ -129,8 +129,9 @@ def run_training(
                     except RuntimeError:
                         signals.check()  # a worker that got the signal too is no failure
                         raise
-                group.first_only(lambda: recorders.end(learner.progress))
-                run.report(resumption, present)
+                with group.contact():
+                    group.first_only(lambda: recorders.end(learner.progress))
+                    run.report(resumption, present)
                 signals.check()  # Python may have dropped one
                 recorders.check()
                 log.check()

@@ -75,7 +75,8 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # scikit-learn brings joblib, which would warn of a /dev/shm that takes no locks.
     os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
-    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(settings.deterministic)  # takes a second to import
     torch.backends.cudnn.benchmark = not settings.deterministic
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
     torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
