@@ -145,7 +145,10 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
     ranks = launched_ranks()
     if ranks.world_size == 1:
         return run_command(lambda: command(Group(ranks)))
-    store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+    except dist.DistError:
+        return print_error(LostContactError("torchrun cannot be reached; check MASTER_ADDR"))
     # torchrun keeps its store: restarted ranks must not read what the former ones wrote
     group = Group(ranks, dist.PrefixStore(f"attempt {ranks.attempt}", store))
 

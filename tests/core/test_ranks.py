@@ -15,7 +15,14 @@ from torch import nn
 from cifarnet.core.device import _pick_device, available_cores, start
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.ranks import Group, LostContactError, agreed_check, data_parallel, micro_batches
+from cifarnet.core.ranks import (
+    Group,
+    LostContactError,
+    agreed_check,
+    data_parallel,
+    micro_batches,
+    run_on_ranks,
+)
 from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Interrupted, Signals
 
@@ -240,6 +247,16 @@ def test_torchruns_environment(monkeypatch):
     runtime = start(Settings(device="cpu", batch_size=12), ranks)
     assert (runtime.rank, runtime.world_size) == (5, 6)
     assert runtime.threads == max(1, available_cores() // 2)
+
+
+def test_torchrun_out_of_reach_is_one_line(monkeypatch, capsys):
+    def refuse(*arguments, **settings):
+        raise dist.DistNetworkError("The client socket has failed to connect")
+
+    monkeypatch.setattr(dist, "rendezvous", refuse)
+    monkeypatch.setattr("cifarnet.core.ranks.launched_ranks", lambda: Ranks(1, 2, 1, 2))
+    assert run_on_ranks(lambda group: None) == 1
+    assert capsys.readouterr().err == "error: torchrun cannot be reached; check MASTER_ADDR\n"
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
