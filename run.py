@@ -168,7 +168,7 @@ class Run:
         ]
         if settings.plot_training:
             draw = partial(self._draw_curves, objective.loss_name)
-            chosen.append(kinds.Curves(settings, draw))
+            chosen.append(kinds.Curves(settings, self.plot_dir, draw))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:

@@ -97,7 +97,7 @@ class Snapshots(Recorder):
         if not self.unsaved:
             return f"an old snapshot could not be removed from {self.directory}"
         names = ", ".join(sorted(path.name for path in self.unsaved))
-        return f"{names} could not be written to {self.directory}; the former content is kept"
+        return f"{names} could not be written to {self.directory}"
 
     def row(self, progress: Progress) -> None:
         content = snapshots.pack(self.state())
@@ -232,11 +232,12 @@ class LogLine(Recorder):
 class Curves(Recorder):
     """Draws the training curves every `--plot_freq` epochs and at the end."""
 
-    failure = "the curves could not be drawn"
-
-    def __init__(self, settings: Settings, draw: Callable[[Progress], None]) -> None:
-        """`draw(progress)` draws and writes them."""
+    def __init__(
+        self, settings: Settings, directory: Path, draw: Callable[[Progress], None]
+    ) -> None:
+        """`draw(progress)` draws and writes them into `directory`."""
         self.settings, self.draw = settings, draw
+        self.failure = f"the curves could not be drawn in {directory}"
 
     def row(self, progress: Progress) -> None:
         freq = self.settings.plot_freq

@@ -429,7 +429,7 @@ def test_curves_that_could_not_be_drawn_end_a_whole_run_with_1(command, monkeypa
     monkeypatch.setattr(plots, "training_curves", fail)
     done = command("main", *RUN)
     assert done.code == 1
-    assert done.err == "error: the curves could not be drawn; see the log\n"
+    assert done.err == "error: the curves could not be drawn in plots_complete; see the log\n"
     assert snapshot("last.pth")["epoch"] == 5
     assert Path("plots_complete/metrics.json").exists()
 

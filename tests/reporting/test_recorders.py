@@ -243,7 +243,9 @@ def test_the_compilation_is_told_after_the_first_epoch():
 
 def test_curves_are_drawn_now_and_then_and_at_the_end():
     drawn = []
-    curves = Curves(Settings(epochs=6, plot_freq=2), lambda progress: drawn.append(progress.epoch))
+    curves = Curves(
+        Settings(epochs=6, plot_freq=2), Path(), lambda progress: drawn.append(progress.epoch)
+    )
     for epoch in range(1, 7):
         curves.row(progress_of(make_row(epoch)))
     assert drawn == [2, 4]
