@@ -82,6 +82,9 @@ def run_training(
         if settings.amp and not given.get("amp"):
             settings, runtime = _amp_that_pays(settings, runtime, state, log)
         if state:
+            if settings.batch_size is None:  # the default, as the images then asked for it
+                kept = settings_from_dict(state.config).batch_size
+                settings = dataclasses.replace(settings, batch_size=kept)
             check_changes(state, source, settings)
         finished = state is not None and state.epoch >= settings.epochs
         wanted = {"init": state is None, "teacher": not finished}

@@ -1,4 +1,4 @@
-"""The layout: no import goes upwards or in a circle, and flags are read before torch is imported."""
+"""The layout: no import goes upwards or in a circle. Flags are read before torch is imported."""
 
 import ast
 import graphlib

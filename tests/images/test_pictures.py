@@ -150,7 +150,7 @@ def test_broken_pixels_stop_an_image_whatever_its_metadata(tmp_path, kind):
     path = tmp_path / "image"
     smooth(64, 64).save(path, kind)
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(UserError, match="(?i)truncated"):
+    with pytest.raises(UserError, match=r"(?i)truncated"):
         read_image(path)
 
 

@@ -23,6 +23,16 @@ def test_resuming_by_path_elsewhere_brings_the_best_along(command):
     assert snapshot("last.pth", "a")["epoch"] == 3  # untouched
 
 
+def test_the_same_command_with_auto_goes_on_with_the_default_batch(command):
+    """Which was lowered to the 60 training images."""
+    flags = [word for word in QUICK if word not in ("--batch_size", "20")]
+    for epochs in ("1", "2"):
+        done = command("main", *flags, "--epochs", epochs, "--resume", "auto")
+        assert (done.code, done.err) == (0, "")
+    assert "resuming after epoch 1 " in done.out
+    assert snapshot("last.pth")["config"]["batch_size"] == 60
+
+
 def test_a_best_snapshot_that_is_not_the_best_is_kept_and_not_believed(command):
     flags = (*QUICK, "--epochs", "3")
     assert command("main", *flags, "--save_best").code == 0
