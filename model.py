@@ -23,7 +23,7 @@ from cifarnet.networks.residual import ResidualNet
 
 
 class CIFARNet(nn.Module):
-    """Normalised images [B,3,H,W] of any size, 32x32 in training -> logits float32 [B,classes].
+    """Normalised images [B,3,H,W] of any size -> logits float32 [B,classes].
 
     The receptive field before the pooling is 15x15 pixels.
     """

@@ -109,7 +109,7 @@ def run_training(
         learner = Learner(network, settings, runtime)
         resumption = _resume(learner, state, source, present, log) if state else None
 
-        # the request is accepted: the log file begins
+        # nothing was refused: the log file begins
         places = snapshot_dir, plot_dir, command
         run = Run(settings, runtime, splits, data, learner, plan, log, *places)
         if first:
@@ -167,7 +167,7 @@ class Run:
         chosen = [
             kinds.Snapshots(self.snapshot_dir, settings, lambda: self.state(present)),
             kinds.HistoryCsv(log),
-            kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step),
+            kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
         if settings.plot_training:
             draw = partial(self._draw_curves, objective.loss_name)
@@ -423,7 +423,7 @@ def _make_room(run: Run, resumption: Resumption | None) -> None:
 
 def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: Group) -> None:
     """Logs why the run ended early, and the command that goes on."""
-    progress, history_here = run.learner.progress, run.learner.first_step > 0
+    progress, history_here = run.learner.progress, run.learner.first_step_seconds > 0
     trained_here = history_here or progress.epoch < run.settings.epochs
     if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
         others = build_parser("", ["resume"]).parse_known_args(command)[1]
@@ -434,7 +434,7 @@ def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: G
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Draws eight training images, and eight augmented versions of each, drawn as in training."""
+    """Plots eight training images, each with eight random augmentations of the policy."""
     import plots
 
     path = Path(settings.preview_augment)

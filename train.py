@@ -61,7 +61,7 @@ class Learner:
         self.optimizer = build_optimizer(self.network, settings, fused)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=fp16)
         self.progress = Progress()
-        self.first_step = 0.0  # seconds that the first step took; with --compile, the compilation
+        self.first_step_seconds = 0.0  # with --compile, the compilation
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks to evaluate: "raw", and "ema" where averaged weights are kept."""
@@ -177,7 +177,10 @@ class Plan:
         return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
 
     def cost(self, epoch: int) -> float:
-        """What `epoch` costs, in pixels an image; a teacher looks at full size, forwards only."""
+        """The cost of `epoch` in pixels per image, to estimate the time left.
+
+        A teacher adds a quarter of a full-size step: it has no backward pass, and fewer pixels.
+        """
         teacher = self.settings.image_size**2 / 4 if self.settings.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
 
@@ -197,7 +200,7 @@ class EpochStats(NamedTuple):
 
 
 class Tally:
-    """The sums of an epoch. They stay on the device, which so never waits for the host."""
+    """The sums of an epoch. They stay on the device, so that a step needs no synchronisation."""
 
     def __init__(self, runtime: Runtime, scaled: bool) -> None:
         """`scaled`: the fp16 scaler leaves out steps whose gradient is not finite."""
@@ -289,7 +292,9 @@ def run_epoch(
             norm = learner.step(max_norm)
             tally.close_step(norm, max_norm)
 
-            learner.first_step = learner.first_step or time.perf_counter() - started - waited
+            learner.first_step_seconds = (
+                learner.first_step_seconds or time.perf_counter() - started - waited
+            )
             show(bar, tally, runtime)
             stop()
             ready = time.perf_counter()

@@ -16,7 +16,7 @@ from cifarnet.core.settings import Settings, changed_settings, settings_from_dic
 
 @dataclass(frozen=True)
 class Present:
-    """What the run that starts now computes on: a snapshot is compared with it."""
+    """The settings, data and machine of the current run, to compare with a snapshot."""
 
     settings: Settings
     classes: tuple[str, ...]
@@ -68,8 +68,8 @@ def check_changes(
 def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
     if altering and not settings.resume_override:
         raise UserError(
-            f"{', '.join(altering)} would alter the result of the run in {source}; put it back, "
-            f"or add --resume_override to go on all the same"
+            f"{', '.join(altering)} would alter the result of the run in {source}; use the old "
+            f"value, or add --resume_override to continue anyway"
         )
 
 
@@ -187,11 +187,11 @@ def _judged_on(settings: Settings) -> tuple[Any, ...]:
 def make_room(
     directory: Path, keep: Resumption | None, best: Path | None, say: Callable[[str], None]
 ) -> None:
-    """Moves snapshots of other runs in `directory` aside, and brings those to go on from.
+    """Moves snapshots of other runs in `directory` aside, and copies this run's own into it.
 
-    `keep` is how the run goes on (None: it is new), `best` its best snapshot so far (None: there
-    is none). Both are copied where they lie elsewhere: `--resume auto` then finds them, whatever
-    ends the run. Raises `UserError` where the disk does not take them.
+    `keep` is how the run continues (None: it is new), `best` its best snapshot so far (None: there
+    is none). If they are in another folder, they are copied here: `--resume auto` then finds them
+    even after a crash. Raises `UserError` if the disk does not take them.
     """
     wanted = {LAST: keep.source if keep else None, BEST: best}
     in_place = keep is not None and keep.source.resolve().parent == directory.resolve()

@@ -151,11 +151,11 @@ def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | 
 
 
 def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | None:
-    """Moves snapshots that the run does not go on from into a new dated subfolder.
+    """Moves snapshots into a new dated subfolder of `directory`.
 
-    Those are: later epochs than `keep_up_to`, and a best_model.pth of another epoch than
-    `best_epoch`; all where `keep_up_to` is 0. Unreadable ones are moved too. Returns the
-    subfolder, or None where there was nothing to move. Raises `OSError`.
+    Moves last.pth and numbered snapshots newer than `keep_up_to`, and best_model.pth if its epoch
+    is not `best_epoch`. With `keep_up_to` 0 it moves all. Unreadable ones are moved too. Returns
+    the subfolder, or None if there was nothing to move. Raises `OSError`.
     """
     later = []
     for path in [directory / LAST, *all_numbered(directory)]:

@@ -24,9 +24,7 @@ GROUPS = {
 }
 
 
-BATCH_SIZE = 512  # images, where the training images are as many
-
-
+BATCH_SIZE = 512  # the default; lowered if there are fewer training images
 SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
 
 
@@ -129,11 +127,11 @@ class Settings:
 
     # augmentation
     augment: str = _flag("full", "augmentation",
-        "full: crop, flip, affine, colour jitter and a hole. light: crop and flip. none: nothing.",
+        "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.",
         choices=("full", "light", "none"))
     augment_p: float | None = _flag(None, "augmentation",
         "Probability of each step that full adds to light: affine, hole and jitter.",
-        within="[0, 1]", unset="one for each step")
+        within="[0, 1]", unset="the three flags below")
     affine_p: float | None = _flag(None, "augmentation",
         "Probability of the shift, scale and rotation of full.",
         within="[0, 1]", unset="--augment_p, else 0.1")
@@ -144,8 +142,8 @@ class Settings:
         "Probability of the colour jitter of full.",
         within="[0, 1]", unset="--augment_p, else 0.2")
     pad: int = _flag(4, "augmentation",
-        "Pixels around the image from which a crop of the image's own size is cut. Grows with "
-        "--image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
+        "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
+        "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
         within="[0, 16]")
     shift: float = _flag(0.0625, "augmentation",
         "Largest shift along each axis, as a share of the image. Whole pixels are shifted.",
@@ -225,8 +223,8 @@ class Settings:
         "Nesterov momentum of the convolutions that muon updates.",
         within="[0, 1)")
     weight_decay: float = _flag(5e-4, "recipe",
-        "L2 penalty; decoupled with adamw. The convolutions that muon updates have unit rows "
-        "instead.",
+        "L2 penalty; decoupled with adamw. Convolutions that muon updates get none: each row of "
+        "their weights is kept at length 1.",
         within="[0, inf)")
     decay_norms: bool = _flag(True, "recipe",
         "Apply weight decay to normalisation layers and biases too.")

@@ -1,1 +1,1 @@
-"""Trained networks at work. Imports `images` and `networks`."""
+"""Trained networks at work. Imports `core` and `images`."""

@@ -59,7 +59,7 @@ class Recorders:
         self.first_only(lambda: self._tell("row", progress))
 
     def end(self, progress: Progress) -> None:
-        """Tells all recorders that no epoch follows. Only the first rank may call it alone."""
+        """Tells all recorders that no epoch follows. Call it on the first rank only."""
         self._tell("end", progress)
 
     def _tell(self, event: str, progress: Progress) -> None:
@@ -190,8 +190,8 @@ class LogLine(Recorder):
         if waits and not self.told_of_wait:
             self.told_of_wait = True  # once a run
             self.log.line(
-                f"{row.data_wait:.0%} of the epoch was spent waiting for data: raise --num_workers "
-                f"where cores are idle, or use --augment_engine batched"
+                f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
+                f"--num_workers if cores are idle, or use --augment_engine batched"
             )
 
     def _line(self, row: Row, progress: Progress) -> str:
