@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cifarnet.core.seeds import derived_seed
-from cifarnet.core.settings import Settings, numbers_in
+from cifarnet.core.settings import PROBABILITIES, Settings, numbers_in
 from cifarnet.images.imageset import SIZE
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
@@ -48,10 +48,6 @@ class Policy:
     def max_shift(self) -> int:
         """The largest shift in whole pixels."""
         return int(self.shift * self.size + 1e-9)
-
-
-# The published description gives no probabilities. docs/recipes.md says how these were chosen.
-PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}
 
 
 def build_policy(settings: Settings) -> Policy:

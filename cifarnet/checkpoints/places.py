@@ -21,10 +21,16 @@ def numbered(directory: Path, epoch: int) -> Path:
     return directory / f"snapshot_epoch_{epoch:04d}.pth"
 
 
+def epoch_of_numbered(path: Path) -> int:
+    """The epoch of a numbered snapshot, by its name."""
+    return int(path.stem.rpartition("_")[2])
+
+
 def all_numbered(directory: Path) -> list[Path]:
     """The numbered snapshots in `directory`, the oldest first."""
-    found = {path.stem.rpartition("_")[2]: path for path in directory.glob("snapshot_epoch_*.pth")}
-    return [found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)]
+    found = directory.glob("snapshot_epoch_*.pth")
+    named = [path for path in found if path.stem.rpartition("_")[2].isdecimal()]
+    return sorted(named, key=epoch_of_numbered)
 
 
 def find_trained(name: str) -> Path:

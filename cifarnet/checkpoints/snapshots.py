@@ -12,7 +12,14 @@ from typing import Any
 import torch
 
 from cifarnet.checkpoints.checks import check_fields, check_finite
-from cifarnet.checkpoints.places import BEST, LAST, all_numbered, check_snapshot, numbered
+from cifarnet.checkpoints.places import (
+    BEST,
+    LAST,
+    all_numbered,
+    check_snapshot,
+    epoch_of_numbered,
+    numbered,
+)
 from cifarnet.checkpoints.state import Computed, Row, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights, check_network, read_weights
 from cifarnet.core.errors import UserError, printable
@@ -120,16 +127,19 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
 
     None where there is none. best_model.pth is taken only where no other is intact.
     """
-    passed_over, newest, newest_epoch = [], None, -1
-    for path in [directory / LAST, *all_numbered(directory), directory / BEST]:
-        if path.exists() and (path.name != BEST or newest is None):
-            try:
-                epoch = load(path).epoch
-            except UserError as problem:
-                passed_over.append(str(problem))
-                continue
-            if epoch > newest_epoch:
-                newest, newest_epoch = path, epoch
+    passed_over, newest, newest_epoch = [], None, 0
+    for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:
+        if (path.name == BEST and newest) or not path.exists():
+            continue
+        if path.name not in (LAST, BEST) and epoch_of_numbered(path) <= newest_epoch:
+            continue
+        try:
+            epoch = load(path).epoch
+        except UserError as problem:
+            passed_over.append(str(problem))
+            continue
+        if epoch > newest_epoch:
+            newest, newest_epoch = path, epoch
     if newest and newest.name == BEST:
         passed_over.append(f"{LAST} and numbered snapshots: none is intact in {directory}")
     return newest, passed_over
@@ -154,14 +164,13 @@ def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | 
     """Moves snapshots into a new dated subfolder of `directory`.
 
     Moves last.pth and numbered snapshots newer than `keep_up_to`, and best_model.pth if its epoch
-    is not `best_epoch`. With `keep_up_to` 0 it moves all. Unreadable ones are moved too. Returns
-    the subfolder, or None if there was nothing to move. Raises `OSError`.
+    is not `best_epoch`. With `keep_up_to` 0 it moves all. A last.pth that cannot be read is moved
+    too. Returns the subfolder, or None if there was nothing to move. Raises `OSError`.
     """
-    later = []
-    for path in [directory / LAST, *all_numbered(directory)]:
-        if path.exists() and (keep_up_to == 0 or (_epoch_of(path) or math.inf) > keep_up_to):
-            later.append(path)
-    best = directory / BEST
+    later = [path for path in all_numbered(directory) if epoch_of_numbered(path) > keep_up_to]
+    last, best = directory / LAST, directory / BEST
+    if last.exists() and (keep_up_to == 0 or (_epoch_of(last) or math.inf) > keep_up_to):
+        later.append(last)
     if best.exists() and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
         later.append(best)
     if not later:

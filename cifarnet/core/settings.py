@@ -24,7 +24,10 @@ GROUPS = {
 }
 
 
-BATCH_SIZE = 512  # the default; lowered if there are fewer training images
+# Defaults that follow from other flags or from the images.
+PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}  # docs/recipes.md
+SMOOTHING = 0.1
+BATCH_SIZE = 512  # images; lowered if there are fewer training images
 SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
 
 
@@ -134,13 +137,13 @@ class Settings:
         within="[0, 1]", unset="the three flags below")
     affine_p: float | None = _flag(None, "augmentation",
         "Probability of the shift, scale and rotation of full.",
-        within="[0, 1]", unset="--augment_p, else 0.1")
+        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['affine_p']}")
     hole_p: float | None = _flag(None, "augmentation",
         "Probability of the hole of full.",
-        within="[0, 1]", unset="--augment_p, else 0.1")
+        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['hole_p']}")
     jitter_p: float | None = _flag(None, "augmentation",
         "Probability of the colour jitter of full.",
-        within="[0, 1]", unset="--augment_p, else 0.2")
+        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['jitter_p']}")
     pad: int = _flag(4, "augmentation",
         "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
         "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
@@ -231,7 +234,7 @@ class Settings:
     label_smoothing: float | None = _flag(None, "recipe",
         "Share of each training label that is spread evenly over all classes. The training loss "
         "is computed with the smoothed labels, the test loss with the labels as they are.",
-        within="[0, 1)", unset="0.1; with --teacher 0")
+        within="[0, 1)", unset=f"{SMOOTHING}; with --teacher 0")
     class_weights: str = _flag("none", "recipe",
         "balanced: weight the loss of each image by the inverse frequency of its class, so that "
         "all classes count the same.",
@@ -417,7 +420,7 @@ class Settings:
     def smoothing(self) -> float:
         """The label smoothing of the training loss."""
         if self.label_smoothing is None:
-            return 0.0 if self.teacher else 0.1
+            return 0.0 if self.teacher else SMOOTHING
         return self.label_smoothing
 
     @property

@@ -25,12 +25,21 @@ def test_the_published_recipe_is_the_default():
         "dropouts": (0.05, 0.1, 0.1, 0.05), "smoothing": 0.1,
         "plot_training": True, "plot_evaluation": True, "plot_freq": 50, "save_best": False,
         "select": "last", "snapshot_freq": 5, "resume": None, "num_workers": None,
-        "device": "auto", "seed": 42, "deterministic": False, "log_dir": "./log",
-        "snapshot_dir": "./snapshots_complete", "plot_dir": "./plots_complete",
+        "device": "auto", "seed": 42, "deterministic": False,
         "dataset": "cifar10", "data_dir": "./data", "val_fraction": 0, "augment": "full",
         "amp_dtype": "auto",
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in published} == published
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("log_dir", "log"), ("snapshot_dir", "snapshots_complete"), ("plot_dir", "plots_complete")],
+)
+def test_folders_lie_in_the_run_unless_named(flag, name):
+    assert Settings().folder(flag) == Path(name)
+    assert Settings(run_dir="runs/a").folder(flag) == Path("runs/a", name)
+    assert Settings(run_dir="runs/a", **{flag: "there"}).folder(flag) == Path("there")
 
 
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
@@ -113,7 +122,7 @@ def test_what_a_resumed_run_may_change():
         "num_workers None -> 2",
         "epochs 10 -> 12",
         "keep_snapshots 0 -> 3",
-        "plot_dir ./plots_complete -> p",
+        "plot_dir None -> p",
     ]
     assert forbidden == ["lr 0.1 -> 0.2", "amp False -> True"]
     assert changed_settings(now, before)[1][0] == "epochs 12 -> 10"
@@ -128,7 +137,7 @@ def test_only_flags_that_leave_the_result_alone_may_change():
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory",
         "select", "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq",
         "keep_snapshots", "resume", "resume_override", "log_dir", "snapshot_dir", "plot_dir",
-        "recipe", "labels",
+        "recipe", "labels", "run_dir",
     }  # fmt: skip
     assert by_rule["larger"] == {"epochs"}
 
