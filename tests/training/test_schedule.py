@@ -1,0 +1,77 @@
+import itertools
+
+import pytest
+import torch
+
+from cifarnet.core.settings import Settings
+from cifarnet.training.schedule import learning_rate
+from train import Plan
+
+TOTAL, WARMUP = 1000, 100
+
+
+def test_the_cosine_starts_and_ends_exactly():
+    for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
+        assert learning_rate(0, TOTAL, 0, lr, low, "cosine") == lr
+        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low, "cosine") == low
+        assert learning_rate(500, 1001, 0, lr, low, "cosine") == pytest.approx((lr + low) / 2)
+    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
+    assert all(a > b for a, b in itertools.pairwise(rates))
+
+
+def test_the_cosine_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
+    for step in range(TOTAL):
+        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") == pytest.approx(
+            scheduler.get_last_lr()[0], rel=1e-6
+        )
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_warm_up_is_linear_and_meets_the_cosine():
+    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
+    assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
+    assert rates[WARMUP] == 0.1
+    assert rates[-1] == 1e-6
+
+
+def test_the_shortest_runs():
+    assert learning_rate(0, 1, 0, 0.1, 1e-6, "cosine") == 0.1
+    assert [learning_rate(i, 2, 0, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 1e-6]
+    assert [learning_rate(i, 2, 1, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 0.1]
+
+
+def test_the_linear_schedule_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.005, TOTAL - WARMUP - 1)
+    for step in range(TOTAL):
+        rate = learning_rate(step, TOTAL, WARMUP, 0.2, 1e-3, "linear")
+        if step < WARMUP:
+            assert rate == pytest.approx(0.2 * (step + 1) / WARMUP)
+        else:
+            assert rate == pytest.approx(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+    assert rate == 1e-3
+
+
+def test_per_epoch_the_rate_is_that_of_torchs_scheduler_stepped_after_each_epoch():
+    """As in the author's code: 250 epochs, T_max 250."""
+    plan = Plan(Settings(schedule_per="epoch"), 98)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=250, eta_min=1e-6)
+    for epoch in range(1, 251):
+        first = plan.first_step(epoch)
+        rates = {plan.rate(first + step) for step in (0, 1, 50, 97)}
+        assert rates == {pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)}
+        optimizer.step()
+        scheduler.step()
+
+
+def test_per_step_the_rate_ends_at_the_lowest():
+    plan = Plan(Settings(epochs=3), 10)
+    assert (plan.rate(0), plan.rate(29)) == (0.1, 1e-6)
