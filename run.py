@@ -52,100 +52,6 @@ from model import Network, build_model, model_table, parameter_count, restore, s
 from train import Learner, Plan, fit
 
 
-def run_training(
-    settings: Settings, given: dict[str, Any], command: list[str], group: Group
-) -> None:
-    """Trains and reports, as `settings` say. Raises `UserError` for what cannot be done.
-
-    `given` are the flags that the user set, `command` is what the user typed.
-    """
-    if settings.resume not in (None, "auto"):  # what is not given now is as it was
-        state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
-        settings = kept_settings(state, given)
-    runtime = start(settings, group.ranks)
-    first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
-    if settings.preview_augment:
-        if first:
-            _preview(settings, runtime)
-        return
-    log_dir, snapshot_dir, plot_dir = (
-        writable_directory(settings.folder(flag), f"--{flag}") if first else Path()
-        for flag in ("log_dir", "snapshot_dir", "plot_dir")
-    )
-    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
-    with RunLog(quiet=not first) as log, lock:
-        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
-
-        # a snapshot to go on from, and trained networks to start or learn from
-        source = _find_source(settings, snapshot_dir, runtime, log)
-        state = from_first_rank(lambda: load(source), runtime) if source else None
-        if settings.amp and not given.get("amp"):
-            settings, runtime = _amp_that_pays(settings, runtime, state, log)
-        if state:
-            if settings.batch_size is None:  # the default, as the images then asked for it
-                kept = settings_from_dict(state.config).batch_size
-                settings = dataclasses.replace(settings, batch_size=kept)
-            check_changes(state, source, settings)
-        finished = state is not None and state.epoch >= settings.epochs
-        wanted = {"init": state is None, "teacher": not finished}
-        trained = {
-            flag: from_first_rank(partial(find_named, flag, settings, read_trained), runtime)
-            for flag in wanted
-            if wanted[flag] and getattr(settings, flag)
-        }
-
-        # images: perhaps a download, so only now that all else was found
-        splits = group.in_turn(lambda: load_splits(settings, log.line))
-        settings = _fit_batch(settings, len(splits.train), runtime, log)
-
-        # the network, what it learns from, and how
-        network = build_model(settings, len(splits.train.classes))
-        data = build_batches(splits, settings, runtime)
-        plan = Plan(settings, len(data.train))
-        present = _present(splits, runtime, plan, trained.get("teacher"))
-        if "init" in trained:
-            _start_from(network, trained["init"], present, log)
-        objective = _objective(trained.get("teacher"), splits, present, runtime, log)
-        learner = Learner(network, settings, runtime)
-        resumption = _resume(learner, state, source, present, log) if state else None
-
-        # nothing was refused: the log file begins
-        places = snapshot_dir, plot_dir, command
-        run = Run(settings, runtime, splits, data, learner, plan, log, *places)
-        if first:
-            log.open(log_dir)
-            _describe(run)
-        if not finished:
-            _make_room(run, resumption)
-
-        # train and report
-        recorders = run.recorders(objective, group, present)
-        with Signals(patient=runtime.world_size > 1) as signals:
-            try:
-                with signals.deferred(), group.contact():
-                    if runtime.world_size == 1:  # else all ranks stop at the same step
-                        data.train.waiting = signals.waiting
-                    recorders.start(learner.progress)
-                    stop = agreed_check(signals, runtime)
-                    try:
-                        fit(learner, objective, data, plan, recorders, stop)
-                    except RuntimeError:
-                        signals.check()  # a worker that got the signal too is no failure
-                        raise
-                with group.contact():
-                    group.first_only(lambda: recorders.end(learner.progress))
-                    run.report(resumption, present)
-                signals.check()  # Python may have dropped one
-                recorders.check()
-                log.check()
-            except (KeyboardInterrupt, LostContactError) as why:
-                if first:
-                    with signals.deferred():  # torchrun signals again as another rank ends
-                        recorders.end(learner.progress)
-                        _say_how_to_go_on(run, why, command, group)
-                raise
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The parts of one run, wired together."""
@@ -246,6 +152,127 @@ class Run:
             f"command used {clock(processor_seconds)} of processor time and "
             f"{peak_memory(self.runtime.device.type) / 2**30:.1f} GiB of memory"
         )
+
+
+def run_training(
+    settings: Settings, given: dict[str, Any], command: list[str], group: Group
+) -> None:
+    """Trains and reports, as `settings` say. Raises `UserError` for what cannot be done.
+
+    `given` are the flags that the user set, `command` is what the user typed.
+    """
+    if settings.resume not in (None, "auto"):  # what is not given now is as it was
+        state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
+        settings = kept_settings(state, given)
+    runtime = start(settings, group.ranks)
+    first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
+    if settings.preview_augment:
+        if first:
+            _preview(settings, runtime)
+        return
+    log_dir, snapshot_dir, plot_dir = (
+        writable_directory(settings.folder(flag), f"--{flag}") if first else Path()
+        for flag in ("log_dir", "snapshot_dir", "plot_dir")
+    )
+    lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
+    with RunLog(quiet=not first) as log, lock:
+        log.line(f"{group.ranks.launcher} {shlex.join(command)}")
+        source = _find_source(settings, snapshot_dir, runtime, log)
+        state = from_first_rank(lambda: load(source), runtime) if source else None
+        settings, runtime = _settled(settings, runtime, given, state, log)
+        if state:
+            check_changes(state, source, settings)
+        finished = state is not None and state.epoch >= settings.epochs
+        trained = _read_trained(settings, state is None, not finished, runtime)
+
+        # images: perhaps a download, so only now that all else was found
+        splits = group.in_turn(lambda: load_splits(settings, log.line))
+        settings = _fit_batch(settings, len(splits.train), runtime, log)
+
+        # the network, what it learns from, and how
+        network = build_model(settings, len(splits.train.classes))
+        data = build_batches(splits, settings, runtime)
+        plan = Plan(settings, len(data.train))
+        present = _present(splits, runtime, plan, trained.get("teacher"))
+        if "init" in trained:
+            _start_from(network, trained["init"], present, log)
+        objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        learner = Learner(network, settings, runtime)
+        resumption = _resume(learner, state, source, present, log) if state else None
+
+        # nothing was refused: the log file begins
+        folders = snapshot_dir, plot_dir
+        run = Run(settings, runtime, splits, data, learner, plan, log, *folders, command)
+        if first:
+            log.open(log_dir)
+            _describe(run)
+        if not finished:
+            _make_room(run, resumption)
+        _train_and_report(run, objective, resumption, present, group)
+
+
+def _settled(
+    settings: Settings,
+    runtime: Runtime,
+    given: dict[str, Any],
+    state: TrainState | None,
+    log: RunLog,
+) -> tuple[Settings, Runtime]:
+    """Settings and precision, where they follow from the machine or from the run to go on with."""
+    if settings.amp and not given.get("amp"):
+        settings, runtime = _amp_that_pays(settings, runtime, state, log)
+    if state and settings.batch_size is None:  # the default, fitted to the images then
+        kept = settings_from_dict(state.config).batch_size
+        settings = dataclasses.replace(settings, batch_size=kept)
+    return settings, runtime
+
+
+def _read_trained(
+    settings: Settings, starts: bool, trains: bool, runtime: Runtime
+) -> dict[str, Weights]:
+    """The networks that --init (a run that `starts`) and --teacher (one that `trains`) name."""
+    flags = [flag for flag, used in (("init", starts), ("teacher", trains)) if used]
+    return {
+        flag: from_first_rank(partial(find_named, flag, settings, read_trained), runtime)
+        for flag in flags
+        if getattr(settings, flag)
+    }
+
+
+def _train_and_report(
+    run: Run,
+    objective: Objective,
+    resumption: Resumption | None,
+    present: Present,
+    group: Group,
+) -> None:
+    """Trains the epochs that are left, then reports; or says how to go on after a stop."""
+    learner, data, runtime = run.learner, run.data, run.runtime
+    recorders = run.recorders(objective, group, present)
+    with Signals(patient=runtime.world_size > 1) as signals:
+        try:
+            with signals.deferred(), group.contact():
+                if runtime.world_size == 1:  # else all ranks stop at the same step
+                    data.train.waiting = signals.waiting
+                recorders.start(learner.progress)
+                stop = agreed_check(signals, runtime)
+                try:
+                    fit(learner, objective, data, run.plan, recorders, stop)
+                except RuntimeError:
+                    signals.check()  # a worker that got the signal too is no failure
+                    raise
+            with group.contact():
+                group.first_only(lambda: recorders.end(learner.progress))
+                run.report(resumption, present)
+            signals.check()  # Python may have dropped one
+            recorders.check()
+            run.log.check()
+        except (KeyboardInterrupt, LostContactError) as why:
+            if runtime.rank == 0:
+                with signals.deferred():  # torchrun signals again as another rank ends
+                    recorders.end(learner.progress)
+                    _say_how_to_go_on(run, why, group)
+            raise
 
 
 def _amp_that_pays(
@@ -421,10 +448,11 @@ def _make_room(run: Run, resumption: Resumption | None) -> None:
         make_room(run.snapshot_dir, resumption, best, run.log.line)
 
 
-def _say_how_to_go_on(run: Run, why: BaseException, command: list[str], group: Group) -> None:
+def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
     """Logs why the run ended early, and the command that goes on."""
-    progress, history_here = run.learner.progress, run.learner.first_step_seconds > 0
-    trained_here = history_here or progress.epoch < run.settings.epochs
+    progress, command = run.learner.progress, run.command
+    stepped = run.learner.first_step_seconds > 0
+    trained_here = stepped or progress.epoch < run.settings.epochs
     if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
         others = build_parser("", ["resume"]).parse_known_args(command)[1]
         by_path = run.settings.resume not in (None, "auto")  # its flags say only what changed
