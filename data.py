@@ -329,7 +329,9 @@ def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batch
         count = max(1024, len(splits.train.classes))
         some = limited(splits.train, count, "--ema_decay")
         alone = replace(runtime, rank=0, world_size=1)
-        clean = EvalBatches(some, len(some), alone, mean, std)
+        pixels = len(some) * 32**2  # in a batch: no more memory for larger images
+        batch_size = min(len(some), max(1, pixels // settings.image_size**2))
+        clean = EvalBatches(some, batch_size, alone, mean, std)
     return Batches(
         TrainBatches(splits.train, settings, runtime, mean, std),
         EvalBatches(held_out, settings.eval_batch_size, runtime, mean, std),

@@ -28,6 +28,7 @@ FLAGS = (
     *("plot_evaluation", "run_dir", "plot_dir"),
 )
 OF_THE_RUN = (
+    *("limit_train", "val_fraction"),  # what is left over is the same
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "limit_test"),
     *("skip_bad_images", "image_size", "batch_size", "amp"),
 )
@@ -164,6 +165,13 @@ def _evaluate(argv: Sequence[str]) -> None:
         say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
         runtime = without_amp(runtime)
     splits = load_splits(settings, say)
+    tree = Path(settings.data_dir)
+    drawn = settings.dataset == "folder" and not (tree / "train").is_dir()
+    if drawn and not splits.has_statistics(trained.mean, trained.std):
+        say(
+            f"warning: the images to train on in {tree} are not those of the training; if the "
+            f"network learnt from this folder, it knows some of the test images"
+        )
     report = report_on(trained, splits, settings, runtime, run | {"settings": trained.config})
     try:
         moved = move_other_report(directory, report)
@@ -186,7 +194,10 @@ def _settings(trained: Weights, given: dict[str, object], pretrained: str | None
     if given.get("dataset", of_training.dataset) != of_training.dataset:
         del inherited["data_dir"]
     if "dataset" in given or "data_dir" in given:  # other images have another name and number
-        del inherited["dataset_name"], inherited["limit_test"], inherited["labels"]
+        for name in ("dataset_name", "limit_test", "limit_train", "val_fraction"):
+            del inherited[name]
+        if "data_dir" in given or given["dataset"] != of_training.dataset:
+            del inherited["labels"]
     settings = Settings(**(inherited | given))
     if settings.dataset == "folder" and "data_dir" not in given | trained.config:
         raise UserError(

@@ -30,7 +30,7 @@ from cifarnet.core.commandline import (
     build_parser,
 )
 from cifarnet.core.device import Runtime, peak_memory, start, without_amp
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
 from cifarnet.core.log import RunLog, say
 from cifarnet.core.ranks import (
@@ -163,7 +163,7 @@ def run_training(
     """
     if settings.resume not in (None, "auto"):  # what is not given now is as it was
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
-        settings = kept_settings(state, given)
+        settings = kept_settings(state, Path(settings.resume), given)
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -272,6 +272,10 @@ def _train_and_report(
                 with signals.deferred():  # torchrun signals again as another rank ends
                     recorders.end(learner.progress)
                     _say_how_to_go_on(run, why, group)
+            raise
+        except RunError:
+            if runtime.rank == 0:
+                recorders.end(learner.progress)  # a last try of what could not be written
             raise
 
 

@@ -35,7 +35,7 @@ MODULES = (main, evaluate, run_complete_training, export, predict)
 COMMANDS = {module.__name__: module.main for module in MODULES}
 QUICK = (
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
-    *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1"),
+    *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1", "--image_sizes", "8"),
     *("--no-plot_training", "--no-plot_evaluation"),  # figures take half the time of a short run
 )
 DRAWN = (*QUICK, "--plot_training", "--plot_evaluation")
@@ -121,7 +121,7 @@ def trained(tmp_path_factory) -> Trained:
     root = tmp_path_factory.mktemp("trained")
     tree = draw_tree(root / "pictures", classes=("bar", "disc", "star"))
     places = [f"--{what}_dir={root / what}" for what in ("log", "snapshot", "plot")]
-    recipe = ("--epochs", "4", "--augment", "none", "--dropout", "0")
+    recipe = ("--epochs", "4", "--augment", "none", "--dropout", "0", "--image_sizes", "32")
     flags = [str(flag) for flag in (*QUICK, *from_folder(tree), *recipe, *places)]
     assert main.main(flags) == 0
     snapshot, weights = root / "snapshot" / "last.pth", root / "weights.safetensors"

@@ -11,7 +11,7 @@ from cifarnet.checkpoints.snapshots import move_aside, save
 from cifarnet.checkpoints.state import TrainState, check_classes
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings, changed_settings, settings_from_dict
+from cifarnet.core.settings import SNAPSHOTS, Settings, changed_settings, settings_from_dict
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,20 @@ class Resumption:
     said: tuple[str, ...]  # for the log
 
 
-def kept_settings(state: TrainState, given: dict[str, Any]) -> Settings:
-    """The settings kept in a snapshot, with the flags `given` now laid over them.
+def kept_settings(state: TrainState, source: Path, given: dict[str, Any]) -> Settings:
+    """The settings kept in the snapshot `source`, with the flags `given` now laid over them.
 
-    Raises `UserError` where they contradict each other.
+    A --run_dir given now replaces the kept folders. Without one, a snapshot that lies in a run's
+    folder continues there, even if that was renamed. Raises `UserError` for a contradiction.
     """
-    of_the_command = ("preview_augment", "recipe", "resume", "resume_override")
-    kept = {name: value for name, value in state.config.items() if name not in of_the_command}
-    return settings_from_dict(kept | given)
+    left_out = {"preview_augment", "recipe", "resume", "resume_override"}
+    run_dir: dict[str, Any] = {}
+    if "run_dir" in given:
+        left_out |= {"log_dir", "snapshot_dir", "plot_dir"}
+    elif state.config["snapshot_dir"] is None and source.absolute().parent.name == SNAPSHOTS:
+        run_dir = {"run_dir": str(source.parent.parent)}
+    kept = {name: value for name, value in state.config.items() if name not in left_out}
+    return settings_from_dict(kept | run_dir | given)
 
 
 def check_changes(
@@ -114,7 +120,11 @@ def plan_resumption(state: TrainState, source: Path, present: Present) -> Resump
             f"{source} has finished epoch {state.epoch} of the {settings.epochs} asked for: "
             f"evaluating only"
         )
-    if _judged_on(former) != _judged_on(settings):
+    measured = [
+        row for row in state.history if row.val_loss is not None or row.test_loss is not None
+    ]
+    other_images = measured and (measured[-1].val_loss is not None) != present.validates
+    if other_images or _judged_on(former) != _judged_on(settings):
         state = dataclasses.replace(state, best_accuracy=0.0, best_epoch=0)
     return Resumption(state, source, keeps_momenta, finished, tuple(said))
 

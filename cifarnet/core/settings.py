@@ -355,6 +355,8 @@ class Settings:
                 f"--batch_size {self.batch_size} is not a multiple of --accumulate "
                 f"{self.accumulate}; use for example --batch_size {below}"
             )
+        if numbers_in(self.jitter)[3] > 0.5:
+            raise UserError(f"--jitter {self.jitter}: hue moves by 0.5 turns at most; lower it")
         if self.warmup_epochs and self.schedule_per == "epoch":
             raise UserError(
                 "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"

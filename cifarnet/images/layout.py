@@ -223,7 +223,7 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Callable[[str], None]) -> 
     All are still to be split unless they lie in train and another one.
     """
     folders = {folder.resolve(): part for part, folder in _part_folders(root).items()}
-    real = {path: path.resolve() for path in paths}
+    real = {path: path.parent.resolve() / path.name for path in paths}  # a link counts where it is
     found = {
         path: next((folders[above] for above in where.parents if above in folders), "")
         for path, where in real.items()

@@ -64,10 +64,10 @@ def _ranked(logits: Tensor) -> Tensor:
     return logits.sort(dim=1, descending=True, stable=True).indices
 
 
+CURVES = ("training_curves.png", "learning_rate_schedule.png")
 REPORT_FILES = (
     *("metrics.json", "classification_report.txt"),
-    *("confusion_matrix.png", "class_metrics.png"),
-    *("training_curves.png", "learning_rate_schedule.png"),
+    *("confusion_matrix.png", "class_metrics.png", *CURVES),
 )
 
 
@@ -158,6 +158,10 @@ def write_report(
     """
     figures = {name: value for name, value in asdict(report).items() if name != "table"}
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
+    there = _report_in(directory)
+    if not last and _is_same(there, report):  # evaluated again: what the run said stays
+        figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
+        figures["evaluated_by"] = report.run.get("command")
     _write_text(
         directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     )
@@ -180,17 +184,29 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
     Returns the subfolder, or None where there was nothing to move. Raises `OSError`.
     """
     files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
-    try:
-        there = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-        same = all(there[name] == getattr(report, name) for name in ("sha256", "dataset", "images"))
-    except (OSError, ValueError, LookupError, TypeError):  # no report, or one of another program
-        same = False
-    if same or not files:
+    there = _report_in(directory)
+    if not there or _is_same(there, report):
         return None
+    if there.get("run", {}).get("id") and there["run"]["id"] == report.run.get("id"):
+        files = [path for path in files if path.name not in CURVES]  # those of this run
     folder = dated_folder(directory)
     for path in files:
         path.replace(folder / path.name)
     return folder
+
+
+def _report_in(directory: Path) -> dict[str, Any]:
+    """The content of metrics.json in `directory`; empty where there is none that can be read."""
+    try:
+        there = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return there if isinstance(there, dict) else {}
+
+
+def _is_same(there: dict[str, Any], report: Report) -> bool:
+    """Whether the report `there` is of the same weights and images as `report`."""
+    return all(there.get(name) == getattr(report, name) for name in ("sha256", "dataset", "images"))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -93,8 +93,16 @@ def test_the_best_by_other_images_is_forgotten(change):
 
 def test_another_seed_holds_back_the_same_images_and_the_best_by_them_stays():
     config = make_state().config | {"val_fraction": 0.5}
-    now = present(val_fraction=0.5, seed=7, resume_override=True)
-    assert plan_resumption(make_state(config=config), SOURCE, now).state.best_epoch == 2
+    now = present(val_fraction=0.5, seed=7, resume_override=True, validates=True)
+    validated = [make_row(3, val_loss=0.5, val_accuracy=0.5)]
+    state = make_state(config=config, history=validated)
+    assert plan_resumption(state, SOURCE, now).state.best_epoch == 2
+
+
+def test_the_best_by_test_images_is_forgotten_once_there_are_validation_images():
+    state = make_state()
+    assert plan_resumption(state, SOURCE, present(validates=True)).state.best_epoch == 0
+    assert plan_resumption(state, SOURCE, present(validates=False)).state.best_epoch == 2
 
 
 def test_the_best_of_other_weights_is_forgotten():

@@ -316,6 +316,7 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
         numbers = st.floats(0, 1, exclude_max=True)
         lists = [st.lists(numbers, min_size=n, max_size=n) for n in flag.metadata["numbers"]]
         some = st.one_of(lists).map(lambda found: ",".join(map(repr, found)))
+        some = some.filter(lambda text: text.count(",") != 3 or float(text.split(",")[3]) <= 0.5)
     elif flag.metadata["choices"]:
         some = st.sampled_from(flag.metadata["choices"])
     elif kind is bool:

@@ -223,3 +223,9 @@ def test_other_lists_of_rates_are_refused(wrong):
 )
 def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing):
     assert Settings(**settings).smoothing == smoothing
+
+
+def test_a_hue_beyond_half_a_turn_is_refused():
+    Settings(jitter="0.2,0.2,0.2,0.5")
+    with pytest.raises(UserError, match=r"hue moves by 0\.5 turns at most"):
+        Settings(jitter="0.2,0.2,0.2,0.6")

@@ -43,7 +43,7 @@ def wait_for_data(monkeypatch):
 
 def test_waiting_for_data_names_the_remedy_once(command, wait_for_data):
     wait_for_data(0.25)
-    advice = "25% of the epoch was spent waiting for data: raise --num_workers"
+    advice = "25% of the training time was spent waiting for data: raise --num_workers"
     assert command("main", *QUICK).out.count(advice) == 1
     assert "waiting for data" not in command("main", *BATCHED).out
     wait_for_data(0.1)

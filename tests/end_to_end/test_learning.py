@@ -20,7 +20,7 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     """Its teacher is a run's snapshot: `export`, `predict` and `evaluate` take it too."""
     quick, sizes = (*QUICK, *from_folder(trained.tree)), ("--image_sizes", "16,32")
     places = [f"--{what}_dir=larger" for what in ("snapshot", "plot")]
-    done = command("main", *quick, "--network", "residual", *places)
+    done = command("main", *quick, "--network", "residual", *sizes, *places)
     assert (done.code, done.err) == (0, "")
     larger = ("larger/last.pth", trained.tree, *sizes)
     done = learn_from(command, *larger, "--snapshot_dir", "whole")

@@ -1,10 +1,11 @@
 """Runs that stay apart: folders of their own, kept settings, reports that are not replaced."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
+from conftest import QUICK, draw_tree, from_folder
 
 from cifarnet.checkpoints import snapshots
 
@@ -32,7 +33,9 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
     again = report_in("runs/1")
     assert (again["top1"], again["sha256"]) == (first["top1"], first["sha256"])
     assert again["run"]["id"] == first["run"]["id"]
-    assert again["run"]["command"] == "evaluate.py --run_dir runs/1"
+    assert again["run"] == first["run"]  # what the run said stays
+    assert again["last"] == first["last"]
+    assert again["evaluated_by"] == "evaluate.py --run_dir runs/1"
     other = "runs/2/snapshots_complete/last.pth"
     done = command("evaluate", "--snapshot", other, "--plot_dir", "runs/1/plots_complete")
     assert "moved the report of another network or other images to " in done.out
@@ -78,3 +81,37 @@ def test_a_snapshot_that_is_not_there_is_refused(command, name):
     done = command(name, *flags)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "cannot be read (No such file or directory)" in done.err
+
+
+def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_over(command):
+    assert command("main", *QUICK, "--epochs", "1", "--run_dir", "old").code == 0
+    Path("old").rename("new")
+    last = Path("new/snapshots_complete/last.pth")
+    assert command("main", "--resume", last, "--epochs", "2").code == 0
+    assert not Path("old").exists()
+    assert snapshots.load(last).epoch == 2
+    assert command("main", "--resume", last, "--epochs", "3", "--run_dir", "third").code == 0
+    assert snapshots.load(last).epoch == 2  # untouched
+    assert snapshots.load(Path("third/snapshots_complete/last.pth")).epoch == 3
+
+
+def test_the_curves_of_a_run_under_way_stay_when_it_is_evaluated(command):
+    assert command("main", *QUICK, "--epochs", "1", "--run_dir", "run", "--plot_training").code == 0
+    Path("run/plots_complete/metrics.json").unlink()  # as before the end of a run
+    done = command("evaluate", "--run_dir", "run")
+    assert (done.code, "moved" in done.out) == (0, False)
+    assert Path("run/plots_complete/training_curves.png").exists()
+
+
+def test_a_report_on_images_that_were_drawn_otherwise_is_warned_of(command, tmp_path):
+    tree = draw_tree(tmp_path / "tree", train=12, test=0)
+    for folder in (tree / "train").iterdir():
+        folder.rename(tree / folder.name)
+    (tree / "train").rmdir()
+    shutil.rmtree(tree / "test")
+    assert command("main", *QUICK, *from_folder(tree, 4), "--epochs", "1").code == 0
+    last = ("--snapshot", "snapshots_complete/last.pth")
+    warning = "warning: the images to train on in "
+    for flags, warned in (((), False), (("--test_fraction", "0.5"), True)):
+        done = command("evaluate", *last, *flags)
+        assert (done.code, warning in done.out) == (0, warned), done.err
