@@ -25,8 +25,8 @@ from cifarnet.checkpoints import snapshots
 from cifarnet.core.log import RunLog
 
 RUN = (
-    *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "1", "--plot_training"),
-    *("--snapshot_freq", "2", "--keep_snapshots", "1", "--image_sizes", "16"),
+    *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "2", "--plot_training"),
+    *("--snapshot_freq", "2", "--keep_snapshots", "1", "--image_sizes", "8"),
 )
 LONG = (*QUICK, "--plot_training", "--epochs", "5000", "--plot_freq", "0", "--snapshot_freq", "0")
 STATE = (
@@ -110,7 +110,8 @@ def processes():
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    slow = ["run", "torchsummary", "sklearn.datasets", "sklearn.metrics", "albumentations"]
+    context.set_forkserver_preload([__name__, *slow, "torch._dynamo"])  # imported once for all
     yield context.Process
     if former is None:
         del os.environ["PYTHONPATH"]
