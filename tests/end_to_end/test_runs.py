@@ -424,6 +424,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert out.rstrip().endswith("--resume auto")
 
 
+@pytest.mark.slow
 def test_the_real_images_train(command, real_images):
     flags = (*from_folder(real_images, 50), "--limit_train", "500", "--limit_test", "200")
     name = ("--dataset_name", "CIFAR-10, JPEG")

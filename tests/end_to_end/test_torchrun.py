@@ -125,6 +125,7 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     assert "that run had 3 ranks, this one has 1" in done.out
 
 
+@pytest.mark.slow
 def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_all(torchrun):
     flags = (*QUICK, "--epochs", "5000", "--snapshot_freq", "0", "--resume", "auto")
     process = torchrun(2, MAIN, *flags, restarts=1)
