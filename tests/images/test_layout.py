@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core.errors import UserError
+from cifarnet.images import layout
 from cifarnet.images.layout import Layout, holds_classes, read_layout
 
 
@@ -107,3 +108,13 @@ def test_folders_of_images_are_told_from_others(tree, tmp_path):
     assert not holds_classes(tree / "train" / "bar")
     assert not holds_classes(tmp_path)  # data sets beside each other
     assert not holds_classes(tmp_path / "nowhere")
+
+
+def test_a_link_belongs_to_the_folder_that_it_lies_in(tmp_path):
+    (tmp_path / "pool.png").touch()
+    paths = [tmp_path / "tree" / part / "a.png" for part in ("train", "test")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.symlink_to(tmp_path / "pool.png")
+    found = layout._parts_of(paths, tmp_path / "tree", print)
+    assert [found[path] for path in paths] == ["train", "test"]
