@@ -53,6 +53,7 @@ def test_closed_streams_are_as_good_as_dev_null(name, closed):
     assert started(name, "--help", shell=closed).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_with_warnings_as_errors_ends_well_and_says_nothing_raw(tmp_path, monkeypatch):
     """Names that fonts lack, more workers than cores, no terminal, one thread."""
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import QUICK, draw_tree, from_folder
 from test_pretrained import metadata
@@ -92,6 +93,7 @@ def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained)
     assert (done.code, done.err.startswith("error: --teacher")) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
     halved = ("--val_fraction", "0.5")
     assert command("main", *QUICK, *from_folder(trained.tree), "--epochs", "1", *halved).code == 0

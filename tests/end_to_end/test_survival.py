@@ -223,6 +223,7 @@ def kill_at_random(
     return process.exitcode != 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments(begin, tmp_path, reference):
     moments = random.Random()
     run = tmp_path / "run"

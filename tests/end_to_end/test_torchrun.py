@@ -94,6 +94,7 @@ def test_ranks_equal_one_process_on_the_same_batches_and_each_other(torchrun):
     assert "ranks.py FAILED" in output()[output().index("error: rank 1") :]
 
 
+@pytest.mark.slow
 def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     """The last batch has one image: two ranks have none of it."""
     flags = (*QUICK, "--limit_train=55", "--batch_size=18", "--accumulate=2", "--save_best")
