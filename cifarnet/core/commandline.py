@@ -159,7 +159,8 @@ def flags_table() -> str:
 def print_error(problem: UserError) -> int:
     """Prints `problem` as one line on stderr and returns its exit code."""
     open_streams()
-    print(f"error: {problem}", file=sys.stderr)
+    # One write: with PYTHONUNBUFFERED, two ranks' lines would else run into one another.
+    print(f"error: {problem}\n", end="", file=sys.stderr)
     return problem.exit_code
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,14 @@ def test_exit_codes(capsys):
 def test_an_error_is_printed_in_one_line_with_its_exit_code(capsys):
     assert (print_error(UserError("a\nb")), print_error(RunError("c"))) == (2, 1)
     assert capsys.readouterr() == ("", "error: a\\nb\nerror: c\n")
+
+
+def test_an_error_is_one_write_so_that_lines_of_ranks_stay_apart(monkeypatch):
+    written = []
+    stream = types.SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr", stream)
+    print_error(UserError("a"))
+    assert list(filter(None, written)) == ["error: a\n"]
 
 
 @pytest.mark.parametrize(
