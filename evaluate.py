@@ -156,7 +156,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         state = load(Path(snapshot))
         run["id"] = state.run_id
         trained = weights_of(state, Path(snapshot), which)
-    settings = _settings(trained, given, pretrained)
+    settings = settings_for(trained, given, pretrained)
     directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
     runtime = start(settings)
     if runtime.emulates_bf16 and "amp" in given:
@@ -187,7 +187,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     say(f"written to {directory}")
 
 
-def _settings(trained: Weights, given: dict[str, object], pretrained: str | None) -> Settings:
+def settings_for(trained: Weights, given: dict[str, object], pretrained: str | None) -> Settings:
     """The flags `given`, laid over the settings of the training. Raises `UserError`."""
     of_training = settings_from_dict(trained.config)
     inherited = {name: getattr(of_training, name) for name in OF_THE_RUN}
