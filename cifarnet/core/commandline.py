@@ -37,6 +37,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
 
 
+TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --tta."""
+    parser.add_argument(
+        "--tta",
+        choices=TTA,
+        default=TTA[0],
+        metavar="|".join(TTA),
+        help="Test-time augmentation: average the probabilities of the image and its mirror image "
+        "(flip), and of both shifted by one pixel in the eight directions too (shift), which takes "
+        "2 or 18 times as long (default: %(default)s).",
+    )
+
+
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
     """Returns a parser for the flags `names` of `Settings`, in their groups.
 
