@@ -103,6 +103,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         accuracy = float(report["top1"])
+        if report.get("members") or report.get("tta", "none") != "none":
+            raise UserError(
+                f"--metrics {path} is of an ensemble, or of a network with --tta; evaluate the "
+                f"network alone, without --tta"
+            )
         if not 0 <= accuracy <= 1:
             raise ValueError
         return {
