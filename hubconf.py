@@ -17,7 +17,7 @@ def cifarnet(pretrained: str | None = None, tta: str = "none") -> nn.Module:
     """Returns CIFARNet; with `pretrained`, the name of a result or a path, a trained network.
 
     Several names and paths, separated by commas, give an ensemble. `tta` is the test-time
-    augmentation of what is trained: "none", "flip" or "shift".
+    augmentation of a trained network: "none", "flip" or "shift". Raises `UserError`.
 
     A trained network is in evaluation mode and has two more attributes: `classes`, the names of its
     outputs, and `normalise`, which turns a PIL image or a tensor of pixels into its input.
@@ -25,6 +25,8 @@ def cifarnet(pretrained: str | None = None, tta: str = "none") -> nn.Module:
     """
     model = _model_module()
     if pretrained is None:
+        if tta != "none":
+            raise model.UserError("tta is for trained networks; name one with pretrained")
         return model.build_model(model.Settings(), 10)
     network, network.classes, network.normalise = model.load_pretrained(pretrained, tta)
     return network

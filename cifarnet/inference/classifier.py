@@ -64,7 +64,7 @@ class Ensemble(Classifier):
         super().__init__(first.classes, first.size, ",".join(one.source for one in members))
         for other in members[1:]:
             _check_alike(first, other)
-        self.members = nn.ModuleList(members)
+        self.members = nn.ModuleList(members).eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         return log_mean(member(pixels) for member in self.members)
