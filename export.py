@@ -66,8 +66,9 @@ def _write_safetensors(source: Source, path: Path) -> None:
 
 def _read_safetensors(path: Path) -> Classify:
     from cifarnet.checkpoints.weights import read_weights
+    from model import build_classifier
 
-    return _classify(read_weights(str(path)))
+    return build_classifier([read_weights(str(path))])
 
 
 FORMATS = {
@@ -218,7 +219,7 @@ def _images(
 
     needed = bool(given) or any(FORMATS[name].needs_images for name in names)
     try:
-        settings = settings_for(weights, given, pretrained)
+        settings = settings_for([weights], given, pretrained)
         if not needed and settings.dataset == "cifar10" and not is_at_hand(Path(settings.data_dir)):
             return None  # a download would be a surprise
         splits = load_splits(settings, say)
@@ -239,6 +240,7 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
     Raises `RunError` if one cannot be written, or if its answers differ from the network's.
     """
     from cifarnet.inference.readback import answers, compare, random_images
+    from model import build_classifier
 
     if source.splits is None:
         size = settings_from_dict(source.weights.config).image_size
@@ -247,7 +249,7 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
     else:
         test = source.splits.test
         pixels, labels = test.images, test.labels
-    expected = answers(_classify(source.weights), pixels)
+    expected = answers(build_classifier([source.weights]), pixels)
     said = {}
     for name, path in made.items():
         spec = FORMATS[name]
@@ -287,18 +289,6 @@ def _describe(path: Path, expected: Tensor, found: Tensor, labels: Tensor | None
     return f"{size / 1e6:.2f} MB; on {compared.images} {kind} images: {', '.join(parts)}"
 
 
-def _classify(weights: Weights) -> Classify:
-    """The network `weights`, as a function of pixels."""
-    import torch
-
-    from cifarnet.images.normalise import Normalise
-    from model import restore
-
-    network = restore(weights)
-    normalise = Normalise(tuple(weights.mean), tuple(weights.std), torch.device("cpu"))
-    return lambda pixels: network(normalise(pixels))
-
-
 def _publish(made: Path, target: Path) -> None:
     """Moves the file `made`, or the files in the folder `made`, to `target`. Raises `RunError`."""
     try:
@@ -334,6 +324,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         accuracy = float(report["top1"])
+        if report.get("members") or report.get("tta", "none") != "none":
+            raise UserError(
+                f"--metrics {path} is of an ensemble, or of a network with --tta; evaluate the "
+                f"network alone, without --tta"
+            )
         if not 0 <= accuracy <= 1:
             raise ValueError
         return {
