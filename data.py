@@ -176,6 +176,8 @@ class TrainBatches:
 class EvalBatches:
     """All images of a set, once, in order, normalised only. It can be iterated again.
 
+    Without `mean` and `std` they stay pixels, uint8: a `Classifier` normalises them.
+
     Batches are the same for any number of ranks. Each rank has some whole batches, rank 0 the first
     ones. `rounds` is the largest number of batches that a rank has.
     """
@@ -185,12 +187,12 @@ class EvalBatches:
         images: ImageSet,
         batch_size: int,
         runtime: Runtime,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
     ) -> None:
         self.images, self.batch_size, self.device = images, batch_size, runtime.device
         self.rank = runtime.rank
-        self.normalise = Normalise(mean, std, runtime.device)
+        self.normalise = Normalise(mean, std, runtime.device) if mean else None
         count = -(-len(images) // batch_size)  # rounded up
         ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         self.own = slice(*ends)
@@ -203,7 +205,8 @@ class EvalBatches:
         about = {"desc": "evaluating", "unit": "batch", "leave": False}
         hidden = True if self.rank or len(batches) < 2 else None  # None: where no terminal is
         for images, labels in tqdm(pairs, total=len(batches), disable=hidden, **about):
-            yield self.normalise(images), labels.to(self.device)
+            images = self.normalise(images) if self.normalise else images.to(self.device)
+            yield images, labels.to(self.device)
 
 
 # --- the parts of TrainBatches ---

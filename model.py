@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoints.checks import fits
+from cifarnet.checkpoints.places import split_names
 from cifarnet.checkpoints.weights import Weights, read_weights
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings, settings_from_dict
-from cifarnet.inference.predictor import NetworkInput
+from cifarnet.inference.classifier import Augmented, Classifier, Ensemble, TorchClassifier
+from cifarnet.inference.predictor import NetworkInput, PixelInput
 from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
 from cifarnet.networks.residual import ResidualNet
@@ -104,17 +106,44 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list
     return [name for name in own if name not in taken]
 
 
-def load_pretrained(name: str | Path) -> tuple[Network, tuple[str, ...], NetworkInput]:
+def build_classifier(
+    trained: Sequence[Weights], tta: str = "none", amp: bool | None = None
+) -> Classifier:
+    """The trained network, or the ensemble of several, with test-time augmentation, on the CPU.
+
+    `amp` says whether an autocast around it has an effect; None: on those networks that were
+    trained with --amp. Raises `UserError` if the networks do not fit together.
+    """
+    members = []
+    for one in trained:
+        settings = settings_from_dict(one.config)
+        normalise = NetworkInput(one.mean, one.std, settings.image_size)
+        about = {"classes": one.classes, "size": settings.image_size, "source": one.source}
+        amp_here = settings.amp if amp is None else amp
+        members.append(TorchClassifier(restore(one), normalise, **about, amp=amp_here))
+    classifier = members[0] if len(members) == 1 else Ensemble(members)
+    return classifier if tta == "none" else Augmented(classifier, tta)
+
+
+def load_pretrained(
+    name: str | Path, tta: str = "none"
+) -> tuple[Network | Classifier, tuple[str, ...], PixelInput]:
     """Returns a trained network, on the CPU in evaluation mode, its class names, and `normalise`.
 
     `name` is the name of a result (results/<name>/weights.safetensors), or the path of a file that
-    export.py wrote. `normalise(picture)` gives the network's input: see `NetworkInput`.
+    export.py wrote; or several of these, separated by commas: an ensemble. `tta` is the test-time
+    augmentation: "none", "flip" or "shift", see `views`.
+
+    `normalise(picture)` gives the network's input: see `NetworkInput`. An ensemble and a network
+    with `tta` are a `Classifier`, which normalises inside; their `normalise` is a `PixelInput`.
     Raises `UserError`.
     """
-    trained = read_weights(name if isinstance(name, str) else str(name.absolute()))
-    size = settings_from_dict(trained.config).image_size
-    normalise = NetworkInput(trained.mean, trained.std, size)
-    return restore(trained), tuple(trained.classes), normalise
+    names = split_names(name) if isinstance(name, str) else [str(name.absolute())]
+    trained = [read_weights(one) for one in names]
+    classifier = build_classifier(trained, tta)
+    if isinstance(classifier, TorchClassifier):
+        return classifier.network, classifier.classes, classifier.normalise
+    return classifier, classifier.classes, PixelInput(classifier.size)
 
 
 def parameter_count(model: nn.Module) -> int:

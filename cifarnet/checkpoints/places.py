@@ -3,10 +3,12 @@
 Nothing here needs torch: a wrong name is refused at once.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cifarnet.core.commandline import path_argument
 from cifarnet.core.errors import UserError, did_you_mean
 from cifarnet.core.settings import Settings
 
@@ -32,6 +34,30 @@ def all_numbered(directory: Path) -> list[Path]:
     found = directory.glob("snapshot_epoch_*.pth")
     named = [path for path in found if path.stem.rpartition("_")[2].isdecimal()]
     return sorted(named, key=epoch_of_numbered)
+
+
+def split_names(text: str) -> list[str]:
+    """The names and paths of trained networks in `text`, separated by commas.
+
+    The path of an existing file stays whole if it contains commas.
+    """
+    parts, names = text.split(","), []
+    while parts:
+        joined = {count: ",".join(parts[:count]) for count in range(len(parts), 1, -1)}
+        # Path.is_file raises for too long a name.
+        whole = (n for n, path in joined.items() if os.path.isfile(path_argument(path)))  # noqa: PTH113
+        count = next(whole, 1)
+        names.append(path_argument(",".join(parts[:count])))
+        del parts[:count]
+    return names
+
+
+def find_all_trained(text: str) -> list[str]:
+    """The names that `split_names` finds. Raises `UserError` where one is of no trained network."""
+    names = split_names(text)
+    for name in names:
+        find_trained(name)
+    return names
 
 
 def find_trained(name: str) -> Path:

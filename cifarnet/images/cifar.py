@@ -55,8 +55,7 @@ def read_cifar(
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
-        there = (root / official.base_folder, root / official.filename)
-        if not any(path.exists() for path in there) and holds_classes(root):
+        if not is_at_hand(root) and holds_classes(root):
             raise UserError(
                 f"--data_dir {root} holds folders of images; add --dataset folder, or name another "
                 f"folder for {which.title}"
@@ -86,6 +85,14 @@ def read_cifar(
         for part in parts
     )
     return train, test
+
+
+def is_at_hand(root: Path) -> bool:
+    """Whether `root` holds CIFAR-10, or a part of its download."""
+    from torchvision import datasets
+
+    official = datasets.CIFAR10
+    return any((root / name).exists() for name in (official.base_folder, official.filename))
 
 
 def _read(official: type, root: Path) -> list[Any]:
