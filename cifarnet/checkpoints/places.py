@@ -39,13 +39,13 @@ def all_numbered(directory: Path) -> list[Path]:
 def split_names(text: str) -> list[str]:
     """The names and paths of trained networks in `text`, separated by commas.
 
-    The path of an existing file stays whole if it contains commas.
+    The path of an existing file or folder stays whole if it contains commas.
     """
     parts, names = text.split(","), []
     while parts:
         joined = {count: ",".join(parts[:count]) for count in range(len(parts), 1, -1)}
-        # Path.is_file raises for too long a name.
-        whole = (n for n, path in joined.items() if os.path.isfile(path_argument(path)))  # noqa: PTH113
+        # Path.exists raises for too long a name.
+        whole = (n for n, path in joined.items() if os.path.exists(path_argument(path)))  # noqa: PTH110
         count = next(whole, 1)
         names.append(path_argument(",".join(parts[:count])))
         del parts[:count]

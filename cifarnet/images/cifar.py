@@ -55,7 +55,7 @@ def read_cifar(
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
-        if not is_at_hand(root) and holds_classes(root):
+        if not is_at_hand(which, root) and holds_classes(root):
             raise UserError(
                 f"--data_dir {root} holds folders of images; add --dataset folder, or name another "
                 f"folder for {which.title}"
@@ -87,11 +87,11 @@ def read_cifar(
     return train, test
 
 
-def is_at_hand(root: Path) -> bool:
-    """Whether `root` holds CIFAR-10, or a part of its download."""
+def is_at_hand(which: Cifar, root: Path) -> bool:
+    """Whether `root` holds the data set, or its archive."""
     from torchvision import datasets
 
-    official = datasets.CIFAR10
+    official = getattr(datasets, which.official)
     return any((root / name).exists() for name in (official.base_folder, official.filename))
 
 

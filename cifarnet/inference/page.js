@@ -213,7 +213,7 @@ function serve() {
 
 const element = (id) => document.getElementById(id);
 const waiting = new Map(); // the questions to the worker, by number
-let worker, network, asked = 0;
+let worker, network, asked = 0, turns = 0;
 
 function show() {
   network = JSON.parse(element("network").textContent);
@@ -226,6 +226,7 @@ function show() {
     if (data.problem) reject(new Error(data.problem));
     else resolve(data);
   };
+  worker.onerror = () => tell("This browser cannot run the network. Try another browser.");
   for (const input of document.querySelectorAll("input[type=file]"))
     input.addEventListener("change", () => {
       take(input.files);
@@ -254,27 +255,20 @@ function classify(question) {
   });
 }
 
-/** Classifies the first of the files, and shows the answer unless a newer one is asked for. */
+/** Classifies the first of the files, and shows the answer unless newer files came. */
 async function take(files) {
-  if (!files.length) return tell("That was no picture file. Save the picture first, then drop the file.");
-  const file = files[0];
-  let bitmap;
+  const turn = ++turns, file = files[0];
+  if (!file) return tell("That was no picture file. Save the picture first, then drop the file.");
   try {
-    bitmap = await createImageBitmap(file, {
-      imageOrientation: "from-image",
-      colorSpaceConversion: "none", // training takes the numbers as they are
-    });
-  } catch {
-    return tell(`This browser cannot read ${file.name} as a picture.`);
-  }
-  tell("Looking …");
-  preview(bitmap, file.name);
-  const own = asked + 1;
-  try {
+    // It comes upright. Training takes the numbers as they are, whatever their colour profile.
+    const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
+    if (turn !== turns) return;
+    tell("Looking …");
+    preview(bitmap, file.name);
     const answer = await classify({ bitmap });
-    if (own === asked) present(answer);
-  } catch (problem) {
-    tell(`The picture could not be classified (${problem.message}).`);
+    if (turn === turns) present(answer);
+  } catch {
+    if (turn === turns) tell(`This browser cannot read ${file.name} as a picture.`);
   }
 }
 

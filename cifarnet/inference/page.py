@@ -37,7 +37,6 @@ Layer = dict[str, Any]
 class About(NamedTuple):
     """What the page says of a network, and how its images are prepared."""
 
-    title: str
     classes: Sequence[str]  # the names of its outputs
     mean: Sequence[float]  # of each channel, in [0, 1]
     std: Sequence[float]

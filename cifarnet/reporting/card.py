@@ -20,12 +20,13 @@ BICUBIC = 3  # as Pillow and the hub number the ways to resize
 
 
 def write_hub(
-    weights: Weights, network: nn.Module, report: Mapping[str, Any] | None, folder: Path
+    weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None, folder: Path
 ) -> None:
     """Writes the folder, which need not exist: weights, configurations, model card.
 
-    `network` is the network that `weights` make. `report` is the content of its metrics.json; None:
-    the card has the accuracy that is kept with the weights. Raises `OSError`.
+    `network` is the network that `weights` make. `figures` are those of its report: top1, top3,
+    top5, macro_f1, loss, images and per_class; None: the card has the accuracy that is kept with
+    the weights. Raises `OSError`.
     """
     settings = settings_from_dict(weights.config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +53,10 @@ def write_hub(
     }
     _write(folder / HUB_CONFIG, json.dumps(config, indent=2) + "\n")
     _write(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
-    _write(folder / "README.md", model_card(weights, network, report))
+    _write(folder / "README.md", model_card(weights, network, figures))
 
 
-def model_card(weights: Weights, network: nn.Module, report: Mapping[str, Any] | None) -> str:
+def model_card(weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None) -> str:
     """The README.md of the folder: front matter, and what a user should know of the network."""
     settings = settings_from_dict(weights.config)
     usual = vars(Settings())
@@ -73,14 +74,14 @@ def model_card(weights: Weights, network: nn.Module, report: Mapping[str, Any] |
         changed={k: v for k, v in weights.config.items() if k in usual and v != usual[k]},
         architecture=type(network).__name__,
         parameters=sum(values.numel() for values in network.parameters()),
-        report=report,
+        figures=figures,
         on_the_hub=ON_THE_HUB.get(settings.dataset),
     )
 
 
 def _markdown(text: object) -> str:
     """`text` as it is, in Markdown: every sign that could have a meaning becomes a number."""
-    plain = " -.,:/()%"
+    plain = " -.,:;/()%"
     shown = printable(str(text))
     return "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in shown)
 

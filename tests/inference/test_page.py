@@ -68,7 +68,7 @@ def made(kind: str) -> tuple[nn.Module, int]:
 
 
 def write(network: nn.Module, path: Path, size: int = 32, classes=("bar", "disc", "star")) -> Path:
-    write_page(network, About("Which?", classes, MEAN, STD, size, ["a fact"]), path)
+    write_page(network, About(classes, MEAN, STD, size, ["a fact"]), path)
     return path
 
 
@@ -122,7 +122,7 @@ def some_images(count: int) -> torch.Tensor:
 def test_a_result_gives_the_same_logits_in_the_browser(browser, tmp_path, count):
     network, classes, normalise = load_pretrained("long")
     path, pixels = tmp_path / "page.html", some_images(count)
-    write_page(network, About("Which?", classes, normalise.mean, normalise.std, 32, []), path)
+    write_page(network, About(classes, normalise.mean, normalise.std, 32, []), path)
     assert path.stat().st_size < 1_500_000
     open_page(browser, path)
     expected = network(normalise(pixels))
@@ -196,7 +196,7 @@ def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
         share = browser.find_element("css selector", "#bars .share").text
         assert float(share.strip("<> %")) == pytest.approx(100 * shares[first].item(), abs=0.1)
         browser.execute_script("tell('')")
-    assert browser.title == "Which?"
+    assert browser.title == "What does the picture show?"
     assert all(name in text for name in HOSTILE)
     assert "a fact" in browser.find_element("css selector", "footer").get_attribute("textContent")
     assert (console(browser), fetched(browser)) == ([], [])
