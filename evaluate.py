@@ -49,10 +49,9 @@ def report_on(
     Raises `UserError` where they do not fit.
     """
     from cifarnet.checkpoints.state import check_classes
-    from cifarnet.checkpoints.weights import fingerprint
     from cifarnet.reporting.metrics import build_report, predict, together
     from data import EvalBatches
-    from model import parameter_count
+    from model import trained_parameters
 
     check_classes(classifier.classes, splits.test.classes)
     batches = EvalBatches(splits.test, settings.eval_batch_size, runtime)
@@ -65,7 +64,7 @@ def report_on(
             "epoch": one.epoch,
             "weights": one.config.get("evaluate", "raw"),
             "selected_by": one.selected_by + elsewhere,
-            "sha256": fingerprint(one.model),
+            "sha256": one.sha256,
         }
         members.append(about)
     return build_report(
@@ -74,7 +73,7 @@ def report_on(
         splits.test.classes,
         dataset=splits.name,
         **together(members),
-        parameters=parameter_count(classifier),
+        parameters=sum(map(trained_parameters, trained)),
         tta=classifier.tta,
         run=run or {},
     )
@@ -152,16 +151,16 @@ def _evaluate(argv: Sequence[str]) -> None:
     else:
         names = find_all_trained(pretrained)
 
-    from cifarnet.checkpoints.snapshots import load, read_trained
+    from cifarnet.checkpoints.snapshots import load
     from cifarnet.checkpoints.state import weights_of
     from cifarnet.core.device import start, without_amp
     from cifarnet.reporting.metrics import move_other_report
     from data import load_splits
-    from model import build_classifier
+    from model import build_classifier, read_network
 
     run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
     if snapshot is None:
-        trained = list(map(read_trained, names))
+        trained = list(map(read_network, names))
     else:
         state = load(Path(snapshot))
         run["id"] = state.run_id

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifarnet.checkpoints.places import WEIGHTS_FILE, check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, path_argument, run_command
+from cifarnet.core.commandline import build_parser, check_package, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError, did_you_mean
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import say
@@ -57,6 +57,7 @@ class Format(NamedTuple):
     difference: float = float("inf")  # the largest allowed difference of a logit
     same: float = 0.0  # the least share of the images with equal top-1, in [0, 1]
     needs_images: bool = False  # to write it
+    packages: Sequence[str] = ()  # optional ones, to write and read it
 
 
 def _write_safetensors(source: Source, path: Path) -> None:
@@ -70,6 +71,39 @@ def _read_safetensors(path: Path) -> Classify:  # the file, or a folder with it
     from model import build_classifier
 
     return build_classifier([read_weights(str(path))])
+
+
+def _write_onnx(source: Source, path: Path) -> None:
+    from cifarnet.inference.onnx import write_onnx
+    from model import build_classifier
+
+    write_onnx(build_classifier([source.weights]), _metadata(source.weights), path)
+
+
+def _write_int8(source: Source, path: Path) -> None:
+    from cifarnet.images.imageset import limited
+    from cifarnet.inference.onnx import CALIBRATION_IMAGES, write_int8
+    from model import build_classifier
+
+    weights, splits = source.weights, source.splits
+    count = max(CALIBRATION_IMAGES, len(splits.train.classes))
+    images = limited(splits.train, count, "--format").images
+    say(f"calibrating with {len(images)} training images of {splits.name}")
+    where = f"{weights.accuracy_from}, before the quantisation"
+    metadata = _metadata(dataclasses.replace(weights, accuracy_from=where))
+    write_int8(build_classifier([weights]), images, metadata, path)
+
+
+def _metadata(weights: Weights) -> dict[str, str]:
+    """What an ONNX file says of its network, each field as JSON."""
+    more = {"sha256": weights.sha256, "source": Path(weights.source).name}
+    return weights.metadata() | {name: json.dumps(text) for name, text in more.items()}
+
+
+def _read_onnx(path: Path) -> Classify:
+    from cifarnet.inference.onnx import read_onnx
+
+    return read_onnx(path, path.name)
 
 
 def _write_hub(source: Source, path: Path) -> None:
@@ -101,8 +135,13 @@ def _read_page(path: Path) -> Classify:
     return read_page(path)
 
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "safetensors": Format(WEIGHTS_FILE, _write_safetensors, _read_safetensors, difference=0.0),
+    "onnx": Format("model.onnx", _write_onnx, _read_onnx, difference=1e-3, packages=ONNX),
+    "onnx-int8": Format(
+        "model-int8.onnx", _write_int8, _read_onnx, same=0.97, packages=ONNX, needs_images=True
+    ),
     "hub": Format("hub", _write_hub, _read_safetensors, difference=0.0),
     "page": Format("page.html", _write_page, _read_page, difference=1e-3),
 }
@@ -203,6 +242,8 @@ def _formats(text: str) -> list[str]:
         if name not in FORMATS:
             hint = did_you_mean(name, FORMATS)
             raise UserError(f"--format {name!r}: use {', '.join(FORMATS)}. {hint}".rstrip(". "))
+        for package in FORMATS[name].packages:
+            check_package(package, f"--format {name}")
     return names
 
 

@@ -7,17 +7,20 @@ import contextlib
 import copy
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoints.checks import fits
-from cifarnet.checkpoints.places import split_names
-from cifarnet.checkpoints.weights import Weights, read_weights
+from cifarnet.checkpoints.places import find_trained, split_names
+from cifarnet.checkpoints.snapshots import read_trained
+from cifarnet.checkpoints.weights import Weights, weights_from
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.inference.classifier import Augmented, Classifier, Ensemble, TorchClassifier
+from cifarnet.inference.onnx import OnnxClassifier, read_onnx
 from cifarnet.inference.predictor import NetworkInput, PixelInput
 from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
@@ -106,6 +109,32 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list
     return [name for name in own if name not in taken]
 
 
+@dataclass(frozen=True)
+class Exported(Weights):
+    """A trained network that runs as an ONNX file. `model` is empty."""
+
+    classifier: OnnxClassifier
+
+    @property
+    def sha256(self) -> str:
+        """The checksum that reports tell it by: another one than that of the network."""
+        return self.classifier.sha256
+
+
+def read_network(name: str) -> Weights:
+    """A trained network as `read_trained` reads it, or an ONNX file that export.py wrote.
+
+    Raises `UserError`.
+    """
+    path = find_trained(name)
+    if path.suffix != ".onnx":
+        return read_trained(name)
+    classifier = read_onnx(path, name)
+    return Exported(
+        **vars(weights_from(classifier.metadata, {}, name, path)), classifier=classifier
+    )
+
+
 def build_classifier(
     trained: Sequence[Weights], tta: str = "none", amp: bool | None = None
 ) -> Classifier:
@@ -116,6 +145,9 @@ def build_classifier(
     """
     members = []
     for one in trained:
+        if isinstance(one, Exported):
+            members.append(one.classifier)
+            continue
         settings = settings_from_dict(one.config)
         normalise = NetworkInput(one.mean, one.std, settings.image_size)
         about = {"classes": one.classes, "size": settings.image_size, "source": one.source}
@@ -139,7 +171,7 @@ def load_pretrained(
     Raises `UserError`.
     """
     names = split_names(name) if isinstance(name, str) else [str(name.absolute())]
-    trained = [read_weights(one) for one in names]
+    trained = [read_network(one) for one in names]
     classifier = build_classifier(trained, tta)
     if isinstance(classifier, TorchClassifier):
         return classifier.network, classifier.classes, classifier.normalise
@@ -149,6 +181,13 @@ def load_pretrained(
 def parameter_count(model: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def trained_parameters(trained: Weights) -> int:
+    """The number of parameters of the network that `trained` holds, in whatever form."""
+    with torch.device("meta"):  # takes neither time nor random numbers
+        model = build_model(settings_from_dict(trained.config), len(trained.classes))
+    return parameter_count(model)
 
 
 def model_table(model: nn.Module, size: int = 32) -> str:

@@ -56,8 +56,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
         "--pretrained",
         required=True,
         metavar="NAME|PATH,...",
-        help="Trained network: the name of a result, a .safetensors file or a .pth snapshot. "
-        "Several, separated by commas, are an ensemble: their probabilities are averaged.",
+        help="Trained network: the name of a result, a file that export.py wrote, or a .pth "
+        "snapshot. Several, separated by commas, are an ensemble: their probabilities are "
+        "averaged.",
     )
     add_tta(parser)
     parser.add_argument(
@@ -134,13 +135,12 @@ def _show(
 
 def _predictor(options: argparse.Namespace, settings: Settings) -> Predictor:
     # These import torch.
-    from cifarnet.checkpoints.snapshots import read_trained
     from cifarnet.core.device import start
     from cifarnet.inference.predictor import Predictor
-    from model import build_classifier
+    from model import build_classifier, read_network
 
     device = start(settings).device
-    classifier = build_classifier(list(map(read_trained, options.pretrained)), options.tta)
+    classifier = build_classifier(list(map(read_network, options.pretrained)), options.tta)
     return Predictor(classifier.to(device), device)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifarnet.core.commandline import path_argument
+from cifarnet.core.commandline import check_package, path_argument
 from cifarnet.core.errors import UserError, did_you_mean
 from cifarnet.core.settings import Settings
 
@@ -56,7 +56,8 @@ def find_all_trained(text: str) -> list[str]:
     """The names that `split_names` finds. Raises `UserError` where one is of no trained network."""
     names = split_names(text)
     for name in names:
-        find_trained(name)
+        if find_trained(name).suffix == ".onnx":
+            check_package("onnxruntime", name)
     return names
 
 

@@ -121,6 +121,9 @@ def _base64(content: bytes) -> str:
 # --- a network as data ---
 
 
+AS_PIXELS = (slice(None), slice(None), None, None)  # [B,C] -> [B,C,1,1]
+
+
 class _Picture(fx.Proxy):
     """Stands for an image, and for what is computed from it, while the network is traced."""
 
@@ -175,6 +178,8 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
     inputs = sum(isinstance(value, fx.Node) for value in node.args)
     match called:
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() | "to":
+            return None
+        case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
             return None
         case nn.BatchNorm2d() if before.get("kind") == "convolution" and _is_only_use(node):
             scale = called.weight * torch.rsqrt(called.running_var + called.eps)

@@ -52,7 +52,7 @@ class PixelInput:
             raise UserError(
                 "a tensor of floats outside [0,1] is no picture; divide by 255, or give uint8"
             )
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
         return pixels * 255 if is_float else pixels
 
 

@@ -43,12 +43,12 @@ class Weighed(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 5, stride=2, padding=1, dilation=2, groups=1)
-        self.narrow, self.wide, self.head = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.Linear(8, 3)
+        self.narrow, self.wide, self.head = nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 3)
 
     def forward(self, x):
         x = self.conv(x)
-        weight = torch.sigmoid(self.wide(F.relu(self.narrow(x.mean((2, 3), keepdim=True)))))
-        return self.head((weight * x).amax((2, 3)))
+        weight = torch.sigmoid(self.wide(F.relu(self.narrow(x.mean((2, 3))))))
+        return self.head((weight[:, :, None, None] * x).amax((2, 3)))
 
 
 def made(kind: str) -> tuple[nn.Module, int]:
@@ -237,9 +237,10 @@ class Changed(nn.Module):
         (lambda self, x: self.norm(x) + x, "the layer BatchNorm2d norm"),
         (lambda self, x: torch.tanh(x), "the layer tanh"),
         (lambda self, x: x + 1, "the layer add"),
+        (lambda self, x: x[:, :2], "the layer getitem"),
         (lambda self, x: x if x.sum() > 0 else -x, "Changed, whose layers depend on the image"),
     ],
-    ids=["layer", "norm", "function", "constant", "choice"],
+    ids=["layer", "norm", "function", "constant", "part", "choice"],
 )
 def test_other_layers_are_refused_in_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=f"^the page cannot hold {words}; choose another --format$"):
