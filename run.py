@@ -44,11 +44,20 @@ from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_di
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes, limited
 from cifarnet.reporting import recorders as kinds
+from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders, clock
 from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
 from data import Batches, build_batches, build_engine, load_splits
 from evaluate import report_on, write_evaluation
-from model import Network, build_model, model_table, parameter_count, restore, start_from
+from model import (
+    Network,
+    build_classifier,
+    build_model,
+    model_table,
+    parameter_count,
+    restore,
+    start_from,
+)
 from train import Learner, Plan, fit
 
 
@@ -120,7 +129,12 @@ class Run:
             "command": shlex.join(self.command),
             "settings": vars(settings),
         }
-        last = report_on(weights_of(state, source, which), self.splits, settings, runtime, about)
+
+        def report_of(weights: Weights) -> Report:
+            classifier = build_classifier([weights], amp=settings.amp)
+            return report_on(classifier, [weights], self.splits, settings, runtime, about)
+
+        last = report_of(weights_of(state, source, which))
         best = None
         if settings.keeps_best:
             find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
@@ -128,7 +142,7 @@ class Run:
             if path:
                 of_best = from_first_rank(lambda: load(path), runtime)
                 weights = weights_of(of_best, path, which, best=True)
-                best = report_on(weights, self.splits, settings, runtime, about)
+                best = report_of(weights)
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:

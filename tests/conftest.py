@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import browser  # noqa: F401, a fixture
 from hypothesis import HealthCheck, configuration, settings
 from PIL import Image
 
