@@ -19,13 +19,14 @@ if TYPE_CHECKING:  # torch takes seconds to import: the functions below import w
     from cifarnet.checkpoints.weights import Weights
     from cifarnet.core.device import Runtime
     from cifarnet.images.imageset import Splits
+    from cifarnet.reporting.html import Material
     from cifarnet.reporting.metrics import Report
 
 FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
     *("limit_test", "skip_bad_images"),
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
-    *("plot_evaluation", "run_dir", "plot_dir"),
+    *("plot_evaluation", "report", "run_dir", "plot_dir"),
 )
 OF_THE_RUN = (
     *("limit_train", "val_fraction"),  # what is left over is the same
@@ -50,7 +51,7 @@ def report_on(
     from cifarnet.checkpoints.weights import fingerprint
     from cifarnet.reporting.metrics import build_report, predict
     from data import EvalBatches
-    from model import restore
+    from model import parameter_count, restore
 
     check_classes(trained.classes, splits.test.classes)
     network = restore(trained).to(runtime.device)
@@ -68,7 +69,34 @@ def report_on(
         weights=trained.config.get("evaluate", "raw"),
         selected_by=trained.selected_by + elsewhere,
         sha256=fingerprint(trained.model),
+        parameters=parameter_count(network),
         run=run or {},
+    )
+
+
+def page_material(
+    trained: Weights, splits: Splits, settings: Settings, runtime: Runtime, **known: Any
+) -> Material:
+    """What report.html shows beside the report on `trained` on the test images of `splits`.
+
+    `settings` name the images. `known` are fields of `Material`: of the run, where there is one.
+    """
+    import numpy as np
+
+    from cifarnet.reporting.html import Material
+    from data import augmented_examples
+
+    of_training = settings_from_dict(trained.config)
+    shows = settings.report and splits.has_statistics(trained.mean, trained.std)
+    if shows and of_training.augment != "none":
+        originals, versions = augmented_examples(splits, of_training, runtime.device)
+        known["augmented"] = np.stack([originals, *versions], axis=1)
+    known.setdefault("computed_on", trained.config.get("computed_on", ""))
+    return Material(
+        images=splits.test.images.numpy(),
+        official=settings.dataset == "cifar10" and not settings.limit_test,
+        paths=splits.test.paths,
+        **known,
     )
 
 
@@ -76,23 +104,28 @@ def write_evaluation(
     report: Report,
     settings: Settings,
     directory: Path,
+    material: Material,
     last: Report | None = None,
     best: Report | None = None,
 ) -> None:
-    """Writes metrics.json, classification_report.txt and, with --plot_evaluation, two pictures.
+    """Writes metrics.json, classification_report.txt and predictions.csv.
 
-    `last` and `best` are the reports of a run's last and best model, where there are such.
-    Raises `RunError` where the disk does not take the files.
+    With --plot_evaluation also two pictures, with --report a page that shows `material` too. `last`
+    and `best` are the reports of a run's last and best model, where there are such. Raises
+    `RunError` where the disk does not take the files.
     """
+    from cifarnet.reporting.html import write_page
     from cifarnet.reporting.metrics import write_report
 
     try:
-        write_report(report, directory, last, best)
+        figures = write_report(report, directory, material.paths, last, best)
         if settings.plot_evaluation:
             import plots  # matplotlib takes a second to import
 
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
+        if settings.report:
+            write_page(report, figures, material, directory)
     except OSError as problem:
         raise RunError(
             f"the evaluation files could not be written to {directory} ({problem.strerror})"
@@ -149,12 +182,13 @@ def _evaluate(argv: Sequence[str]) -> None:
     from cifarnet.reporting.metrics import move_other_report
     from data import load_splits
 
+    known: dict[str, Any] = {}
     run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
     if snapshot is None:
         trained = read_trained(pretrained)
     else:
         state = load(Path(snapshot))
-        run["id"] = state.run_id
+        run["id"], known["history"] = state.run_id, state.history
         trained = weights_of(state, Path(snapshot), which)
     settings = _settings(trained, given, pretrained)
     directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
@@ -181,7 +215,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         ) from None
     if moved:
         say(f"moved the report of another network or other images to {moved}")
-    write_evaluation(report, settings, directory)
+    material = page_material(trained, splits, settings, runtime, **known)
+    write_evaluation(report, settings, directory, material)
     about = f"{report.images} test images, {report.snapshot} (epoch {report.epoch})"
     say(f"{report.dataset}, {about}: {report.summary()}")
     say(f"written to {directory}")

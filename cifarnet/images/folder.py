@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def read_folder(
 
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
-    class folders, and used again until a file changes.
+    class folders, and used again until a file changes. The test images know their files.
 
     `say` is told of ignored files, resized images, classes without test images and images that
     are in two parts. With --skip_bad_images it is told of unreadable images too, which are left
@@ -54,6 +55,7 @@ def read_folder(
     train, val, test = (
         everything.take((parts == part) & good) for part in ("train", "val", "test")
     )
+    test = replace(test, paths=_paths(root, files, (parts == "test") & good))
     _check_counts(root, train, test, say)
     _tell_repeated(images, parts, good, files, say)
     return train, val if len(val) else None, test
@@ -82,6 +84,12 @@ def _fingerprint(root: Path, files: Sequence[File]) -> str:
     """Changes with the name, the size or the time of change of any file."""
     listing = [[os.path.relpath(file.path, root), *_stamp(file.path)] for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _paths(root: Path, files: Sequence[File], chosen: np.ndarray) -> np.ndarray:
+    """The paths of the `chosen` files (bool [N]) from `root`, str; escapes for odd characters."""
+    found = (os.path.relpath(files[i].path, root) for i in np.flatnonzero(chosen))
+    return np.array([printable(path) for path in found], dtype=object)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
