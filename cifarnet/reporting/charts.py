@@ -106,7 +106,7 @@ def _chart(
     def y(value: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low), 1)
 
-    whole = [tick for tick in nice_ticks(first, last) if tick == int(tick) and tick >= first]
+    whole = [tick for tick in nice_ticks(first, last, 8) if tick == int(tick) and tick >= first]
     return Chart(
         title,
         [Line(name, colour, [(x(a), y(b)) for a, b in pairs]) for name, colour, pairs in measured],

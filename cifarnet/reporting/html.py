@@ -85,7 +85,7 @@ def write_page(
         page = template.render(content | shown).encode(errors="backslashreplace")
         if len(page) < LIMIT or not room:
             break
-        room //= 2
+        room = room * 9 * LIMIT // (10 * len(page))
     write_atomically(directory / PAGE, lambda file: file.write(page))
 
 
@@ -132,7 +132,10 @@ def _about(
 
 def _shown(value: Any) -> str:
     """The value of a flag, in words."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value or "not set")
+    for odd, word in ((True, "on"), (False, "off"), (None, "not set")):
+        if value is odd:
+            return word
+    return str(value)
 
 
 def _meaning(path: Path) -> str:

@@ -73,5 +73,5 @@ def sheet(images: np.ndarray) -> bytes:
     grid = whole.reshape(rows, COLUMNS, channels, side, side).transpose(0, 3, 1, 4, 2)
     content = io.BytesIO()
     pixels = np.ascontiguousarray(grid).reshape(rows * side, COLUMNS * side, channels)
-    Image.fromarray(pixels).save(content, "JPEG", quality=90, subsampling=0, optimize=True)
+    Image.fromarray(pixels).save(content, "JPEG", quality=90, subsampling=0)
     return content.getvalue()
