@@ -3,6 +3,7 @@ import hashlib
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_hostile_names_are_text(tmp_path):
     plain = Elements(page_of(tmp_path, report_of(["a", "b", "c", "d", "e"]))).names
     settings = {"dataset_name": HOSTILE[0], "augment": "none"}
     report = report_of(HOSTILE, dataset=HOSTILE[0], command=HOSTILE[1], settings=settings)
+    report = replace(report, snapshot="\udcff.pth")  # a name that is no text
     paths = [f"{HOSTILE[i % 5]}.png" for i in range(60)]
     page = page_of(tmp_path, report, paths=paths)
     found = Elements(page)
@@ -82,7 +84,7 @@ def test_hostile_names_are_text(tmp_path):
     assert data_of(page)["classes"] == list(HOSTILE)
     assert set(data_of(page)["names"]) <= set(paths)
     text = words(page)
-    assert all(name in text for name in HOSTILE)
+    assert all(name in text for name in (*HOSTILE, "\\udcff.pth"))
 
 
 def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
