@@ -39,7 +39,8 @@ def read_folder(
     try:
         labels_file = Path(settings.labels) if settings.labels else None
         classes, files = read_layout(root, labels_file, say)
-        fingerprint = _fingerprint(root, files)
+        paths = [os.path.relpath(file.path, root) for file in files]
+        fingerprint = _fingerprint(paths, files)
         remove_leftovers(root)
     except OSError as problem:
         raise UserError(
@@ -55,7 +56,8 @@ def read_folder(
     train, val, test = (
         everything.take((parts == part) & good) for part in ("train", "val", "test")
     )
-    test = replace(test, paths=_paths(root, files, (parts == "test") & good))
+    in_test = np.flatnonzero((parts == "test") & good)
+    test = replace(test, paths=np.array([printable(paths[i]) for i in in_test], dtype=object))
     _check_counts(root, train, test, say)
     _tell_repeated(images, parts, good, files, say)
     return train, val if len(val) else None, test
@@ -80,16 +82,10 @@ def _parts(
     return np.where(in_test, "test", "train")
 
 
-def _fingerprint(root: Path, files: Sequence[File]) -> str:
-    """Changes with the name, the size or the time of change of any file."""
-    listing = [[os.path.relpath(file.path, root), *_stamp(file.path)] for file in files]
+def _fingerprint(paths: Sequence[str], files: Sequence[File]) -> str:
+    """Changes with the path, the size or the time of change of any file."""
+    listing = [[path, *_stamp(file.path)] for path, file in zip(paths, files, strict=True)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _paths(root: Path, files: Sequence[File], chosen: np.ndarray) -> np.ndarray:
-    """The paths of the `chosen` files (bool [N]) from `root`, str; escapes for odd characters."""
-    found = (os.path.relpath(files[i].path, root) for i in np.flatnonzero(chosen))
-    return np.array([printable(path) for path in found], dtype=object)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
