@@ -90,6 +90,16 @@ def build_engine(
     return PerImageEngine(policy, mean)
 
 
+def augmented_examples(
+    splits: Splits, settings: Settings, device: torch.device
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each."""
+    count = max(8, len(splits.train.classes))
+    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    engine = build_engine(settings, splits.mean, device)
+    return images, [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+
+
 class TrainBatches:
     """The training images of any epoch: shuffled, augmented, normalised, in batches on the device.
 

@@ -6,14 +6,12 @@
 import contextlib
 import dataclasses
 import os
-import platform
 import shlex
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.places import LAST, find_named
+from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
 from cifarnet.checkpoints.resume import (
     Present,
     Resumption,
@@ -32,7 +30,7 @@ from cifarnet.core.commandline import (
 from cifarnet.core.device import Runtime, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
-from cifarnet.core.log import RunLog, say
+from cifarnet.core.log import RunLog, say, versions
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -42,13 +40,13 @@ from cifarnet.core.ranks import (
 )
 from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
-from cifarnet.images.imageset import Splits, describe_classes, limited
+from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders, clock
 from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
-from data import Batches, build_batches, build_engine, load_splits
-from evaluate import report_on, write_evaluation
+from data import Batches, augmented_examples, build_batches, load_splits
+from evaluate import page_material, report_on, write_evaluation
 from model import (
     Network,
     build_classifier,
@@ -134,7 +132,8 @@ class Run:
             classifier = build_classifier([weights], amp=settings.amp)
             return report_on(classifier, [weights], self.splits, settings, runtime, about)
 
-        last = report_of(weights_of(state, source, which))
+        trained = weights_of(state, source, which)
+        last = report_of(trained)
         best = None
         if settings.keeps_best:
             find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
@@ -148,7 +147,11 @@ class Run:
         if runtime.rank:
             return
         chosen = best if settings.select == "best" and best else last
-        write_evaluation(chosen, settings, self.plot_dir, last, best)
+        known = {"history": state.history, "files": self._files(source)}
+        if not (resumption and resumption.finished):
+            known["computed_on"] = f"{runtime.device_name}, {runtime.precision}"
+        material = page_material([trained], self.splits, settings, runtime, **known)
+        write_evaluation(chosen, settings, self.plot_dir, material, last, best)
         for name, report in (("last", last), ("best", best)):
             if report:
                 self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
@@ -156,6 +159,16 @@ class Run:
         what = "best" if chosen is best else "last"
         self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
         self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+
+    def _files(self, source: Path) -> list[Path]:
+        """What the run leaves in other folders than --plot_dir: of the numbered snapshots, one."""
+        log = [self.log.path, self.log.path.with_suffix(".csv")] if self.log.path else []
+        best = source.with_name(BEST)
+        return [
+            path
+            for path in (*log, source, best, *all_numbered(source.parent)[-1:])
+            if path.is_file()
+        ]
 
     def _say_costs(self, processor_seconds: float) -> None:
         history = self.learner.progress.history
@@ -485,12 +498,8 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
-    count = max(8, len(splits.train.classes))
-    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
-    engine = build_engine(settings, splits.mean, runtime.device)
-    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
     try:
-        plots.augmentations(images, versions, path)
+        plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
     except OSError as problem:
         raise UserError(
             f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
@@ -507,9 +516,7 @@ def _describe(run: Run) -> None:
         log.line(f"{what}: {', '.join(shown)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
-    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    log.line(f"versions: python {platform.python_version()}, {versions}")
+    log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
     log.line(
         f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
         f"{runtime.precision}, {run.data.train.workers} workers"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cifarnet.core.settings import Settings
+from cifarnet.reporting.html import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -137,6 +138,13 @@ def test_figures_are_those_of_the_results(name):
     by_class = {label: f"{row['f1']:.4f}" for label, row in report["per_class"].items()}
     for first, shown in (shares | {"macro precision, recall, F1": macro} | by_class).items():
         assert rows[first][column] == shown, first
+
+
+def test_the_published_figures_are_the_same_everywhere():
+    shares = [f"{100 * PUBLISHED[f'top{k}']:.2f} %" for k in (1, 3, 5)]
+    macro = f"{PUBLISHED['macro_f1']:.4f}"
+    row = next(cells for first, cells in tables(README).items() if first == "published run")
+    assert row[:5] == [*shares, macro, f"{PUBLISHED['epochs']} epochs"]
 
 
 EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) if kind == "python"]

@@ -1,10 +1,12 @@
 """The log file of a run, and the terminal."""
 
 import contextlib
+import platform
 import sys
 import time
 import traceback
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -97,6 +99,12 @@ class RunLog:
 def say(text: str) -> None:
     """Prints `text` as one line; what is not printable becomes an escape."""
     print(printable(text))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that bear on the figures of a run."""
+    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:

@@ -305,6 +305,9 @@ class Settings:
     plot_evaluation: bool = _flag(True, "evaluation",
         "Draw confusion_matrix.png and class_metrics.png.",
         on_resume="any")
+    report: bool = _flag(True, "evaluation",
+        "Write report.html: one page with the figures, the curves and the mistakes themselves.",
+        on_resume="any")
     plot_freq: int = _flag(50, "evaluation",
         "Epochs after which the curves are drawn again during the run. 0: only at the end.",
         within="[0, 1000000]", on_resume="any")
