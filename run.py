@@ -32,7 +32,7 @@ from cifarnet.core.commandline import (
 from cifarnet.core.device import Runtime, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
-from cifarnet.core.log import RunLog, say
+from cifarnet.core.log import RunLog, clock, say
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -44,7 +44,7 @@ from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_di
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes, limited
 from cifarnet.reporting import recorders as kinds
-from cifarnet.reporting.recorders import Recorders, clock
+from cifarnet.reporting.recorders import Recorders
 from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
 from data import Batches, build_batches, build_engine, load_splits
 from evaluate import report_on, write_evaluation

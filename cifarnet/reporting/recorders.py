@@ -17,7 +17,7 @@ from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.state import COLUMNS, Progress, Row, TrainState
 from cifarnet.core.errors import RunError
-from cifarnet.core.log import RunLog
+from cifarnet.core.log import RunLog, clock
 from cifarnet.core.settings import Settings
 
 
@@ -247,9 +247,3 @@ class Curves(Recorder):
     def end(self, progress: Progress) -> None:
         if progress.history:
             self.draw(progress)
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
