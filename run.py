@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cifarnet.checkpoints.places import LAST, find_named
 from cifarnet.checkpoints.resume import (
     Present,
@@ -26,9 +28,7 @@ from cifarnet.checkpoints.resume import (
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
 from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
-from cifarnet.core.commandline import (
-    build_parser,
-)
+from cifarnet.core.commandline import build_parser, check_package
 from cifarnet.core.device import Runtime, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
@@ -44,7 +44,9 @@ from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_di
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes, limited
 from cifarnet.reporting import recorders as kinds
+from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
+from cifarnet.reporting.tensorboard import TensorBoard
 from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
 from data import Batches, build_batches, build_engine, load_splits
 from evaluate import report_on, write_evaluation
@@ -78,6 +80,8 @@ class Run:
         if settings.plot_training:
             draw = partial(self._draw_curves, objective.loss_name)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
+        if settings.tensorboard:
+            chosen.append(TensorBoard(log, settings, self._augmented_grid, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
@@ -107,8 +111,22 @@ class Run:
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
-    def report(self, resumption: Resumption | None, present: Present) -> None:
-        """Evaluates the last and the best model, writes the report, and sums the run up."""
+    def _augmented_grid(self) -> np.ndarray:
+        """Training images, and what augmentation makes of them: uint8 [3,H,W], a row an image."""
+        images, versions = _augmented(self.settings, self.splits, self.runtime)
+        rows = np.concatenate([images, *versions], axis=3)
+        return np.concatenate(rows, axis=1)
+
+    def _draw_confusion(self, report: Report) -> np.ndarray:
+        import plots
+
+        return plots.confusion_pixels(report)
+
+    def report(self, resumption: Resumption | None, present: Present) -> Report | None:
+        """Evaluates the last and the best model, writes the report, and sums the run up.
+
+        Returns the report, on the first rank.
+        """
         settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
@@ -132,7 +150,7 @@ class Run:
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:
-            return
+            return None
         chosen = best if settings.select == "best" and best else last
         write_evaluation(chosen, settings, self.plot_dir, last, best)
         for name, report in (("last", last), ("best", best)):
@@ -142,6 +160,7 @@ class Run:
         what = "best" if chosen is best else "last"
         self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
         self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+        return chosen
 
     def _say_costs(self, processor_seconds: float) -> None:
         history = self.learner.progress.history
@@ -164,6 +183,8 @@ def run_training(
     if settings.resume not in (None, "auto"):  # what is not given now is as it was
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
         settings = kept_settings(state, Path(settings.resume), given)
+        if settings.tensorboard:
+            check_package("tensorboard", "--tensorboard")
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -263,7 +284,9 @@ def _train_and_report(
                     raise
             with group.contact():
                 group.first_only(lambda: recorders.end(learner.progress))
-                run.report(resumption, present)
+                report = run.report(resumption, present)
+                if report:
+                    recorders.report(report)
             signals.check()  # Python may have dropped one
             recorders.check()
             run.log.check()
@@ -471,17 +494,23 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
-    count = max(8, len(splits.train.classes))
-    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
-    engine = build_engine(settings, splits.mean, runtime.device)
-    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
     try:
-        plots.augmentations(images, versions, path)
+        plots.augmentations(*_augmented(settings, splits, runtime), path)
     except OSError as problem:
         raise UserError(
             f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
         ) from None
     say(f"written to {path}")
+
+
+def _augmented(
+    settings: Settings, splits: Splits, runtime: Runtime
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Eight training images uint8 [8,3,H,W], and eight random augmentations of them."""
+    count = max(8, len(splits.train.classes))
+    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    engine = build_engine(settings, splits.mean, runtime.device)
+    return images, [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
 
 
 def _describe(run: Run) -> None:

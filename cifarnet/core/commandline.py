@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -154,6 +155,15 @@ def flags_table() -> str:
             flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
             rows.append(f"| `{flag}` | {_shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
+
+
+def check_package(name: str, flag: str) -> None:
+    """Raises `UserError` where the optional package `name`, which `flag` needs, is not there."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{flag} needs the package {name}, which is not installed; "
+            f"pip install -r requirements-extra.txt, or leave {flag} out"
+        )
 
 
 def print_error(problem: UserError) -> int:
