@@ -33,6 +33,7 @@ STYLE = {
     **{"axes.spines.top": False, "axes.spines.right": False},
     **{"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True},
 }
+GAP = 2  # pixels around each image of a mosaic
 MOST_NUMBERED = 12  # classes, for shares and counts in the cells of a confusion matrix
 MOST_SHARES = 20  # classes, for shares alone
 MOST_NAMES = 30  # beside an axis of a confusion matrix
@@ -92,10 +93,10 @@ def _font_of(letter: str) -> str | None:
     """The name of the first installed font that can draw `letter`; None: there is none."""
     if letter.isascii() or ord(letter) in _letters_of(font_manager.findfont(FONT)):
         return FONT
-    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: entry.name):
-        stand_in = "resort" in entry.name.lower().replace(" ", "")  # a box for each letter
-        if not stand_in and ord(letter) in _letters_of(entry.fname):
-            return entry.name
+    for name in sorted({entry.name for entry in font_manager.fontManager.ttflist}):
+        stand_in = "lastresort" in name.lower().replace(" ", "")  # it has a box for each letter
+        if not stand_in and ord(letter) in _letters_of(font_manager.findfont(name)):
+            return name
     return None
 
 
@@ -217,7 +218,9 @@ def _confusion_figure(report: Report) -> Figure:
     names = [_drawable(name) for name in report.per_class]
     counts = np.array(report.confusion_matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = _figure(7.6, "What the network took each class for", _about(report))
+    figure = _figure(
+        min(6.9, 3 + 0.4 * len(names)), "What the network took each class for", _about(report)
+    )
     axes = figure.subplots()
     axes.set_anchor("N")  # a square leaves room: below, not under the title
     # The square root shows rare mistakes too.
@@ -246,14 +249,15 @@ def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
     size = 9.5 if len(shares) <= 10 else 8
     both = len(shares) <= MOST_NUMBERED
     for (row, column), share in np.ndenumerate(shares):
-        style = {"ha": "center", "color": "w" if share > 0.3 else "k", "va": "center"}
         if not share:
             continue
+        style = {"ha": "center", "va": "center", "color": "w" if share > 0.3 else "k"}
+        style |= {"xy": (column, row), "textcoords": "offset points"}
         percent = f"{share:.1%}" if both else f"{100 * share:.0f}"
-        axes.text(column, row - (0.13 if both else 0), percent, fontsize=size, **style)
+        axes.annotate(percent, xytext=(0, 4 if both else 0), fontsize=size, **style)
         if both:
             count = str(counts[row, column])
-            axes.text(column, row + 0.25, count, fontsize=size - 2.5, alpha=0.8, **style)
+            axes.annotate(count, xytext=(0, -8), fontsize=size - 2.5, alpha=0.8, **style)
 
 
 def _about(report: Report) -> str:
@@ -302,20 +306,31 @@ def class_metrics(report: Report, path: Path) -> None:
     _write(figure, path)
 
 
+def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
+    """`originals` uint8 [N,3,H,W], a row each, with their `versions` beside them: uint8 [H',W',3].
+
+    White lines are between the images.
+    """
+    tiles = np.stack([originals, *versions], axis=1)  # [N,K,3,H,W]
+    edge = [(0, 0)] * 3 + [(GAP, GAP)] * 2
+    tiles = np.pad(tiles, edge, constant_values=255).transpose(0, 3, 1, 4, 2)  # [N,H,K,W,3]
+    rows, height, columns, width, _ = tiles.shape
+    return tiles.reshape(rows * height, columns * width, 3)
+
+
 @_styled
 def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
     """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
 
     Raises `OSError`.
     """
-    columns = 1 + len(versions)
-    height = 1 + len(originals) * WIDTH / columns
+    pixels = mosaic(originals, versions)
+    height = 1 + WIDTH * pixels.shape[0] / pixels.shape[1]
     figure = _figure(height, "Training images, and what augmentation makes of them", "")
-    grid = figure.subplots(len(originals), columns, squeeze=False)
-    for column, images in enumerate([originals, *versions]):
-        for row, image in enumerate(images):
-            grid[row, column].imshow(image.transpose(1, 2, 0), interpolation="nearest")
-            grid[row, column].set_axis_off()
-    grid[0, 0].set_title("original", fontsize=10)
-    grid[0, 1].set_title("augmented", fontsize=10, loc="left")
+    axes = figure.subplots()
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
+    column = pixels.shape[1] / (1 + len(versions))
+    axes.text(GAP, -GAP, "original")
+    axes.text(column + GAP, -GAP, "augmented")
     _write(figure, path)

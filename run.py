@@ -81,7 +81,7 @@ class Run:
             draw = partial(self._draw_curves, objective.loss_name)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
         if settings.tensorboard:
-            chosen.append(TensorBoard(log, settings, self._augmented_grid, self._draw_confusion))
+            chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
@@ -111,11 +111,10 @@ class Run:
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
-    def _augmented_grid(self) -> np.ndarray:
-        """Training images, and what augmentation makes of them: uint8 [3,H,W], a row an image."""
-        images, versions = _augmented(self.settings, self.splits, self.runtime)
-        rows = np.concatenate([images, *versions], axis=3)
-        return np.concatenate(rows, axis=1)
+    def _draw_augmented(self) -> np.ndarray:
+        import plots
+
+        return plots.mosaic(*_augmented(self.settings, self.splits, self.runtime))
 
     def _draw_confusion(self, report: Report) -> np.ndarray:
         import plots

@@ -38,8 +38,8 @@ class TensorBoard(Recorder):
         augmented: Callable[[], np.ndarray],
         confusion: Callable[[Report], np.ndarray],
     ) -> None:
-        """`augmented()` shows training images, uint8 [3,H,W]; `confusion(report)` draws a confusion
-        matrix, uint8 [H,W,3]."""
+        """`augmented()` draws augmented training images, `confusion(report)` a confusion matrix;
+        both uint8 [H,W,3]."""
         self.log, self.settings = log, settings
         self.augmented, self.confusion = augmented, confusion
         self.writer: SummaryWriter | None = None
@@ -90,7 +90,7 @@ class TensorBoard(Recorder):
         self.rows = 0
         # A TensorBoard that runs now has read the earlier files: it drops what they said.
         writer = SummaryWriter(str(folder), purge_step=0, filename_suffix=suffix)
-        writer.add_image("augmented", self.augmented(), 0)
+        writer.add_image("augmented", self.augmented(), 0, dataformats="HWC")
         return writer
 
     def _close(self) -> None:

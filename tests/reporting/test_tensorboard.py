@@ -24,7 +24,7 @@ from cifarnet.reporting.metrics import build_report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.tensorboard import TensorBoard
 
-PICTURE = np.arange(3 * 8 * 6, dtype=np.uint8).reshape(3, 8, 6)
+PICTURE = np.arange(3 * 8 * 6, dtype=np.uint8).reshape(8, 6, 3)
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -53,8 +53,7 @@ def some_report():
 
 
 def recorder(log: RunLog, settings: Settings | None = None) -> TensorBoard:
-    confusion = PICTURE.transpose(1, 2, 0)[::-1]
-    return TensorBoard(log, settings or Settings(), lambda: PICTURE, lambda report: confusion)
+    return TensorBoard(log, settings or Settings(), lambda: PICTURE, lambda report: PICTURE[::-1])
 
 
 @pytest.fixture
@@ -80,8 +79,8 @@ def test_all_columns_pictures_and_figures(log):
     assert set(events.Tags()["scalars"]) == scalars | final
     assert curve(events, "train_loss") == [(1, 1.0), (2, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("final/top1")] == [(2, 0.75)]
-    assert (pixels(events, "augmented") == PICTURE.transpose(1, 2, 0)).all()
-    assert (pixels(events, "confusion_matrix") == PICTURE.transpose(1, 2, 0)[::-1]).all()
+    assert (pixels(events, "augmented") == PICTURE).all()
+    assert (pixels(events, "confusion_matrix") == PICTURE[::-1]).all()
     shown = hparams(events)
     assert shown["lr"].number_value == 0.25 and shown["schedule"].string_value == "cosine"
     places = {name for name, spec in FLAGS.items() if spec.metadata["on_resume"] == "any"}
@@ -171,7 +170,7 @@ def test_a_run_and_its_continuation(command):
     report = json.loads(Path("watched/plots_complete/metrics.json").read_text())
     assert events.Scalars("final/top1")[-1].value == pytest.approx(report["top1"])
     assert hparams(events)["epochs"].number_value == 3
-    assert pixels(events, "augmented").shape == (8 * 32, 9 * 32, 3)
+    assert pixels(events, "augmented").shape == (8 * 36, 9 * 36, 3)
     assert pixels(events, "confusion_matrix").shape[1] == 960
 
 
