@@ -17,7 +17,8 @@ README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *GUIDE]
 RESULTS = sorted(path.parent.name for path in ROOT.glob("results/*/metrics.json"))
-OTHER_PROGRAMS = {  # flags of torchrun, srun and sbatch
+OTHER_PROGRAMS = {  # flags of torchrun, srun, sbatch and tensorboard
+    "logdir",
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "requeue", "signal"),
 }

@@ -74,7 +74,8 @@ class Recorders:
         for recorder in self.recorders:
             try:
                 getattr(recorder, event)(told)
-                self.failed.pop(recorder, None)
+                if event != "report":  # most write nothing then, so it mends nothing
+                    self.failed.pop(recorder, None)
             except OSError as problem:
                 self.failed[recorder] = problem
                 again = "; it will be tried again" if event in ("start", "row") else ""
