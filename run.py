@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
 from cifarnet.checkpoints.resume import (
     Present,
@@ -24,13 +26,11 @@ from cifarnet.checkpoints.resume import (
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
 from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
-from cifarnet.core.commandline import (
-    build_parser,
-)
+from cifarnet.core.commandline import build_parser, check_package
 from cifarnet.core.device import Runtime, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
-from cifarnet.core.log import RunLog, say, versions
+from cifarnet.core.log import RunLog, clock, say, versions
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -43,7 +43,8 @@ from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
-from cifarnet.reporting.recorders import Recorders, clock
+from cifarnet.reporting.recorders import Recorders
+from cifarnet.reporting.tensorboard import TensorBoard
 from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
@@ -85,6 +86,8 @@ class Run:
         if settings.plot_training:
             draw = partial(self._draw_curves, objective.loss_name)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
+        if settings.tensorboard:
+            chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
@@ -114,8 +117,21 @@ class Run:
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
-    def report(self, resumption: Resumption | None, present: Present) -> None:
-        """Evaluates the last and the best model, writes the report, and sums the run up."""
+    def _draw_augmented(self) -> np.ndarray:
+        import plots
+
+        return plots.mosaic(*augmented_examples(self.splits, self.settings, self.runtime.device))
+
+    def _draw_confusion(self, report: Report) -> np.ndarray:
+        import plots
+
+        return plots.confusion_pixels(report)
+
+    def report(self, resumption: Resumption | None, present: Present) -> Report | None:
+        """Evaluates the last and the best model, writes the report, and sums the run up.
+
+        Returns the report, on the first rank.
+        """
         settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
@@ -145,7 +161,7 @@ class Run:
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:
-            return
+            return None
         chosen = best if settings.select == "best" and best else last
         known = {"history": state.history, "files": self._files(source)}
         if not (resumption and resumption.finished):
@@ -159,6 +175,7 @@ class Run:
         what = "best" if chosen is best else "last"
         self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
         self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+        return chosen
 
     def _files(self, source: Path) -> list[Path]:
         """What the run leaves in other folders than --plot_dir: of the numbered snapshots, one."""
@@ -191,6 +208,8 @@ def run_training(
     if settings.resume not in (None, "auto"):  # what is not given now is as it was
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
         settings = kept_settings(state, Path(settings.resume), given)
+        if settings.tensorboard:
+            check_package("tensorboard", "--tensorboard")
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -290,7 +309,9 @@ def _train_and_report(
                     raise
             with group.contact():
                 group.first_only(lambda: recorders.end(learner.progress))
-                run.report(resumption, present)
+                report = run.report(resumption, present)
+                if report:
+                    recorders.report(report)
             signals.check()  # Python may have dropped one
             recorders.check()
             run.log.check()

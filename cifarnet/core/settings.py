@@ -342,6 +342,10 @@ class Settings:
     plot_dir: str | None = _flag(None, "output",
         "Folder for figures, metrics.json and classification_report.txt.",
         unset="plots_complete, in --run_dir", on_resume="any")
+    tensorboard: bool = _flag(False, "output",
+        "Also write the history, pictures and the final figures for TensorBoard, into a folder "
+        "beside the log. Needs the package tensorboard.",
+        on_resume="any")
     # fmt: on
 
     def __post_init__(self) -> None:
