@@ -13,6 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.places import LAST, find_named
 from cifarnet.checkpoints.resume import (
     Present,
@@ -45,7 +48,13 @@ from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes, limited
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.recorders import Recorders, clock
-from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
+from cifarnet.training.objective import (
+    Distillation,
+    Labels,
+    Mixed,
+    Objective,
+    balanced_weights,
+)
 from data import Batches, build_batches, build_engine, load_splits
 from evaluate import report_on, write_evaluation
 from model import Network, build_model, model_table, parameter_count, restore, start_from
@@ -76,7 +85,7 @@ class Run:
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
         if settings.plot_training:
-            draw = partial(self._draw_curves, objective.loss_name)
+            draw = partial(self._draw_curves, objective)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
         return kinds.Recorders(chosen, log, group.first_only)
 
@@ -96,14 +105,15 @@ class Run:
             dataset=self.splits.name,
         )
 
-    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+    def _draw_curves(self, objective: Objective, progress: Progress) -> None:
         import plots  # matplotlib takes a second to import
 
         plan = self.plan
         title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
-        loss = f"train, {loss_name}" if loss_name else "train"
+        names = objective.loss_name, objective.accuracy_name
+        names = (f"train, {name}" if name else "train" for name in names)
         path = self.plot_dir / "training_curves.png"
-        plots.training_curves(progress.history, title, path, loss)
+        plots.training_curves(progress.history, title, path, *names)
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
@@ -197,6 +207,9 @@ def run_training(
         if "init" in trained:
             _start_from(network, trained["init"], present, log)
         objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        if settings.mixes:
+            objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
+            log.line("images are mixed: the training accuracy counts the class of larger share")
         learner = Learner(network, settings, runtime)
         resumption = _resume(learner, state, source, present, log) if state else None
 
@@ -466,15 +479,23 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy."""
+    """Plots eight training images, each with eight random augmentations of the policy, mixed as
+    the settings say."""
     import plots
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
     count = max(8, len(splits.train.classes))
-    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    some = limited(splits.train, count, "--preview_augment")
+    images, labels = some.images[:8].numpy(), some.labels[:8]
     engine = build_engine(settings, splits.mean, runtime.device)
     versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+    if settings.mixes:  # each column is a batch
+        mixing = Mixing(settings, len(some.classes))
+        versions = [
+            mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
+            for epoch, batch in enumerate(versions, 1)
+        ]
     try:
         plots.augmentations(images, versions, path)
     except OSError as problem:
