@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cifarnet.core.seeds import derived_seed
-from cifarnet.core.settings import PROBABILITIES, REPLACED, Settings, numbers_in
+from cifarnet.core.settings import Settings, numbers_in
 from cifarnet.images.imageset import SIZE
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
@@ -62,15 +62,7 @@ def build_policy(settings: Settings) -> Policy:
     """
     grown = settings.image_size / SIZE
     moved = 0.0 if settings.augment == "none" else 1.0
-    defaults = PROBABILITIES
-    if settings.auto_augment != "none":
-        defaults = defaults | dict.fromkeys(REPLACED, 0.0)
-    chosen = {
-        step: next(
-            p for p in (getattr(settings, step), settings.augment_p, default) if p is not None
-        )
-        for step, default in defaults.items()
-    }
+    chosen = settings.probabilities
     brightness, contrast, saturation, hue = numbers_in(settings.jitter)
     return Policy(
         size=settings.image_size,

@@ -467,6 +467,14 @@ class Settings:
         return self.label_smoothing
 
     @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each step that --augment full adds to light."""
+        replaced = REPLACED if self.auto_augment != "none" else ()
+        defaults = PROBABILITIES | dict.fromkeys(replaced, 0.0)
+        chosen = {step: (getattr(self, step), self.augment_p, defaults[step]) for step in defaults}
+        return {step: next(p for p in given if p is not None) for step, given in chosen.items()}
+
+    @property
     def dropouts(self) -> tuple[float, float, float, float]:
         """The dropout rates of the four blocks."""
         rates = numbers_in(self.dropout)
@@ -555,14 +563,15 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
     full, auto = settings.augment == "full", settings.auto_augment != "none"
+    replaced = {step for step in REPLACED if full and auto and not settings.probabilities[step]}
     full_steps = (
         *("augment_p", "affine_p", "hole_p", "jitter_p"),
         *("shift", "scale", "degrees", "hole", "jitter"),
     )
     needs = (  # (what the flags need, whether it is there, the flags)
         ("--augment full", full, full_steps),
-        ("--affine_p beside --auto_augment", not (full and auto), ("shift", "scale", "degrees")),
-        ("--jitter_p beside --auto_augment", not (full and auto), ("jitter",)),
+        ("--affine_p", "affine_p" not in replaced, ("shift", "scale", "degrees")),
+        ("--jitter_p", "jitter_p" not in replaced, ("jitter",)),
         ("--mixup or --cutmix", settings.mixup + settings.cutmix > 0, ("mix_p",)),
         ("--augment full or light", settings.augment != "none", ("pad", "border")),
         (
