@@ -437,10 +437,10 @@ class Settings:
     def check_mixing(self, parts: int) -> None:
         """Raises `UserError` where images are mixed but each of `parts` of a batch is one image."""
         if self.mixes and self.batch_size and self.batch_size < 2 * parts:
-            each = f" in {parts} parts" if parts > 1 else ""
+            each = f" in each of {parts} parts" if parts > 1 else ""
             raise UserError(
-                f"--mixup and --cutmix need two images, but --batch_size {self.batch_size}{each} "
-                f"has one; use --batch_size {2 * parts} or more"
+                f"--batch_size {self.batch_size} has one image{each}, but --mixup and --cutmix "
+                f"need two; use --batch_size {2 * parts} or more"
             )
 
     @property
