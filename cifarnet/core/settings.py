@@ -367,8 +367,9 @@ class Settings:
             check_value(spec, value)
             if value_type(spec) is float and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
-            if spec.metadata["numbers"] and type(value) is not str:  # `dropout = 0`
-                object.__setattr__(self, spec.name, f"{value:g}")
+            if spec.metadata["numbers"]:  # one text for equal lists: 0 for `dropout = 0.0`
+                text = ",".join(f"{number:.12g}" for number in numbers_in(str(value)))
+                object.__setattr__(self, spec.name, text)
         self._check_image_sizes()
         if self.batch_size and self.batch_size % self.accumulate:
             below = max(1, self.batch_size // self.accumulate) * self.accumulate
@@ -510,7 +511,7 @@ def _check_numbers(spec: Field, value: Any) -> None:
     """Raises `UserError` unless `value` is a number, or a list of as many as the field takes."""
     counts, within = spec.metadata["numbers"], spec.metadata["within"]
     try:
-        found = numbers_in(value if isinstance(value, str) else f"{value:g}")
+        found = numbers_in(str(value))
     except (TypeError, ValueError):
         found = ()
     if len(found) not in counts or not all(number in within for number in found):

@@ -232,6 +232,10 @@ def test_dropout_is_one_rate_or_one_a_block(given, rates):
     assert Settings(dropout=given) == Settings(dropout=Settings(dropout=given).dropout)
 
 
+def test_equal_lists_of_numbers_are_equal_settings():
+    assert Settings(dropout="0.050,.1, 1e-1,0.0") == Settings(dropout="0.05,0.1,0.1,0")
+
+
 @pytest.mark.parametrize(
     "wrong", ["", "0.1,0.2", "0.1,0.2,0.3,1", "a", "nan", -0.1, True, "0.1,,0,0"]
 )
