@@ -124,6 +124,17 @@ class Distillation:
         return self.teacher(images * self.factor + self.shift)
 
 
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The divergence of `logits` from `teacher_logits`, both [B,classes], summed over images.
+
+    T^2 times the Kullback-Leibler divergence of the probabilities at temperature T, in nats
+    (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    student = (logits / TEMPERATURE).log_softmax(1)
+    teacher = (teacher_logits / TEMPERATURE).softmax(1)
+    return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")
+
+
 class Mixed:
     """An `objective` on mixed images, with the shares of the classes in place of labels.
 
@@ -146,14 +157,3 @@ class Mixed:
     ) -> tuple[Tensor, Tensor]:
         images, shares = self.mix(images, labels, place)
         return self.objective(network, images, shares, place)
-
-
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The divergence of `logits` from `teacher_logits`, both [B,classes], summed over images.
-
-    T^2 times the Kullback-Leibler divergence of the probabilities at temperature T, in nats
-    (Hinton et al. 2015, arXiv 1503.02531).
-    """
-    student = (logits / TEMPERATURE).log_softmax(1)
-    teacher = (teacher_logits / TEMPERATURE).softmax(1)
-    return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")
