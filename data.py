@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import Draws, build_policy, draw
 from cifarnet.core.commandline import lost_workers
@@ -93,11 +94,21 @@ def build_engine(
 def augmented_examples(
     splits: Splits, settings: Settings, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each."""
-    count = max(8, len(splits.train.classes))
-    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
+    """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each.
+
+    With --mixup or --cutmix each version is a batch, mixed within itself.
+    """
+    some = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
+    images, labels = some.images[:8].numpy(), some.labels[:8]
     engine = build_engine(settings, splits.mean, device)
-    return images, [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+    if settings.mixes:
+        mixing = Mixing(settings, len(some.classes))
+        versions = [
+            mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
+            for epoch, batch in enumerate(versions, 1)
+        ]
+    return images, versions
 
 
 class TrainBatches:

@@ -122,12 +122,16 @@ def _legend_below(axes: Axes, columns: int) -> None:
 
 @_styled
 def training_curves(
-    history: Sequence[Row], title: str, path: Path, train_loss: str = "train"
+    history: Sequence[Row],
+    title: str,
+    path: Path,
+    train_loss: str = "train",
+    train_accuracy: str = "train",
 ) -> None:
     """Loss and accuracy over the epochs, in training and on held-out images; the best is marked.
 
-    `title` says of which run. `train_loss` names the training loss in the legend: it may be another
-    than the held-out one. Raises `OSError`.
+    `title` says of which run. `train_loss` and `train_accuracy` name those in the legends: they may
+    be measured in another way than on held-out images. Raises `OSError`.
     """
     tested = [row for row in history if row.test_loss is not None]
     validated = [row for row in history if row.val_loss is not None]
@@ -139,7 +143,7 @@ def training_curves(
     figure = _figure(4.2, "Loss and accuracy after each epoch", title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = [
-            (history, f"train_{what}", BLUE, train_loss if what == "loss" else "train"),
+            (history, f"train_{what}", BLUE, train_loss if what == "loss" else train_accuracy),
             (measured, f"{part}_{what}", RED, name),
         ]
         for rows, column, color, label in lines:

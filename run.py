@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
 from cifarnet.checkpoints.resume import (
     Present,
@@ -45,7 +46,13 @@ from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.tensorboard import TensorBoard
-from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
+from cifarnet.training.objective import (
+    Distillation,
+    Labels,
+    Mixed,
+    Objective,
+    balanced_weights,
+)
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
 from model import (
@@ -84,7 +91,7 @@ class Run:
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
         if settings.plot_training:
-            draw = partial(self._draw_curves, objective.loss_name)
+            draw = partial(self._draw_curves, objective)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
         if settings.tensorboard:
             chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
@@ -106,14 +113,15 @@ class Run:
             dataset=self.splits.name,
         )
 
-    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+    def _draw_curves(self, objective: Objective, progress: Progress) -> None:
         import plots  # matplotlib takes a second to import
 
         plan = self.plan
         title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
-        loss = f"train, {loss_name}" if loss_name else "train"
+        names = objective.loss_name, objective.accuracy_name
+        names = (f"train, {name}" if name else "train" for name in names)
         path = self.plot_dir / "training_curves.png"
-        plots.training_curves(progress.history, title, path, loss)
+        plots.training_curves(progress.history, title, path, *names)
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
@@ -243,6 +251,9 @@ def run_training(
         if "init" in trained:
             _start_from(network, trained["init"], present, log)
         objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        if settings.mixes:
+            objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
+            log.line("images are mixed: the training accuracy counts the class of larger share")
         learner = Learner(network, settings, runtime)
         resumption = _resume(learner, state, source, present, log) if state else None
 
@@ -514,7 +525,8 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy."""
+    """Plots eight training images, each with eight random augmentations of the policy, mixed as
+    the settings say."""
     import plots
 
     path = Path(settings.preview_augment)

@@ -215,10 +215,14 @@ def test_closed_batches_have_no_workers_left():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_number_of_workers_changes_nothing(workers):
+@pytest.mark.parametrize(
+    ("workers", "policy"), [(1, "none"), (2, "none"), (3, "none"), (2, "trivialaugment")]
+)
+def test_the_number_of_workers_changes_nothing(workers, policy):
     images = numbered_images(50)
-    alone, shared = batches_of(images), batches_of(images, num_workers=workers)
+    alone, shared = (
+        batches_of(images, num_workers=count, auto_augment=policy) for count in (0, workers)
+    )
     for epoch in (1, 2, 7):
         for (a, a_labels), (b, b_labels) in zip(
             alone.epoch(epoch), shared.epoch(epoch), strict=True

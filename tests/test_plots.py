@@ -90,14 +90,14 @@ def test_curves_show_and_name_only_what_was_measured(tmp_path):
 
 def test_the_legend_names_the_training_loss_and_the_best_epoch(tmp_path, figures):
     path = tmp_path / "curves.png"
-    plots.training_curves(history(3), "title", path, "train, smoothed labels")
+    plots.training_curves(history(3), "title", path, "train, smoothed labels", "train, mixed")
     looked_once = unmeasured(history(2)) + history(3)[2:]
     plots.training_curves(looked_once, "title", path)
     several, once = (
         [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
         for figure in figures
     )
-    assert [names[0] for names in several] == ["train, smoothed labels", "train"]
+    assert [names[0] for names in several] == ["train, smoothed labels", "train, mixed"]
     assert several[1][-1].startswith("best test: ")
     assert once[1][-1].startswith("test: ")  # a single one is not the best of several
 

@@ -26,6 +26,7 @@ GROUPS = {
 
 # Defaults that follow from other flags or from the images.
 PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}  # docs/recipes.md
+REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
 SMOOTHING = 0.1
 BATCH_SIZE = 512  # images; lowered if there are fewer training images
 SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
@@ -138,13 +139,15 @@ class Settings:
         within="[0, 1]", unset="the three flags below")
     affine_p: float | None = _flag(None, "augmentation",
         "Probability of the shift, scale and rotation of full.",
-        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['affine_p']}")
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['affine_p']}, or 0 with --auto_augment")
     hole_p: float | None = _flag(None, "augmentation",
         "Probability of the hole of full.",
         within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['hole_p']}")
     jitter_p: float | None = _flag(None, "augmentation",
         "Probability of the colour jitter of full.",
-        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['jitter_p']}")
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['jitter_p']}, or 0 with --auto_augment")
     pad: int = _flag(4, "augmentation",
         "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
         "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
@@ -168,6 +171,24 @@ class Settings:
     border: str = _flag("mean", "augmentation",
         "Colour that comes in from outside the image: the mean of the data set, or black.",
         choices=("mean", "black"))
+    auto_augment: str = _flag("none", "augmentation",
+        "Change each image by a published policy, after crop and flip and before the hole: "
+        "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as torchvision "
+        "has them. Affine and jitter are then off, unless their probabilities are given.",
+        choices=("none", "autoaugment", "randaugment", "trivialaugment"))
+    mixup: float = _flag(0.0, "augmentation",
+        "Average the images of a batch in pairs, and their labels too. The share of each is drawn "
+        "from Beta(ALPHA, ALPHA), once a batch. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    cutmix: float = _flag(0.0, "augmentation",
+        "Paste a rectangle of one image of a batch into another; the label follows the areas. "
+        "Their share is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each "
+        "batch draws one of them. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    mix_p: float = _flag(1.0, "augmentation",
+        "Probability that a batch is mixed by --mixup or --cutmix. With --accumulate or several "
+        "processes, each part of a batch is mixed within itself.",
+        within="[0, 1]")
     augment_engine: str = _flag("albumentations", "augmentation",
         "albumentations: one image at a time, in --num_workers processes. batched: the same "
         "policy on whole batches, on the device, without workers.",
@@ -370,6 +391,12 @@ class Settings:
             raise UserError(
                 "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
             )
+        self.check_mixing(self.accumulate)
+        if self.auto_augment != "none" and self.augment_engine == "batched":
+            raise UserError(
+                f"--auto_augment {self.auto_augment} works on one image at a time; leave it or "
+                f"--augment_engine batched out"
+            )
         if self.min_lr > self.lr:
             raise UserError(
                 f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; lower it or raise --lr"
@@ -416,6 +443,25 @@ class Settings:
                 f"--image_sizes {text} is too small for --network residual; start from 16"
             )
 
+    def check_mixing(self, parts: int) -> None:
+        """Raises `UserError` where images are mixed but each of `parts` of a batch is one image."""
+        if self.mixes and self.batch_size and self.batch_size < 2 * parts:
+            each = f" in each of {parts} parts" if parts > 1 else ""
+            raise UserError(
+                f"--batch_size {self.batch_size} has one image{each}, but --mixup and --cutmix "
+                f"need two; use --batch_size {2 * parts} or more"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed with one another."""
+        return self.mix_p > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at all."""
+        return self.augment != "none" or self.auto_augment != "none" or self.mixes
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sides of the training images in pixels, each for an equal part of the run."""
@@ -433,6 +479,14 @@ class Settings:
         if self.label_smoothing is None:
             return 0.0 if self.teacher else SMOOTHING
         return self.label_smoothing
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each step that --augment full adds to light."""
+        replaced = REPLACED if self.auto_augment != "none" else ()
+        defaults = PROBABILITIES | dict.fromkeys(replaced, 0.0)
+        chosen = {step: (getattr(self, step), self.augment_p, defaults[step]) for step in defaults}
+        return {step: next(p for p in given if p is not None) for step, given in chosen.items()}
 
     @property
     def dropouts(self) -> tuple[float, float, float, float]:
@@ -522,12 +576,17 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 
 def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
+    full, auto = settings.augment == "full", settings.auto_augment != "none"
+    replaced = {step for step in REPLACED if full and auto and not settings.probabilities[step]}
     full_steps = (
         *("augment_p", "affine_p", "hole_p", "jitter_p"),
         *("shift", "scale", "degrees", "hole", "jitter"),
     )
     needs = (  # (what the flags need, whether it is there, the flags)
-        ("--augment full", settings.augment == "full", full_steps),
+        ("--augment full", full, full_steps),
+        ("--affine_p", "affine_p" not in replaced, ("shift", "scale", "degrees")),
+        ("--jitter_p", "jitter_p" not in replaced, ("jitter",)),
+        ("--mixup or --cutmix", settings.mixup + settings.cutmix > 0, ("mix_p",)),
         ("--augment full or light", settings.augment != "none", ("pad", "border")),
         (
             "--augment_engine albumentations",

@@ -198,9 +198,10 @@ class LogLine(Recorder):
         waits = row.data_wait > 0.1 and self.settings.augment_engine == "albumentations"
         if waits and not self.told_of_wait:
             self.told_of_wait = True  # once a run
+            other = ", or use --augment_engine batched"
             self.log.line(
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
-                f"--num_workers if cores are idle, or use --augment_engine batched"
+                f"--num_workers if cores are idle{other * (self.settings.auto_augment == 'none')}"
             )
 
     def _line(self, row: Row, progress: Progress) -> str:

@@ -366,7 +366,7 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
         settings = Settings(**given)
     except UserError as problem:
         # No value is wrong alone; these contradict another.
-        together = r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size) "
+        together = r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment) "
         assert re.match(together, str(problem))
         assume(False)
     assert settings_from_dict(dataclasses.asdict(settings)) == settings
