@@ -549,11 +549,11 @@ def _describe_cost(run: Run) -> None:
         where = ", ".join(f"C{number}" for number in settings.attended)
         count = sum(p.numel() for p in weights)
         log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
-    depth, width, enlarge = settings.scaling
-    if (depth, width, enlarge) != (1, 1, 1):
+    depth, width, _ = settings.scaling
+    if settings.scaling != (1, 1, 1):
         log.line(
             f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
-            f"pixels are enlarged to {enlarged_side(side, enlarge)}"
+            f"pixels are enlarged to {enlarged_side(side, network.per_mille)}"
         )
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
     free = free_memory(runtime.device)
