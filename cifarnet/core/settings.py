@@ -87,12 +87,13 @@ class Settings:
     # fmt: off
     # data
     dataset: str = _flag("cifar10", "data",
-        "Which images to use. cifar10 is downloaded once; folder reads your own images from "
-        "--data_dir; digits comes with scikit-learn.",
-        choices=("cifar10", "folder", "digits"))
+        "Which images to use. cifar10 and cifar100 are downloaded once; folder reads your own "
+        "images from --data_dir; digits comes with scikit-learn.",
+        choices=("cifar10", "cifar100", "folder", "digits"))
     data_dir: str = _flag("./data", "data",
-        "Folder that holds cifar10 or receives its download. With --dataset folder: the folder "
-        "that holds a folder for each class, or train/ and test/ with a folder for each class.",
+        "Folder that holds cifar10 or cifar100, or receives its download. With --dataset folder: "
+        "the folder that holds a folder for each class, or train/ and test/ with a folder for each "
+        "class.",
         on_resume="any")
     labels: str | None = _flag(None, "data",
         "With --dataset folder: take the images and their classes from this CSV file, not from "
@@ -102,7 +103,7 @@ class Settings:
         "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.",
         within="[32, 128]")
     data_url: str | None = _flag(None, "data",
-        "Download cifar10 from this address (http, https or file).",
+        "Download cifar10 or cifar100 from this address (http, https or file).",
         unset="the official server", metavar="URL", on_resume="any")
     dataset_name: str | None = _flag(None, "data",
         "Name of the data set in logs and reports.",
@@ -325,6 +326,9 @@ class Settings:
     plot_evaluation: bool = _flag(True, "evaluation",
         "Draw confusion_matrix.png and class_metrics.png.",
         on_resume="any")
+    report: bool = _flag(True, "evaluation",
+        "Write report.html: one page with the figures, the curves and the mistakes themselves.",
+        on_resume="any")
     plot_freq: int = _flag(50, "evaluation",
         "Epochs after which the curves are drawn again during the run. 0: only at the end.",
         within="[0, 1000000]", on_resume="any")
@@ -359,6 +363,10 @@ class Settings:
     plot_dir: str | None = _flag(None, "output",
         "Folder for figures, metrics.json and classification_report.txt.",
         unset="plots_complete, in --run_dir", on_resume="any")
+    tensorboard: bool = _flag(False, "output",
+        "Also write the history, pictures and the final figures for TensorBoard, into a folder "
+        "beside the log. Needs the package tensorboard.",
+        on_resume="any")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -582,7 +590,7 @@ def without_effect(settings: Settings) -> list[str]:
         ),
         ("--optimizer muon", settings.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.amp, ("amp_dtype",)),
-        ("--dataset cifar10", settings.dataset == "cifar10", ("data_url",)),
+        ("--dataset cifar10 or cifar100", settings.dataset.startswith("cifar"), ("data_url",)),
         ("--dataset folder", settings.dataset == "folder", ("skip_bad_images", "test_fraction")),
         ("--snapshot_freq", settings.snapshot_freq > 0, ("keep_snapshots",)),
         ("--plot_training", settings.plot_training, ("plot_freq",)),

@@ -142,7 +142,7 @@ def test_only_flags_that_leave_the_result_alone_may_change():
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory",
         "select", "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq",
         "keep_snapshots", "resume", "resume_override", "log_dir", "snapshot_dir", "plot_dir",
-        "recipe", "labels", "run_dir",
+        "recipe", "labels", "run_dir", "report", "tensorboard",
     }  # fmt: skip
     assert by_rule["larger"] == {"epochs"}
 

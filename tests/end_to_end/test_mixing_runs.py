@@ -14,9 +14,13 @@ MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumul
 def test_a_resumed_run_equals_an_uninterrupted_one(command):
     """With all that has draws of its own."""
     flags = (*MIXED, "--auto_augment", "trivialaugment", "--class_weights", "balanced")
-    done = command("main", *flags, "--snapshot_dir", "whole")
+    done = command("main", *flags, "--snapshot_dir", "whole", "--report")
     assert (done.code, done.err) == (0, "")
     assert "the training accuracy counts the class of larger share" in log_text()
+    page = Path("plots_complete/report.html").read_text(encoding="utf-8")
+    assert "the training accuracy counts the class with the larger share" in page
+    for flag in ("auto_augment trivialaugment", "mixup 0.2", "cutmix 1.0"):
+        assert f">--{flag}</code>" in page
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert command("main", *flags, *parts).code == 0
     whole, resumed = (snapshot("last.pth", place) for place in ("whole", "parts"))
