@@ -96,18 +96,18 @@ def augmented_examples(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each.
 
-    With --mixup or --cutmix, each version is a batch, mixed within itself.
+    With --mixup or --cutmix each version is a batch, mixed within itself.
     """
-    count = max(8, len(splits.train.classes))
-    some = limited(splits.train, count, "--preview_augment")
+    some = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
     images, labels = some.images[:8].numpy(), some.labels[:8]
     engine = build_engine(settings, splits.mean, device)
     versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
     if settings.mixes:
         mixing = Mixing(settings, len(some.classes))
-        batches = (torch.from_numpy(version).float() for version in versions)
-        mixed = (mixing(batch, labels, (place, 0, 0))[0] for place, batch in enumerate(batches, 1))
-        versions = [batch.round().byte().numpy() for batch in mixed]
+        versions = [
+            mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
+            for epoch, batch in enumerate(versions, 1)
+        ]
     return images, versions
 
 

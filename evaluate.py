@@ -97,7 +97,7 @@ def page_material(
         (alone,) = trained
         of_training = settings_from_dict(alone.config)
         shows = settings.report and splits.has_statistics(alone.mean, alone.std)
-        if shows and of_training.augment != "none":
+        if shows and of_training.augments:
             originals, versions = augmented_examples(splits, of_training, runtime.device)
             known["augmented"] = np.stack([originals, *versions], axis=1)
         known.setdefault("computed_on", alone.config.get("computed_on", ""))

@@ -28,7 +28,7 @@ from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_tr
 from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
 from cifarnet.core.commandline import build_parser, check_package
-from cifarnet.core.device import Runtime, peak_memory, start, without_amp
+from cifarnet.core.device import Runtime, free_memory, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
 from cifarnet.core.log import RunLog, clock, say, versions
@@ -42,6 +42,8 @@ from cifarnet.core.ranks import (
 from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes
+from cifarnet.networks.cost import multiply_adds, training_memory
+from cifarnet.networks.scaling import enlarged_side
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
@@ -584,3 +586,34 @@ def _describe(run: Run) -> None:
     count = parameter_count(run.learner.network)
     size = count * 4 / 2**20
     log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
+    _describe_cost(run)
+
+
+def _describe_cost(run: Run) -> None:
+    """What attention and scaling change, what an image costs, and whether a step has room.
+
+    The images a second are not told: only whole steps measure them, and the first epoch is soon
+    there.
+    """
+    settings, runtime, log = run.settings, run.runtime, run.log
+    network, side = run.learner.network, settings.image_size
+    if settings.attended:
+        weights = [p for name, p in network.named_parameters() if ".attention." in name]
+        where = ", ".join(f"C{number}" for number in settings.attended)
+        count = sum(p.numel() for p in weights)
+        log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
+    depth, width, _ = settings.scaling
+    if settings.scaling != (1, 1, 1):
+        log.line(
+            f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
+            f"pixels are enlarged to {enlarged_side(side, network.per_mille)}"
+        )
+    log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
+    free = free_memory(runtime.device)
+    part = settings.batch_size // (settings.accumulate * runtime.world_size)
+    needed = part * training_memory(network, max(settings.sizes), runtime.autocast)
+    if free is not None and needed > free:
+        log.line(
+            f"warning: a step may need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
+            f"GiB are free; if it fails, raise --accumulate, or lower --batch_size or the scale"
+        )

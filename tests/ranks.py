@@ -26,6 +26,7 @@ SETTINGS = {
     "taught": {**PLAIN, "image_sizes": "16"},
     "accumulated": {**PLAIN, "accumulate": 3},
     "clipped": {**PLAIN, "max_grad_norm": 0.05},
+    "grown": {**PLAIN, "attention": "cbam", "compound_scale": 1.0},
 }
 
 

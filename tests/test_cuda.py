@@ -17,6 +17,7 @@ from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.policy import draw
 from cifarnet.checkpoints import snapshots
 from cifarnet.core.settings import Settings
+from cifarnet.networks.attention import ATTENTION
 from model import build_model
 
 pytestmark = [
@@ -25,6 +26,10 @@ pytestmark = [
 ]
 CUDA = "cuda"
 NETWORKS = ("cifarnet", "residual")
+CHANGES = [
+    *({"network": name} for name in NETWORKS),
+    *({"attention": name, "compound_scale": 1.0} for name in ATTENTION),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +49,10 @@ def loss_and_gradients(model, images, labels) -> tuple[float, dict[str, torch.Te
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_forward_and_backward_equal_the_cpus(network, training):
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_forward_and_backward_equal_the_cpus(changes, training):
     torch.manual_seed(0)
-    here = build_model(Settings(network=network, dropout=0), 10).train(training)
+    here = build_model(Settings(dropout=0, **changes), 10).train(training)
     there = copy.deepcopy(here).to(CUDA)
     images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
     loss, gradients = loss_and_gradients(here, images, labels)

@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from dataclasses import dataclass, replace
@@ -221,3 +222,13 @@ def peak_memory(device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS: bytes, Linux: KiB
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Returns how many bytes are free, on a CUDA device or in this machine; None: not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(found[1]) * 1024 if found else None
+    return None

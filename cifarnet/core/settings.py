@@ -31,6 +31,11 @@ SMOOTHING = 0.1
 BATCH_SIZE = 512  # images; lowered if there are fewer training images
 SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
 
+LARGEST_IMAGE = 128  # pixels
+# How depth, width and image side grow with each step of --compound_scale, so that the work about
+# doubles: the alpha, beta and gamma of EfficientNet (Tan & Le 2019, arXiv 1905.11946).
+COMPOUND = (1.2, 1.1, 1.15)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -101,7 +106,7 @@ class Settings:
         unset="off", metavar="FILE", on_resume="any")
     image_size: int = _flag(32, "data",
         "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.",
-        within="[32, 128]")
+        within=f"[32, {LARGEST_IMAGE}]")
     data_url: str | None = _flag(None, "data",
         "Download cifar10 or cifar100 from this address (http, https or file).",
         unset="the official server", metavar="URL", on_resume="any")
@@ -205,6 +210,25 @@ class Settings:
     network: str = _flag("cifarnet", "recipe",
         "residual is a larger network, meant to be a --teacher.",
         choices=("cifarnet", "residual"))
+    attention: str = _flag("none", "recipe",
+        "Attention in the separable blocks of cifarnet: eca, se: of channels. spatial: of places. "
+        "cbam: of both. simam: of each value, without parameters.",
+        choices=("none", "eca", "se", "simam", "cbam", "spatial"))
+    attention_at: str = _flag("2,3,4", "recipe",
+        "Blocks of cifarnet that get the attention, with their repeats.",
+        within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N")
+    width: float = _flag(1.0, "recipe",
+        "Multiply the channels of cifarnet, rounded to multiples of 8.",
+        within="[0.1, 8]")
+    depth: float = _flag(1.0, "recipe",
+        "Multiply the three separable blocks of cifarnet, rounded up. A block is repeated with its "
+        "input added. 1.2 repeats the last block, 2 each block.",
+        within="[1, 8]")
+    compound_scale: float = _flag(0.0, "recipe",
+        "Grow cifarnet as EfficientNet does: X steps of 1.2 times the depth, 1.1 times the width "
+        "and 1.15 times the side of the images, which are enlarged on the device, in evaluation "
+        "too. A step about doubles the work.",
+        within="[0, 10]")
     epochs: int = _flag(250, "recipe",
         "Passes over the training images.",
         within="[1, 1000000]", on_resume="larger")
@@ -379,6 +403,7 @@ class Settings:
                 text = ",".join(f"{number:.12g}" for number in numbers_in(str(value)))
                 object.__setattr__(self, spec.name, text)
         self._check_image_sizes()
+        self._check_network()
         if self.batch_size and self.batch_size % self.accumulate:
             below = max(1, self.batch_size // self.accumulate) * self.accumulate
             raise UserError(
@@ -456,6 +481,49 @@ class Settings:
     def mixes(self) -> bool:
         """Whether the images of a batch are mixed with one another."""
         return self.mix_p > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at all."""
+        return self.augment != "none" or self.auto_augment != "none" or self.mixes
+
+    def _check_network(self) -> None:
+        blocks = numbers_in(self.attention_at)
+        if any(block % 1 for block in blocks) or len(set(blocks)) < len(blocks):
+            raise UserError(
+                f"--attention_at {self.attention_at} does not name blocks 2, 3 and 4, each once; "
+                f"write it like 2,4"
+            )
+        names = ("attention", "width", "depth", "compound_scale")
+        changed = [name for name in names if getattr(self, name) != FLAGS[name].default]
+        if self.network == "residual" and changed:
+            raise UserError(
+                f"--{changed[0]} changes cifarnet only; leave it or --network residual out"
+            )
+        if self.compound_scale and (self.width, self.depth) != (1, 1):
+            raise UserError(
+                "--compound_scale sets width and depth itself; leave it, or --width and --depth, "
+                "out"
+            )
+        side = self.image_size * self.scaling[2]
+        if side > LARGEST_IMAGE:
+            raise UserError(
+                f"--compound_scale {self.compound_scale:g} enlarges images of {self.image_size} "
+                f"pixels to {side:.0f}; {LARGEST_IMAGE} is the limit: lower it or --image_size"
+            )
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """The numbers of the blocks with attention."""
+        return tuple(map(int, numbers_in(self.attention_at))) if self.attention != "none" else ()
+
+    @property
+    def scaling(self) -> tuple[float, float, float]:
+        """How many times the published depth, width and image side the network has."""
+        if self.compound_scale:
+            depth, width, side = (factor**self.compound_scale for factor in COMPOUND)
+            return depth, width, side
+        return self.depth, self.width, 1.0
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -588,6 +656,7 @@ def without_effect(settings: Settings) -> list[str]:
             settings.augment_engine == "albumentations",
             ("num_workers",),
         ),
+        ("--attention", settings.attention != "none", ("attention_at",)),
         ("--optimizer muon", settings.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.amp, ("amp_dtype",)),
         ("--dataset cifar10 or cifar100", settings.dataset.startswith("cifar"), ("data_url",)),

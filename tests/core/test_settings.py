@@ -71,6 +71,8 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
         ({"auto_augment": "randaugment", "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
         ({"auto_augment": "randaugment", "shift": 0.1, "affine_p": 0.1}, ""),
         ({"auto_augment": "randaugment", "degrees": 5.0, "augment": "light"}, "degrees"),
+        ({"attention_at": "2"}, "attention_at"),
+        ({"attention_at": "2", "attention": "se"}, ""),
         ({"amp_dtype": "bf16", "amp": True}, ""),
         (
             {"num_workers": 2, "augment_engine": "batched", "skip_bad_images": True},
@@ -205,6 +207,12 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"cutmix": 1.0, "batch_size": 4, "accumulate": 4}, "one image in each of 4 parts, .* 8"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
+        ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
+        ({"network": "residual", "width": 2}, "--width changes cifarnet only; leave it"),
+        ({"network": "residual", "compound_scale": 1}, "--compound_scale changes cifarnet only"),
+        ({"compound_scale": 1, "depth": 2}, "--compound_scale sets width and depth itself; leave"),
+        ({"compound_scale": 9.95}, "images of 32 pixels to 129; 128 is the limit: lower it"),
+        ({"compound_scale": 1, "image_size": 112}, "images of 112 pixels to 129; .* --image_size"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(given, fix):
@@ -250,6 +258,18 @@ def test_other_lists_of_rates_are_refused(wrong):
 )
 def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing):
     assert Settings(**settings).smoothing == smoothing
+
+
+@pytest.mark.parametrize(("given", "blocks"), [("2,3,4", (2, 3, 4)), ("4, 2", (4, 2)), (3, (3,))])
+def test_blocks_with_attention(given, blocks):
+    assert Settings(attention="se", attention_at=given).attended == blocks
+    assert Settings(attention_at=given).attended == ()
+
+
+@pytest.mark.parametrize("wrong", ["", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True])
+def test_other_lists_of_blocks_are_refused(wrong):
+    with pytest.raises(UserError, match=r"--attention_at .*; write it like 2,"):
+        Settings(attention="se", attention_at=wrong)
 
 
 def test_a_hue_beyond_half_a_turn_is_refused():
