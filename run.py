@@ -527,8 +527,7 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy, mixed as
-    the settings say."""
+    """Plots eight training images, each with eight random augmentations of the policy."""
     import plots
 
     path = Path(settings.preview_augment)
