@@ -14,6 +14,7 @@ import evaluate
 import export
 import model
 from cifarnet.checkpoints.weights import fingerprint, read_weights
+from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
 from cifarnet.inference.onnx import read_onnx
 from cifarnet.inference.readback import compare
@@ -102,6 +103,16 @@ def test_a_writer_that_fails_is_one_line(command, trained, formats, monkeypatch)
         1,
         "error: --format full could not be written (No space left on device)\n",
     )
+    assert not list(Path().iterdir())
+
+
+def test_a_file_that_cannot_be_read_back_is_a_failure(command, trained, formats, monkeypatch):
+    def refuse(path):
+        raise UserError("it is damaged")
+
+    monkeypatch.setitem(export.FORMATS, "odd", Format("odd.txt", written(), refuse))
+    done = command("export", "--snapshot", trained.snapshot, "--format", "odd")
+    assert (done.code, done.err) == (1, "error: --format odd cannot be read back (it is damaged)\n")
     assert not list(Path().iterdir())
 
 
