@@ -20,13 +20,14 @@ if TYPE_CHECKING:  # torch takes seconds to import: the functions below import w
     from cifarnet.core.device import Runtime
     from cifarnet.images.imageset import Splits
     from cifarnet.inference.classifier import Classifier
+    from cifarnet.reporting.html import Material
     from cifarnet.reporting.metrics import Report
 
 FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
     *("limit_test", "skip_bad_images"),
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
-    *("plot_evaluation", "run_dir", "plot_dir"),
+    *("plot_evaluation", "report", "run_dir", "plot_dir"),
 )
 OF_THE_RUN = (
     *("limit_train", "val_fraction"),  # what is left over is the same
@@ -79,27 +80,61 @@ def report_on(
     )
 
 
+def page_material(
+    trained: Sequence[Weights], splits: Splits, settings: Settings, runtime: Runtime, **known: Any
+) -> Material:
+    """What report.html shows beside the report on the networks `trained`.
+
+    `splits` hold the test images, `settings` name them. `known` are fields of `Material`: of the
+    run, where there is one. Training and device of several networks are left out.
+    """
+    import numpy as np
+
+    from cifarnet.reporting.html import Material
+    from data import augmented_examples
+
+    if len(trained) == 1:
+        (alone,) = trained
+        of_training = settings_from_dict(alone.config)
+        shows = settings.report and splits.has_statistics(alone.mean, alone.std)
+        if shows and of_training.augments:
+            originals, versions = augmented_examples(splits, of_training, runtime.device)
+            known["augmented"] = np.stack([originals, *versions], axis=1)
+        known.setdefault("computed_on", alone.config.get("computed_on", ""))
+    return Material(
+        images=splits.test.images.numpy(),
+        official=settings.dataset == "cifar10" and not settings.limit_test,
+        paths=splits.test.paths,
+        **known,
+    )
+
+
 def write_evaluation(
     report: Report,
     settings: Settings,
     directory: Path,
+    material: Material,
     last: Report | None = None,
     best: Report | None = None,
 ) -> None:
-    """Writes metrics.json, classification_report.txt and, with --plot_evaluation, two pictures.
+    """Writes metrics.json, classification_report.txt and predictions.csv.
 
-    `last` and `best` are the reports of a run's last and best model, where there are such.
-    Raises `RunError` where the disk does not take the files.
+    With --plot_evaluation also two pictures, with --report a page that shows `material` too. `last`
+    and `best` are the reports of a run's last and best model, where there are such. Raises
+    `RunError` where the disk does not take the files.
     """
+    from cifarnet.reporting.html import write_page
     from cifarnet.reporting.metrics import write_report
 
     try:
-        write_report(report, directory, last, best)
+        figures = write_report(report, directory, material.paths, last, best)
         if settings.plot_evaluation:
             import plots  # matplotlib takes a second to import
 
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
+        if settings.report:
+            write_page(report, figures, material, directory)
     except OSError as problem:
         raise RunError(
             f"the evaluation files could not be written to {directory} ({problem.strerror})"
@@ -158,12 +193,13 @@ def _evaluate(argv: Sequence[str]) -> None:
     from data import load_splits
     from model import build_classifier, read_network
 
+    known: dict[str, Any] = {}
     run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
     if snapshot is None:
         trained = list(map(read_network, names))
     else:
         state = load(Path(snapshot))
-        run["id"] = state.run_id
+        run["id"], known["history"] = state.run_id, state.history
         trained = [weights_of(state, Path(snapshot), which)]
     classifier = build_classifier(trained, tta, given.get("amp"))
     settings = settings_for(trained, given, pretrained)
@@ -192,7 +228,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         ) from None
     if moved:
         say(f"moved the report of another network or other images to {moved}")
-    write_evaluation(report, settings, directory)
+    material = page_material(trained, splits, settings, runtime, **known)
+    write_evaluation(report, settings, directory, material)
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     say(f"{report.dataset}, {about}: {report.summary()}")
     say(f"written to {directory}")

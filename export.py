@@ -45,6 +45,7 @@ class Source(NamedTuple):
 
     weights: Weights
     splits: Splits | None  # the images of its training; None: not at hand
+    figures: dict[str, Any] | None  # of its metrics.json, see `_read_metrics`; None: not given
 
 
 class Format(NamedTuple):
@@ -65,7 +66,7 @@ def _write_safetensors(source: Source, path: Path) -> None:
     write_weights(source.weights, path)
 
 
-def _read_safetensors(path: Path) -> Classify:
+def _read_safetensors(path: Path) -> Classify:  # the file, or a folder with it
     from cifarnet.checkpoints.weights import read_weights
     from model import build_classifier
 
@@ -84,7 +85,7 @@ def _write_int8(source: Source, path: Path) -> None:
     from cifarnet.inference.onnx import CALIBRATION_IMAGES, write_int8
     from model import build_classifier
 
-    weights, splits = source
+    weights, splits = source.weights, source.splits
     count = max(CALIBRATION_IMAGES, len(splits.train.classes))
     images = limited(splits.train, count, "--format").images
     say(f"calibrating with {len(images)} training images of {splits.name}")
@@ -107,6 +108,35 @@ def _read_onnx(path: Path) -> Classify:
     return read_onnx(path, path.name)
 
 
+def _write_hub(source: Source, path: Path) -> None:
+    from cifarnet.reporting.card import write_hub
+    from model import restore
+
+    write_hub(source.weights, restore(source.weights), source.figures, path)
+
+
+def _write_page(source: Source, path: Path) -> None:
+    from cifarnet.inference.page import About, write_page
+    from model import parameter_count, restore
+
+    weights = source.weights
+    network = restore(weights)
+    facts = [
+        f"{type(network).__name__}, {parameter_count(network):,} parameters",
+        f"trained on {weights.dataset}, epoch {weights.epoch}",
+    ]
+    if weights.accuracy is not None:
+        facts.append(f"top-1 accuracy on its test images: {weights.accuracy:.2%}")
+    size = settings_from_dict(weights.config).image_size
+    write_page(network, About(weights.classes, weights.mean, weights.std, size, facts), path)
+
+
+def _read_page(path: Path) -> Classify:
+    from cifarnet.inference.page import read_page
+
+    return read_page(path)
+
+
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "safetensors": Format(WEIGHTS_FILE, _write_safetensors, _read_safetensors, difference=0.0),
@@ -114,6 +144,8 @@ FORMATS = {
     "onnx-int8": Format(
         "model-int8.onnx", _write_int8, _read_onnx, same=0.97, packages=ONNX, needs_images=True
     ),
+    "hub": Format("hub", _write_hub, _read_safetensors, difference=0.0),
+    "page": Format("page.html", _write_page, _read_page, difference=1e-3),
 }
 
 
@@ -143,7 +175,7 @@ def _export(argv: Sequence[str]) -> None:
         f"{weights.source}: {what}, top-1 {accuracy} ({weights.accuracy_from}); "
         f"{size:.2f} MB of weights in float32"
     )
-    source = Source(weights, splits)
+    source = Source(weights, splits, metrics and metrics["figures"])
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         made = {name: Path(folder) / name / target.name for name, target in targets.items()}
         said = _make(source, made)  # all of them, before any takes its place
@@ -260,14 +292,15 @@ def _images(
 ) -> Splits | None:
     """The images of the training; None where they are not at hand and nothing asks for them."""
     from cifarnet.checkpoints.state import check_classes
-    from cifarnet.images.cifar import is_at_hand
+    from cifarnet.images.cifar import CIFAR, is_at_hand
     from data import load_splits
     from evaluate import settings_for
 
     needed = bool(given) or any(FORMATS[name].needs_images for name in names)
     try:
         settings = settings_for([weights], given, pretrained)
-        if not needed and settings.dataset == "cifar10" and not is_at_hand(Path(settings.data_dir)):
+        cifar = CIFAR.get(settings.dataset)
+        if cifar and not needed and not is_at_hand(cifar, Path(settings.data_dir)):
             return None  # a download would be a surprise
         splits = load_splits(settings, say)
         check_classes(weights.classes, splits.test.classes)
@@ -386,6 +419,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
             "classes": list(report["per_class"]),
             "about": {name: report[name] for name in ("epoch", "dataset", "weights")},
             "sha256": report["sha256"],
+            "figures": _figures(report),
         }
     except OSError as problem:
         raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
@@ -393,6 +427,21 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         raise UserError(
             f"--metrics {path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
         ) from None
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a metrics.json that the model card shows."""
+    shares = ("top1", "top3", "top5", "loss", "calibration_error")
+    figures = {name: float(report[name]) for name in shares if name in report}
+    figures |= {"images": int(report["images"]), "macro_f1": float(report["macro"]["f1"])}
+    if "interval" in report:  # of top-1
+        figures["low"], figures["high"] = map(float, report["interval"])
+    names = ("precision", "recall", "f1", "support")
+    figures["per_class"] = {
+        label: {name: float(row[name]) for name in names}
+        for label, row in report["per_class"].items()
+    }
+    return figures
 
 
 def _with_accuracy(weights: Weights, metrics: dict[str, Any], path: Path) -> Weights:

@@ -1,6 +1,7 @@
 """CIFARNet: four convolution blocks and a linear head; 174,762 parameters for ten classes.
 
 cifarnet/networks/ has its blocks (blocks.py) and a larger network to be its teacher (residual.py).
+Attention (attention.py) and another size (scaling.py) are added to the published network.
 """
 
 import contextlib
@@ -22,9 +23,11 @@ from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.inference.classifier import Augmented, Classifier, Ensemble, TorchClassifier
 from cifarnet.inference.onnx import OnnxClassifier, read_onnx
 from cifarnet.inference.predictor import NetworkInput, PixelInput
+from cifarnet.networks.attention import add_attention
 from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
 from cifarnet.networks.residual import ResidualNet
+from cifarnet.networks.scaling import deepen, enlarged, widened
 
 
 class CIFARNet(nn.Module):
@@ -33,17 +36,27 @@ class CIFARNet(nn.Module):
     The receptive field before the pooling is 15x15 pixels.
     """
 
-    def __init__(self, classes: int = 10, dropout: Sequence[float] = (0.0,) * 4) -> None:
-        """`dropout` holds a rate for each block."""
+    def __init__(
+        self,
+        classes: int = 10,
+        dropout: Sequence[float] = (0.0,) * 4,
+        width: float = 1.0,
+        enlarge: float = 1.0,
+    ) -> None:
+        """`dropout` holds a rate for each block. `width` multiplies the channels, `enlarge` the
+        sides of the images; the comments below are for 1."""
         super().__init__()
-        self.c1 = ConvBlock(3, 40, dropout[0])
-        self.c2 = SeparableBlock(40, 128, dropout[1])
-        self.c3 = SeparableBlock(128, 240, dropout[2], dilation=4)
-        self.c4 = SeparableBlock(240, 384, 0.0, stride=2, shortcut=False)
+        n1, n2, n3, n4 = (widened(channels, width) for channels in (40, 128, 240, 384))
+        self.per_mille = round(1000 * enlarge)
+        self.c1 = ConvBlock(3, n1, dropout[0])
+        self.c2 = SeparableBlock(n1, n2, dropout[1])
+        self.c3 = SeparableBlock(n2, n3, dropout[2], dilation=4)
+        self.c4 = SeparableBlock(n3, n4, 0.0, stride=2, shortcut=False)
         self.dropout = nn.Dropout(dropout[3])  # c4's spatial dropout, cheaper after the pooling
-        self.head = nn.Linear(384, classes)
+        self.head = nn.Linear(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = enlarged(x, self.per_mille)  # [B, 3, 32, 32]
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
@@ -57,12 +70,19 @@ Network = CIFARNet | ResidualNet
 
 
 def build_model(settings: Settings, classes: int) -> Network:
-    """The network that --network names, with fresh random weights, in channels_last layout."""
+    """The network that --network names, with fresh random weights, in channels_last layout.
+
+    Repeats and attention come last: the other weights are those of the published network.
+    """
     rates = settings.dropouts
+    depth, width, enlarge = settings.scaling
     if settings.network == "residual":
         model = ResidualNet(classes, rates[-1])
     else:
-        model = CIFARNet(classes, rates)
+        model = CIFARNet(classes, rates, width, enlarge)
+        deepen((model.c2, model.c3, model.c4), depth)
+        attended = [getattr(model, f"c{number}") for number in settings.attended]
+        add_attention(attended, settings.attention)
     return use_fast_forms(model).to(memory_format=torch.channels_last)
 
 

@@ -128,6 +128,23 @@ def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
     return recipe | given
 
 
+def flags_of(settings: Settings) -> list[str]:
+    """Returns the command line that asks for `settings`: all that differ from the defaults.
+
+    Leaves out --recipe, whose flags are among them, and what resumes a run.
+    """
+    words = []
+    for name, value in vars(settings).items():
+        if value == FLAGS[name].default or name in ("recipe", "resume", "resume_override"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            text = str(value)
+            words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    return words
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Returns the flags that the TOML file `path` sets: `epochs = 250`, `amp = true`.
 

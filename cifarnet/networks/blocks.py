@@ -67,6 +67,9 @@ class SeparableBlock(nn.Module):
 
     The shortcut is conv 1x1 -> BN of the input; a block with a stride has none.
     [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
+
+    `attention` and `repeats` are empty, unless attention.py or scaling.py fill them: attention
+    comes before the dropout, repeats of the block after it.
     """
 
     def __init__(
@@ -86,13 +89,16 @@ class SeparableBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels)
             )
+        self.attention = nn.Sequential()
         self.dropout = nn.Dropout2d(dropout)
+        self.repeats = nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
         if self.shortcut is not None:
             y = y + self.shortcut(x)
-        return self.dropout(torch.relu(y))
+        y = self.attention(torch.relu(y))
+        return self.repeats(self.dropout(y))
 
 
 class PooledConv(nn.Module):

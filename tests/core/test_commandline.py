@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cifarnet.core.commandline import (
     build_parser,
+    flags_of,
     flags_table,
     parse_settings,
     print_error,
@@ -318,6 +319,8 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
         )
     if flag.name == "image_size":
         return st.sampled_from(range(32, 129, 16))
+    if flag.name == "attention_at":
+        return st.lists(st.sampled_from("234"), min_size=1, unique=True).map(",".join)
     kind = value_type(flag)
     within = flag.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
@@ -365,11 +368,22 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
         settings = Settings(**given)
     except UserError as problem:
         # No value is wrong alone; these contradict another.
-        together = r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size) "
+        together = (
+            r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment|"
+            r"attention|width|depth|compound_scale) "
+        )
         assert re.match(together, str(problem))
         assume(False)
     assert settings_from_dict(dataclasses.asdict(settings)) == settings
     assert parse(*command_line(given)) == settings
+    anew = dataclasses.replace(settings, resume=None, resume_override=False)
+    assert parse(*flags_of(settings)) == anew
+
+
+def test_the_command_line_of_settings_names_what_differs():
+    settings = Settings(epochs=3, amp=True, keep_memory=False, dataset_name="-x", recipe="a.toml")
+    expected = ["--dataset_name=-x", "--epochs", "3", "--amp", "--no-keep_memory"]
+    assert flags_of(settings) == expected
 
 
 WORDS = st.sampled_from(
