@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
 from cifarnet.checkpoints.resume import (
     Present,
@@ -24,13 +27,11 @@ from cifarnet.checkpoints.resume import (
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
 from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
-from cifarnet.core.commandline import (
-    build_parser,
-)
-from cifarnet.core.device import Runtime, peak_memory, start, without_amp
+from cifarnet.core.commandline import build_parser, check_package
+from cifarnet.core.device import Runtime, free_memory, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
-from cifarnet.core.log import RunLog, say, versions
+from cifarnet.core.log import RunLog, clock, say, versions
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -41,12 +42,30 @@ from cifarnet.core.ranks import (
 from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes
+from cifarnet.networks.cost import multiply_adds, training_memory
+from cifarnet.networks.scaling import enlarged_side
 from cifarnet.reporting import recorders as kinds
-from cifarnet.reporting.recorders import Recorders, clock
-from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
+from cifarnet.reporting.metrics import Report
+from cifarnet.reporting.recorders import Recorders
+from cifarnet.reporting.tensorboard import TensorBoard
+from cifarnet.training.objective import (
+    Distillation,
+    Labels,
+    Mixed,
+    Objective,
+    balanced_weights,
+)
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
-from model import Network, build_model, model_table, parameter_count, restore, start_from
+from model import (
+    Network,
+    build_classifier,
+    build_model,
+    model_table,
+    parameter_count,
+    restore,
+    start_from,
+)
 from train import Learner, Plan, fit
 
 
@@ -74,8 +93,10 @@ class Run:
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
         if settings.plot_training:
-            draw = partial(self._draw_curves, objective.loss_name)
+            draw = partial(self._draw_curves, objective)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
+        if settings.tensorboard:
+            chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
@@ -94,19 +115,33 @@ class Run:
             dataset=self.splits.name,
         )
 
-    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+    def _draw_curves(self, objective: Objective, progress: Progress) -> None:
         import plots  # matplotlib takes a second to import
 
         plan = self.plan
         title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
-        loss = f"train, {loss_name}" if loss_name else "train"
+        names = objective.loss_name, objective.accuracy_name
+        names = (f"train, {name}" if name else "train" for name in names)
         path = self.plot_dir / "training_curves.png"
-        plots.training_curves(progress.history, title, path, loss)
+        plots.training_curves(progress.history, title, path, *names)
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
-    def report(self, resumption: Resumption | None, present: Present) -> None:
-        """Evaluates the last and the best model, writes the report, and sums the run up."""
+    def _draw_augmented(self) -> np.ndarray:
+        import plots
+
+        return plots.mosaic(*augmented_examples(self.splits, self.settings, self.runtime.device))
+
+    def _draw_confusion(self, report: Report) -> np.ndarray:
+        import plots
+
+        return plots.confusion_pixels(report)
+
+    def report(self, resumption: Resumption | None, present: Present) -> Report | None:
+        """Evaluates the last and the best model, writes the report, and sums the run up.
+
+        Returns the report, on the first rank.
+        """
         settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
@@ -118,8 +153,13 @@ class Run:
             "command": shlex.join(self.command),
             "settings": vars(settings),
         }
+
+        def report_of(weights: Weights) -> Report:
+            classifier = build_classifier([weights], amp=settings.amp)
+            return report_on(classifier, [weights], self.splits, settings, runtime, about)
+
         trained = weights_of(state, source, which)
-        last = report_on(trained, self.splits, settings, runtime, about)
+        last = report_of(trained)
         best = None
         if settings.keeps_best:
             find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
@@ -127,16 +167,16 @@ class Run:
             if path:
                 of_best = from_first_rank(lambda: load(path), runtime)
                 weights = weights_of(of_best, path, which, best=True)
-                best = report_on(weights, self.splits, settings, runtime, about)
+                best = report_of(weights)
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:
-            return
+            return None
         chosen = best if settings.select == "best" and best else last
         known = {"history": state.history, "files": self._files(source)}
         if not (resumption and resumption.finished):
             known["computed_on"] = f"{runtime.device_name}, {runtime.precision}"
-        material = page_material(trained, self.splits, settings, runtime, **known)
+        material = page_material([trained], self.splits, settings, runtime, **known)
         write_evaluation(chosen, settings, self.plot_dir, material, last, best)
         for name, report in (("last", last), ("best", best)):
             if report:
@@ -145,6 +185,7 @@ class Run:
         what = "best" if chosen is best else "last"
         self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
         self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+        return chosen
 
     def _files(self, source: Path) -> list[Path]:
         """What the run leaves in other folders than --plot_dir: of the numbered snapshots, one."""
@@ -177,6 +218,8 @@ def run_training(
     if settings.resume not in (None, "auto"):  # what is not given now is as it was
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
         settings = kept_settings(state, Path(settings.resume), given)
+        if settings.tensorboard:
+            check_package("tensorboard", "--tensorboard")
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -210,6 +253,9 @@ def run_training(
         if "init" in trained:
             _start_from(network, trained["init"], present, log)
         objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        if settings.mixes:
+            objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
+            log.line("images are mixed: the training accuracy counts the class of larger share")
         learner = Learner(network, settings, runtime)
         resumption = _resume(learner, state, source, present, log) if state else None
 
@@ -276,7 +322,9 @@ def _train_and_report(
                     raise
             with group.contact():
                 group.first_only(lambda: recorders.end(learner.progress))
-                run.report(resumption, present)
+                report = run.report(resumption, present)
+                if report:
+                    recorders.report(report)
             signals.check()  # Python may have dropped one
             recorders.check()
             run.log.check()
@@ -479,7 +527,8 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy."""
+    """Plots eight training images, each with eight random augmentations of the policy, mixed as
+    the settings say."""
     import plots
 
     path = Path(settings.preview_augment)
@@ -538,3 +587,34 @@ def _describe(run: Run) -> None:
     count = parameter_count(run.learner.network)
     size = count * 4 / 2**20
     log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
+    _describe_cost(run)
+
+
+def _describe_cost(run: Run) -> None:
+    """What attention and scaling change, what an image costs, and whether a step has room.
+
+    The images a second are not told: only whole steps measure them, and the first epoch is soon
+    there.
+    """
+    settings, runtime, log = run.settings, run.runtime, run.log
+    network, side = run.learner.network, settings.image_size
+    if settings.attended:
+        weights = [p for name, p in network.named_parameters() if ".attention." in name]
+        where = ", ".join(f"C{number}" for number in settings.attended)
+        count = sum(p.numel() for p in weights)
+        log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
+    depth, width, _ = settings.scaling
+    if settings.scaling != (1, 1, 1):
+        log.line(
+            f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
+            f"pixels are enlarged to {enlarged_side(side, network.per_mille)}"
+        )
+    log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
+    free = free_memory(runtime.device)
+    part = settings.batch_size // (settings.accumulate * runtime.world_size)
+    needed = part * training_memory(network, max(settings.sizes), runtime.autocast)
+    if free is not None and needed > free:
+        log.line(
+            f"warning: a step may need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
+            f"GiB are free; if it fails, raise --accumulate, or lower --batch_size or the scale"
+        )

@@ -18,10 +18,12 @@ README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *GUIDE]
 RESULTS = sorted(path.parent.name for path in ROOT.glob("results/*/metrics.json"))
-OTHER_PROGRAMS = {  # flags of torchrun, srun and sbatch
+OTHER_PROGRAMS = {  # flags of torchrun, srun, sbatch and tensorboard
+    "logdir",
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "requeue", "signal"),
 }
+COMMANDS = ("main", "run_complete_training", "evaluate", "predict", "export", "compare", "bench")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -44,7 +46,7 @@ def anchors(page: Path) -> set[str]:
 def flags() -> dict[str, set[str]]:
     """The flags that each command accepts, without their dashes, as its --help names them."""
     found = {}
-    for command in ("main", "run_complete_training", "evaluate", "predict", "export", "bench"):
+    for command in COMMANDS:
         done = subprocess.run(
             [sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True
         )

@@ -232,8 +232,10 @@ def test_epochs_that_are_not_evaluated_say_so():
 
 
 @pytest.mark.slow
-def test_a_compiled_step_trains_the_same():
-    plain, compiled = (small_run(epochs=1, dropout=0.0, compile=how) for how in (False, True))
+@pytest.mark.parametrize("grown", [{}, {"attention": "cbam", "compound_scale": 1.0}], ids=str)
+def test_a_compiled_step_trains_the_same(grown):
+    settings = {"epochs": 1, "dropout": 0.0, **grown}
+    plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
     losses = [run.fit()[0].train_loss for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert compiled.state().model.keys() == plain.state().model.keys()

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -35,6 +36,22 @@ class Parser(argparse.ArgumentParser):
             (w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), ""
         )
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
+
+
+TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --tta."""
+    parser.add_argument(
+        "--tta",
+        choices=TTA,
+        default=TTA[0],
+        metavar="|".join(TTA),
+        help="Test-time augmentation: average the probabilities of the image and its mirror image "
+        "(flip), and of both shifted by one pixel in the eight directions too (shift), which takes "
+        "2 or 18 times as long (default: %(default)s).",
+    )
 
 
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
@@ -171,6 +188,15 @@ def flags_table() -> str:
             flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
             rows.append(f"| `{flag}` | {_shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
+
+
+def check_package(name: str, flag: str) -> None:
+    """Raises `UserError` where the optional package `name`, which `flag` needs, is not there."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{flag} needs the package {name}, which is not installed; "
+            f"pip install -r requirements-extra.txt, or leave {flag} out"
+        )
 
 
 def print_error(problem: UserError) -> int:

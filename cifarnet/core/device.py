@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from dataclasses import dataclass, replace
@@ -96,6 +97,7 @@ def _check_shares(settings: Settings, ranks: Ranks) -> None:
             f"--batch_size {settings.batch_size} cannot be divided evenly among "
             f"{ranks.world_size} processes{each}; use a multiple of {parts}, such as {below}"
         )
+    settings.check_mixing(parts)
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:
@@ -220,3 +222,13 @@ def peak_memory(device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS: bytes, Linux: KiB
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Returns how many bytes are free, on a CUDA device or in this machine; None: not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(found[1]) * 1024 if found else None
+    return None

@@ -107,6 +107,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
 def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"

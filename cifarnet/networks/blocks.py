@@ -67,6 +67,9 @@ class SeparableBlock(nn.Module):
 
     The shortcut is conv 1x1 -> BN of the input; a block with a stride has none.
     [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
+
+    `attention` and `repeats` are empty, unless attention.py or scaling.py fill them: attention
+    comes before the dropout, repeats of the block after it.
     """
 
     def __init__(
@@ -86,13 +89,16 @@ class SeparableBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 DenseConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels)
             )
+        self.attention = nn.Sequential()
         self.dropout = nn.Dropout2d(dropout)
+        self.repeats = nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
         if self.shortcut is not None:
             y = y + self.shortcut(x)
-        return self.dropout(torch.relu(y))
+        y = self.attention(torch.relu(y))
+        return self.repeats(self.dropout(y))
 
 
 class PooledConv(nn.Module):
@@ -111,8 +117,11 @@ class PooledConv(nn.Module):
 def channel_means(x: Tensor) -> Tensor:
     """The mean of each channel: [B,C,H,W] -> [B,C].
 
-    Equals `x.mean((2, 3))`. As a matrix product it takes a sixth of the time on the CPU.
+    Equals `x.mean((2, 3))`. As a matrix product it takes a sixth of the time on the CPU. Exported
+    files hold the plain mean, which other programs know.
     """
+    if torch.compiler.is_exporting():
+        return x.mean((2, 3))
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C]; its gradient is channels_last too
     ones = pixels.new_ones(len(x), 1, pixels.shape[1])
     return torch.bmm(ones, pixels).squeeze(1) / pixels.shape[1]

@@ -23,6 +23,7 @@ from cifarnet.networks.blocks import (
 )
 
 Branch = tuple[Tensor, DenseConv2d, nn.BatchNorm2d]  # stands for bn(conv(x)), x [B,in,H,W]
+NO_DROPOUT = nn.Dropout2d(0.0)
 
 
 class FastDepthwiseConv2d(DepthwiseConv2d):
@@ -56,10 +57,15 @@ class FastSeparableBlock(SeparableBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         depthwise, pointwise = self.conv
-        branches = [(depthwise(x), pointwise, self.bn)]
-        if self.shortcut is not None:
+        branches, added = [(depthwise(x), pointwise, self.bn)], ()
+        if isinstance(self.shortcut, nn.Identity):
+            added = (x,)
+        elif self.shortcut is not None:
             branches.append((x, *self.shortcut))
-        return norm_relu_dropout(branches, self.dropout)
+        if not self.attention:
+            return self.repeats(norm_relu_dropout(branches, self.dropout, added))
+        y = self.attention(norm_relu_dropout(branches, NO_DROPOUT, added))
+        return self.repeats(self.dropout(y))
 
 
 class FastPooledConv(PooledConv):
@@ -160,8 +166,12 @@ class _Depthwise(torch.autograd.Function):
 # --- convolution and normalisation together ---
 
 
-def norm_relu_dropout(branches: Sequence[Branch], dropout: nn.Dropout2d) -> Tensor:
+def norm_relu_dropout(
+    branches: Sequence[Branch], dropout: nn.Dropout2d, added: Sequence[Tensor] = ()
+) -> Tensor:
     """dropout(relu(y)), y the sum of bn(conv(x)) over the branches: [B,in,H,W] -> [B,out,H,W].
+
+    Tensors `added` [B,out,H,W] are part of the sum as they are.
 
     conv is linear in the k x k patches of x, so the mean and covariance of the patches give the
     mean and variance of conv(x). These small matrices turn conv and bn into one convolution, which
@@ -171,9 +181,11 @@ def norm_relu_dropout(branches: Sequence[Branch], dropout: nn.Dropout2d) -> Tens
     device = branches[0][0].device.type
     training = {bn.training for _, _, bn in branches}
     if training == {False}:
-        return dropout(torch.relu(_sum(_evaluated(*branch) for branch in branches)))
+        terms = [_evaluated(*branch) for branch in branches]
+        return dropout(torch.relu(_sum([*terms, *added])))
     if False in training or device != "cpu":
-        return dropout(torch.relu(_sum(bn(conv(x)) for x, conv, bn in branches)))
+        terms = [bn(conv(x)) for x, conv, bn in branches]
+        return dropout(torch.relu(_sum([*terms, *added])))
     p = dropout.p if dropout.training else 0.0
     tensors = []
     for x, conv, bn in branches:
@@ -184,6 +196,8 @@ def norm_relu_dropout(branches: Sequence[Branch], dropout: nn.Dropout2d) -> Tens
         y, *statistics = _NormedSum.apply([bn.eps for _, _, bn in branches], 1 / (1 - p), *tensors)
     for (_, _, bn), mean, var in zip(branches, statistics[::2], statistics[1::2], strict=True):
         _update_running(bn, mean, var, y.numel() // y.shape[1])
+    for x in added:  # y is multiplied by 1/(1-p) already
+        y = torch.add(y, x, alpha=1 / (1 - p))
     return _ReluDropout.apply(y, p)
 
 

@@ -15,12 +15,11 @@ import numpy as np
 from cifarnet.checkpoints.state import Row
 from cifarnet.core.commandline import flags_of
 from cifarnet.core.files import write_atomically
-from cifarnet.core.log import versions
+from cifarnet.core.log import clock, versions
 from cifarnet.core.settings import FLAGS, settings_from_dict
 from cifarnet.reporting import charts
 from cifarnet.reporting.metrics import PAGE, REPORT_FILES, Report
 from cifarnet.reporting.predictions import reliability
-from cifarnet.reporting.recorders import clock
 from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
 
 LIMIT = 4_000_000  # bytes of a page: it can be sent by mail

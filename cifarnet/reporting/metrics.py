@@ -1,5 +1,6 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -97,19 +98,26 @@ class Report:
     confusion_matrix: list[list[int]]  # rows: true class; columns: predicted class
     dataset: str
     snapshot: str
-    epoch: int
+    epoch: int | str  # of an ensemble: those of its members, separated by commas
     weights: str  # "raw", or "ema": the averaged ones
     selected_by: str  # how the epoch was chosen, in words
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
     predictions: Predictions
-    parameters: int | None = None  # that were trained
+    members: list[dict[str, Any]] = field(default_factory=list)  # of an ensemble, see `together`
+    tta: str = "none"  # test-time augmentation
+    parameters: int | None = None  # of all networks together
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
 
     def summary(self) -> str:
         """One summary line, in percent."""
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
+
+    def network(self) -> str:
+        """The network in words, with its test-time augmentation."""
+        ensemble = f"ensemble of {len(self.members)}: " if self.members else ""
+        return ensemble + self.snapshot + ("" if self.tta == "none" else f", --tta {self.tta}")
 
     def tops(self) -> dict[int, float]:
         """Top-k accuracy by k, for each k that there are enough classes for."""
@@ -120,6 +128,22 @@ class Report:
         """The figures that stand beside each other in metrics.json, for last and best model."""
         names = ("snapshot", "epoch", "top1", "top3", "top5", "loss")
         return {name: getattr(self, name) for name in names}
+
+
+def together(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a report says of its network, or of an ensemble of several.
+
+    Each of `members` says snapshot, epoch, weights, selected_by and sha256. The sha256 of an
+    ensemble is that of its members' sha256, in their order.
+    """
+    if len(members) == 1:
+        return members[0]
+    said = {name: [str(member[name]) for member in members] for name in members[0]}
+    about = {name: ", ".join(texts) for name, texts in said.items()}
+    about |= {name: "; ".join(dict.fromkeys(said[name])) for name in ("weights", "selected_by")}
+    about["snapshot"] = ",".join(said["snapshot"])
+    about["sha256"] = hashlib.sha256("".join(said["sha256"]).encode()).hexdigest()
+    return about | {"members": members}
 
 
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
@@ -196,9 +220,12 @@ def write_report(
     low, high = report.interval
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     about = f"epoch {report.epoch}, {report.weights} weights, {report.selected_by}"
+    count = report.parameters
+    parameters = "" if count is None else f"parameters: {count:,}\n"
     head = (
         f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.snapshot} ({about})\n"
+        f"snapshot: {report.network()} ({about})\n"
+        f"{parameters}"
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
         f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
         f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
@@ -239,8 +266,10 @@ def _report_in(directory: Path) -> dict[str, Any]:
 
 
 def _is_same(there: dict[str, Any], report: Report) -> bool:
-    """Whether the report `there` is of the same weights and images as `report`."""
-    return all(there.get(name) == getattr(report, name) for name in ("sha256", "dataset", "images"))
+    """Whether the report `there` is of the same weights, views and images as `report`."""
+    there = {"tta": "none"} | there  # earlier versions did not say it
+    same = ("sha256", "tta", "dataset", "images")
+    return all(there.get(name) == getattr(report, name) for name in same)
 
 
 def _write_text(path: Path, text: str) -> None:

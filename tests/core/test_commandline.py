@@ -319,6 +319,8 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
         )
     if flag.name == "image_size":
         return st.sampled_from(range(32, 129, 16))
+    if flag.name == "attention_at":
+        return st.lists(st.sampled_from("234"), min_size=1, unique=True).map(",".join)
     kind = value_type(flag)
     within = flag.metadata["within"]
     low, high = (float(end) for end in within.text[1:-1].split(",")) if within else (None, None)
@@ -366,7 +368,10 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
         settings = Settings(**given)
     except UserError as problem:
         # No value is wrong alone; these contradict another.
-        together = r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size) "
+        together = (
+            r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment|"
+            r"attention|width|depth|compound_scale) "
+        )
         assert re.match(together, str(problem))
         assume(False)
     assert settings_from_dict(dataclasses.asdict(settings)) == settings

@@ -66,6 +66,13 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
         ({"muon_lr": 0.2, "muon_momentum": 0.9}, "muon_lr muon_momentum"),
         ({"muon_lr": 0.2, "optimizer": "muon"}, ""),
         ({"amp_dtype": "bf16"}, "amp_dtype"),
+        ({"mix_p": 0.5}, "mix_p"),
+        ({"mix_p": 0.5, "cutmix": 1.0}, ""),
+        ({"auto_augment": "randaugment", "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
+        ({"auto_augment": "randaugment", "shift": 0.1, "affine_p": 0.1}, ""),
+        ({"auto_augment": "randaugment", "degrees": 5.0, "augment": "light"}, "degrees"),
+        ({"attention_at": "2"}, "attention_at"),
+        ({"attention_at": "2", "attention": "se"}, ""),
         ({"amp_dtype": "bf16", "amp": True}, ""),
         (
             {"num_workers": 2, "augment_engine": "batched", "skip_bad_images": True},
@@ -137,9 +144,24 @@ def test_only_flags_that_leave_the_result_alone_may_change():
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory",
         "select", "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq",
         "keep_snapshots", "resume", "resume_override", "log_dir", "snapshot_dir", "plot_dir",
-        "recipe", "labels", "run_dir",
+        "recipe", "labels", "run_dir", "report", "tensorboard",
     }  # fmt: skip
     assert by_rule["larger"] == {"epochs"}
+
+
+@pytest.mark.parametrize(
+    "given", [{"mixup": -0.1}, {"cutmix": 101.0}, {"mix_p": 1.1}, {"auto_augment": "auto"}]
+)
+def test_wrong_ways_to_mix_and_augment_are_refused(given):
+    (flag,) = given
+    with pytest.raises(UserError, match=f"--{flag} .* (is out of range|is not one of)"):
+        Settings(**given)
+
+
+def test_one_image_a_batch_is_fine_where_none_is_mixed():
+    assert not Settings(batch_size=1).mixes
+    assert not Settings(batch_size=1, mixup=0.2, mix_p=0.0).mixes
+    assert Settings(batch_size=2, mixup=0.2).mixes
 
 
 def test_image_sizes():
@@ -180,8 +202,17 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"warmup_epochs": 3, "epochs": 3}, "--warmup_epochs 3 .* --epochs 3 .* raise --epochs"),
         ({"teacher": "long", "label_smoothing": 0.1}, "--teacher .* --label_smoothing .* leave"),
         ({"teacher": "long", "class_weights": "balanced"}, "--teacher .* --class_weights .* leave"),
+        ({"auto_augment": "randaugment", "augment_engine": "batched"}, "--augment_engine batched"),
+        ({"mixup": 0.2, "batch_size": 1}, "--batch_size 1 has one image, .* --batch_size 2"),
+        ({"cutmix": 1.0, "batch_size": 4, "accumulate": 4}, "one image in each of 4 parts, .* 8"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
+        ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
+        ({"network": "residual", "width": 2}, "--width changes cifarnet only; leave it"),
+        ({"network": "residual", "compound_scale": 1}, "--compound_scale changes cifarnet only"),
+        ({"compound_scale": 1, "depth": 2}, "--compound_scale sets width and depth itself; leave"),
+        ({"compound_scale": 9.95}, "images of 32 pixels to 129; 128 is the limit: lower it"),
+        ({"compound_scale": 1, "image_size": 112}, "images of 112 pixels to 129; .* --image_size"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(given, fix):
@@ -209,6 +240,10 @@ def test_dropout_is_one_rate_or_one_a_block(given, rates):
     assert Settings(dropout=given) == Settings(dropout=Settings(dropout=given).dropout)
 
 
+def test_equal_lists_of_numbers_are_equal_settings():
+    assert Settings(dropout="0.050,.1, 1e-1,0.0") == Settings(dropout="0.05,0.1,0.1,0")
+
+
 @pytest.mark.parametrize(
     "wrong", ["", "0.1,0.2", "0.1,0.2,0.3,1", "a", "nan", -0.1, True, "0.1,,0,0"]
 )
@@ -223,6 +258,18 @@ def test_other_lists_of_rates_are_refused(wrong):
 )
 def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing):
     assert Settings(**settings).smoothing == smoothing
+
+
+@pytest.mark.parametrize(("given", "blocks"), [("2,3,4", (2, 3, 4)), ("4, 2", (4, 2)), (3, (3,))])
+def test_blocks_with_attention(given, blocks):
+    assert Settings(attention="se", attention_at=given).attended == blocks
+    assert Settings(attention_at=given).attended == ()
+
+
+@pytest.mark.parametrize("wrong", ["", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True])
+def test_other_lists_of_blocks_are_refused(wrong):
+    with pytest.raises(UserError, match=r"--attention_at .*; write it like 2,"):
+        Settings(attention="se", attention_at=wrong)
 
 
 def test_a_hue_beyond_half_a_turn_is_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifarnet.networks.attention import add_attention
 from cifarnet.networks.blocks import (
     ConvBlock,
     DenseConv2d,
@@ -17,6 +18,7 @@ from cifarnet.networks.fast import (
     use_fast_forms,
     use_plain_forms,
 )
+from cifarnet.networks.scaling import deepen
 
 FORMS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1)]  # stride, dilation
 SIZES = [(32, 32), (16, 24), (15, 17), (20, 31), (7, 12), (1, 1), (3, 8)]
@@ -185,11 +187,25 @@ def test_a_frozen_normalisation_beside_another_keeps_its_running_statistics(froz
 
 # --- swapping the forms ---
 
+
+def attended(block: SeparableBlock) -> SeparableBlock:
+    add_attention([block], "cbam")
+    return block
+
+
+def repeated(block: SeparableBlock) -> SeparableBlock:
+    deepen([block], 2)
+    return block
+
+
 BLOCKS = {
     "conv": lambda: ConvBlock(4, 12, 0.3),
     "separable": lambda: SeparableBlock(4, 12, 0.3),
     "dilated": lambda: SeparableBlock(4, 12, 0.3, dilation=4),
     "strided": lambda: SeparableBlock(4, 12, 0.3, stride=2, shortcut=False),
+    "attended": lambda: attended(SeparableBlock(4, 12, 0.3)),
+    "repeated": lambda: repeated(SeparableBlock(4, 12, 0.3, dilation=4)),
+    "both": lambda: attended(repeated(SeparableBlock(4, 12, 0.3, stride=2, shortcut=False))),
     "pooled": lambda: PooledConv(4, 12, 2),
 }
 

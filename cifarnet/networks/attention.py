@@ -1,0 +1,117 @@
+"""Attention: small modules that weigh the channels or the places of a feature map.
+
+Each takes [B,C,H,W] and returns it multiplied by weights in (0, 1). A block applies its attention
+after its last activation, so after the shortcut is added, and before its dropout: attention then
+sees all channels. Each module is its paper's formula, without the biases and normalisations that
+some published code adds.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet.networks.blocks import SeparableBlock, channel_means
+
+REDUCTION, LEAST_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
+EPSILON = 1e-4  # lambda in SimAM's paper
+
+
+class Eca(nn.Module):
+    """Efficient channel attention: a convolution over the means of neighbouring channels.
+
+    Its kernel has the odd size nearest to (log2(C) + 1) / 2, of two equally near ones the larger.
+    Wang et al. 2020, arXiv 1910.03151.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        kernel_size = 2 * math.floor((math.log2(channels) + 1) / 4) + 1
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = channel_means(x)[:, None]  # [B, 1, C]
+        return x * torch.sigmoid(self.conv(means)[:, 0, :, None, None])
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention: two linear layers, C -> C/16 (at least 8) -> C, of the channels' means.
+
+    Hu et al. 2018, arXiv 1709.01507.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = _two_layers(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.layers(channel_means(x))[:, :, None, None])
+
+
+class SimAm(nn.Module):
+    """Weighs each value by its distance from the mean of its channel; it has no parameters.
+
+    Divides by the number of pixels for the variance, as equation 5 of the paper; the paper's code
+    divides by one less. Yang et al. 2021, proceedings.mlr.press/v139/yang21o.html.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = (x - x.mean((2, 3), keepdim=True)).square()
+        variance = squares.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(squares / (4 * (variance + EPSILON)) + 0.5)
+
+
+class SpatialAttention(nn.Module):
+    """CBAM's second part: a convolution 7x7 of the mean and the maximum over the channels.
+
+    Woo et al. 2018, arXiv 1807.06521.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)  # [B,2,H,W]
+        return x * torch.sigmoid(self.conv(seen))
+
+
+class Cbam(nn.Module):
+    """Channel attention from means and maxima, then `SpatialAttention`.
+
+    Both go through the same two linear layers. Woo et al. 2018, arXiv 1807.06521.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = _two_layers(channels)
+        self.spatial = SpatialAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.stack([channel_means(x), x.amax((2, 3))])  # [2, B, C]
+        x = x * torch.sigmoid(self.layers(seen).sum(0)[:, :, None, None])
+        return self.spatial(x)
+
+
+def _two_layers(channels: int) -> nn.Sequential:
+    hidden = max(LEAST_HIDDEN, channels // REDUCTION)
+    return nn.Sequential(
+        nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
+    )
+
+
+ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by name: channels -> module
+    "eca": Eca,
+    "se": SqueezeExcitation,
+    "simam": lambda channels: SimAm(),
+    "cbam": Cbam,
+    "spatial": lambda channels: SpatialAttention(),
+}
+
+
+def add_attention(blocks: Iterable[SeparableBlock], name: str) -> None:
+    """Gives each of `blocks`, and each of their repeats, the attention `name`, in place."""
+    for block in blocks:
+        block.attention.append(ATTENTION[name](block.bn.num_features))
+        add_attention(block.repeats, name)

@@ -1,0 +1,62 @@
+"""A wider, deeper or finer CIFARNet: more channels, repeated blocks, enlarged images.
+
+Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `Settings.scaling` has
+their factors.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifarnet.networks.blocks import SeparableBlock
+
+GRID = 4  # sides of enlarged images are multiples of it: C3's dilation, and twice C4's stride
+
+
+def widened(channels: int, width: float) -> int:
+    """`channels` times `width`, rounded to a multiple of 8; at least 8."""
+    return max(8, math.floor(channels * width / 8 + 0.5) * 8)
+
+
+def enlarged_side(side: int, per_mille: int) -> int:
+    """`side` times `per_mille` / 1000, rounded to a multiple of 4; with 1000 as it is.
+
+    Whole numbers only: torch.compile would make a variable of a fraction, and then fail.
+    """
+    nearest = (side * per_mille + 500 * GRID) // (1000 * GRID) * GRID
+    return side if per_mille == 1000 else max(GRID, nearest)
+
+
+def enlarged(images: Tensor, per_mille: int) -> Tensor:
+    """`images` [B,3,H,W] with sides of `enlarged_side` pixels: bilinear."""
+    if per_mille == 1000:
+        return images
+    sides = [enlarged_side(side, per_mille) for side in images.shape[2:]]
+    return F.interpolate(images, sides, mode="bilinear")
+
+
+def repeats(blocks: int, depth: float) -> list[int]:
+    """How often each of `blocks` blocks is repeated, to have `depth` times as many, rounded up.
+
+    What cannot be shared out evenly goes to the last ones, where the images are smallest:
+    3 blocks of depth 1.2 are 4, and the third one is repeated.
+    """
+    added = math.ceil(blocks * depth) - blocks
+    return [(added + place) // blocks for place in range(blocks)]
+
+
+def deepen(blocks: Collection[SeparableBlock], depth: float) -> None:
+    """Appends to `blocks` their repeats, in place: see `repeats`.
+
+    A repeat has stride 1, as many channels as its block gives, and adds its input itself in place
+    of a shortcut with weights.
+    """
+    for block, count in zip(blocks, repeats(len(blocks), depth), strict=True):
+        channels, dropout = block.bn.num_features, block.dropout.p
+        dilation = block.conv[0].dilation[0]
+        for _ in range(count):
+            repeat = SeparableBlock(channels, channels, dropout, dilation=dilation, shortcut=False)
+            repeat.shortcut = nn.Identity()
+            block.repeats.append(repeat)

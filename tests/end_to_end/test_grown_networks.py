@@ -1,0 +1,135 @@
+"""Attention and scaling through every command, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from test_runs import assert_same_state, figures, log_text, snapshot
+
+import hubconf
+import main
+import run
+from cifarnet.checkpoints.snapshots import load, pack, save
+from cifarnet.checkpoints.state import weights_of
+from model import load_pretrained, restore
+
+GROWN = ("--attention", "cbam", "--attention_at", "2,4", "--compound_scale", "1")
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> Path:
+    """The last snapshot of a run of two epochs."""
+    folder = tmp_path_factory.mktemp("grown")
+    assert main.main([*QUICK, *GROWN, "--run_dir", str(folder)]) == 0
+    return folder / "snapshots_complete" / "last.pth"
+
+
+def one_line(done) -> str:
+    """The error of a request that was refused before anything was written."""
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: ")
+    return done.err
+
+
+def test_a_grown_network_is_rebuilt_by_every_command(command, grown):
+    done = command("export", "--snapshot", grown, "--out", "w.safetensors")
+    assert (done.code, done.err) == (0, "")
+    weights = Path("w.safetensors").absolute()
+    found = [load_pretrained(weights)[0], hubconf.cifarnet(str(weights))]
+    images = torch.randn(2, 3, 32, 32)
+    state = load(grown)
+    expected = restore(weights_of(state, grown))(images)
+    for network in found:
+        assert network.c2.attention
+        assert not network.c3.attention
+        assert network.c4.repeats[0].attention
+        assert torch.equal(network(images), expected)
+
+    top1 = figures(grown.parents[1] / "plots_complete")["top1"]
+    for flags in (("--snapshot", grown), ("--pretrained", "w.safetensors")):
+        assert command("evaluate", *flags, "--plot_dir", "again", "--no-plot_evaluation").code == 0
+        assert figures(Path("again"))["top1"] == top1
+
+    flags = ("--teacher", "w.safetensors", "--run_dir", "taught", "--epochs", "1")
+    assert command("main", *QUICK, *flags).code == 0
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(command, grown):
+    first = grown.with_name("snapshot_epoch_0001.pth")
+    assert command("main", "--resume", first, "--run_dir", "again").code == 0
+    ours, expected = (snapshot("last.pth", p) for p in ("again/snapshots_complete", grown.parent))
+    for name in ("model", "optimizer", "history"):
+        assert_same_state(ours[name], expected[name], name)
+
+
+def test_a_start_takes_the_blocks_that_fit(command, trained):
+    """The published weights fit all but the attention and the repeats."""
+    flags = ("--attention", "eca", "--depth", "2", "--init", trained.weights)
+    done = command("main", *QUICK, "--epochs", "1", *flags)
+    assert done.code == 0
+    fresh = next(line for line in done.out.splitlines() if line.startswith("fresh, "))
+    assert "c2.attention.0.conv.weight" in fresh
+    assert "c2.repeats.0.conv.0.weight" in fresh
+    assert "c2.conv.0.weight" not in fresh
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--attention eca", "attention cbam -> eca would alter the result of the run in"),
+        ("--attention none", "attention cbam -> none would alter"),
+        ("--compound_scale 2", "compound_scale 1.0 -> 2.0 would alter"),
+        ("--attention eca --resume_override", "the weights do not fit this CIFARNet"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_network_only(command, grown, flags, words):
+    done = command("main", "--resume", grown, "--run_dir", ".", "--epochs", "3", *flags.split())
+    assert words in one_line(done)
+
+
+def test_a_snapshot_of_an_earlier_version_is_the_published_network(command, trained):
+    state = load(trained.snapshot)
+    for name in ("attention", "attention_at", "width", "depth", "compound_scale"):
+        del state.config[name]
+    save(pack(state), Path("last.pth"))
+    flags = ("--resume", "last.pth", "--run_dir", ".", "--epochs", "5")
+    done = command("main", *flags, "--attention", "simam")
+    assert "attention none -> simam would alter" in one_line(done)
+    assert command("main", *flags).code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--attention best", "--attention 'best' is not one of none, eca, se, simam, cbam, "),
+        ("--attention eca --attention_at 5", "--attention_at '5' is not a list of"),
+        ("--width 0", "--width 0 is out of range; use a finite number in [0.1, 8]"),
+        ("--depth 0.5", "--depth 0.5 is out of range"),
+        ("--compound_scale -1", "--compound_scale -1 is out of range"),
+        ("--compound_scale 3 --image_size 96", "enlarges images of 96 pixels to 146; 128 is the"),
+        ("--network residual --depth 2", "--depth changes cifarnet only"),
+    ],
+)
+def test_wrong_requests_are_one_line(command, flags, words):
+    done = command("main", "--dataset", "digits", *flags.split())
+    assert done.out == ""
+    assert words in one_line(done)
+
+
+def test_the_log_tells_what_the_network_costs(grown):
+    text = log_text(grown.parents[1] / "log")
+    parameters = 2 * 144 * 9 + 98 + 2 * (2 * 424 * 26 + 98)  # C4 has one repeat
+    assert f"attention: cbam in C2, C4; {parameters:,} parameters\n" in text
+    assert (
+        "1.2 times the depth, 1.1 times the width; images of 32 pixels are enlarged to 36" in text
+    )
+    assert "cost: 217.2 million multiply-adds an image\n" in text
+    assert "warning: a step" not in text
+
+
+def test_a_step_that_may_not_fit_is_warned_of(command, monkeypatch):
+    monkeypatch.setattr(run, "free_memory", lambda device: 2**20)
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    words = "GiB of memory, and 0.0 GiB are free; if it fails, raise --accumulate, or lower"
+    assert words in log_text()

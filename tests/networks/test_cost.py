@@ -1,0 +1,68 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cifarnet.core.settings import Settings
+from cifarnet.networks.cost import multiply_adds, training_memory
+from model import build_model
+
+# Blocks of CIFARNet: channels in and out, side of the output, kernels 1x1 (two with a shortcut).
+PUBLISHED = [(40, 128, 32, 2), (128, 240, 32, 2), (240, 384, 16, 1)]
+A_STEP_LARGER = [(48, 144, 36, 2), (144, 264, 36, 2), (264, 424, 18, 1), (424, 424, 18, 1)]
+
+
+def by_hand(blocks, first=(40, 32), head=384) -> int:
+    """The sum of k * k * in / groups * out * height * width."""
+    total = 9 * 3 * first[0] * first[1] ** 2 + head * 10
+    for inside, outside, side, kernels in blocks:
+        total += (9 * inside + kernels * inside * outside) * side**2
+    return total
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, by_hand(PUBLISHED)),
+        ({"attention": "eca"}, by_hand(PUBLISHED) + 5 * (128 + 240 + 384)),
+        ({"attention": "spatial", "attention_at": "4"}, by_hand(PUBLISHED) + 2 * 49 * 16**2),
+        ({"depth": 1.3}, by_hand([*PUBLISHED, (384, 384, 16, 1)])),
+        (
+            {"width": 2.0},
+            by_hand([(2 * i, 2 * o, *how) for i, o, *how in PUBLISHED], (80, 32), 768),
+        ),
+        ({"compound_scale": 1.0}, by_hand(A_STEP_LARGER, (48, 36), 424)),
+    ],
+    ids=str,
+)
+def test_multiply_adds_of_cifarnet(changes, expected):
+    assert multiply_adds(build_model(Settings(**changes), 10), 32) == expected
+
+
+def test_the_published_network_has_100_million():
+    assert by_hand(PUBLISHED) == 100_204_288
+
+
+def test_training_memory_is_twice_what_the_forward_pass_keeps():
+    """conv keeps its input, ReLU its output; the weights are not counted."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    assert training_memory(model, 16) == 2 * (3 + 4) * 16 * 16 * 4
+
+
+def test_attention_and_size_need_more_memory():
+    settings = [{}, {"attention": "se"}, {"attention": "cbam"}, {"compound_scale": 2.0}]
+    found = [training_memory(build_model(Settings(**each), 10), 32) for each in settings]
+    assert found == sorted(found)
+    # 4.0 MiB are kept: input, output and ReLU of each block
+    assert 7 * 2**20 < found[0] < 9 * 2**20
+
+
+def test_looking_changes_nothing():
+    model = build_model(Settings(compound_scale=1.0, dropout=0.5), 10).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    multiply_adds(model, 32)
+    training_memory(model, 32)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
