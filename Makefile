@@ -27,7 +27,7 @@ lint: .venv/dev.ok
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev.ok: requirements-dev.txt .venv/run.ok
+.venv/dev.ok: requirements-dev.txt requirements-extra.txt .venv/run.ok
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -1,9 +1,10 @@
-"""Measures training speed on this machine: `python bench.py [--json FILE]`.
+"""Measures speed on this machine: `python bench.py [--inference] [--json FILE]`.
 
-It compares main.py with a plain loop and with the ceiling, the machine's matrix products. Each
-measurement runs in its own process, because the allocator's setting belongs to the process. The
-processes take turns for three rounds, because a machine's speed drifts; the table shows medians.
-Rows that explain rather than decide run in the first round only, and not with --quick.
+Of training, it compares main.py with a plain loop and with the ceiling, the machine's matrix
+products. Each measurement runs in its own process, because the allocator's setting belongs to the
+process. The processes take turns for three rounds, because a machine's speed drifts; the table
+shows medians. Rows that explain rather than decide run in the first round only, and not with
+--quick.
 
 The flags are read before torch is imported: each measurement imports what it uses.
 """
@@ -22,16 +23,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarnet.core.commandline import Parser, print_error, run_command
+from cifarnet.checkpoints.places import find_trained
+from cifarnet.core.commandline import (
+    Parser,
+    check_package,
+    path_argument,
+    print_error,
+    run_command,
+)
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import Settings
+from cifarnet.core.settings import Settings, settings_from_dict
+from export import ONNX
 
 if TYPE_CHECKING:
     import torch
 
+    from cifarnet.checkpoints.weights import Weights
     from cifarnet.core.ranks import Group
-    from cifarnet.images.imageset import ImageSet
+    from cifarnet.images.imageset import ImageSet, Splits
     from cifarnet.training.objective import Labels
     from data import Batches
     from train import Learner, Plan
@@ -227,13 +237,13 @@ def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
     return statistics.median(taken)
 
 
-def _random_images(count: int) -> ImageSet:
+def _random_images(count: int, size: int = 32) -> ImageSet:
     import torch
 
     from cifarnet.images.imageset import ImageSet
 
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     return ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
 
 
@@ -360,6 +370,98 @@ def _efficiency(name: str, count: int, found: dict[int, dict[str, float]], devic
     return f"{found[count][name] / found[1][name] / (count if device == 'cuda' else 1):.0%}"
 
 
+# --- inference ---
+
+
+def inference(options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
+    """The figures of each form of a trained network: speed, bytes of its file, and top-1.
+
+    ONNX runs on the CPU. Without --data_dir there is no top-1, and random pixels calibrate int8,
+    which does not change its speed.
+    """
+    import tempfile
+
+    import torch
+
+    from cifarnet.checkpoints.snapshots import read_trained
+    from cifarnet.core.device import start
+    from cifarnet.inference.readback import answers
+    from cifarnet.inference.speed import BATCHES, measure
+    from export import FORMATS, Source
+    from model import build_classifier
+    from train import compiled
+
+    device = start(Settings(device=options.device)).device
+    trained = read_trained(options.pretrained)
+    splits, test = _images_of(trained, options.data_dir)
+
+    def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Callable:
+        classifier = build_classifier([trained], amp=True).to(device)
+        if compile_it:
+            classifier.network = compiled(classifier.network, device)
+
+        def classify(pixels: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return classifier(pixels.to(device)).cpu()
+
+        return classify
+
+    forms = {"PyTorch, fp32": on_device(), "PyTorch, bf16": on_device(dtype=torch.bfloat16)}
+    if options.compiled:
+        forms["PyTorch, fp32, compiled"] = on_device(compile_it=True)
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("safetensors", "onnx", "onnx-int8"):
+            path = Path(folder) / FORMATS[name].out
+            FORMATS[name].write(Source(trained, splits), path)
+            sizes[name] = path.stat().st_size
+            if name != "safetensors":
+                forms[name] = FORMATS[name].read(path)
+    pixels = splits.test.images[: max(BATCHES)]
+    speeds = measure(forms, pixels, 1 if options.quick else 5, _progress)
+    figures = {}
+    for name, classify in forms.items():
+        top1 = None
+        if test is not None:
+            _progress(f"top-1: {name}")
+            top1 = (answers(classify, test.images).argmax(1) == test.labels).double().mean().item()
+        size = sizes.get(name, sizes["safetensors"])
+        figures[name] = speeds[name].figures() | {"bytes": size, "top1": top1}
+    _progress("")
+    return figures
+
+
+def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
+    """The images in `data_dir`, and those to test on; without it noise, and None."""
+    from cifarnet.checkpoints.state import check_classes
+    from cifarnet.images.imageset import Splits
+    from cifarnet.inference.speed import BATCHES
+    from data import load_splits
+    from evaluate import settings_for
+
+    if data_dir is None:
+        noise = _random_images(max(BATCHES), settings_from_dict(trained.config).image_size)
+        return Splits("noise", noise, None, noise, trained.mean, trained.std), None
+    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None), print)
+    check_classes(trained.classes, splits.test.classes)
+    return splits, splits.test
+
+
+def inference_table(figures: dict[str, dict]) -> str:
+    """The figures of `inference` as a Markdown table."""
+    rows = [
+        "| network | one picture | 95th percentile | 32 at a time | 512 at a time | file | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, figure in figures.items():
+        times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]
+        rates = [f"{figure[key]:,.0f} img/s" for key in ("batch_32", "batch_512")]
+        top1 = "" if figure["top1"] is None else f"{figure['top1']:.2%}"
+        cells = [name, *times, *rates, f"{figure['bytes'] / 1e6:.2f} MB", top1]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 # --- the command ---
 
 
@@ -378,7 +480,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, and in `chosen` the names of the measurements, in `counts` those of --ranks."""
-    parser = Parser(description="Measures training speed on this machine.")
+    parser = Parser(
+        description="Measures the speed of training, or of --inference, on this machine."
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -402,11 +506,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N,N",
         help="Instead, measure training with each of these numbers of processes.",
     )
+    parser.add_argument(
+        "--inference",
+        action="store_true",
+        help="Instead, measure a trained network at work: in PyTorch and as ONNX files, in turns.",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=path_argument,
+        metavar="NAME|PATH",
+        help="The network of --inference: the name of a result, a .safetensors file or a .pth "
+        "snapshot (default: long).",
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=path_argument,
+        metavar="DIR",
+        help="Images for --inference, to measure the accuracy of each form too.",
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
+    if not options.inference and (options.pretrained or options.data_dir):
+        raise UserError("--pretrained and --data_dir are for --inference; add it")
+    if options.inference:
+        options.pretrained = options.pretrained or "long"
+        find_trained(options.pretrained)
+        for package in ONNX:
+            check_package(package, "--inference")
     options.counts = [int(count) for count in counts]
     options.chosen = [
         name
@@ -430,6 +559,10 @@ def _bench(options: argparse.Namespace) -> None:
     if options.profile:
         print(profile(device))
         return
+    if options.inference:
+        figures = inference(options)
+        _tell(figures, inference_table(figures), device, options.json)
+        return
     named = measurements(device)
     if options.child:
         rate = named[options.child][1]()
@@ -443,9 +576,9 @@ def _bench(options: argparse.Namespace) -> None:
     for round_ in range(1 if options.quick else 3):
         for name in found:
             if round_ == 0 or named[name][0]:
-                print(f"\rround {round_ + 1}: {name:45}", end="", file=sys.stderr, flush=True)
+                _progress(f"round {round_ + 1}: {name}")
                 found[name].append(_in_child(name, device))
-    print(f"\r{'':55}\r", end="", file=sys.stderr)
+    _progress("")
     figures = {
         name: {
             "rate": statistics.median(run["rate"] for run in runs),
@@ -453,7 +586,12 @@ def _bench(options: argparse.Namespace) -> None:
         }
         for name, runs in found.items()
     }
-    _tell(figures, start(Settings(device=device)).device_name, available_cores(), options.json)
+    _tell(figures, table(figures, flops_per_image()), device, options.json)
+
+
+def _progress(text: str) -> None:
+    """Shows `text` in place of the text before, on the terminal."""
+    print(f"\r{text:55}" if text else f"\r{'':55}\r", end="", file=sys.stderr, flush=True)
 
 
 def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
@@ -468,13 +606,16 @@ def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def _tell(figures: dict[str, dict], machine: str, cores: int, path: str | None) -> None:
-    """Prints the figures as a table, and writes them to `path` as JSON. Raises `UserError`."""
+def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -> None:
+    """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `UserError`."""
     import torch
 
+    from cifarnet.core.device import available_cores, start
+
+    machine, cores = start(Settings(device=device)).device_name, available_cores()
     python = platform.python_version()
     print(f"{machine}, {cores} cores, torch {torch.__version__}, python {python}\n")
-    print(table(figures, flops_per_image()))
+    print(shown)
     if path:
         content = {"machine": machine, "cores": cores, "figures": figures}
         try:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import Draws, build_policy, draw
 from cifarnet.core.commandline import lost_workers
@@ -23,7 +24,7 @@ from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.core.settings import Settings
-from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
+from cifarnet.images.cifar import CIFAR, read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.folder import read_folder
 from cifarnet.images.imageset import (
@@ -42,7 +43,7 @@ MOST_WORKERS = 4  # by default
 
 
 def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
-    """Reads the data set that `settings` names; downloads CIFAR-10 if it is missing.
+    """Reads the data set that `settings` names; downloads CIFAR-10 or CIFAR-100 if it is missing.
 
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
     not match the settings.
@@ -50,10 +51,11 @@ def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
     root, size, val = Path(settings.data_dir), settings.image_size, None
     if settings.dataset != "folder" and settings.labels:
         raise UserError("--labels names your own images; add --dataset folder")
-    if settings.dataset == "cifar10":
-        train, test = read_cifar10(root, settings.data_url, say)
+    cifar = CIFAR.get(settings.dataset)
+    if cifar is not None:
+        train, test = read_cifar(cifar, root, settings.data_url, say)
         train, test = (replace(part, images=resized(part.images, size)) for part in (train, test))
-        name = "CIFAR-10"
+        name = cifar.title
     elif settings.dataset == "folder":
         train, val, test = read_folder(settings, say)
         name = root.resolve().name
@@ -69,8 +71,8 @@ def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
     test = limited(test, settings.limit_test, "--limit_test")
     if val is None:
         train, val = hold_back(train, settings.val_fraction)
-    if settings.dataset == "cifar10":
-        mean, std = CIFAR10_MEAN, CIFAR10_STD
+    if cifar is not None:
+        mean, std = cifar.mean, cifar.std
     else:
         mean, std = channel_statistics(train.images)
     return Splits(printable(settings.dataset_name or name), train, val, test, mean, std)
@@ -87,6 +89,26 @@ def build_engine(
     if settings.augment_engine == "batched":
         return BatchedEngine(policy, mean, device)
     return PerImageEngine(policy, mean)
+
+
+def augmented_examples(
+    splits: Splits, settings: Settings, device: torch.device
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each.
+
+    With --mixup or --cutmix each version is a batch, mixed within itself.
+    """
+    some = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
+    images, labels = some.images[:8].numpy(), some.labels[:8]
+    engine = build_engine(settings, splits.mean, device)
+    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
+    if settings.mixes:
+        mixing = Mixing(settings, len(some.classes))
+        versions = [
+            mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
+            for epoch, batch in enumerate(versions, 1)
+        ]
+    return images, versions
 
 
 class TrainBatches:
@@ -175,6 +197,8 @@ class TrainBatches:
 class EvalBatches:
     """All images of a set, once, in order, normalised only. It can be iterated again.
 
+    Without `mean` and `std` they stay pixels, uint8: a `Classifier` normalises them.
+
     Batches are the same for any number of ranks. Each rank has some whole batches, rank 0 the first
     ones. `rounds` is the largest number of batches that a rank has.
     """
@@ -184,12 +208,12 @@ class EvalBatches:
         images: ImageSet,
         batch_size: int,
         runtime: Runtime,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
     ) -> None:
         self.images, self.batch_size, self.device = images, batch_size, runtime.device
         self.rank = runtime.rank
-        self.normalise = Normalise(mean, std, runtime.device)
+        self.normalise = Normalise(mean, std, runtime.device) if mean else None
         count = -(-len(images) // batch_size)  # rounded up
         ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         self.own = slice(*ends)
@@ -202,7 +226,8 @@ class EvalBatches:
         about = {"desc": "evaluating", "unit": "batch", "leave": False}
         hidden = True if self.rank or len(batches) < 2 else None  # None: where no terminal is
         for images, labels in tqdm(pairs, total=len(batches), disable=hidden, **about):
-            yield self.normalise(images), labels.to(self.device)
+            images = self.normalise(images) if self.normalise else images.to(self.device)
+            yield images, labels.to(self.device)
 
 
 # --- the parts of TrainBatches ---

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarnet.checkpoints.places import LAST, check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, path_argument, run_command
+from cifarnet.checkpoints.places import LAST, check_snapshot, find_all_trained
+from cifarnet.core.commandline import add_tta, build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import say
@@ -19,13 +19,15 @@ if TYPE_CHECKING:  # torch takes seconds to import: the functions below import w
     from cifarnet.checkpoints.weights import Weights
     from cifarnet.core.device import Runtime
     from cifarnet.images.imageset import Splits
+    from cifarnet.inference.classifier import Classifier
+    from cifarnet.reporting.html import Material
     from cifarnet.reporting.metrics import Report
 
 FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
     *("limit_test", "skip_bad_images"),
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
-    *("plot_evaluation", "run_dir", "plot_dir"),
+    *("plot_evaluation", "report", "run_dir", "plot_dir"),
 )
 OF_THE_RUN = (
     *("limit_train", "val_fraction"),  # what is left over is the same
@@ -35,40 +37,75 @@ OF_THE_RUN = (
 
 
 def report_on(
-    trained: Weights,
+    classifier: Classifier,
+    trained: Sequence[Weights],
     splits: Splits,
     settings: Settings,
     runtime: Runtime,
     run: dict[str, Any] | None = None,
 ) -> Report:
-    """The report on the network `trained` on the test images of `splits`.
+    """The report on `classifier`, made of the networks `trained`, on the test images of `splits`.
 
-    `run` says which run it comes from: its id, command, log and settings.
+    `run` says which run one network comes from: its id, command, log and settings.
     Raises `UserError` where they do not fit.
     """
     from cifarnet.checkpoints.state import check_classes
-    from cifarnet.checkpoints.weights import fingerprint
-    from cifarnet.reporting.metrics import build_report, predict
+    from cifarnet.reporting.metrics import build_report, predict, together
     from data import EvalBatches
-    from model import restore
+    from model import trained_parameters
 
-    check_classes(trained.classes, splits.test.classes)
-    network = restore(trained).to(runtime.device)
-    mean, std = tuple(trained.mean), tuple(trained.std)
-    batches = EvalBatches(splits.test, settings.eval_batch_size, runtime, mean, std)
-    logits, labels = predict(network, batches, runtime)
-    elsewhere = "" if splits.name == trained.dataset else f"; trained on {trained.dataset}"
+    check_classes(classifier.classes, splits.test.classes)
+    batches = EvalBatches(splits.test, settings.eval_batch_size, runtime)
+    logits, labels = predict(classifier.to(runtime.device), batches, runtime)
+    members = []
+    for one in trained:
+        elsewhere = "" if splits.name == one.dataset else f"; trained on {one.dataset}"
+        about = {
+            "snapshot": one.source,
+            "epoch": one.epoch,
+            "weights": one.config.get("evaluate", "raw"),
+            "selected_by": one.selected_by + elsewhere,
+            "sha256": one.sha256,
+        }
+        members.append(about)
     return build_report(
         logits,
         labels,
         splits.test.classes,
         dataset=splits.name,
-        snapshot=trained.source,
-        epoch=trained.epoch,
-        weights=trained.config.get("evaluate", "raw"),
-        selected_by=trained.selected_by + elsewhere,
-        sha256=fingerprint(trained.model),
+        **together(members),
+        parameters=sum(map(trained_parameters, trained)),
+        tta=classifier.tta,
         run=run or {},
+    )
+
+
+def page_material(
+    trained: Sequence[Weights], splits: Splits, settings: Settings, runtime: Runtime, **known: Any
+) -> Material:
+    """What report.html shows beside the report on the networks `trained`.
+
+    `splits` hold the test images, `settings` name them. `known` are fields of `Material`: of the
+    run, where there is one. Training and device of several networks are left out.
+    """
+    import numpy as np
+
+    from cifarnet.reporting.html import Material
+    from data import augmented_examples
+
+    if len(trained) == 1:
+        (alone,) = trained
+        of_training = settings_from_dict(alone.config)
+        shows = settings.report and splits.has_statistics(alone.mean, alone.std)
+        if shows and of_training.augments:
+            originals, versions = augmented_examples(splits, of_training, runtime.device)
+            known["augmented"] = np.stack([originals, *versions], axis=1)
+        known.setdefault("computed_on", alone.config.get("computed_on", ""))
+    return Material(
+        images=splits.test.images.numpy(),
+        official=settings.dataset == "cifar10" and not settings.limit_test,
+        paths=splits.test.paths,
+        **known,
     )
 
 
@@ -76,23 +113,28 @@ def write_evaluation(
     report: Report,
     settings: Settings,
     directory: Path,
+    material: Material,
     last: Report | None = None,
     best: Report | None = None,
 ) -> None:
-    """Writes metrics.json, classification_report.txt and, with --plot_evaluation, two pictures.
+    """Writes metrics.json, classification_report.txt and predictions.csv.
 
-    `last` and `best` are the reports of a run's last and best model, where there are such.
-    Raises `RunError` where the disk does not take the files.
+    With --plot_evaluation also two pictures, with --report a page that shows `material` too. `last`
+    and `best` are the reports of a run's last and best model, where there are such. Raises
+    `RunError` where the disk does not take the files.
     """
+    from cifarnet.reporting.html import write_page
     from cifarnet.reporting.metrics import write_report
 
     try:
-        write_report(report, directory, last, best)
+        figures = write_report(report, directory, material.paths, last, best)
         if settings.plot_evaluation:
             import plots  # matplotlib takes a second to import
 
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
+        if settings.report:
+            write_page(report, figures, material, directory)
     except OSError as problem:
         raise RunError(
             f"the evaluation files could not be written to {directory} ({problem.strerror})"
@@ -121,14 +163,15 @@ def _evaluate(argv: Sequence[str]) -> None:
     )
     what.add_argument(
         "--pretrained",
-        type=path_argument,
-        metavar="NAME|PATH",
+        metavar="NAME|PATH,...",
         help="a trained network: the name of a result, a snapshot, or a file that export.py wrote "
-        "(which does not say where its images are: add --data_dir)",
+        "(which does not say where its images are: add --data_dir); several, separated by commas, "
+        "are an ensemble: their probabilities are averaged, and the flags are those of the first",
     )
+    add_tta(parser)
     given = vars(parser.parse_args(argv))
-    snapshot, pretrained, which = (
-        given.pop(name, None) for name in ("snapshot", "pretrained", "evaluate")
+    snapshot, pretrained, tta, which = (
+        given.pop(name, None) for name in ("snapshot", "pretrained", "tta", "evaluate")
     )
     if pretrained is not None and which:
         raise UserError(
@@ -141,22 +184,25 @@ def _evaluate(argv: Sequence[str]) -> None:
     if snapshot is not None:
         check_snapshot(Path(snapshot))
     else:
-        find_trained(pretrained)
+        names = find_all_trained(pretrained)
 
-    from cifarnet.checkpoints.snapshots import load, read_trained
+    from cifarnet.checkpoints.snapshots import load
     from cifarnet.checkpoints.state import weights_of
     from cifarnet.core.device import start, without_amp
     from cifarnet.reporting.metrics import move_other_report
     from data import load_splits
+    from model import build_classifier, read_network
 
+    known: dict[str, Any] = {}
     run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
     if snapshot is None:
-        trained = read_trained(pretrained)
+        trained = list(map(read_network, names))
     else:
         state = load(Path(snapshot))
-        run["id"] = state.run_id
-        trained = weights_of(state, Path(snapshot), which)
-    settings = _settings(trained, given, pretrained)
+        run["id"], known["history"] = state.run_id, state.history
+        trained = [weights_of(state, Path(snapshot), which)]
+    classifier = build_classifier(trained, tta, given.get("amp"))
+    settings = settings_for(trained, given, pretrained)
     directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
     runtime = start(settings)
     if runtime.emulates_bf16 and "amp" in given:
@@ -167,12 +213,13 @@ def _evaluate(argv: Sequence[str]) -> None:
     splits = load_splits(settings, say)
     tree = Path(settings.data_dir)
     drawn = settings.dataset == "folder" and not (tree / "train").is_dir()
-    if drawn and not splits.has_statistics(trained.mean, trained.std):
+    if drawn and not all(splits.has_statistics(one.mean, one.std) for one in trained):
         say(
             f"warning: the images to train on in {tree} are not those of the training; if the "
             f"network learnt from this folder, it knows some of the test images"
         )
-    report = report_on(trained, splits, settings, runtime, run | {"settings": trained.config})
+    run["settings"] = trained[0].config if len(trained) == 1 else {}
+    report = report_on(classifier, trained, splits, settings, runtime, run)
     try:
         moved = move_other_report(directory, report)
     except OSError as problem:
@@ -181,16 +228,21 @@ def _evaluate(argv: Sequence[str]) -> None:
         ) from None
     if moved:
         say(f"moved the report of another network or other images to {moved}")
-    write_evaluation(report, settings, directory)
-    about = f"{report.images} test images, {report.snapshot} (epoch {report.epoch})"
+    material = page_material(trained, splits, settings, runtime, **known)
+    write_evaluation(report, settings, directory, material)
+    about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     say(f"{report.dataset}, {about}: {report.summary()}")
     say(f"written to {directory}")
 
 
-def _settings(trained: Weights, given: dict[str, object], pretrained: str | None) -> Settings:
-    """The flags `given`, laid over the settings of the training. Raises `UserError`."""
-    of_training = settings_from_dict(trained.config)
+def settings_for(
+    trained: Sequence[Weights], given: dict[str, object], pretrained: str | None
+) -> Settings:
+    """The flags `given`, laid over the settings of the (first) training. Raises `UserError`."""
+    first = trained[0]
+    of_training = settings_from_dict(first.config)
     inherited = {name: getattr(of_training, name) for name in OF_THE_RUN}
+    inherited["amp"] = any(settings_from_dict(one.config).amp for one in trained)
     if given.get("dataset", of_training.dataset) != of_training.dataset:
         del inherited["data_dir"]
     if "dataset" in given or "data_dir" in given:  # other images have another name and number
@@ -199,9 +251,9 @@ def _settings(trained: Weights, given: dict[str, object], pretrained: str | None
         if "data_dir" in given or given["dataset"] != of_training.dataset:
             del inherited["labels"]
     settings = Settings(**(inherited | given))
-    if settings.dataset == "folder" and "data_dir" not in given | trained.config:
+    if settings.dataset == "folder" and "data_dir" not in given | first.config:
         raise UserError(
-            f"--pretrained {pretrained} learnt from a folder of images, {trained.dataset}, and "
+            f"--pretrained {pretrained} learnt from a folder of images, {first.dataset}, and "
             f"does not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
         )
     return settings

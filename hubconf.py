@@ -13,8 +13,11 @@ from torch import nn
 dependencies = ["torch", "numpy", "PIL", "safetensors"]
 
 
-def cifarnet(pretrained: str | None = None) -> nn.Module:
+def cifarnet(pretrained: str | None = None, tta: str = "none") -> nn.Module:
     """Returns CIFARNet; with `pretrained`, the name of a result or a path, a trained network.
+
+    Several names and paths, separated by commas, give an ensemble. `tta` is the test-time
+    augmentation of a trained network: "none", "flip" or "shift". Raises `UserError`.
 
     A trained network is in evaluation mode and has two more attributes: `classes`, the names of its
     outputs, and `normalise`, which turns a PIL image or a tensor of pixels into its input.
@@ -22,8 +25,10 @@ def cifarnet(pretrained: str | None = None) -> nn.Module:
     """
     model = _model_module()
     if pretrained is None:
+        if tta != "none":
+            raise model.UserError("tta is for trained networks; name one with pretrained")
         return model.build_model(model.Settings(), 10)
-    network, network.classes, network.normalise = model.load_pretrained(pretrained)
+    network, network.classes, network.normalise = model.load_pretrained(pretrained, tta)
     return network
 
 

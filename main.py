@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cifarnet.checkpoints.places import check_snapshot, find_named, find_trained
 from cifarnet.core.commandline import (
+    check_package,
     given_flags,
     parse_settings,
     print_error,
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
 
 def check_request(settings: Settings) -> None:
     """Raises `UserError` for what can be refused without reading an image or a tensor."""
+    if settings.tensorboard:
+        check_package("tensorboard", "--tensorboard")
     if settings.dataset == "folder":
         existing_directory(settings.data_dir, "--data_dir")
     if settings.resume not in (None, "auto"):

@@ -8,16 +8,21 @@ import contextlib
 import copy
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoints.checks import fits
-from cifarnet.checkpoints.weights import Weights, read_weights
+from cifarnet.checkpoints.places import find_trained, split_names
+from cifarnet.checkpoints.snapshots import read_trained
+from cifarnet.checkpoints.weights import Weights, weights_from
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings, settings_from_dict
-from cifarnet.inference.predictor import NetworkInput
+from cifarnet.inference.classifier import Augmented, Classifier, Ensemble, TorchClassifier
+from cifarnet.inference.onnx import OnnxClassifier, read_onnx
+from cifarnet.inference.predictor import NetworkInput, PixelInput
 from cifarnet.networks.attention import add_attention
 from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
@@ -124,22 +129,85 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list
     return [name for name in own if name not in taken]
 
 
-def load_pretrained(name: str | Path) -> tuple[Network, tuple[str, ...], NetworkInput]:
+@dataclass(frozen=True)
+class Exported(Weights):
+    """A trained network that runs as an ONNX file. `model` is empty."""
+
+    classifier: OnnxClassifier
+
+    @property
+    def sha256(self) -> str:
+        """The checksum that reports tell it by: another one than that of the network."""
+        return self.classifier.sha256
+
+
+def read_network(name: str) -> Weights:
+    """A trained network as `read_trained` reads it, or an ONNX file that export.py wrote.
+
+    Raises `UserError`.
+    """
+    path = find_trained(name)
+    if path.suffix != ".onnx":
+        return read_trained(name)
+    classifier = read_onnx(path, name)
+    return Exported(
+        **vars(weights_from(classifier.metadata, {}, name, path)), classifier=classifier
+    )
+
+
+def build_classifier(
+    trained: Sequence[Weights], tta: str = "none", amp: bool | None = None
+) -> Classifier:
+    """The trained network, or the ensemble of several, with test-time augmentation, on the CPU.
+
+    `amp` says whether an autocast around it has an effect; None: on those networks that were
+    trained with --amp. Raises `UserError` if the networks do not fit together.
+    """
+    members = []
+    for one in trained:
+        if isinstance(one, Exported):
+            members.append(one.classifier)
+            continue
+        settings = settings_from_dict(one.config)
+        normalise = NetworkInput(one.mean, one.std, settings.image_size)
+        about = {"classes": one.classes, "size": settings.image_size, "source": one.source}
+        amp_here = settings.amp if amp is None else amp
+        members.append(TorchClassifier(restore(one), normalise, **about, amp=amp_here))
+    classifier = members[0] if len(members) == 1 else Ensemble(members)
+    return classifier if tta == "none" else Augmented(classifier, tta)
+
+
+def load_pretrained(
+    name: str | Path, tta: str = "none"
+) -> tuple[Network | Classifier, tuple[str, ...], PixelInput]:
     """Returns a trained network, on the CPU in evaluation mode, its class names, and `normalise`.
 
     `name` is the name of a result (results/<name>/weights.safetensors), or the path of a file that
-    export.py wrote. `normalise(picture)` gives the network's input: see `NetworkInput`.
+    export.py wrote; or several of these, separated by commas: an ensemble. `tta` is the test-time
+    augmentation: "none", "flip" or "shift", see `views`.
+
+    `normalise(picture)` gives the network's input: see `NetworkInput`. An ensemble and a network
+    with `tta` are a `Classifier`, which normalises inside; their `normalise` is a `PixelInput`.
     Raises `UserError`.
     """
-    trained = read_weights(name if isinstance(name, str) else str(name.absolute()))
-    size = settings_from_dict(trained.config).image_size
-    normalise = NetworkInput(trained.mean, trained.std, size)
-    return restore(trained), tuple(trained.classes), normalise
+    names = split_names(name) if isinstance(name, str) else [str(name.absolute())]
+    trained = [read_network(one) for one in names]
+    classifier = build_classifier(trained, tta)
+    if isinstance(classifier, TorchClassifier):
+        return classifier.network, classifier.classes, classifier.normalise
+    return classifier, classifier.classes, PixelInput(classifier.size)
 
 
 def parameter_count(model: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def trained_parameters(trained: Weights) -> int:
+    """The number of parameters of the network that `trained` holds, in whatever form."""
+    with torch.device("meta"):  # takes neither time nor random numbers
+        model = build_model(settings_from_dict(trained.config), len(trained.classes))
+    return parameter_count(model)
 
 
 def model_table(model: nn.Module, size: int = 32) -> str:

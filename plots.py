@@ -1,50 +1,137 @@
-"""Figures, as PNG files, from a history or a report."""
+"""Figures, as PNG files, from a history or a report.
 
+All are 8 inches wide and have one style. A title says what one sees, the line below it of what.
+"""
+
+import functools
 import gc
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifarnet.checkpoints.state import Row
+from cifarnet.core.errors import printable
 from cifarnet.core.files import write_atomically
+from cifarnet.core.log import say
 from cifarnet.reporting.metrics import Report
 
-DPI = 120
+WIDTH, DPI = 8, 120  # inches, pixels per inch: readable where it is shown 800 pixels wide
 BLUE, RED, GREEN = "#1f6fb4", "#d1495b", "#3f9c6b"
+FONT = "DejaVu Sans"  # comes with matplotlib
+STYLE = {
+    **{"text.parse_math": False, "font.family": FONT, "font.size": 10},  # `$` begins no formula
+    **{"figure.titlesize": 12, "axes.titlesize": 11, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True},
+}
+GAP = 2  # pixels around each image of a mosaic
+MOST_NUMBERED = 12  # classes, for shares and counts in the cells of a confusion matrix
+MOST_SHARES = 20  # classes, for shares alone
+MOST_NAMES = 30  # beside an axis of a confusion matrix
+MOST_ROWS = 100  # classes, in the picture of each class
+
+
+def _styled(draw: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(draw)
+    def drawn(*arguments: object, **named: object) -> None:
+        with mpl.rc_context(STYLE):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+def _figure(height: float, title: str, about: str) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    figure.suptitle("\n".join([title, *([_shortened(_drawable(about), 90)] if about else [])]))
+    return figure
+
+
+def _finish(figure: Figure) -> Figure:
+    """Gives all texts the fonts that their letters need."""
+    texts = figure.findobj(Text)
+    fonts = {FONT: None} | {_font_of(letter): None for text in texts for letter in text.get_text()}
+    for text in texts:
+        text.set_fontfamily([name for name in fonts if name])
+    return figure
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Writes `figure`. Text is drawn as it is: `$` in a class name begins no formula."""
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)
-    with warnings.catch_warnings():
-        # Characters that the font lacks become boxes: a class may have a name in any script.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    _finish(figure)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     gc.collect()  # figures refer to themselves: without this their memory would pile up
 
 
-def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
-    axes.set_title(title)
+def _drawable(text: str) -> str:
+    """`text`, with escapes for letters that no installed font has: they would be empty boxes."""
+    missing = [letter for letter in printable(text) if not _font_of(letter)]
+    if missing:
+        _warn_of_missing_letters()
+    escapes = {ord(letter): letter.encode("unicode_escape").decode() for letter in missing}
+    return printable(text).translate(escapes)
+
+
+@functools.cache
+def _warn_of_missing_letters() -> None:
+    """Says once that pictures show escapes."""
+    say(
+        "warning: no installed font has some letters of these names, so the pictures show their "
+        "numbers (\\uXXXX); install a font that has them, such as Noto"
+    )
+
+
+@functools.cache
+def _font_of(letter: str) -> str | None:
+    """The name of the first installed font that can draw `letter`; None: there is none."""
+    if letter.isascii() or ord(letter) in _letters_of(font_manager.findfont(FONT)):
+        return FONT
+    for name in sorted({entry.name for entry in font_manager.fontManager.ttflist}):
+        stand_in = "lastresort" in name.lower().replace(" ", "")  # it has a box for each letter
+        if not stand_in and ord(letter) in _letters_of(font_manager.findfont(name)):
+            return name
+    return None
+
+
+@functools.cache
+def _letters_of(path: str) -> frozenset[int]:
+    """The numbers of the letters of a font; none where it cannot be drawn with."""
+    try:
+        font = font_manager.get_font(path)
+    except (OSError, RuntimeError):  # removed or damaged since matplotlib listed it
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()  # else: bitmaps
+
+
+def _epoch_axis(axes: Axes, epochs: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(0, epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
+def _legend_below(axes: Axes, columns: int) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+
+
+@_styled
 def training_curves(
-    history: Sequence[Row], title: str, path: Path, train_loss: str = "train"
+    history: Sequence[Row],
+    title: str,
+    path: Path,
+    train_loss: str = "train",
+    train_accuracy: str = "train",
 ) -> None:
     """Loss and accuracy over the epochs, in training and on held-out images; the best is marked.
 
-    `train_loss` names the training loss in the legend: it may be another than the held-out one.
-    Raises `OSError`.
+    `title` says of which run. `train_loss` and `train_accuracy` name those in the legends: they may
+    be measured in another way than on held-out images. Raises `OSError`.
     """
     tested = [row for row in history if row.test_loss is not None]
     validated = [row for row in history if row.val_loss is not None]
@@ -53,11 +140,10 @@ def training_curves(
     part, name, measured = (
         ("val", "validation", validated) if uses_val else ("test", "test", tested)
     )
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure = _figure(4.2, "Loss and accuracy after each epoch", title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = [
-            (history, f"train_{what}", BLUE, train_loss if what == "loss" else "train"),
+            (history, f"train_{what}", BLUE, train_loss if what == "loss" else train_accuracy),
             (measured, f"{part}_{what}", RED, name),
         ]
         for rows, column, color, label in lines:
@@ -65,10 +151,11 @@ def training_curves(
                 style = {"marker": "o" if len(rows) < 30 else "", "ms": 3}
                 values = [getattr(row, column) for row in rows]
                 axes.plot([row.epoch for row in rows], values, color=color, label=label, **style)
-        _epoch_axis(axes, what, history[-1].epoch)
+        axes.set_title(what)
+        _epoch_axis(axes, history[-1].epoch)
         if what == "accuracy":
             _mark_best(axes, measured, f"{part}_accuracy", name)
-        axes.legend(loc="best", framealpha=0.9)
+        _legend_below(axes, columns=2)
     _write(figure, path)
 
 
@@ -83,6 +170,7 @@ def _mark_best(axes: Axes, measured: Sequence[Row], column: str, name: str) -> N
         axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
 
 
+@_styled
 def learning_rate_schedule(
     rate: Callable[[int], float], steps: int, epochs: int, done: int, path: Path
 ) -> None:
@@ -93,9 +181,10 @@ def learning_rate_schedule(
     shown = np.unique(np.linspace(0, steps - 1, 2000).astype(int))
     rates = np.array([rate(int(step)) for step in shown])
     at = shown * epochs / steps
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    about = f"--lr is {rates.max():.3g} at its highest and {rates[-1]:.3g} at the end"
+    figure = _figure(3.8, "Learning rate over the run", about)
     axes = figure.subplots()
-    axes.plot(at, rates, color=BLUE)
+    axes.plot(at, rates, color=BLUE, label="learning rate")
     axes.fill_between(
         at,
         rates,
@@ -105,104 +194,147 @@ def learning_rate_schedule(
         lw=0,
         label=f"done: {done} of {epochs} epochs",
     )
-    _epoch_axis(axes, f"learning rate (--lr), {rates.max():.3g} to {rates[-1]:.3g}", epochs)
+    _epoch_axis(axes, epochs)
     axes.set_xlim(0, epochs)
     axes.set_ylim(0, rates.max() * 1.05)
-    axes.legend(loc="upper right")
+    _legend_below(axes, columns=2)
     _write(figure, path)
 
 
+@_styled
 def confusion_matrix(report: Report, path: Path) -> None:
-    """How often each true class was taken for each class: as counts, and as shares of the class.
+    """For each true class, the share that was taken for each class; small below it, the count.
 
-    Numbers are written in the cells of up to 20 classes. Raises `OSError`.
+    Up to 12 classes have numbers in the cells, up to 20 have the shares alone. Raises `OSError`.
     """
-    names = list(report.per_class)
+    _write(_confusion_figure(report), path)
+
+
+def confusion_pixels(report: Report) -> np.ndarray:
+    """The picture that `confusion_matrix` writes, as uint8 [H,W,3]."""
+    with mpl.rc_context(STYLE):
+        canvas = FigureCanvasAgg(_finish(_confusion_figure(report)))
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def _confusion_figure(report: Report) -> Figure:
+    names = [_drawable(name) for name in report.per_class]
     counts = np.array(report.confusion_matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(16, max(4.5, 1.8 + 0.46 * len(names)))
-    figure = Figure(figsize=(2 * side + 1, side), layout="constrained")
-    figure.suptitle(
-        f"{_shortened(report.dataset, 60)}: {report.images} test images, top-1 {report.top1:.2%}"
+    figure = _figure(
+        min(6.9, 3 + 0.4 * len(names)), "What the network took each class for", _about(report)
     )
-    panels = (("images", counts, "d"), ("share of the true class", shares, ".2f"))
-    for axes, (title, values, form) in zip(figure.subplots(1, 2), panels, strict=True):
-        shown = axes.imshow(values, cmap="Blues", vmin=0, vmax=max(1e-9, values.max()))
-        figure.colorbar(shown, ax=axes, shrink=0.8)
-        axes.set(title=title, xlabel="predicted", ylabel="true")
-        _name_ticks(axes, names, also_y=True)
-        if len(names) <= 20:
-            for (row, column), value in np.ndenumerate(values):
-                dark = value > 0.6 * values.max()
-                axes.text(
-                    column,
-                    row,
-                    format(value, form),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="w" if dark else "k",
-                )
-    figure.get_layout_engine().set(h_pad=0.12)
-    _write(figure, path)
+    axes = figure.subplots()
+    axes.set_anchor("N")  # a square leaves room: below, not under the title
+    # The square root shows rare mistakes too.
+    shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.set_label("share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    every = -(-len(names) // MOST_NAMES)
+    ticks = range(0, len(names), every)
+    labels = [_shortened(name, 18) for name in names[::every]]
+    short = max(map(len, labels)) <= 3
+    tilt = {} if short else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, labels, **tilt)
+    axes.set_yticks(ticks, labels)
+    if len(names) <= MOST_SHARES:
+        _write_in_cells(axes, shares, counts)
+    return figure
 
 
-def _name_ticks(axes: Axes, names: list[str], also_y: bool = False) -> None:
-    """Writes `names` below `axes`, and with `also_y` beside it; at most 50, tilted unless short."""
-    every = -(-len(names) // 50)
-    shown = [_shortened(name, 18) for name in names[::every]]
-    tilt = (
-        {}
-        if max(map(len, shown)) <= 3
-        else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    )
-    axes.set_xticks(range(0, len(names), every), shown, **tilt)
-    if also_y:
-        axes.set_yticks(range(0, len(names), every), shown)
+def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
+    """Writes into each cell that is not empty its share in percent, and where there is room the
+    count below it."""
+    size = 9.5 if len(shares) <= 10 else 8
+    both = len(shares) <= MOST_NUMBERED
+    for (row, column), share in np.ndenumerate(shares):
+        if not share:
+            continue
+        style = {"ha": "center", "va": "center", "color": "w" if share > 0.3 else "k"}
+        style |= {"xy": (column, row), "textcoords": "offset points"}
+        percent = f"{share:.1%}" if both else f"{100 * share:.0f}"
+        axes.annotate(percent, xytext=(0, 4 if both else 0), fontsize=size, **style)
+        if both:
+            count = str(counts[row, column])
+            axes.annotate(count, xytext=(0, -8), fontsize=size - 2.5, alpha=0.8, **style)
+
+
+def _about(report: Report) -> str:
+    """Of what a report is, in words."""
+    name = _shortened(report.dataset, 50)
+    return f"{name}: {report.images:,} test images, top-1 {report.top1:.2%}"
 
 
 def _shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
+@_styled
 def class_metrics(report: Report, path: Path) -> None:
-    """Precision, recall and F1 of each class as bars, macro F1 as a line. Raises `OSError`."""
-    names = list(report.per_class)
-    at = np.arange(len(names))
-    figure = Figure(figsize=(min(40, max(7, 1.5 + 0.85 * len(names))), 4.6), layout="constrained")
+    """Precision, recall and F1 of each class, a row each. Of more than 100 classes, the 100 with
+    the lowest F1. Raises `OSError`."""
+    each = list(report.per_class.items())
+    title = "Precision, recall and F1 of each class"
+    if len(each) > MOST_ROWS:
+        each = sorted(each, key=lambda item: item[1]["f1"])[:MOST_ROWS]
+        title = f"The {MOST_ROWS} of {len(report.per_class)} classes with the lowest F1"
+    height = 0.29 if len(each) <= 20 else 0.19
+    figure = _figure(1.9 + height * len(each), title, _about(report))
     axes = figure.subplots()
-    for place, (key, label, color) in enumerate(
-        (("precision", "precision", BLUE), ("recall", "recall", GREEN), ("f1", "F1", RED))
+    at = np.arange(len(each))
+    values = {key: np.array([row[key] for _, row in each]) for key in ("precision", "recall", "f1")}
+    axes.hlines(at, values["precision"], values["recall"], color="0.75", lw=2, zorder=1)
+    for key, label, color, marker in (
+        *(("precision", "precision", BLUE, "o"), ("recall", "recall", GREEN, "s")),
+        ("f1", "F1", RED, "D"),
     ):
-        values = [report.per_class[name][key] for name in names]
-        axes.bar(at + (place - 1) * 0.27, values, 0.25, label=label, color=color)
-    axes.axhline(
-        report.macro["f1"], color="k", lw=1, ls="--", label=f"macro F1 {report.macro['f1']:.4f}"
-    )
-    _name_ticks(axes, names)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{_shortened(report.dataset, 60)}: {report.images} test images, by class")
-    figure.legend(ncols=4, loc="outside upper center", frameon=False)
+        axes.plot(values[key], at, marker, color=color, label=label, ms=5, clip_on=False)
+    mean = report.macro["f1"]
+    axes.axvline(mean, color="k", lw=1, ls="--", label=f"macro F1 {mean:.4f}", zorder=0)
+    lowest = min(found.min() for found in values.values())
+    axes.set_xlim(np.floor(lowest * 20 - 0.2) / 20 if lowest > 0.05 else 0, 1)
+    axes.set_ylim(len(each) - 0.4, -0.6)
+    small = {"fontsize": 10 if len(each) <= 20 else 8}
+    axes.set_yticks(at, [_shortened(_drawable(name), 24) for name, _ in each], **small)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(at, [f"{value:.3f}" for value in values["f1"]], color=RED, **small)
+    for side in (axes, right):
+        side.tick_params(axis="y", length=0)
+    right.spines[:].set_visible(False)
+    figure.legend(ncols=4, loc="outside lower center")
     _write(figure, path)
 
 
+def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
+    """`originals` uint8 [N,3,H,W], a row each, with their `versions` beside them: uint8 [H',W',3].
+
+    White lines are between the images.
+    """
+    tiles = np.stack([originals, *versions], axis=1)  # [N,K,3,H,W]
+    edge = [(0, 0)] * 3 + [(GAP, GAP)] * 2
+    tiles = np.pad(tiles, edge, constant_values=255).transpose(0, 3, 1, 4, 2)  # [N,H,K,W,3]
+    rows, height, columns, width, _ = tiles.shape
+    return tiles.reshape(rows * height, columns * width, 3)
+
+
+@_styled
 def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
     """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
 
     Raises `OSError`.
     """
-    figure = Figure(
-        figsize=(1 + len(versions) * 0.95, 0.5 + len(originals) * 0.95), layout="constrained"
-    )
-    grid = figure.subplots(len(originals), 1 + len(versions), squeeze=False)
-    for column, images in enumerate([originals, *versions]):
-        for row, image in enumerate(images):
-            grid[row, column].imshow(image.transpose(1, 2, 0), interpolation="nearest")
-            grid[row, column].set_axis_off()
-    grid[0, 0].set_title("original", fontsize=9)
-    grid[0, 1].set_title("augmented", fontsize=9, loc="left")
+    pixels = mosaic(originals, versions)
+    height = 1 + WIDTH * pixels.shape[0] / pixels.shape[1]
+    figure = _figure(height, "Training images, and what augmentation makes of them", "")
+    axes = figure.subplots()
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
+    column = pixels.shape[1] / (1 + len(versions))
+    axes.text(GAP, -GAP, "original")
+    axes.text(column + GAP, -GAP, "augmented")
     _write(figure, path)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifarnet.checkpoints.places import find_trained
-from cifarnet.core.commandline import build_parser, path_argument, run_command
+from cifarnet.checkpoints.places import find_all_trained
+from cifarnet.core.commandline import add_tta, build_parser, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError, printable
-from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.core.settings import Settings
 from cifarnet.images.finding import NOT_IMAGES, find_images, ignored
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(argv: Sequence[str]) -> None:
     options, settings = _parse(argv)
-    find_trained(options.pretrained)
     paths, problems, others = find_pictures(options.pictures)
     if others:
         print(ignored(others, NOT_IMAGES), file=sys.stderr)
@@ -55,11 +54,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     )
     parser.add_argument(
         "--pretrained",
-        type=path_argument,
         required=True,
-        metavar="NAME|PATH",
-        help="Trained network: the name of a result, a .safetensors file or a .pth snapshot.",
+        metavar="NAME|PATH,...",
+        help="Trained network: the name of a result, a file that export.py wrote, or a .pth "
+        "snapshot. Several, separated by commas, are an ensemble: their probabilities are "
+        "averaged.",
     )
+    add_tta(parser)
     parser.add_argument(
         "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."
     )
@@ -70,7 +71,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     if options.top_k < 1:
         raise UserError(f"--top_k {options.top_k} is out of range; name at least one class")
     given = {name: getattr(options, name) for name in ("batch_size", "device") if name in options}
-    return options, Settings(**given)
+    settings = Settings(**given)
+    options.pretrained = find_all_trained(options.pretrained)
+    return options, settings
 
 
 def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[Path]]:
@@ -109,8 +112,8 @@ def _show(
     """
     from tqdm import tqdm
 
-    predictor = _predictor(options.pretrained, settings) if paths else None
-    table = Table(paths, predictor.classes if predictor else ("",))
+    predictor = _predictor(options, settings) if paths else None
+    table = Table(paths, predictor.classifier.classes if predictor else ("",))
     unreadable = 0
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
         step = settings.eval_batch_size
@@ -130,18 +133,15 @@ def _show(
     return unreadable
 
 
-def _predictor(pretrained: str, settings: Settings) -> Predictor:
+def _predictor(options: argparse.Namespace, settings: Settings) -> Predictor:
     # These import torch.
-    from cifarnet.checkpoints.snapshots import read_trained
     from cifarnet.core.device import start
     from cifarnet.inference.predictor import Predictor
-    from model import restore
+    from model import build_classifier, read_network
 
-    runtime = start(settings)
-    trained = read_trained(pretrained)
-    network = restore(trained).to(runtime.device)
-    size = settings_from_dict(trained.config).image_size
-    return Predictor(network, trained.classes, trained.mean, trained.std, runtime.device, size)
+    device = start(settings).device
+    classifier = build_classifier(list(map(read_network, options.pretrained)), options.tta)
+    return Predictor(classifier.to(device), device)
 
 
 def _json_line(path: str, outcome: Ranking | UserError) -> str:

@@ -6,14 +6,15 @@
 import contextlib
 import dataclasses
 import os
-import platform
 import shlex
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.places import LAST, find_named
+import numpy as np
+
+from cifarnet.augment.mixing import Mixing
+from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
 from cifarnet.checkpoints.resume import (
     Present,
     Resumption,
@@ -26,13 +27,11 @@ from cifarnet.checkpoints.resume import (
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
 from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
 from cifarnet.checkpoints.weights import Weights, fingerprint
-from cifarnet.core.commandline import (
-    build_parser,
-)
+from cifarnet.core.commandline import build_parser, check_package
 from cifarnet.core.device import Runtime, free_memory, peak_memory, start, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
-from cifarnet.core.log import RunLog, say
+from cifarnet.core.log import RunLog, clock, say, versions
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -42,15 +41,31 @@ from cifarnet.core.ranks import (
 )
 from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
 from cifarnet.core.signals import Signals
-from cifarnet.images.imageset import Splits, describe_classes, limited
+from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side
 from cifarnet.reporting import recorders as kinds
-from cifarnet.reporting.recorders import Recorders, clock
-from cifarnet.training.objective import Distillation, Labels, Objective, balanced_weights
-from data import Batches, build_batches, build_engine, load_splits
-from evaluate import report_on, write_evaluation
-from model import Network, build_model, model_table, parameter_count, restore, start_from
+from cifarnet.reporting.metrics import Report
+from cifarnet.reporting.recorders import Recorders
+from cifarnet.reporting.tensorboard import TensorBoard
+from cifarnet.training.objective import (
+    Distillation,
+    Labels,
+    Mixed,
+    Objective,
+    balanced_weights,
+)
+from data import Batches, augmented_examples, build_batches, load_splits
+from evaluate import page_material, report_on, write_evaluation
+from model import (
+    Network,
+    build_classifier,
+    build_model,
+    model_table,
+    parameter_count,
+    restore,
+    start_from,
+)
 from train import Learner, Plan, fit
 
 
@@ -78,8 +93,10 @@ class Run:
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
         if settings.plot_training:
-            draw = partial(self._draw_curves, objective.loss_name)
+            draw = partial(self._draw_curves, objective)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
+        if settings.tensorboard:
+            chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
@@ -98,19 +115,33 @@ class Run:
             dataset=self.splits.name,
         )
 
-    def _draw_curves(self, loss_name: str, progress: Progress) -> None:
+    def _draw_curves(self, objective: Objective, progress: Progress) -> None:
         import plots  # matplotlib takes a second to import
 
         plan = self.plan
         title = f"{self.splits.name}: epoch {progress.epoch} of {plan.epochs}"
-        loss = f"train, {loss_name}" if loss_name else "train"
+        names = objective.loss_name, objective.accuracy_name
+        names = (f"train, {name}" if name else "train" for name in names)
         path = self.plot_dir / "training_curves.png"
-        plots.training_curves(progress.history, title, path, loss)
+        plots.training_curves(progress.history, title, path, *names)
         path = self.plot_dir / "learning_rate_schedule.png"
         plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
-    def report(self, resumption: Resumption | None, present: Present) -> None:
-        """Evaluates the last and the best model, writes the report, and sums the run up."""
+    def _draw_augmented(self) -> np.ndarray:
+        import plots
+
+        return plots.mosaic(*augmented_examples(self.splits, self.settings, self.runtime.device))
+
+    def _draw_confusion(self, report: Report) -> np.ndarray:
+        import plots
+
+        return plots.confusion_pixels(report)
+
+    def report(self, resumption: Resumption | None, present: Present) -> Report | None:
+        """Evaluates the last and the best model, writes the report, and sums the run up.
+
+        Returns the report, on the first rank.
+        """
         settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
@@ -122,7 +153,13 @@ class Run:
             "command": shlex.join(self.command),
             "settings": vars(settings),
         }
-        last = report_on(weights_of(state, source, which), self.splits, settings, runtime, about)
+
+        def report_of(weights: Weights) -> Report:
+            classifier = build_classifier([weights], amp=settings.amp)
+            return report_on(classifier, [weights], self.splits, settings, runtime, about)
+
+        trained = weights_of(state, source, which)
+        last = report_of(trained)
         best = None
         if settings.keeps_best:
             find = partial(find_best, source, source.parent, state.best_epoch, state.run_id)
@@ -130,13 +167,17 @@ class Run:
             if path:
                 of_best = from_first_rank(lambda: load(path), runtime)
                 weights = weights_of(of_best, path, which, best=True)
-                best = report_on(weights, self.splits, settings, runtime, about)
+                best = report_of(weights)
         self.data.train.close()  # the workers' processor time then counts
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:
-            return
+            return None
         chosen = best if settings.select == "best" and best else last
-        write_evaluation(chosen, settings, self.plot_dir, last, best)
+        known = {"history": state.history, "files": self._files(source)}
+        if not (resumption and resumption.finished):
+            known["computed_on"] = f"{runtime.device_name}, {runtime.precision}"
+        material = page_material([trained], self.splits, settings, runtime, **known)
+        write_evaluation(chosen, settings, self.plot_dir, material, last, best)
         for name, report in (("last", last), ("best", best)):
             if report:
                 self.log.line(f"{name} model, epoch {report.epoch}: {report.summary()}")
@@ -144,6 +185,17 @@ class Run:
         what = "best" if chosen is best else "last"
         self.log.line(f"report and figures, on the {what} model: {self.plot_dir}")
         self.log.line(f"snapshots: {self.snapshot_dir}; log: {self.log.path}")
+        return chosen
+
+    def _files(self, source: Path) -> list[Path]:
+        """What the run leaves in other folders than --plot_dir: of the numbered snapshots, one."""
+        log = [self.log.path, self.log.path.with_suffix(".csv")] if self.log.path else []
+        best = source.with_name(BEST)
+        return [
+            path
+            for path in (*log, source, best, *all_numbered(source.parent)[-1:])
+            if path.is_file()
+        ]
 
     def _say_costs(self, processor_seconds: float) -> None:
         history = self.learner.progress.history
@@ -166,6 +218,8 @@ def run_training(
     if settings.resume not in (None, "auto"):  # what is not given now is as it was
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
         settings = kept_settings(state, Path(settings.resume), given)
+        if settings.tensorboard:
+            check_package("tensorboard", "--tensorboard")
     runtime = start(settings, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
     if settings.preview_augment:
@@ -199,6 +253,9 @@ def run_training(
         if "init" in trained:
             _start_from(network, trained["init"], present, log)
         objective = _objective(trained.get("teacher"), splits, present, runtime, log)
+        if settings.mixes:
+            objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
+            log.line("images are mixed: the training accuracy counts the class of larger share")
         learner = Learner(network, settings, runtime)
         resumption = _resume(learner, state, source, present, log) if state else None
 
@@ -265,7 +322,9 @@ def _train_and_report(
                     raise
             with group.contact():
                 group.first_only(lambda: recorders.end(learner.progress))
-                run.report(resumption, present)
+                report = run.report(resumption, present)
+                if report:
+                    recorders.report(report)
             signals.check()  # Python may have dropped one
             recorders.check()
             run.log.check()
@@ -468,17 +527,14 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy."""
+    """Plots eight training images, each with eight random augmentations of the policy, mixed as
+    the settings say."""
     import plots
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
-    count = max(8, len(splits.train.classes))
-    images = limited(splits.train, count, "--preview_augment").images[:8].numpy()
-    engine = build_engine(settings, splits.mean, runtime.device)
-    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
     try:
-        plots.augmentations(images, versions, path)
+        plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
     except OSError as problem:
         raise UserError(
             f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
@@ -495,9 +551,7 @@ def _describe(run: Run) -> None:
         log.line(f"{what}: {', '.join(shown)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
-    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    log.line(f"versions: python {platform.python_version()}, {versions}")
+    log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
     log.line(
         f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
         f"{runtime.precision}, {run.data.train.workers} workers"

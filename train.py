@@ -281,9 +281,11 @@ def run_epoch(
 
             # forward and backward, part by part; the gradient will be the mean over ranks
             share = batches.size(step) / runtime.world_size
-            for part, targets in micro_batches(learner.forward, images, labels, plan.accumulate):
+            parts = micro_batches(learner.forward, images, labels, plan.accumulate)
+            for number, (part, targets) in enumerate(parts):
+                place = epoch, step, number
                 with runtime.autocast():
-                    loss, logits = objective(lambda x: learner.see(x, size), part, targets)
+                    loss, logits = objective(lambda x: learner.see(x, size), part, targets, place)
                 loss = loss / share
                 learner.scaler.scale(loss).backward()
                 tally.add(loss.detach() * share, logits, targets)

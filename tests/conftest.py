@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import browser  # noqa: F401, a fixture
 from hypothesis import HealthCheck, configuration, settings
 from PIL import Image
 
@@ -36,9 +37,9 @@ COMMANDS = {module.__name__: module.main for module in MODULES}
 QUICK = (
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
     *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1", "--image_sizes", "8"),
-    *("--no-plot_training", "--no-plot_evaluation"),  # figures take half the time of a short run
+    *("--no-plot_training", "--no-plot_evaluation", "--no-report"),  # half the time of a short run
 )
-DRAWN = (*QUICK, "--plot_training", "--plot_evaluation")
+DRAWN = (*QUICK, "--plot_training", "--plot_evaluation", "--report")
 
 
 class Outcome(NamedTuple):

@@ -13,10 +13,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from small_runs import SmallRun, small_run, small_splits
 
+from cifarnet.augment.mixing import Mixing
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import Ranks
 from cifarnet.core.ranks import Group, gathered, run_on_ranks
-from cifarnet.training.objective import Distillation
+from cifarnet.training.objective import Distillation, Labels, Mixed
 from model import build_model
 
 PLAIN = {"augment": "none", "dropout": 0.0}
@@ -55,7 +56,8 @@ def trained(ranks: Ranks, name: str) -> dict:
 def command(group: Group) -> None:
     ranks = group.ranks
     results = {name: trained(ranks, name) for name in SETTINGS}
-    whole = noisy_run(ranks, epochs=1)
+    whole = noisy_run(ranks, epochs=1, cutmix=1.0)
+    whole.objective = Mixed(Labels(0.1), Mixing(whole.settings, 3, ranks.rank))
     whole.fit()
     values = whole.learner.network.state_dict().values()
     floats = torch.cat([v.double().flatten() for v in values if v.is_floating_point()])

@@ -13,6 +13,7 @@ from policies import policy_of
 from small_runs import small_run
 
 from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.policy import draw
 from cifarnet.checkpoints import snapshots
 from cifarnet.core.settings import Settings
@@ -107,6 +108,21 @@ def test_the_batched_engine_gives_the_pixels_of_the_cpu():
     difference = (there.cpu().int() - here.int()).abs()
     assert (difference == 0).float().mean() > 0.99
     assert (difference <= 1).float().mean() > 0.999  # a grey level on an edge turns hues
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_gives_the_images_of_the_cpu_and_never_waits_for_the_device(kind):
+    mix = Mixing(Settings(**{kind: 1.0}), 10)
+    images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+    here = mix(images, labels, (1, 0, 0))
+    images, labels = images.to(CUDA), labels.to(CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = mix(images, labels, (1, 0, 0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, expected in zip(there, here, strict=True):
+        torch.testing.assert_close(ours.cpu(), expected)
 
 
 @pytest.mark.parametrize("engine", ["batched", "albumentations"])

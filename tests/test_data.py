@@ -93,18 +93,25 @@ def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
         load(dataset="digits", **flags)
 
 
-def test_cifar10_has_the_published_statistics(monkeypatch):
+@pytest.mark.parametrize(
+    ("dataset", "name", "mean", "std"),
+    [
+        ("cifar10", "CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", "CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ],
+)
+def test_cifar_has_the_published_statistics(monkeypatch, dataset, name, mean, std):
     asked = []
-    monkeypatch.setattr(data, "read_cifar10", lambda *a: asked.append(a) or (noise(20), noise(10)))
-    splits = load(data_dir="there", data_url="file:///x")
-    assert asked[0][:2] == (Path("there"), "file:///x")
-    assert splits.name == "CIFAR-10"
-    assert splits.has_statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    monkeypatch.setattr(data, "read_cifar", lambda *a: asked.append(a) or (noise(20), noise(10)))
+    splits = load(dataset=dataset, data_dir="there", data_url="file:///x")
+    assert asked[0][1:3] == (Path("there"), "file:///x")
+    assert asked[0][0].title == splits.name == name
+    assert splits.has_statistics(mean, std)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])
 def test_all_images_have_the_size_of_the_settings(dataset, monkeypatch):
-    monkeypatch.setattr(data, "read_cifar10", lambda *a: (noise(20), noise(10)))
+    monkeypatch.setattr(data, "read_cifar", lambda *a: (noise(20), noise(10)))
     splits = load(dataset=dataset, image_size=48, limit_train=20, limit_test=10)
     for part in (splits.train, splits.test):
         assert part.images.shape[1:] == (3, 48, 48)
@@ -208,10 +215,14 @@ def test_closed_batches_have_no_workers_left():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_number_of_workers_changes_nothing(workers):
+@pytest.mark.parametrize(
+    ("workers", "policy"), [(1, "none"), (2, "none"), (3, "none"), (2, "trivialaugment")]
+)
+def test_the_number_of_workers_changes_nothing(workers, policy):
     images = numbered_images(50)
-    alone, shared = batches_of(images), batches_of(images, num_workers=workers)
+    alone, shared = (
+        batches_of(images, num_workers=count, auto_augment=policy) for count in (0, workers)
+    )
     for epoch in (1, 2, 7):
         for (a, a_labels), (b, b_labels) in zip(
             alone.epoch(epoch), shared.epoch(epoch), strict=True

@@ -11,16 +11,19 @@ import pytest
 from PIL import Image
 
 from cifarnet.core.settings import Settings
+from cifarnet.reporting.html import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *GUIDE]
 RESULTS = sorted(path.parent.name for path in ROOT.glob("results/*/metrics.json"))
-OTHER_PROGRAMS = {  # flags of torchrun, srun and sbatch
+OTHER_PROGRAMS = {  # flags of torchrun, srun, sbatch and tensorboard
+    "logdir",
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "requeue", "signal"),
 }
+COMMANDS = ("main", "run_complete_training", "evaluate", "predict", "export", "compare", "bench")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -43,7 +46,7 @@ def anchors(page: Path) -> set[str]:
 def flags() -> dict[str, set[str]]:
     """The flags that each command accepts, without their dashes, as its --help names them."""
     found = {}
-    for command in ("main", "run_complete_training", "evaluate", "predict", "export", "bench"):
+    for command in COMMANDS:
         done = subprocess.run(
             [sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True
         )
@@ -137,6 +140,13 @@ def test_figures_are_those_of_the_results(name):
     by_class = {label: f"{row['f1']:.4f}" for label, row in report["per_class"].items()}
     for first, shown in (shares | {"macro precision, recall, F1": macro} | by_class).items():
         assert rows[first][column] == shown, first
+
+
+def test_the_published_figures_are_the_same_everywhere():
+    shares = [f"{100 * PUBLISHED[f'top{k}']:.2f} %" for k in (1, 3, 5)]
+    macro = f"{PUBLISHED['macro_f1']:.4f}"
+    row = next(cells for first, cells in tables(README).items() if first == "published run")
+    assert row[:5] == [*shares, macro, f"{PUBLISHED['epochs']} epochs"]
 
 
 EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) if kind == "python"]

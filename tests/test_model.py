@@ -8,12 +8,17 @@ import torch.nn.functional as F
 
 from cifarnet.checkpoints import places
 from cifarnet.checkpoints.weights import read_weights
+from cifarnet.core.device import start
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
+from cifarnet.images.imageset import ImageSet
 from cifarnet.images.pictures import read_image
 from cifarnet.networks.fast import use_fast_forms
+from cifarnet.reporting.metrics import predict
+from data import EvalBatches
 from model import (
     CIFARNet,
+    build_classifier,
     build_model,
     load_pretrained,
     model_table,
@@ -162,6 +167,53 @@ def test_a_pretrained_network_is_the_trained_one(trained):
     torch.testing.assert_close(normalise(images), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(normalise(images / 255), expected, rtol=1e-5, atol=1e-5)
     assert model(normalise(images)).argmax(dim=1).tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_the_logits_of_one_network_are_not_changed_by_a_bit(trained, dtype):
+    """They are those of the network and of images that the batches normalise."""
+    held = read_weights(str(trained.weights))
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(10) % 3, tuple(held.classes))
+    runtime = dataclasses.replace(start(Settings(device="cpu")), amp_dtype=dtype)
+    normalised = EvalBatches(images, 4, runtime, tuple(held.mean), tuple(held.std))
+    expected, _ = predict(restore(held), normalised, runtime)
+    classifier = build_classifier([held], amp=dtype is not None)
+    logits, labels = predict(classifier, EvalBatches(images, 4, runtime), runtime)
+    assert torch.equal(logits, expected)
+    assert torch.equal(labels, images.labels)
+
+
+def test_only_networks_trained_with_amp_are_autocast_unless_it_is_said(trained):
+    held = read_weights(str(trained.weights))
+    with_amp = dataclasses.replace(held, config=held.config | {"amp": True})
+    for said, expected in ((None, [False, True]), (True, [True] * 2), (False, [False] * 2)):
+        members = build_classifier([held, with_amp], amp=said).members
+        assert [member.amp for member in members] == expected
+
+
+def test_ensembles_and_augmented_networks_take_pixels(trained):
+    pictures = sorted(trained.tree.glob("test/*/*.png"))
+    pixels = torch.stack([torch.from_numpy(read_image(path)[0]) for path in pictures])
+    network, _, normalise = load_pretrained(trained.weights)
+
+    def shares(images):
+        return network(normalise(images)).double().softmax(1)
+
+    mirrored = (shares(pixels) + shares(pixels.flip(3))) / 2
+    twice = f"{trained.weights},{trained.weights}"
+    for name, tta, expected in (
+        (trained.weights, "flip", mirrored),
+        (twice, "none", shares(pixels)),
+        (twice, "flip", mirrored),
+    ):
+        model, classes, prepare = load_pretrained(name, tta=tta)
+        assert (classes, model.training) == (("bar", "disc", "star"), False)
+        assert torch.equal(prepare(pixels), pixels)
+        found = model(prepare(pixels)).double().exp()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="no test-time augmentation 'crop'"):
+        load_pretrained(trained.weights, tta="crop")
 
 
 def test_a_path_is_no_name_of_a_result(trained, tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 import dataclasses
+import itertools
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from states import make_row
 
@@ -40,15 +44,36 @@ def size_of(path):
 def figures(monkeypatch):
     """The figures that plots.py would write, kept instead."""
     kept = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "_write", lambda figure, path: kept.append(plots._finish(figure)))
     return kept
+
+
+def a_report(names, dataset="pictures", images=400):
+    count = len(names)
+    labels = torch.arange(images) % count
+    logits = torch.randn(images, count) + 3 * torch.eye(count)[labels]
+    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw"}
+    about |= {"selected_by": "by chance", "sha256": "0"}
+    return build_report(logits, labels, tuple(names), dataset=dataset, **about)
+
+
+def draw_all(report, path):
+    """Draws each kind of picture, and returns how many."""
+    plots.training_curves(history(60), "run", path)
+    plots.learning_rate_schedule(lambda step: 1 - step / 60, 60, 60, 30, path)
+    plots.confusion_matrix(report, path)
+    plots.class_metrics(report, path)
+    plots.augmentations(
+        np.zeros((2, 3, 32, 32), np.uint8), [np.zeros((2, 3, 32, 32), np.uint8)] * 8, path
+    )
+    return 5
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 250])
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_curves(tmp_path, epochs, held_out):
     plots.training_curves(history(epochs, held_out), "$x$ of <b>", tmp_path / "curves.png")
-    assert size_of(tmp_path / "curves.png") == (1320, 504)
+    assert size_of(tmp_path / "curves.png") == (960, 504)
 
 
 def test_curves_show_and_name_only_what_was_measured(tmp_path):
@@ -65,14 +90,14 @@ def test_curves_show_and_name_only_what_was_measured(tmp_path):
 
 def test_the_legend_names_the_training_loss_and_the_best_epoch(tmp_path, figures):
     path = tmp_path / "curves.png"
-    plots.training_curves(history(3), "title", path, "train, smoothed labels")
+    plots.training_curves(history(3), "title", path, "train, smoothed labels", "train, mixed")
     looked_once = unmeasured(history(2)) + history(3)[2:]
     plots.training_curves(looked_once, "title", path)
     several, once = (
         [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
         for figure in figures
     )
-    assert [names[0] for names in several] == ["train, smoothed labels", "train"]
+    assert [names[0] for names in several] == ["train, smoothed labels", "train, mixed"]
     assert several[1][-1].startswith("best test: ")
     assert once[1][-1].startswith("test: ")  # a single one is not the best of several
 
@@ -86,34 +111,144 @@ def test_schedule(tmp_path, epochs, done):
         return learning_rate(step, steps, 0, 0.1, 1e-6, "cosine")
 
     plots.learning_rate_schedule(rate, steps, epochs, done, path)
-    assert size_of(path) == (960, 504)
+    assert size_of(path) == (960, 456)
 
 
-def test_the_schedules_title_names_its_peak(tmp_path, figures):
-    plots.learning_rate_schedule(lambda step: (0.1, 0.4, 0.2)[step], 3, 3, 3, tmp_path / "rate.png")
-    titles = [figure.axes[0].get_title() for figure in figures]
-    assert titles == ["learning rate (--lr), 0.4 to 0.2"]
+def test_titles_say_what_one_sees_and_of_what(tmp_path, figures):
+    count = draw_all(a_report("abc", dataset="My pictures"), tmp_path / "picture.png")
+    titles = [figure.get_suptitle().split("\n") for figure in figures]
+    assert titles == [
+        ["Loss and accuracy after each epoch", "run"],
+        ["Learning rate over the run", "--lr is 1 at its highest and 0.0167 at the end"],
+        ["What the network took each class for", titles[2][1]],
+        ["Precision, recall and F1 of each class", titles[2][1]],
+        ["Training images, and what augmentation makes of them"],
+    ]
+    assert titles[2][1].startswith("My pictures: 400 test images, top-1 ")
+    assert len(figures) == count
+    assert {figure.get_figwidth() * figure.dpi for figure in figures} == {960}
 
 
-@pytest.mark.parametrize("classes", [2, 5, 10, 20, 21, 150])
-def test_report_figures(tmp_path, classes):
-    names = tuple((STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes))
-    logits, labels = torch.randn(400, classes), torch.randint(0, classes, (400,))
-    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw"}
-    about |= {"selected_by": "by chance", "sha256": "0"}
-    report = build_report(logits, labels, names, dataset="$pictures_{", **about)
+def test_legends_are_off_the_data(tmp_path, figures):
+    draw_all(a_report("abc"), tmp_path / "picture.png")
+    legends = 0
+    for figure in figures:
+        with mpl.rc_context(plots.STYLE):
+            FigureCanvasAgg(figure).draw()
+        panels = [axes.get_window_extent() for axes in figure.axes]
+        for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)):
+            if legend:
+                legends += 1
+                box = legend.get_window_extent()
+                assert not any(box.overlaps(panel) for panel in panels)
+                assert 0 <= box.x0 < box.x1 <= 960
+                assert box.y0 >= 0
+    assert legends == 4
+
+
+def cells_of(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, figures):
+    report = a_report("abc", images=10)
+    report.confusion_matrix[:] = [[3, 1, 0], [0, 0, 4], [0, 0, 2]]
+    plots.confusion_matrix(report, tmp_path / "confusion.png")
+    assert len(figures[0].axes) == 2  # the matrix, and its colours
+    assert cells_of(figures[0]) == ["75.0%", "3", "25.0%", "1", "100.0%", "4", "100.0%", "2"]
+    shown = figures[0].axes[0].images[0].get_array()
+    assert np.allclose(shown, [[0.75, 0.25, 0], [0, 0, 1], [0, 0, 1]])
+    sizes = [text.get_fontsize() for text in figures[0].axes[0].texts]
+    assert all(count < share for share, count in zip(sizes[::2], sizes[1::2], strict=True))
+
+
+def test_the_pixels_are_those_of_the_file(tmp_path):
+    report = a_report("abc")
+    plots.confusion_matrix(report, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert (np.asarray(image.convert("RGB")) == plots.confusion_pixels(report)).all()
+
+
+@pytest.mark.parametrize("classes", [2, 20, 100, 120])
+def test_many_classes_stay_readable(tmp_path, figures, classes):
+    """No two names beside an axis overlap, and none is smaller than 8 points."""
+    report = a_report([f"class {i}" for i in range(classes)])
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")
-    for name in ("confusion.png", "classes.png"):
-        width, height = size_of(tmp_path / name)
-        assert 500 < width < 5000
-        assert 400 < height < 2500
+    assert bool(cells_of(figures[0])) == (classes <= plots.MOST_SHARES)
+    for figure in figures:
+        with mpl.rc_context(plots.STYLE):
+            FigureCanvasAgg(figure).draw()
+        labels = figure.axes[0].get_yticklabels()
+        assert min(label.get_fontsize() for label in labels) >= 8
+        edges = sorted((box.y0, box.y1) for box in (x.get_window_extent() for x in labels))
+        assert all(top <= bottom + 1 for (_, top), (bottom, _) in itertools.pairwise(edges))
+    shown = {label.get_text() for label in figures[1].axes[0].get_yticklabels()}
+    lowest = sorted(report.per_class, key=lambda name: report.per_class[name]["f1"])[:100]
+    assert shown == set(lowest)
+
+
+@pytest.mark.parametrize("classes", [5, 21])
+def test_strange_names_are_drawn_as_they_are(tmp_path, classes):
+    names = [(STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes)]
+    report = a_report(names, dataset="$pictures_{")
+    for draw in (plots.confusion_matrix, plots.class_metrics):
+        draw(report, tmp_path / "picture.png")
+        width, height = size_of(tmp_path / "picture.png")
+        assert width == 960
+        assert 300 < height < 1000
+
+
+@pytest.fixture
+def fresh_fonts():
+    """Forgets which letters were looked up, and that a warning was given."""
+    kept = (plots._font_of, plots._letters_of, plots._warn_of_missing_letters)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+def test_another_font_draws_what_the_usual_one_lacks(tmp_path, fresh_fonts, capsys):
+    """STIXGeneral comes with matplotlib. A missing glyph would be a warning, and fail here."""
+    usual, other = (
+        font_manager.get_font(font_manager.findfont(name)).get_charmap()
+        for name in (plots.FONT, "STIXGeneral")
+    )
+    letter = next(chr(n) for n in sorted(set(other) - set(usual)) if chr(n).isalpha())
+    plots.class_metrics(a_report(["plain", letter * 3]), tmp_path / "picture.png")
+    assert plots._drawable(letter) == letter
+    assert capsys.readouterr().out == ""
+
+
+def test_letters_that_no_font_has_are_escapes_with_one_warning(
+    tmp_path, fresh_fonts, monkeypatch, figures, capsys
+):
+    ours = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", ours)  # whatever is installed here
+    names = ["고양이", "naïve 猫", "\u2028 is no \u2028", "😀\U0001f9a9"]
+    report = a_report([name.replace("\\u2028", "\u2028") for name in names], dataset="猫")
+    draw_all(report, tmp_path / "picture.png")
+    shown = [label.get_text() for label in figures[3].axes[0].get_yticklabels()]
+    escapes = ["\\uace0\\uc591\\uc774", "naïve \\u732b", "\\u2028 is no \\u2028"]
+    assert shown[:3] == escapes
+    assert figures[2].get_suptitle().split("\n")[1].startswith("\\u732b: 400 test images")
+    told = capsys.readouterr().out
+    assert told.count("warning: no installed font has some letters") == 1
+    assert len(told.splitlines()) == 1
 
 
 def test_augmentations(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-    plots.augmentations(images, [images] * 8, tmp_path / "grid.png")
+    versions = [images[::-1], 255 - images]
+    plots.augmentations(images, versions * 4, tmp_path / "grid.png")
     assert min(size_of(tmp_path / "grid.png")) > 800
+    tiles = plots.mosaic(images, versions)
+    assert tiles.shape == (8 * 36, 3 * 36, 3)
+    for row, column, image in ((0, 0, images[0]), (7, 1, images[0]), (3, 2, 255 - images[3])):
+        tile = tiles[36 * row + 2 : 36 * row + 34, 36 * column + 2 : 36 * column + 34]
+        assert (tile == image.transpose(1, 2, 0)).all()
 
 
 def test_a_figure_that_cannot_be_written_is_an_os_error(tmp_path):

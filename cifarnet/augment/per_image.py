@@ -1,4 +1,4 @@
-"""The policy on one image at a time, with albumentations, in worker processes."""
+"""The policy on one image at a time, with albumentations and torchvision, in workers."""
 
 import os
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cifarnet.augment.policy import Policy
+from cifarnet.augment.published import PublishedPolicy
 from cifarnet.core.seeds import derived_seed
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class PerImageEngine:
         return augmented
 
 
-def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform]":
+def _transforms(
+    policy: Policy, mean: tuple[int, ...]
+) -> "list[A.BasicTransform | PublishedPolicy]":
     """The transforms of the steps whose probability is above 0, in the policy's order."""
     # albumentations would ask a server for a newer version. It is imported here because the import
     # is slow and the batched engine does not need it.
@@ -52,10 +55,8 @@ def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform
 
     size, padded = policy.size, policy.size + 2 * policy.pad
     shift = policy.max_shift  # pixels: a share would be cut off towards 0
-    outside = {
-        "border_mode": cv2.BORDER_CONSTANT,
-        "fill": mean if policy.border == "mean" else (0, 0, 0),
-    }
+    fill = mean if policy.border == "mean" else (0, 0, 0)
+    outside = {"border_mode": cv2.BORDER_CONSTANT, "fill": fill}
     pad = A.PadIfNeeded(padded, padded, **outside)
     affine = A.Affine(
         translate_px={"x": (-shift, shift), "y": (-shift, shift)},
@@ -83,6 +84,7 @@ def _transforms(policy: Policy, mean: tuple[int, ...]) -> "list[A.BasicTransform
         (policy.crop_p, pad),
         (policy.crop_p, A.RandomCrop(size, size)),
         (policy.flip_p, A.HorizontalFlip(p=policy.flip_p)),
+        *((1, PublishedPolicy(name, fill)) for name in [policy.auto_augment] if name != "none"),
         (policy.affine_p, affine),
         (policy.hole_p, hole),
         (policy.jitter_p, jitter),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cifarnet.core.seeds import derived_seed
-from cifarnet.core.settings import PROBABILITIES, Settings, numbers_in
+from cifarnet.core.settings import Settings, numbers_in
 from cifarnet.images.imageset import SIZE
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
@@ -15,7 +15,7 @@ CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brig
 
 @dataclass(frozen=True)
 class Policy:
-    """Five steps, in this order. A probability of 0 leaves a step out."""
+    """Six steps, in this order. A probability of 0 leaves a step out."""
 
     size: int  # pixels, height and width of the images
 
@@ -26,6 +26,9 @@ class Policy:
 
     # Flip: mirror left to right.
     flip_p: float
+
+    # A published policy, by its name in --auto_augment. Outside is the border's colour.
+    auto_augment: str  # "none" leaves it out
 
     # Affine: shift, scale and rotate in one interpolation. Outside is the border's colour.
     affine_p: float
@@ -53,16 +56,13 @@ class Policy:
 def build_policy(settings: Settings) -> Policy:
     """The policy of --augment: full (all steps), light (crop and flip) or none.
 
+    --auto_augment adds its policy to each, and takes the place of the affine step and the jitter.
+
     --pad and --hole are pixels of a 32x32 image: the same share of images of another size.
     """
     grown = settings.image_size / SIZE
     moved = 0.0 if settings.augment == "none" else 1.0
-    chosen = {
-        step: next(
-            p for p in (getattr(settings, step), settings.augment_p, default) if p is not None
-        )
-        for step, default in PROBABILITIES.items()
-    }
+    chosen = settings.probabilities
     brightness, contrast, saturation, hue = numbers_in(settings.jitter)
     return Policy(
         size=settings.image_size,
@@ -70,6 +70,7 @@ def build_policy(settings: Settings) -> Policy:
         pad=round(settings.pad * grown),
         border=settings.border,
         flip_p=0.5 * moved,
+        auto_augment=settings.auto_augment,
         shift=settings.shift,
         scale=settings.scale,
         rotate=settings.degrees,

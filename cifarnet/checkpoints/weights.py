@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ class Weights:
     accuracy_from: str  # where that figure comes from, in words
     source: str  # the name that the user gave
 
+    def metadata(self) -> dict[str, str]:
+        """All fields that a file keeps beside the tensors, each as JSON."""
+        return {name: json.dumps(getattr(self, name)) for name in METADATA}
+
+    @property
+    def sha256(self) -> str:
+        """The checksum that reports tell the network by."""
+        return fingerprint(self.model)
+
 
 MOST_EPOCHS = 1_000_000  # the limit of --epochs
 METADATA = tuple(name for name in Weights.__dataclass_fields__ if name not in ("model", "source"))
@@ -45,7 +55,7 @@ def write_weights(weights: Weights, path: Path) -> None:
     The tensors are the file's tensors; each other field is a JSON string in its metadata.
     """
     model = {name: value.cpu().contiguous() for name, value in weights.model.items()}
-    metadata = {name: json.dumps(getattr(weights, name)) for name in METADATA}
+    metadata = weights.metadata()
     metadata["sha256"] = json.dumps(_checksum(model, metadata))
     write_atomically(path, lambda file: file.write(save(model, metadata)))
 
@@ -80,13 +90,24 @@ def read_weights(name: str) -> Weights:
         raise UserError(
             f"{path} is truncated, damaged or no safetensors file; use another one"
         ) from None
+    there = {*METADATA, "sha256"} <= metadata.keys()
+    if there and metadata["sha256"] != json.dumps(_checksum(model, metadata)):
+        raise UserError(f"{path} is damaged: its checksum does not fit; use another one")
+    return weights_from(metadata, model, name, path)
+
+
+def weights_from(
+    metadata: Mapping[str, str], model: dict[str, Tensor], name: str, path: Path
+) -> Weights:
+    """The trained network `name`, read from the file `path` as `metadata` and `model`.
+
+    Raises `UserError` unless they are what export.py writes.
+    """
     missing = [key for key in (*METADATA, "sha256") if key not in metadata]
     if missing:
         raise UserError(
             f"{path} lacks the metadata {missing[0]!r}; use a file that export.py wrote"
         )
-    if metadata["sha256"] != json.dumps(_checksum(model, metadata)):
-        raise UserError(f"{path} is damaged: its checksum does not fit; use another one")
     try:
         said = {key: json.loads(metadata[key]) for key in METADATA}
         fields = said | {"model": model, "source": name}

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -35,6 +36,22 @@ class Parser(argparse.ArgumentParser):
             (w for w in message.split() if w.startswith("--") and w.rstrip(":") not in flags), ""
         )
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
+
+
+TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --tta."""
+    parser.add_argument(
+        "--tta",
+        choices=TTA,
+        default=TTA[0],
+        metavar="|".join(TTA),
+        help="Test-time augmentation: average the probabilities of the image and its mirror image "
+        "(flip), and of both shifted by one pixel in the eight directions too (shift), which takes "
+        "2 or 18 times as long (default: %(default)s).",
+    )
 
 
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
@@ -111,6 +128,23 @@ def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
     return recipe | given
 
 
+def flags_of(settings: Settings) -> list[str]:
+    """Returns the command line that asks for `settings`: all that differ from the defaults.
+
+    Leaves out --recipe, whose flags are among them, and what resumes a run.
+    """
+    words = []
+    for name, value in vars(settings).items():
+        if value == FLAGS[name].default or name in ("recipe", "resume", "resume_override"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            text = str(value)
+            words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    return words
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Returns the flags that the TOML file `path` sets: `epochs = 250`, `amp = true`.
 
@@ -154,6 +188,15 @@ def flags_table() -> str:
             flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
             rows.append(f"| `{flag}` | {_shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
+
+
+def check_package(name: str, flag: str) -> None:
+    """Raises `UserError` where the optional package `name`, which `flag` needs, is not there."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{flag} needs the package {name}, which is not installed; "
+            f"pip install -r requirements-extra.txt, or leave {flag} out"
+        )
 
 
 def print_error(problem: UserError) -> int:

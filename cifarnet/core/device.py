@@ -97,6 +97,7 @@ def _check_shares(settings: Settings, ranks: Ranks) -> None:
             f"--batch_size {settings.batch_size} cannot be divided evenly among "
             f"{ranks.world_size} processes{each}; use a multiple of {parts}, such as {below}"
         )
+    settings.check_mixing(parts)
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:

@@ -1,10 +1,12 @@
 """The log file of a run, and the terminal."""
 
 import contextlib
+import platform
 import sys
 import time
 import traceback
 import types
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -97,6 +99,18 @@ class RunLog:
 def say(text: str) -> None:
     """Prints `text` as one line; what is not printable becomes an escape."""
     print(printable(text))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that bear on the figures of a run."""
+    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:

@@ -26,6 +26,7 @@ GROUPS = {
 
 # Defaults that follow from other flags or from the images.
 PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}  # docs/recipes.md
+REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
 SMOOTHING = 0.1
 BATCH_SIZE = 512  # images; lowered if there are fewer training images
 SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
@@ -91,12 +92,13 @@ class Settings:
     # fmt: off
     # data
     dataset: str = _flag("cifar10", "data",
-        "Which images to use. cifar10 is downloaded once; folder reads your own images from "
-        "--data_dir; digits comes with scikit-learn.",
-        choices=("cifar10", "folder", "digits"))
+        "Which images to use. cifar10 and cifar100 are downloaded once; folder reads your own "
+        "images from --data_dir; digits comes with scikit-learn.",
+        choices=("cifar10", "cifar100", "folder", "digits"))
     data_dir: str = _flag("./data", "data",
-        "Folder that holds cifar10 or receives its download. With --dataset folder: the folder "
-        "that holds a folder for each class, or train/ and test/ with a folder for each class.",
+        "Folder that holds cifar10 or cifar100, or receives its download. With --dataset folder: "
+        "the folder that holds a folder for each class, or train/ and test/ with a folder for each "
+        "class.",
         on_resume="any")
     labels: str | None = _flag(None, "data",
         "With --dataset folder: take the images and their classes from this CSV file, not from "
@@ -106,7 +108,7 @@ class Settings:
         "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.",
         within=f"[32, {LARGEST_IMAGE}]")
     data_url: str | None = _flag(None, "data",
-        "Download cifar10 from this address (http, https or file).",
+        "Download cifar10 or cifar100 from this address (http, https or file).",
         unset="the official server", metavar="URL", on_resume="any")
     dataset_name: str | None = _flag(None, "data",
         "Name of the data set in logs and reports.",
@@ -142,13 +144,15 @@ class Settings:
         within="[0, 1]", unset="the three flags below")
     affine_p: float | None = _flag(None, "augmentation",
         "Probability of the shift, scale and rotation of full.",
-        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['affine_p']}")
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['affine_p']}, or 0 with --auto_augment")
     hole_p: float | None = _flag(None, "augmentation",
         "Probability of the hole of full.",
         within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['hole_p']}")
     jitter_p: float | None = _flag(None, "augmentation",
         "Probability of the colour jitter of full.",
-        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['jitter_p']}")
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['jitter_p']}, or 0 with --auto_augment")
     pad: int = _flag(4, "augmentation",
         "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
         "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
@@ -172,6 +176,24 @@ class Settings:
     border: str = _flag("mean", "augmentation",
         "Colour that comes in from outside the image: the mean of the data set, or black.",
         choices=("mean", "black"))
+    auto_augment: str = _flag("none", "augmentation",
+        "Change each image by a published policy, after crop and flip and before the hole: "
+        "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as torchvision "
+        "has them. Affine and jitter are then off, unless their probabilities are given.",
+        choices=("none", "autoaugment", "randaugment", "trivialaugment"))
+    mixup: float = _flag(0.0, "augmentation",
+        "Average the images of a batch in pairs, and their labels too. The share of each is drawn "
+        "from Beta(ALPHA, ALPHA), once a batch. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    cutmix: float = _flag(0.0, "augmentation",
+        "Paste a rectangle of one image of a batch into another; the label follows the areas. "
+        "Their share is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each "
+        "batch draws one of them. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    mix_p: float = _flag(1.0, "augmentation",
+        "Probability that a batch is mixed by --mixup or --cutmix. With --accumulate or several "
+        "processes, each part of a batch is mixed within itself.",
+        within="[0, 1]")
     augment_engine: str = _flag("albumentations", "augmentation",
         "albumentations: one image at a time, in --num_workers processes. batched: the same "
         "policy on whole batches, on the device, without workers.",
@@ -328,6 +350,9 @@ class Settings:
     plot_evaluation: bool = _flag(True, "evaluation",
         "Draw confusion_matrix.png and class_metrics.png.",
         on_resume="any")
+    report: bool = _flag(True, "evaluation",
+        "Write report.html: one page with the figures, the curves and the mistakes themselves.",
+        on_resume="any")
     plot_freq: int = _flag(50, "evaluation",
         "Epochs after which the curves are drawn again during the run. 0: only at the end.",
         within="[0, 1000000]", on_resume="any")
@@ -362,6 +387,10 @@ class Settings:
     plot_dir: str | None = _flag(None, "output",
         "Folder for figures, metrics.json and classification_report.txt.",
         unset="plots_complete, in --run_dir", on_resume="any")
+    tensorboard: bool = _flag(False, "output",
+        "Also write the history, pictures and the final figures for TensorBoard, into a folder "
+        "beside the log. Needs the package tensorboard.",
+        on_resume="any")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -370,8 +399,9 @@ class Settings:
             check_value(spec, value)
             if value_type(spec) is float and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
-            if spec.metadata["numbers"] and type(value) is not str:  # `dropout = 0`
-                object.__setattr__(self, spec.name, f"{value:g}")
+            if spec.metadata["numbers"]:  # one text for equal lists: 0 for `dropout = 0.0`
+                text = ",".join(f"{number:.12g}" for number in numbers_in(str(value)))
+                object.__setattr__(self, spec.name, text)
         self._check_image_sizes()
         self._check_network()
         if self.batch_size and self.batch_size % self.accumulate:
@@ -385,6 +415,12 @@ class Settings:
         if self.warmup_epochs and self.schedule_per == "epoch":
             raise UserError(
                 "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
+            )
+        self.check_mixing(self.accumulate)
+        if self.auto_augment != "none" and self.augment_engine == "batched":
+            raise UserError(
+                f"--auto_augment {self.auto_augment} works on one image at a time; leave it or "
+                f"--augment_engine batched out"
             )
         if self.min_lr > self.lr:
             raise UserError(
@@ -431,6 +467,25 @@ class Settings:
             raise UserError(
                 f"--image_sizes {text} is too small for --network residual; start from 16"
             )
+
+    def check_mixing(self, parts: int) -> None:
+        """Raises `UserError` where images are mixed but each of `parts` of a batch is one image."""
+        if self.mixes and self.batch_size and self.batch_size < 2 * parts:
+            each = f" in each of {parts} parts" if parts > 1 else ""
+            raise UserError(
+                f"--batch_size {self.batch_size} has one image{each}, but --mixup and --cutmix "
+                f"need two; use --batch_size {2 * parts} or more"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed with one another."""
+        return self.mix_p > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at all."""
+        return self.augment != "none" or self.auto_augment != "none" or self.mixes
 
     def _check_network(self) -> None:
         blocks = numbers_in(self.attention_at)
@@ -489,6 +544,14 @@ class Settings:
         return self.label_smoothing
 
     @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each step that --augment full adds to light."""
+        replaced = REPLACED if self.auto_augment != "none" else ()
+        defaults = PROBABILITIES | dict.fromkeys(replaced, 0.0)
+        chosen = {step: (getattr(self, step), self.augment_p, defaults[step]) for step in defaults}
+        return {step: next(p for p in given if p is not None) for step, given in chosen.items()}
+
+    @property
     def dropouts(self) -> tuple[float, float, float, float]:
         """The dropout rates of the four blocks."""
         rates = numbers_in(self.dropout)
@@ -524,7 +587,7 @@ def _check_numbers(spec: Field, value: Any) -> None:
     """Raises `UserError` unless `value` is a number, or a list of as many as the field takes."""
     counts, within = spec.metadata["numbers"], spec.metadata["within"]
     try:
-        found = numbers_in(value if isinstance(value, str) else f"{value:g}")
+        found = numbers_in(str(value))
     except (TypeError, ValueError):
         found = ()
     if len(found) not in counts or not all(number in within for number in found):
@@ -576,12 +639,17 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 
 def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
+    full, auto = settings.augment == "full", settings.auto_augment != "none"
+    replaced = {step for step in REPLACED if full and auto and not settings.probabilities[step]}
     full_steps = (
         *("augment_p", "affine_p", "hole_p", "jitter_p"),
         *("shift", "scale", "degrees", "hole", "jitter"),
     )
     needs = (  # (what the flags need, whether it is there, the flags)
-        ("--augment full", settings.augment == "full", full_steps),
+        ("--augment full", full, full_steps),
+        ("--affine_p", "affine_p" not in replaced, ("shift", "scale", "degrees")),
+        ("--jitter_p", "jitter_p" not in replaced, ("jitter",)),
+        ("--mixup or --cutmix", settings.mixup + settings.cutmix > 0, ("mix_p",)),
         ("--augment full or light", settings.augment != "none", ("pad", "border")),
         (
             "--augment_engine albumentations",
@@ -591,7 +659,7 @@ def without_effect(settings: Settings) -> list[str]:
         ("--attention", settings.attention != "none", ("attention_at",)),
         ("--optimizer muon", settings.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.amp, ("amp_dtype",)),
-        ("--dataset cifar10", settings.dataset == "cifar10", ("data_url",)),
+        ("--dataset cifar10 or cifar100", settings.dataset.startswith("cifar"), ("data_url",)),
         ("--dataset folder", settings.dataset == "folder", ("skip_bad_images", "test_fraction")),
         ("--snapshot_freq", settings.snapshot_freq > 0, ("keep_snapshots",)),
         ("--plot_training", settings.plot_training, ("plot_freq",)),

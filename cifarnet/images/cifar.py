@@ -1,9 +1,12 @@
-"""CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)."""
+"""CIFAR-10 and CIFAR-100.
+
+Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+"""
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,33 +19,52 @@ from cifarnet.images.layout import holds_classes
 # Channel means and standard deviations of the 50,000 training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+# github.com/weiaicunzai/pytorch-cifar100, conf/global_settings.py, rounded
+CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
+CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 
-def read_cifar10(
-    root: Path, url: str | None, say: Callable[[str], None]
+class Cifar(NamedTuple):
+    """One of the two data sets. torchvision knows its addresses, checksums and class names."""
+
+    title: str
+    megabytes: int  # of the download
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    official: str  # the class in torchvision.datasets
+
+
+CIFAR = {  # by --dataset
+    "cifar10": Cifar("CIFAR-10", 170, CIFAR10_MEAN, CIFAR10_STD, "CIFAR10"),
+    "cifar100": Cifar("CIFAR-100", 169, CIFAR100_MEAN, CIFAR100_STD, "CIFAR100"),
+}
+
+
+def read_cifar(
+    which: Cifar, root: Path, url: str | None, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet]:
-    """Reads CIFAR-10 from `root` as (train, test), after downloading what is missing or damaged.
+    """Reads a data set from `root` as (train, test), after downloading what is missing or damaged.
 
-    `url` replaces the official address; `say` is told of a download. torchvision verifies the
-    checksum of each file before it reads it. Raises `UserError` if the images cannot be had.
+    The labels of CIFAR-100 are the hundred fine ones. `url` replaces the official address; `say` is
+    told of a download. torchvision verifies the checksum of each file before it reads it. Raises
+    `UserError` if the images cannot be had.
     """
     from torchvision import datasets  # here: slow to import, and only used here
 
-    official = datasets.CIFAR10
+    official = getattr(datasets, which.official)
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
-        there = (root / official.base_folder, root / official.filename)
-        if not any(path.exists() for path in there) and holds_classes(root):
+        if not is_at_hand(which, root) and holds_classes(root):
             raise UserError(
                 f"--data_dir {root} holds folders of images; add --dataset folder, or name another "
-                f"folder for CIFAR-10"
+                f"folder for {which.title}"
             )
         try:
             parts = _read(official, root)
         except RuntimeError:  # missing, or a checksum does not match
             if not (root / official.filename).exists():
-                say(f"downloading CIFAR-10 (170 MB) to {root}")
+                say(f"downloading {which.title} ({which.megabytes} MB) to {root}")
             root.mkdir(parents=True, exist_ok=True)
             with exclusive(root, "--data_dir"):
                 fetch(url or official.url, root / official.filename, official.tgz_md5, say)
@@ -50,9 +72,9 @@ def read_cifar10(
             parts = _read(official, root)
     except (OSError, RuntimeError) as problem:
         raise UserError(
-            f"cannot get CIFAR-10 into {root} ({problem}); run again to continue, give another "
-            f"--data_url, put {official.filename} from {official.url} there by hand, or use "
-            "--dataset digits, which needs no download"
+            f"cannot get {which.title} into {root} ({problem}); run again to continue, give "
+            f"another --data_url, put {official.filename} from {official.url} there by hand, or "
+            "use --dataset digits, which needs no download"
         ) from None
     train, test = (
         ImageSet(
@@ -63,6 +85,14 @@ def read_cifar10(
         for part in parts
     )
     return train, test
+
+
+def is_at_hand(which: Cifar, root: Path) -> bool:
+    """Whether `root` holds the data set, or its archive."""
+    from torchvision import datasets
+
+    official = getattr(datasets, which.official)
+    return any((root / name).exists() for name in (official.base_folder, official.filename))
 
 
 def _read(official: type, root: Path) -> list[Any]:

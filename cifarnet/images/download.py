@@ -19,7 +19,7 @@ from cifarnet.core.errors import UserError
 PATIENCE = 45.0  # seconds without progress before the download fails
 TIMEOUT = 10.0  # seconds without a byte before an attempt fails
 PROGRESS = 1 << 16  # bytes that an attempt must bring to count as progress
-LARGEST = 1 << 30  # bytes; a server that sends more does not send CIFAR-10 (170 MB)
+LARGEST = 1 << 30  # bytes; a server that sends more does not send CIFAR (170 MB)
 
 
 class _TemporaryError(Exception):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def read_folder(
 
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
-    class folders, and used again until a file changes.
+    class folders, and used again until a file changes. The test images know their files.
 
     `say` is told of ignored files, resized images, classes without test images and images that
     are in two parts. With --skip_bad_images it is told of unreadable images too, which are left
@@ -38,7 +39,8 @@ def read_folder(
     try:
         labels_file = Path(settings.labels) if settings.labels else None
         classes, files = read_layout(root, labels_file, say)
-        fingerprint = _fingerprint(root, files)
+        paths = [os.path.relpath(file.path, root) for file in files]
+        fingerprint = _fingerprint(paths, files)
         remove_leftovers(root)
     except OSError as problem:
         raise UserError(
@@ -54,6 +56,8 @@ def read_folder(
     train, val, test = (
         everything.take((parts == part) & good) for part in ("train", "val", "test")
     )
+    in_test = np.flatnonzero((parts == "test") & good)
+    test = replace(test, paths=np.array([printable(paths[i]) for i in in_test], dtype=object))
     _check_counts(root, train, test, say)
     _tell_repeated(images, parts, good, files, say)
     return train, val if len(val) else None, test
@@ -78,9 +82,9 @@ def _parts(
     return np.where(in_test, "test", "train")
 
 
-def _fingerprint(root: Path, files: Sequence[File]) -> str:
-    """Changes with the name, the size or the time of change of any file."""
-    listing = [[os.path.relpath(file.path, root), *_stamp(file.path)] for file in files]
+def _fingerprint(paths: Sequence[str], files: Sequence[File]) -> str:
+    """Changes with the path, the size or the time of change of any file."""
+    listing = [[path, *_stamp(file.path)] for path, file in zip(paths, files, strict=True)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

@@ -17,11 +17,15 @@ SPLIT_SEED = 20250  # fixed: runs with different --seed split the images in the 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N,3,S,S], labels int64 [N] and class names; label i means `classes[i]`."""
+    """Images uint8 [N,3,S,S], labels int64 [N] and class names; label i means `classes[i]`.
+
+    `paths`, str [N], name the files of the images in words; None: they are not known.
+    """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    paths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,7 +33,8 @@ class ImageSet:
     def take(self, chosen: np.ndarray) -> "ImageSet":
         """Selects images by index (int64, in this order) or by mask (bool [N])."""
         where = torch.from_numpy(chosen)
-        return ImageSet(self.images[where], self.labels[where], self.classes)
+        paths = None if self.paths is None else self.paths[chosen]
+        return ImageSet(self.images[where], self.labels[where], self.classes, paths)
 
 
 @dataclass(frozen=True)

@@ -7,29 +7,35 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import SIZE
 from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import read_images, to_pixels
+from cifarnet.inference.classifier import Classifier
 
 Ranking = list[tuple[str, float]]  # classes with their probabilities in [0, 1], the highest first
 Outcome = tuple[str, Ranking | UserError]  # a path, and its ranking or why there is none
 
 
-class NetworkInput:
-    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised.
+class PixelInput:
+    """Turns pictures into the input of a `Classifier`: uint8 [B,3,H,W]. It rounds floats.
 
     Takes a PIL image of any size and mode and resizes it to `size` as in training (B is 1); or a
     tensor [3,H,W] or [B,3,H,W], uint8 or floats in [0,1], on any device, and keeps its size.
-    `mean` and `std` of the three channels are in [0, 1]. Raises `UserError` for other tensors.
+    Raises `UserError` for other tensors.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int = SIZE) -> None:
-        self.mean, self.std, self.size = tuple(mean), tuple(std), size
+    def __init__(self, size: int = SIZE) -> None:
+        self.size = size
 
     def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        pixels = self.pixels(picture)
+        return pixels.round().to(torch.uint8) if pixels.is_floating_point() else pixels
+
+    def pixels(self, picture: Image.Image | Tensor) -> Tensor:
+        """The picture as [B,3,H,W], uint8 or floats in [0, 255]. Raises `UserError`."""
         if isinstance(picture, Tensor):
             pixels = picture
         else:
@@ -46,41 +52,41 @@ class NetworkInput:
             raise UserError(
                 "a tensor of floats outside [0,1] is no picture; divide by 255, or give uint8"
             )
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])
-        normalise = Normalise(self.mean, self.std, pixels.device)
-        return normalise(pixels * 255 if is_float else pixels)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        return pixels * 255 if is_float else pixels
+
+
+class NetworkInput(PixelInput):
+    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised.
+
+    Takes what `PixelInput` takes. `mean` and `std` of the three channels are in [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int = SIZE) -> None:
+        super().__init__(size)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        pixels = self.pixels(picture)
+        return Normalise(self.mean, self.std, pixels.device)(pixels)
 
 
 class Predictor:
-    """Ranks the classes of a trained network for pictures.
+    """Ranks the classes of `classifier`, which is on `device`, for pictures."""
 
-    `network` is in evaluation mode, on `device`; `classes` name its outputs, in their order.
-    `mean` and `std` of the three channels, in [0, 1], are those of its training images,
-    `size` is their side in pixels.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        classes: Sequence[str],
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        size: int = SIZE,
-    ) -> None:
-        self.network, self.classes, self.size = network, tuple(classes), size
-        self.normalise = Normalise(tuple(mean), tuple(std), device)
+    def __init__(self, classifier: Classifier, device: torch.device) -> None:
+        self.classifier, self.device = classifier, device
 
     @torch.inference_mode()
     def rank(self, pixels: Tensor) -> list[Ranking]:
         """Ranks all classes for each of the pictures uint8 [N,3,S,S].
 
-        Equally probable classes stay in the network's order.
+        Equally probable classes stay in the classifier's order.
         """
-        logits = self.network(self.normalise(pixels)).cpu()  # [N,C]
+        logits = self.classifier(pixels.to(self.device)).cpu()  # [N,C]
         shares, order = logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
-            [(self.classes[label], share) for label, share in zip(*pair, strict=True)]
+            [(self.classifier.classes[label], share) for label, share in zip(*pair, strict=True)]
             for pair in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
@@ -93,7 +99,7 @@ class Predictor:
         """
         for first in range(0, len(paths), batch_size):
             part, read = paths[first : first + batch_size], []
-            with contextlib.closing(read_images(map(Path, part), self.size)) as reading:
+            with contextlib.closing(read_images(map(Path, part), self.classifier.size)) as reading:
                 for found in reading:
                     read.append(found)
                     on_read()

@@ -1,9 +1,10 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 from cifarnet.core.device import Runtime
 from cifarnet.core.files import dated_folder, write_atomically
 from cifarnet.core.ranks import gathered
+from cifarnet.reporting.predictions import (
+    Predictions,
+    build_predictions,
+    calibration_error,
+    reliability,
+    wilson,
+    write_predictions,
+)
 
 
 @torch.inference_mode()
@@ -65,8 +74,9 @@ def _ranked(logits: Tensor) -> Tensor:
 
 
 CURVES = ("training_curves.png", "learning_rate_schedule.png")
+PAGE = "report.html"
 REPORT_FILES = (
-    *("metrics.json", "classification_report.txt"),
+    *("metrics.json", "classification_report.txt", "predictions.csv", PAGE),
     *("confusion_matrix.png", "class_metrics.png", *CURVES),
 )
 
@@ -79,6 +89,8 @@ class Report:
     top3: float
     top5: float
     loss: float
+    calibration_error: float
+    interval: tuple[float, float]  # of top-1: 95 %, by the number of images
     images: int
     macro: dict[str, float]  # precision, recall, f1
     weighted: dict[str, float]
@@ -86,17 +98,26 @@ class Report:
     confusion_matrix: list[list[int]]  # rows: true class; columns: predicted class
     dataset: str
     snapshot: str
-    epoch: int
+    epoch: int | str  # of an ensemble: those of its members, separated by commas
     weights: str  # "raw", or "ema": the averaged ones
     selected_by: str  # how the epoch was chosen, in words
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
+    predictions: Predictions
+    members: list[dict[str, Any]] = field(default_factory=list)  # of an ensemble, see `together`
+    tta: str = "none"  # test-time augmentation
+    parameters: int | None = None  # of all networks together
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
 
     def summary(self) -> str:
         """One summary line, in percent."""
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
+
+    def network(self) -> str:
+        """The network in words, with its test-time augmentation."""
+        ensemble = f"ensemble of {len(self.members)}: " if self.members else ""
+        return ensemble + self.snapshot + ("" if self.tta == "none" else f", --tta {self.tta}")
 
     def tops(self) -> dict[int, float]:
         """Top-k accuracy by k, for each k that there are enough classes for."""
@@ -109,15 +130,33 @@ class Report:
         return {name: getattr(self, name) for name in names}
 
 
+def together(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a report says of its network, or of an ensemble of several.
+
+    Each of `members` says snapshot, epoch, weights, selected_by and sha256. The sha256 of an
+    ensemble is that of its members' sha256, in their order.
+    """
+    if len(members) == 1:
+        return members[0]
+    said = {name: [str(member[name]) for member in members] for name in members[0]}
+    about = {name: ", ".join(texts) for name, texts in said.items()}
+    about |= {name: "; ".join(dict.fromkeys(said[name])) for name in ("weights", "selected_by")}
+    about["snapshot"] = ",".join(said["snapshot"])
+    about["sha256"] = hashlib.sha256("".join(said["sha256"]).encode()).hexdigest()
+    return about | {"members": members}
+
+
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
     """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` says which model and images: dataset, snapshot, epoch, weights, selected_by, sha256.
+    `about` says which model and images: dataset, snapshot, epoch, weights, selected_by, sha256,
+    and perhaps parameters and run.
     """
     from sklearn import metrics  # takes a second to import
 
     loss, top1, top3, top5 = scores(logits, labels)
-    true, predicted = labels.numpy(), _ranked(logits)[:, 0].numpy()
+    predictions = build_predictions(logits, labels, _ranked(logits))
+    true, predicted = predictions.true, predictions.predicted
     indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}
 
@@ -139,42 +178,64 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         top3=top3,
         top5=top5,
         loss=loss,
+        calibration_error=calibration_error(reliability(predictions)),
+        interval=wilson(int((true == predicted).sum()), len(labels)),
         images=len(labels),
         macro=averaged("macro"),
         weighted=averaged("weighted"),
         per_class=per_class,
         confusion_matrix=matrix.tolist(),
         table=table,
+        predictions=predictions,
         **about,
     )
 
 
 def write_report(
-    report: Report, directory: Path, last: Report | None = None, best: Report | None = None
-) -> None:
-    """Writes metrics.json and classification_report.txt. Raises `OSError`.
+    report: Report,
+    directory: Path,
+    paths: Sequence[str] | None = None,
+    last: Report | None = None,
+    best: Report | None = None,
+) -> dict[str, Any]:
+    """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
-    `last` and `best` are the reports of a run's last and best model, where there are such.
+    Removes report.html of another network or other images: it must not stand beside these.
+    `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
+    there are such. Returns what metrics.json says.
     """
-    figures = {name: value for name, value in asdict(report).items() if name != "table"}
+    figures = {
+        name: value for name, value in vars(report).items() if name not in ("table", "predictions")
+    }
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
     there = _report_in(directory)
-    if not last and _is_same(there, report):  # evaluated again: what the run said stays
+    same = _is_same(there, report)
+    if not last and same:  # evaluated again: what the run said stays
         figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
         figures["evaluated_by"] = report.run.get("command")
     _write_text(
         directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     )
 
+    low, high = report.interval
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
     about = f"epoch {report.epoch}, {report.weights} weights, {report.selected_by}"
+    count = report.parameters
+    parameters = "" if count is None else f"parameters: {count:,}\n"
     head = (
         f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.snapshot} ({about})\n"
+        f"snapshot: {report.network()} ({about})\n"
+        f"{parameters}"
         f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
-        f"{tops}loss: {report.loss:.4f}\n\n"
+        f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
+        f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
     )
     _write_text(directory / "classification_report.txt", head + report.table)
+    if not same:
+        (directory / PAGE).unlink(missing_ok=True)
+    path = directory / "predictions.csv"
+    write_predictions(report.predictions, list(report.per_class), paths, path)
+    return figures
 
 
 def move_other_report(directory: Path, report: Report) -> Path | None:
@@ -205,8 +266,10 @@ def _report_in(directory: Path) -> dict[str, Any]:
 
 
 def _is_same(there: dict[str, Any], report: Report) -> bool:
-    """Whether the report `there` is of the same weights and images as `report`."""
-    return all(there.get(name) == getattr(report, name) for name in ("sha256", "dataset", "images"))
+    """Whether the report `there` is of the same weights, views and images as `report`."""
+    there = {"tta": "none"} | there  # earlier versions did not say it
+    same = ("sha256", "tta", "dataset", "images")
+    return all(there.get(name) == getattr(report, name) for name in same)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -17,8 +17,9 @@ from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.state import COLUMNS, Progress, Row, TrainState
 from cifarnet.core.errors import RunError
-from cifarnet.core.log import RunLog
+from cifarnet.core.log import RunLog, clock
 from cifarnet.core.settings import Settings
+from cifarnet.reporting.metrics import Report
 
 
 class Recorder:
@@ -35,6 +36,9 @@ class Recorder:
     def end(self, progress: Progress) -> None:
         """Called when no epoch follows: all are done, or the run was stopped. Again where it is
         stopped after that."""
+
+    def report(self, report: Report) -> None:
+        """Called once all epochs are done and the network is evaluated."""
 
 
 class Recorders:
@@ -62,14 +66,19 @@ class Recorders:
         """Tells all recorders that no epoch follows. Call it on the first rank only."""
         self._tell("end", progress)
 
-    def _tell(self, event: str, progress: Progress) -> None:
+    def report(self, report: Report) -> None:
+        """Tells all recorders of the evaluation. Call it on the first rank only."""
+        self._tell("report", report)
+
+    def _tell(self, event: str, told: Progress | Report) -> None:
         for recorder in self.recorders:
             try:
-                getattr(recorder, event)(progress)
-                self.failed.pop(recorder, None)
+                getattr(recorder, event)(told)
+                if event != "report":  # most write nothing then, so it mends nothing
+                    self.failed.pop(recorder, None)
             except OSError as problem:
                 self.failed[recorder] = problem
-                again = "" if event == "end" else "; it will be tried again"
+                again = "; it will be tried again" if event in ("start", "row") else ""
                 self.log.line(f"warning: {recorder.failure} ({problem.strerror}){again}")
 
     def check(self) -> None:
@@ -189,9 +198,10 @@ class LogLine(Recorder):
         waits = row.data_wait > 0.1 and self.settings.augment_engine == "albumentations"
         if waits and not self.told_of_wait:
             self.told_of_wait = True  # once a run
+            other = ", or use --augment_engine batched"
             self.log.line(
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
-                f"--num_workers if cores are idle, or use --augment_engine batched"
+                f"--num_workers if cores are idle{other * (self.settings.auto_augment == 'none')}"
             )
 
     def _line(self, row: Row, progress: Progress) -> str:
@@ -247,9 +257,3 @@ class Curves(Recorder):
     def end(self, progress: Progress) -> None:
         if progress.history:
             self.draw(progress)
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

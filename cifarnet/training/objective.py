@@ -1,7 +1,7 @@
-"""What a step learns from: labels, smoothed labels, or a teacher.
+"""What a step learns from: labels, smoothed or mixed labels, or a teacher.
 
-An objective is called with the network and a batch. It returns the loss, summed over the images,
-and the logits. The training loop knows nothing else of it.
+An objective is called with the network, a batch and its place in the run. It returns the loss,
+summed over the images, and the logits. The training loop knows nothing else of it.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
 
+Place = tuple[int, ...]  # of a batch: epoch (from 1), step in it and part of the batch (from 0)
+# Mixes images [B,3,H,W] and labels [B], and returns images and float32 shares [B,classes].
+Mix = Callable[[Tensor, Tensor, Place], tuple[Tensor, Tensor]]
+
 TEMPERATURE = 2.0  # flattens both sides' probabilities, so that small ones count
 
 
@@ -20,13 +24,19 @@ class Objective(Protocol):
     """A training loss."""
 
     loss_name: str  # what it is measured against, in words; empty: the labels
+    accuracy_name: str  # what counts as right in training, in words; empty: the labels
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        place: Place = (),
     ) -> tuple[Tensor, Tensor]:
         """The loss in nats, summed over the images, and the logits float32 [B,classes].
 
-        `network` gives logits for normalised images [B,3,H,W]; `labels` are int64 [B].
+        `network` gives logits for normalised images [B,3,H,W]; `labels` are int64 [B], or the
+        share of each class, float32 [B,classes]. Random draws depend on `place` only.
         """
 
 
@@ -35,21 +45,32 @@ class Labels:
     (Szegedy et al. 2016, arXiv 1512.00567). `weights` float32 [classes] multiply the loss of the
     images of each class; their mean over the training images is 1."""
 
+    accuracy_name = ""
+
     def __init__(self, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
         self.smoothing, self.weights = smoothing, weights
         how = ["smoothed"] * bool(smoothing) + ["weighted"] * (weights is not None)
         self.loss_name = f"{', '.join(how)} labels" if how else ""
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        place: Place = (),
     ) -> tuple[Tensor, Tensor]:
         logits = network(images)
         if self.weights is None:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+            return loss, logits
+        if labels.is_floating_point():  # each class of a mixed image has its weight
+            labels = labels * self.weights
+            weights = labels.sum(1)
+            labels = labels / weights[:, None]
         else:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
-            loss = (loss * self.weights[labels]).sum()
-        return loss, logits
+            weights = self.weights[labels]
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
+        return (loss * weights).sum(), logits
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -67,6 +88,7 @@ class Distillation:
     """
 
     loss_name = "from the teacher"
+    accuracy_name = ""
 
     def __init__(
         self,
@@ -85,7 +107,11 @@ class Distillation:
         self.factor, self.shift = std / own_std, (mean - own_mean) / own_std
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        place: Place = (),
     ) -> tuple[Tensor, Tensor]:
         logits = network(images)
         if not len(images):  # a rank's share of a small last batch
@@ -107,3 +133,27 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     student = (logits / TEMPERATURE).log_softmax(1)
     teacher = (teacher_logits / TEMPERATURE).softmax(1)
     return TEMPERATURE**2 * F.kl_div(student, teacher, reduction="sum")
+
+
+class Mixed:
+    """An `objective` on mixed images, with the shares of the classes in place of labels.
+
+    `mix` leaves the larger share of each image to its own label, so the training accuracy counts
+    the class with the larger share. A teacher sees the mixed images.
+    """
+
+    accuracy_name = "larger share"
+
+    def __init__(self, objective: Objective, mix: Mix) -> None:
+        self.objective, self.mix = objective, mix
+        self.loss_name = f"{objective.loss_name or 'labels'}, mixed"
+
+    def __call__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        place: Place = (),
+    ) -> tuple[Tensor, Tensor]:
+        images, shares = self.mix(images, labels, place)
+        return self.objective(network, images, shares, place)

@@ -34,6 +34,23 @@ def test_policies_differ_in_their_probabilities_only(name, expected):
     assert replace(policy, **probabilities(of())) == of()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (1.0, 0.5, 0.0, 0.1, 0.0)),
+        ({"affine_p": 0.3, "hole_p": 0.0}, (1.0, 0.5, 0.3, 0.0, 0.0)),
+        ({"augment_p": 0.4}, (1.0, 0.5, 0.4, 0.4, 0.4)),
+        ({"augment": "light"}, (1.0, 0.5, 0.0, 0.0, 0.0)),
+        ({"augment": "none"}, (0.0, 0.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_a_published_policy_takes_the_place_of_affine_and_jitter(given, expected):
+    policy = of(auto_augment="randaugment", **given)
+    assert policy.auto_augment == "randaugment"
+    names = ("crop_p", "flip_p", "affine_p", "hole_p", "jitter_p")
+    assert probabilities(policy) == dict(zip(names, expected, strict=True))
+
+
 def test_the_probability_of_all_steps_beyond_light_can_be_set():
     rare = of(augment_p=0.25)
     assert rare == replace(of(), affine_p=0.25, hole_p=0.25, jitter_p=0.25)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cifarnet.core.commandline import (
     build_parser,
+    flags_of,
     flags_table,
     parse_settings,
     print_error,
@@ -368,13 +369,21 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
     except UserError as problem:
         # No value is wrong alone; these contradict another.
         together = (
-            r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|"
+            r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment|"
             r"attention|width|depth|compound_scale) "
         )
         assert re.match(together, str(problem))
         assume(False)
     assert settings_from_dict(dataclasses.asdict(settings)) == settings
     assert parse(*command_line(given)) == settings
+    anew = dataclasses.replace(settings, resume=None, resume_override=False)
+    assert parse(*flags_of(settings)) == anew
+
+
+def test_the_command_line_of_settings_names_what_differs():
+    settings = Settings(epochs=3, amp=True, keep_memory=False, dataset_name="-x", recipe="a.toml")
+    expected = ["--dataset_name=-x", "--epochs", "3", "--amp", "--no-keep_memory"]
+    assert flags_of(settings) == expected
 
 
 WORDS = st.sampled_from(

@@ -66,6 +66,11 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
         ({"muon_lr": 0.2, "muon_momentum": 0.9}, "muon_lr muon_momentum"),
         ({"muon_lr": 0.2, "optimizer": "muon"}, ""),
         ({"amp_dtype": "bf16"}, "amp_dtype"),
+        ({"mix_p": 0.5}, "mix_p"),
+        ({"mix_p": 0.5, "cutmix": 1.0}, ""),
+        ({"auto_augment": "randaugment", "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
+        ({"auto_augment": "randaugment", "shift": 0.1, "affine_p": 0.1}, ""),
+        ({"auto_augment": "randaugment", "degrees": 5.0, "augment": "light"}, "degrees"),
         ({"attention_at": "2"}, "attention_at"),
         ({"attention_at": "2", "attention": "se"}, ""),
         ({"amp_dtype": "bf16", "amp": True}, ""),
@@ -139,9 +144,24 @@ def test_only_flags_that_leave_the_result_alone_may_change():
         "data_dir", "data_url", "dataset_name", "num_workers", "preview_augment", "keep_memory",
         "select", "plot_training", "plot_evaluation", "plot_freq", "save_best", "snapshot_freq",
         "keep_snapshots", "resume", "resume_override", "log_dir", "snapshot_dir", "plot_dir",
-        "recipe", "labels", "run_dir",
+        "recipe", "labels", "run_dir", "report", "tensorboard",
     }  # fmt: skip
     assert by_rule["larger"] == {"epochs"}
+
+
+@pytest.mark.parametrize(
+    "given", [{"mixup": -0.1}, {"cutmix": 101.0}, {"mix_p": 1.1}, {"auto_augment": "auto"}]
+)
+def test_wrong_ways_to_mix_and_augment_are_refused(given):
+    (flag,) = given
+    with pytest.raises(UserError, match=f"--{flag} .* (is out of range|is not one of)"):
+        Settings(**given)
+
+
+def test_one_image_a_batch_is_fine_where_none_is_mixed():
+    assert not Settings(batch_size=1).mixes
+    assert not Settings(batch_size=1, mixup=0.2, mix_p=0.0).mixes
+    assert Settings(batch_size=2, mixup=0.2).mixes
 
 
 def test_image_sizes():
@@ -182,6 +202,9 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"warmup_epochs": 3, "epochs": 3}, "--warmup_epochs 3 .* --epochs 3 .* raise --epochs"),
         ({"teacher": "long", "label_smoothing": 0.1}, "--teacher .* --label_smoothing .* leave"),
         ({"teacher": "long", "class_weights": "balanced"}, "--teacher .* --class_weights .* leave"),
+        ({"auto_augment": "randaugment", "augment_engine": "batched"}, "--augment_engine batched"),
+        ({"mixup": 0.2, "batch_size": 1}, "--batch_size 1 has one image, .* --batch_size 2"),
+        ({"cutmix": 1.0, "batch_size": 4, "accumulate": 4}, "one image in each of 4 parts, .* 8"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
         ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
@@ -215,6 +238,10 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
 def test_dropout_is_one_rate_or_one_a_block(given, rates):
     assert Settings(dropout=given).dropouts == rates
     assert Settings(dropout=given) == Settings(dropout=Settings(dropout=given).dropout)
+
+
+def test_equal_lists_of_numbers_are_equal_settings():
+    assert Settings(dropout="0.050,.1, 1e-1,0.0") == Settings(dropout="0.05,0.1,0.1,0")
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,17 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
 
 def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "training_curves", lambda *arguments: shown.append(arguments[-1]))
+    monkeypatch.setattr(plots, "training_curves", lambda *arguments: shown.append(arguments[3:]))
     assert learn_from(command, trained.weights, trained.tree, "--plot_training").code == 0
-    for smoothing in ("0.1", "0"):
-        flags = ("--epochs", "1", "--plot_training", "--label_smoothing", smoothing)
-        assert command("main", *QUICK, *flags).code == 0
-    assert shown == ["train, from the teacher", "train, smoothed labels", "train"]
+    for smoothing, mixup in (("0.1", "0"), ("0", "0"), ("0.1", "0.2")):
+        flags = ("--plot_training", "--label_smoothing", smoothing, "--mixup", mixup)
+        assert command("main", *QUICK, "--epochs", "1", *flags).code == 0
+    assert shown == [
+        ("train, from the teacher", "train"),
+        ("train, smoothed labels", "train"),
+        ("train", "train"),
+        ("train, smoothed labels, mixed", "train, larger share"),
+    ]
 
 
 def test_a_finished_run_is_looked_at_again_without_its_teacher(command, trained):

@@ -15,7 +15,7 @@ import hubconf
 SUFFIXES = ("png", "JPG", "gif", "tif", "bmp", "webp", "jfif")
 QUICK = (
     *("--dataset", "folder", "--epochs", "1", "--num_workers", "0", "--augment", "none"),
-    *("--no-plot_training", "--no-plot_evaluation", "--device", "cpu"),
+    *("--no-plot_training", "--no-plot_evaluation", "--no-report", "--device", "cpu"),
 )
 
 

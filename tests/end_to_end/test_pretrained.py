@@ -37,7 +37,12 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
     assert (done.code, done.err) == (0, "")
     state, report = torch.load(trained.snapshot), json.loads(trained.metrics.read_text())
     accuracy = f"top-1 {report['top1']:.2%} (the run's history, epoch 4)"
-    assert done.out == f"new/w.safetensors: epoch 4 on pictures, {accuracy}\n"
+    about, read_back = done.out.splitlines()
+    assert about == f"{trained.snapshot}: epoch 4 on pictures, {accuracy}"
+    assert read_back == (
+        "new/w.safetensors: 0.70 MB; on 9 test images: largest difference of a logit 0, "
+        f"equal top-1 100.00%, top-1 {report['top1']:.2%} (network {report['top1']:.2%})"
+    )
     said = metadata(Path("new/w.safetensors"))
     assert [said[name] for name in ("classes", "mean", "std", "epoch", "dataset")] == [
         list(CLASSES), state["mean"], state["std"], 4, "pictures"
@@ -152,6 +157,12 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         ("--snapshot", "SNAPSHOT", "--out", "a_file/w.safetensors"),
         ("--snapshot", "SNAPSHOT", "--metrics", "missing"),
         ("--snapshot", "SNAPSHOT", "--out", "a_folder.safetensors"),
+        ("--snapshot", "SNAPSHOT", "--pretrained", "SNAPSHOT"),
+        ("--pretrained", "SNAPSHOT", "--evaluate", "raw"), ("--pretrained", "nobody"),
+        ("--snapshot", "SNAPSHOT", "--format", "safetensor"),
+        ("--snapshot", "SNAPSHOT", "--format", ""),
+        ("--snapshot", "SNAPSHOT", "--dataset", "digits"),
+        ("--snapshot", "SNAPSHOT", "--data_dir", "missing"),
         ("--snapshot", "SNAPSHOT", "--no-such-flag"),
     ],
     ids=" ".join,

@@ -21,7 +21,7 @@ from data import EvalBatches
 ROOT = Path(__file__).parent.parent.parent
 CURVES = {"training_curves.png", "learning_rate_schedule.png"}
 FIGURES = {"confusion_matrix.png", "class_metrics.png"}
-NUMBERS = {"metrics.json", "classification_report.txt"}
+NUMBERS = {"metrics.json", "classification_report.txt", "predictions.csv"}
 TIMINGS = {"seconds", "train_seconds", "images_per_second", "data_wait"}
 
 
@@ -66,7 +66,7 @@ def names_in(directory: str | Path) -> set[str]:
 def test_what_a_run_leaves_behind(command):
     done = command("main", *DRAWN, "--save_best", "--epochs", "3", "--plot_freq", "1")
     assert (done.code, done.err) == (0, "")
-    assert names_in("plots_complete") == CURVES | FIGURES | NUMBERS
+    assert names_in("plots_complete") == CURVES | FIGURES | NUMBERS | {"report.html"}
     numbered = {f"snapshot_epoch_000{epoch}.pth" for epoch in (1, 2, 3)}
     assert names_in("snapshots_complete") == {"last.pth", "best_model.pth"} | numbered
 

@@ -127,6 +127,18 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
 
 
 @pytest.mark.slow
+def test_two_ranks_mix_their_parts(torchrun):
+    """The last batch has one image: there is nothing to mix it with."""
+    flags = (*QUICK, "--limit_train=41", "--accumulate=2", "--mixup=0.2", "--cutmix=1")
+    assert torchrun(2, MAIN, *flags, "--batch_size=4").wait(90) == 1
+    (error,) = errors()
+    assert "--batch_size 4 has one image in each of 4 parts" in error
+    assert error.endswith("; use --batch_size 8 or more")
+    assert torchrun(2, MAIN, *flags).wait(90) == 0, output()
+    assert output().count("epoch 2/2 |") == 1
+
+
+@pytest.mark.slow
 def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_all(torchrun):
     flags = (*QUICK, "--epochs", "5000", "--snapshot_freq", "0", "--resume", "auto")
     process = torchrun(2, MAIN, *flags, restarts=1)

@@ -1,4 +1,4 @@
-"""CIFAR-10, downloaded or put there by hand, from a small archive of the official form."""
+"""CIFAR, downloaded or put there by hand, from small archives of the official forms."""
 
 import hashlib
 import http.server
@@ -16,49 +16,67 @@ from torchvision import datasets
 
 from cifarnet.core.errors import UserError
 from cifarnet.images import download
-from cifarnet.images.cifar import read_cifar10
+from cifarnet.images.cifar import CIFAR, read_cifar
 
 
-def read(root, url=None, said=None):
-    return read_cifar10(root, url, (said if said is not None else []).append)
+def read(root, url=None, said=None, which="cifar10"):
+    return read_cifar(CIFAR[which], root, url, (said if said is not None else []).append)
+
+
+def packed(pixels: np.ndarray, labels: dict[str, list[int]]) -> bytes:
+    content = pickle.dumps({"data": pixels} | labels, protocol=2)
+    # The real files are of 2009, when numpy wrote 0 for false.
+    assert content.count(b"\x89\x88\x87q") == 1
+    return content.replace(b"\x89\x88\x87q", b"K\x00\x88\x87q")
+
+
+def official_files(which: str) -> dict[str, bytes]:
+    """The files of a small archive, by name."""
+    random = np.random.default_rng(0)
+    pixels = lambda: random.integers(0, 256, (20, 3072), dtype=np.uint8)  # noqa: E731
+    if which == "cifar10":
+        labels = {"labels": [i % 10 for i in range(20)]}
+        names = {"label_names": [f"class {i}" for i in range(10)]}
+        files = {
+            f: packed(pixels(), labels) for f in ("data_batch_1", "data_batch_2", "test_batch")
+        }
+        return files | {"batches.meta": pickle.dumps(names)}
+    labels = {"fine_labels": [5 * i for i in range(20)], "coarse_labels": list(range(20))}
+    fine, coarse = (
+        [f"{kind} {i}" for i in range(n)] for kind, n in (("fine", 100), ("coarse", 20))
+    )
+    names = {"fine_label_names": fine, "coarse_label_names": coarse}
+    files = {name: packed(pixels(), labels) for name in ("train", "test")}
+    return files | {"meta": pickle.dumps(names)}
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """Serves a small archive; torchvision is given its checksums."""
+def archive(tmp_path, monkeypatch, request):
+    """Serves a small archive, of CIFAR-10 by default; torchvision is given its checksums."""
+    which = getattr(request, "param", "cifar10")
+    official = getattr(datasets, CIFAR[which].official)
     served = tmp_path / "served"
-    batches = served / "cifar-10-batches-py"
+    batches = served / official.base_folder
     batches.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    sums = {}
-    for name in ("data_batch_1", "data_batch_2", "test_batch"):
-        pixels = random.integers(0, 256, (20, 3072), dtype=np.uint8)
-        content = pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}, protocol=2)
-        # The real files are of 2009, when numpy wrote 0 for false.
-        assert content.count(b"\x89\x88\x87q") == 1
-        (batches / name).write_bytes(content.replace(b"\x89\x88\x87q", b"K\x00\x88\x87q"))
-    names = [f"class {i}" for i in range(10)]
-    (batches / "data.meta").write_bytes(pickle.dumps({"label_names": names}))
-    for path in batches.iterdir():
-        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as tar:
+    files = official_files(which)
+    for name, content in files.items():
+        (batches / name).write_bytes(content)
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    archive = served / official.filename
+    with tarfile.open(archive, "w:gz") as tar:
         tar.add(batches, batches.name)
-    archive = served / "cifar-10-python.tar.gz"
 
     handler = lambda *args: Quiet(*args, directory=str(served))  # noqa: E731
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr(
-        datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}"
-    )
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(
-        datasets.CIFAR10, "train_list", [[n, sums[n]] for n in ("data_batch_1", "data_batch_2")]
-    )
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    meta = {"filename": "data.meta", "key": "label_names", "md5": sums["data.meta"]}
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    for part in ("train_list", "test_list"):
+        known = [[name, sums[name]] for name, _ in getattr(official, part) if name in sums]
+        monkeypatch.setattr(official, part, known)
+    meta = official.meta | {"md5": sums[official.meta["filename"]]}
+    monkeypatch.setattr(official, "meta", meta)
     yield archive
     server.shutdown()
     server.server_close()
@@ -91,6 +109,21 @@ def test_images_and_labels_are_those_of_the_archive(archive, tmp_path):
     content = pickle.loads((archive.parent / "cifar-10-batches-py" / "data_batch_2").read_bytes())
     assert (train.images[20:].numpy() == content["data"].reshape(20, 3, 32, 32)).all()
     assert train.labels[20:].tolist() == content["labels"]
+
+
+@pytest.mark.parametrize("archive", ["cifar100"], indirect=True)
+def test_cifar100_has_the_fine_labels_and_lies_beside_cifar10(archive, tmp_path):
+    root, said = tmp_path / "data", []
+    (root / "cifar-10-batches-py").mkdir(parents=True)
+    train, test = read(root, said=said, which="cifar100")
+    assert said == [f"downloading CIFAR-100 (169 MB) to {root}"]
+    assert train.classes == test.classes == tuple(f"fine {i}" for i in range(100))
+    assert train.labels.tolist() == test.labels.tolist() == [5 * i for i in range(20)]
+    assert train.images.shape == (20, 3, 32, 32)
+    archive.unlink()
+    assert torch.equal(read(root, which="cifar100")[1].images, test.images)
+    with pytest.raises(UserError, match=r"cannot get CIFAR-100 .*cifar-100-python.tar.gz"):
+        read(tmp_path / "b", archive.as_uri(), which="cifar100")
 
 
 def test_another_address_of_the_archive(archive, tmp_path):

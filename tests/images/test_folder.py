@@ -15,7 +15,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
 from cifarnet.images import folder, pictures
 from cifarnet.images.folder import CACHE_NAME, read_folder
-from cifarnet.images.imageset import ImageSet, channel_statistics
+from cifarnet.images.imageset import ImageSet, channel_statistics, limited
 
 CACHE = CACHE_NAME.format(32)
 
@@ -46,6 +46,20 @@ def test_a_folder_is_read_as_it_is(tree):
     expected = np.asarray(Image.open(tree / "test" / "disc" / "001.png")).transpose(2, 0, 1)
     assert (test.images[4].numpy() == expected).all()
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_test_images_know_their_files(tree):
+    (tree / "test" / "disc" / "001.png").rename(tree / "test" / "disc" / "odd\n\udcff.png")
+    (tree / "test" / "bar" / "000.png").write_text("damaged")
+    _, test = read(tree, skip_bad=True)
+    expected = ["bar/001.png", "bar/002.png", "disc/000.png", "disc/002.png"]
+    expected.append("disc/odd\\n\\udcff.png")  # what cannot be printed is an escape
+    assert test.paths.tolist() == [f"test/{name}" for name in expected]
+    few = limited(test, 2, "--limit_test")
+    assert len(few.paths) == 2
+    for image, path in zip(few.images, few.paths, strict=True):
+        pixels = np.asarray(Image.open(tree / path.encode().decode("unicode_escape")))
+        assert (image.numpy() == pixels.transpose(2, 0, 1)).all()
 
 
 def test_the_real_images(real_images):

@@ -7,7 +7,8 @@ from PIL import Image
 from cifarnet.core.errors import UserError
 from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import to_pixels
-from cifarnet.inference.predictor import NetworkInput, Predictor
+from cifarnet.inference.classifier import Classifier, TorchClassifier
+from cifarnet.inference.predictor import NetworkInput, PixelInput, Predictor
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 
@@ -21,8 +22,9 @@ class MeanColour(torch.nn.Module):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    device = torch.device("cpu")
-    return Predictor(MeanColour(), ("red", "green", "blue"), MEAN, STD, device)
+    colours = ("red", "green", "blue")
+    classifier = TorchClassifier(MeanColour(), NetworkInput(MEAN, STD), colours, 32, "colours")
+    return Predictor(classifier, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -69,6 +71,18 @@ def test_the_input_can_be_pickled_with_a_network():
     assert torch.equal(pickle.loads(pickle.dumps(normalise))(floats), normalise(floats))
 
 
+def test_a_classifier_is_given_pixels(picture):
+    prepare = PixelInput(16)
+    with Image.open(picture("a.png", (200, 100, 50))) as image:
+        pixels = prepare(image)
+        assert torch.equal(pixels, torch.from_numpy(to_pixels(image, 16))[None])
+    noise = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
+    assert torch.equal(prepare(noise), noise)
+    assert torch.equal(prepare(noise[0] / 255), noise[:1])  # as torchvision gives them
+    with pytest.raises(UserError, match="is no picture"):
+        prepare(torch.zeros(32, 32))
+
+
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (32, 32), (2, 1, 32, 32)], ids=str)
 def test_tensors_that_are_no_pictures_are_refused(shape):
     normalise = NetworkInput(MEAN, STD)
@@ -99,12 +113,12 @@ def test_rankings_are_the_softmax_of_the_logits(predictor):
 
 
 def test_equally_probable_classes_stay_in_the_networks_order():
-    class Same(torch.nn.Module):
+    class Same(Classifier):
         def forward(self, x):
             return torch.zeros(len(x), 20)
 
     classes = tuple(f"class {i}" for i in range(20))
-    predictor = Predictor(Same(), classes, MEAN, STD, torch.device("cpu"))
+    predictor = Predictor(Same(classes, 32, "same"), torch.device("cpu"))
     (ranking,) = predictor.rank(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert ranking == [(name, pytest.approx(0.05)) for name in classes]
 

@@ -135,3 +135,8 @@ def test_the_files(tmp_path, classes):
     assert ("top-3" in text, "top-5" in text) == (classes >= 3, classes >= 5)
     assert all(name in text for name in names)
     assert "weighted avg" in text
+    low, high = figures["interval"]
+    assert (low, high) == report.interval
+    assert f"95 % interval of top-1: {low:.4f} to {high:.4f}\n" in text
+    assert f"calibration error: {figures['calibration_error']:.4f}\n" in text
+    assert len((tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 501

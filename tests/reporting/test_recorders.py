@@ -51,6 +51,9 @@ class Heard(Recorder):
     def end(self, progress):
         self.hear("end")
 
+    def report(self, report):
+        self.hear("report")
+
     def hear(self, event):
         if self.broken:
             raise OSError(28, "No space left on device")
@@ -73,6 +76,17 @@ def test_one_that_fails_does_not_hurt_the_others():
     warning = "warning: this one could not be written (No space left on device)"
     assert log.lines == [f"{warning}; it will be tried again"] * 2 + [warning]
     with pytest.raises(RunError, match="this one could not be written; see the log"):
+        all_of_them.check()
+
+
+def test_the_report_reaches_all_and_forgives_nothing():
+    heard, broken = Heard(), Heard(broken=True)
+    all_of_them = told(broken, heard)
+    all_of_them.end(progress_of(make_row(1)))
+    broken.broken = False
+    all_of_them.report("a report")
+    assert heard.events == ["end", "report"]
+    with pytest.raises(RunError, match="this one could not be written"):
         all_of_them.check()
 
 

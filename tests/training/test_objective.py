@@ -10,6 +10,7 @@ from cifarnet.core.settings import Settings
 from cifarnet.training.objective import (
     Distillation,
     Labels,
+    Mixed,
     balanced_weights,
     distillation_loss,
 )
@@ -75,6 +76,46 @@ def test_the_loss_is_the_divergence_of_the_flattened_probabilities():
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert same.grad.abs().max() < 1e-12
+
+
+def halves(images, labels, place):
+    """A mix for tests: 70 % of each image and 30 % of the one before."""
+    one_hot = F.one_hot(labels, 4).double()
+    return tuple(0.7 * x + 0.3 * x.roll(1, 0) for x in (images, one_hot))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0, 0.25]).double()])
+def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing, weights):
+    head = torch.nn.Linear(3, 4).double()
+    images, labels = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 4
+    objective = Labels(smoothing, weights)
+    loss, logits = Mixed(objective, halves)(head, images, labels, (1, 2, 3))
+    torch.testing.assert_close(logits, head(0.7 * images + 0.3 * images.roll(1, 0)))
+    own, other = (objective(lambda x: logits, None, y)[0] for y in (labels, labels.roll(1)))
+    torch.testing.assert_close(loss, 0.7 * own + 0.3 * other)
+
+
+def test_a_mix_is_told_its_place_and_its_loss_has_a_name():
+    places = []
+    mix = Mixed(Labels(0.1), lambda *batch: places.append(batch[2]) or batch[:2])
+    run = small_run(objective=mix, epochs=2, accumulate=2, batch_size=12)
+    run.fit()
+    steps_and_parts = [(step, part) for step in (0, 1) for part in (0, 1)]
+    assert places == [(epoch, *each) for epoch in (1, 2) for each in steps_and_parts]
+    assert (mix.loss_name, mix.accuracy_name) == ("smoothed labels, mixed", "larger share")
+    assert Mixed(Labels(), None).loss_name == "labels, mixed"
+
+
+def test_a_teacher_sees_the_mixed_images():
+    teacher = trained_network()
+    objective = Distillation(teacher, start(Settings(device="cpu")), (MEAN, STD), (MEAN, STD))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 2
+    student = build_model(Settings(dropout=0.0), 2).eval()
+    loss, _ = Mixed(objective, halves)(student, images, labels)
+    mixed = 0.7 * images + 0.3 * images.roll(1, 0)
+    expected = distillation_loss(student(mixed), teacher(mixed))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["cifarnet", "residual"])

@@ -1,0 +1,93 @@
+"""MixUp and CutMix: mixing the images of a batch in pairs, on the device."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifarnet.core.seeds import MIXING, derived_seed
+from cifarnet.core.settings import Settings
+
+
+class Pairs(NamedTuple):
+    """What was drawn for a batch of B images. Each image has a partner in the batch."""
+
+    partner: Tensor  # int64 [B], on the CPU
+    share: float  # in [0, 1], of one image; the other one has the rest
+    # Rows and columns that hold the other image: top, bottom, left, right. None: average all.
+    box: tuple[int, int, int, int] | None
+
+
+class Mixing:
+    """Mixes the images of a batch, as --mixup, --cutmix and --mix_p say.
+
+    MixUp averages two images (Zhang et al. 2018, arXiv 1710.09412). CutMix pastes a rectangle of
+    one into the other (Yun et al. 2019, arXiv 1905.04899). Draws are a function of the seed, the
+    place of the batch in the run, and the rank: one share and one permutation for each batch.
+    """
+
+    def __init__(self, settings: Settings, classes: int, rank: int = 0) -> None:
+        self.probability, self.seed = settings.mix_p, settings.seed
+        self.alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
+        self.kinds = [name for name, alpha in self.alphas.items() if alpha]
+        self.classes, self.rank = classes, rank
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, place: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes float images [B,3,S,S] and labels int64 [B], both on one device.
+
+        Returns new images, and the share of each class in them, float32 [B,classes], with sums
+        of 1. Images that are not mixed come back as they are. `place` is where the batch stands:
+        the epoch, the step, and which part of the batch it is.
+        """
+        pairs = self.draw(len(images), images.shape[-1], place)
+        shares = F.one_hot(labels, self.classes).float()
+        if pairs is None:
+            return images, shares
+        return mixed(images, shares, pairs)
+
+    def draw(self, count: int, size: int, place: tuple[int, ...]) -> Pairs | None:
+        """Draws pairs for `count` images of `size` pixels; None: they are not mixed.
+
+        One image alone is not mixed.
+        """
+        random = np.random.default_rng(derived_seed(self.seed, *place, MIXING, self.rank))
+        if count < 2 or random.random() >= self.probability:
+            return None
+        kind = self.kinds[random.integers(len(self.kinds))]
+        share = random.beta(self.alphas[kind], self.alphas[kind])
+        partner = torch.from_numpy(random.permutation(count))
+        if kind == "mixup":
+            return Pairs(partner, share, None)
+        # The centre lies anywhere, so the image may cut the rectangle off: its area counts.
+        half = int(size * math.sqrt(1 - share) / 2)
+        box = tuple(
+            min(max(centre + end, 0), size)
+            for centre in random.integers(size, size=2).tolist()
+            for end in (-half, half)
+        )
+        top, bottom, left, right = box
+        return Pairs(partner, 1 - (bottom - top) * (right - left) / size**2, box)
+
+
+def mixed(images: Tensor, shares: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Mixes float images [B,3,S,S] and the shares of their classes [B,classes].
+
+    The larger share belongs to the image itself, the smaller one to its partner. With the roles
+    exchanged where the drawn share is below a half, a batch holds the same mixed images as in the
+    papers, in another order.
+    """
+    partner = pairs.partner.to(images.device, non_blocking=True)
+    others, own = images[partner], max(pairs.share, 1 - pairs.share)
+    one, other = (images, others) if pairs.share >= 0.5 else (others, images)
+    if pairs.box is None:
+        result = other.lerp(one, pairs.share)
+    else:
+        top, bottom, left, right = pairs.box
+        result = one.clone()
+        result[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return result, shares[partner].lerp(shares, own)

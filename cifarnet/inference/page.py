@@ -1,0 +1,243 @@
+"""One HTML file that classifies pictures in a browser, without network or server.
+
+page.html.j2 is its text, page.js its script. The network is data in it: a list of layers, and one
+array of weights.
+"""
+
+import base64
+import copy
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import torch
+import torch.nn.functional as F
+from markupsafe import Markup
+from torch import Tensor, fx, nn
+
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.files import write_atomically
+from cifarnet.images.normalise import Normalise
+from cifarnet.networks import blocks
+from cifarnet.networks.fast import use_plain_forms
+
+HERE = Path(__file__).parent
+DATA = '<script id="network" type="application/json">'  # as in page.html.j2
+
+# A layer has a kind, and `of`: the numbers of its inputs. Number 0 is the normalised image [C,H,W],
+# number n the output of the nth layer. `weight` and `bias` are places in the array of weights.
+Layer = dict[str, Any]
+
+
+class About(NamedTuple):
+    """What the page says of a network, and how its images are prepared."""
+
+    classes: Sequence[str]  # the names of its outputs
+    mean: Sequence[float]  # of each channel, in [0, 1]
+    std: Sequence[float]
+    size: int  # pixels
+    facts: Sequence[str]  # lines of text: where the network comes from, how good it is
+
+
+def write_page(network: nn.Module, about: About, path: Path) -> None:
+    """Writes the page of `network` to `path`, whole or not at all.
+
+    Raises `UserError` if the network has a layer that the page does not know, else `OSError`.
+    """
+    layers, weights = layers_of(network)
+    about = about._replace(classes=[printable(name) for name in about.classes])
+    data = {name: getattr(about, name) for name in ("classes", "mean", "std", "size")}
+    data |= {"layers": layers, "weights": _base64(weights.numpy().tobytes())}
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = templates.get_template("page.html.j2").render(
+        about=about,
+        data=data,
+        script=Markup(script),
+        # The page's policy allows this script only.
+        script_hash=_base64(hashlib.sha256(script.encode()).digest()),
+    )
+    write_atomically(path, lambda file: file.write(page.encode()))
+
+
+def read_page(path: Path) -> Callable[[Tensor], Tensor]:
+    """The network in the file `path`: uint8 [N,3,S,S] -> logits float32 [N,C], as its script does.
+
+    Raises `ValueError` for a file that `write_page` did not write.
+    """
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(text[text.index(DATA) + len(DATA) : text.index("</script>")])
+    weights = torch.frombuffer(bytearray(base64.b64decode(data["weights"])), dtype=torch.float32)
+    normalise = Normalise(tuple(data["mean"]), tuple(data["std"]), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> Tensor:
+        values = [normalise(pixels)]
+        for layer in data["layers"]:
+            values.append(_output(layer, [values[number] for number in layer["of"]], weights))
+        return values[-1].flatten(1)
+
+    return run
+
+
+def _output(layer: Layer, inputs: list[Tensor], weights: Tensor) -> Tensor:
+    """What `layer` makes of its `inputs`: tensors [N,C,H,W], where vectors have H = W = 1."""
+    x = inputs[0]
+    match layer["kind"]:
+        case "convolution":
+            size, groups, out = layer["kernel_size"], layer["groups"], layer["out"]
+            shape = (out, x.shape[1] // groups, size, size)
+            kernel = weights[layer["weight"] :][: math.prod(shape)].view(shape)
+            bias = weights[layer["bias"] :][:out]
+            sliding = (layer[name] for name in ("stride", "padding", "dilation"))
+            return F.conv2d(x, kernel, bias, *sliding, groups)
+        case "relu":
+            return x.clamp(min=0)
+        case "sigmoid":
+            return x.sigmoid()
+        case "add":
+            return x + inputs[1]
+        case "multiply":
+            return x * inputs[1]
+        case "mean":
+            return x.mean((2, 3), keepdim=True)
+        case "max":
+            return x.amax((2, 3), keepdim=True)
+        case "maxpool":
+            return F.max_pool2d(x, layer["size"])
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+# --- a network as data ---
+
+
+AS_PIXELS = (slice(None), slice(None), None, None)  # [B,C] -> [B,C,1,1]
+
+
+class _Picture(fx.Proxy):
+    """Stands for an image, and for what is computed from it, while the network is traced."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+
+class _Tracer(fx.Tracer):
+    """Records the calls of functions and layers."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(blocks.channel_means,))
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        ours = isinstance(module, nn.Conv2d)  # a subclass, which torch would look into
+        return ours or super().is_leaf_module(module, name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Picture(node, self)
+
+
+def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
+    """The layers of `network` in evaluation, and their weights float32 [n] in one array.
+
+    Batch normalisation becomes part of the convolution before it. Raises `UserError` for a network
+    with layers that the page does not know.
+    """
+    network = use_plain_forms(copy.deepcopy(network)).cpu().float().eval()
+    try:
+        graph = _Tracer().trace(network)
+    except (fx.proxy.TraceError, TypeError, ValueError):
+        raise _refusal(f"{type(network).__name__}, whose layers depend on the image") from None
+    layers: list[Layer] = []
+    numbers: dict[fx.Node, int] = {}  # of the values
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            numbers[node] = 0
+        elif node.op.startswith("call_"):
+            called = network.get_submodule(node.target) if node.op == "call_module" else node.target
+            of = [numbers[value] for value in node.args if isinstance(value, fx.Node)]
+            layer = _layer(called, node, layers[of[0] - 1] if of[0] else {})
+            if layer is not None:
+                layers.append({"of": of} | layer)
+            numbers[node] = of[0] if layer is None else len(layers)
+    return layers, _in_one_array(layers)
+
+
+def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
+    """The layer for the call `node` of a module, a function or a method; `before` is its input.
+
+    None: the output is that of `before`. Weights are tensors here. Raises `UserError`.
+    """
+    inputs = sum(isinstance(value, fx.Node) for value in node.args)
+    match called:
+        case nn.Identity() | nn.Dropout() | nn.Dropout2d() | "to":
+            return None
+        case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
+            return None
+        case nn.BatchNorm2d() if before.get("kind") == "convolution" and _is_only_use(node):
+            scale = called.weight * torch.rsqrt(called.running_var + called.eps)
+            before["weight"] = before["weight"] * scale[:, None, None, None]
+            before["bias"] = called.bias + scale * (before["bias"] - called.running_mean)
+            return None
+        case nn.Conv2d() if called.padding_mode == "zeros":
+            names = ("kernel_size", "stride", "padding", "dilation")
+            sides = {name: set(getattr(called, name)) for name in names}
+            if all(len(of_axes) == 1 for of_axes in sides.values()):
+                fields = {name: of_axes.pop() for name, of_axes in sides.items()}
+                return fields | {"groups": called.groups} | _convolution(called)
+        case nn.Linear():  # a convolution of one pixel
+            fields = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+            return fields | _convolution(called)
+        case nn.MaxPool2d() if called.padding == 0 and called.stride == called.kernel_size:
+            return {"kind": "maxpool", "size": called.kernel_size}
+        case nn.ReLU() | torch.relu | F.relu | "relu":
+            return {"kind": "relu"}
+        case nn.Sigmoid() | torch.sigmoid | "sigmoid":
+            return {"kind": "sigmoid"}
+        case operator.add | torch.add if inputs == 2:
+            return {"kind": "add"}
+        case operator.mul | torch.mul if inputs == 2:
+            return {"kind": "multiply"}
+        case blocks.channel_means:
+            return {"kind": "mean"}
+        case "mean" | "amax" if node.args[1:] == ((2, 3),):
+            return {"kind": "max" if called == "amax" else "mean"}
+    name = getattr(called, "__name__", called)
+    shown = f"{type(called).__name__} {node.target}" if isinstance(called, nn.Module) else name
+    raise _refusal(f"the layer {shown}")
+
+
+def _is_only_use(node: fx.Node) -> bool:
+    """Whether nothing but `node` uses its input."""
+    return len(node.args[0].users) == 1
+
+
+def _convolution(layer: nn.Conv2d | nn.Linear) -> Layer:
+    """The weights of `layer`, as those of a convolution with a bias."""
+    weight = layer.weight.detach()
+    weight = weight[:, :, None, None] if weight.ndim == 2 else weight  # [out,in,k,k]
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    return {"kind": "convolution", "out": len(weight), "weight": weight, "bias": bias}
+
+
+def _in_one_array(layers: Sequence[Layer]) -> Tensor:
+    """All weights of `layers` in one array float32 [n]; in `layers`, their places replace them."""
+    parts, place = [], 0
+    for layer in layers:
+        for name in ("weight", "bias"):
+            if name in layer:
+                parts.append(layer[name].detach().flatten())
+                layer[name] = place
+                place += len(parts[-1])
+    return torch.cat(parts)
+
+
+def _refusal(what: str) -> UserError:
+    return UserError(f"the page cannot hold {what}; choose another --format")

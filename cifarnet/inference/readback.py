@@ -1,0 +1,41 @@
+"""Reading an exported file back: do its answers equal the network's?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Classify = Callable[[Tensor], Tensor]  # uint8 [N,3,S,S] -> logits float32 [N,classes]
+
+RANDOM_IMAGES = 100  # where no real ones are at hand
+BATCH = 256  # images: the last batch of a set is usually smaller, so other sizes are tried too
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the answers to the same images differ."""
+
+    images: int
+    difference: float  # of any logit, the largest
+    same: float  # share of the images with equal top-1, in [0, 1]
+
+
+@torch.inference_mode()
+def answers(classify: Classify, pixels: Tensor) -> Tensor:
+    """The logits float32 [N,classes] for `pixels` uint8 [N,3,S,S]."""
+    return torch.cat([classify(part) for part in pixels.split(BATCH)])
+
+
+def compare(expected: Tensor, found: Tensor) -> Comparison:
+    """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
+    difference = (found.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
+    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    return Comparison(len(expected), difference, same)
+
+
+def random_images(size: int) -> Tensor:
+    """The same random pixels each time: uint8 [RANDOM_IMAGES,3,size,size]."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (RANDOM_IMAGES, 3, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -1,0 +1,90 @@
+"""A trained network as a folder for the Hugging Face hub, with a model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from torch import nn
+
+from cifarnet.checkpoints.places import HUB_CONFIG, HUB_WEIGHTS
+from cifarnet.checkpoints.weights import Weights, write_weights
+from cifarnet.core.errors import printable
+from cifarnet.core.files import write_atomically
+from cifarnet.core.settings import Settings, settings_from_dict
+
+HERE = Path(__file__).parent
+ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # by --dataset
+BICUBIC = 3  # as Pillow and the hub number the ways to resize
+
+
+def write_hub(
+    weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None, folder: Path
+) -> None:
+    """Writes the folder, which need not exist: weights, configurations, model card.
+
+    `network` is the network that `weights` make. `figures` are those of its report: top1, top3,
+    top5, macro_f1, loss, images and per_class; None: the card has the accuracy that is kept with
+    the weights. Raises `OSError`.
+    """
+    settings = settings_from_dict(weights.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(weights, folder / HUB_WEIGHTS)
+    config = {
+        "architectures": [type(network).__name__],
+        "model_type": settings.network,
+        "image_size": settings.image_size,
+        "num_channels": 3,
+        "num_labels": len(weights.classes),
+        "id2label": dict(enumerate(weights.classes)),
+        "label2id": {name: label for label, name in enumerate(weights.classes)},
+    }
+    preprocessor = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": settings.image_size, "width": settings.image_size},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": weights.mean,
+        "image_std": weights.std,
+    }
+    _write(folder / HUB_CONFIG, json.dumps(config, indent=2) + "\n")
+    _write(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    _write(folder / "README.md", model_card(weights, network, figures))
+
+
+def model_card(weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None) -> str:
+    """The README.md of the folder: front matter, and what a user should know of the network."""
+    settings = settings_from_dict(weights.config)
+    usual = vars(Settings())
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"text": _markdown, "percent": lambda share: f"{share:.2%}"}
+    return templates.get_template("card.md.j2").render(
+        weights=weights,
+        settings=settings,
+        changed={k: v for k, v in weights.config.items() if k in usual and v != usual[k]},
+        architecture=type(network).__name__,
+        parameters=sum(values.numel() for values in network.parameters()),
+        figures=figures,
+        on_the_hub=ON_THE_HUB.get(settings.dataset),
+    )
+
+
+def _markdown(text: object) -> str:
+    """`text` as it is, in Markdown: every sign that could have a meaning becomes a number."""
+    plain = " -.,:;/()%"
+    shown = printable(str(text))
+    return "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in shown)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

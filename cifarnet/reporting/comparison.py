@@ -1,0 +1,259 @@
+"""Compares runs: what differs in their settings, and what came of it. As text and as CSV.
+
+Runs of one setting that differ only in their seed are one line: mean, deviation and count.
+"""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.log import clock
+from cifarnet.core.settings import FLAGS
+from cifarnet.reporting.past_runs import PastRun, read_table
+
+# Settings that say where files lie or what is drawn change no result. These two change the speed.
+COMPARED = tuple(
+    name
+    for name, spec in FLAGS.items()
+    if spec.metadata["on_resume"] != "any" or name in ("num_workers", "keep_memory")
+)
+FACTS = {"images": lambda run: run.dataset, "machine": lambda run: run.machine}  # no flags
+UNKNOWN = "?"
+
+
+class Outcome(NamedTuple):
+    """A figure of a run: its name in a CSV file, its title, and how it is written."""
+
+    name: str
+    title: str
+    of: Callable[[PastRun], float | None]
+    form: Callable[[float], str]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _plainly(number: float) -> str:
+    return f"{number:g}" if number == int(number) else f"{number:.1f}"
+
+
+OUTCOMES = (
+    Outcome("top1", "top-1", lambda run: run.top1, _percent),
+    Outcome("best", "best", lambda run: run.best and run.best[0], _percent),
+    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best[1], _plainly),
+    Outcome("seconds", "time", lambda run: run.seconds, clock),
+    Outcome("images_per_second", "images/s", lambda run: run.images_per_second, _count),
+    Outcome("parameters", "parameters", lambda run: run.parameters, _count),
+)
+BEST_ON = "best on"  # the images that the best epoch was chosen by
+
+
+class Figure(NamedTuple):
+    """A figure of several runs: mean, and sample deviation where there are two values or more."""
+
+    mean: float | None
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting: a run, or several that differ only in their seed."""
+
+    runs: tuple[PastRun, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the run, or of the first one of several."""
+        more = len(self.runs) - 1
+        return f"{self.runs[0].name}{f' and {more} more' if more else ''}"
+
+    def setting(self, name: str) -> str:
+        """The value of a flag in words; the seeds of several runs are listed."""
+        shown = dict.fromkeys(_shown(run, name) for run in self.runs)
+        return ", ".join(shown)
+
+    def figure(self, outcome: Outcome) -> Figure:
+        """The figure of those runs that have it."""
+        found = [outcome.of(run) for run in self.runs]
+        found = [value for value in found if value is not None]
+        return Figure(
+            statistics.mean(found) if found else None,
+            statistics.stdev(found) if len(found) > 1 else None,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Lines of the table, and the columns that tell them apart."""
+
+    lines: tuple[Line, ...]
+    differing: tuple[str, ...]  # flags, and what else is in `FACTS`
+    outcomes: tuple[Outcome, ...]  # those that at least one run has
+
+    def settings(self) -> dict[str, list[str]]:
+        """What differs, in words: a column by its title."""
+        return {name: [line.setting(name) for line in self.lines] for name in self.differing}
+
+    def results(self) -> dict[str, list[str]]:
+        """What came of it, in words: a column by its title."""
+        counts = [str(len(line.runs)) for line in self.lines]
+        columns = {} if set(counts) == {"1"} else {"runs": counts}
+        for outcome in self.outcomes:
+            columns[outcome.title] = [
+                _figure_in_words(line.figure(outcome), outcome) for line in self.lines
+            ]
+        columns["epochs done"] = [
+            f"{line.runs[0].epochs_done} of {line.setting('epochs')}" for line in self.lines
+        ]
+        return columns | {BEST_ON: [_best_on(line) for line in self.lines]}
+
+    def names(self) -> list[str]:
+        """The name of each line."""
+        return [line.name for line in self.lines]
+
+
+def compare(runs: Sequence[PastRun]) -> Comparison:
+    """Groups `runs` by their settings, and finds what differs between them."""
+    lines: dict[Any, dict[str, PastRun]] = {}
+    for run in runs:
+        same = tuple(_shown(run, name) for name in (*COMPARED, "images") if name != "seed")
+        key, seed = (same, run.epochs_done), _shown(run, "seed")
+        if seed == UNKNOWN or seed in lines.get(key, {}):
+            key = run.source  # a seed that ran twice says nothing of other seeds
+        lines.setdefault(key, {})[seed] = run
+    return Comparison(
+        tuple(Line(tuple(by_seed.values())) for by_seed in lines.values()),
+        tuple(name for name in (*COMPARED, *FACTS) if _differs(runs, name)),
+        tuple(o for o in OUTCOMES if any(o.of(run) is not None for run in runs)),
+    )
+
+
+def _shown(run: PastRun, name: str) -> str:
+    """A setting of `run`, or a fact, in words."""
+    if name in FACTS:
+        return FACTS[name](run) or UNKNOWN
+    if name not in run.settings:
+        return UNKNOWN
+    value = run.settings[name]
+    if value is None or isinstance(value, bool):
+        return {True: "on", False: "off", None: "-"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differs(runs: Iterable[PastRun], name: str) -> bool:
+    return len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
+
+
+def _figure_in_words(figure: Figure, outcome: Outcome) -> str:
+    if figure.mean is None:
+        return ""
+    shown = outcome.form(figure.mean)
+    return f"{shown} ± {outcome.form(figure.deviation)}" if figure.deviation else shown
+
+
+def _best_on(line: Line) -> str:
+    """The images that the best epoch was chosen by."""
+    return ", ".join(dict.fromkeys(run.best[2] for run in line.runs if run.best))
+
+
+def as_text(comparison: Comparison, width: int) -> str:
+    """The table. Where it is wider than `width`, in blocks: settings first, then results.
+
+    Each block begins with the names of the lines.
+    """
+    names = _column("run", comparison.names())
+    settings = [_column(*item) for item in comparison.settings().items()]
+    results = [_column(*item) for item in comparison.results().items()]
+    if sum(len(column[0]) + 2 for column in (names, *settings, *results)) <= width + 2:
+        blocks = [settings + results]
+    else:
+        blocks = [
+            *_blocks(settings, width - len(names[0])),
+            *_blocks(results, width - len(names[0])),
+        ]
+    return "\n\n".join(
+        "\n".join("  ".join(cells).rstrip() for cells in zip(names, *block, strict=True))
+        for block in blocks
+    )
+
+
+def _column(title: str, cells: Sequence[str]) -> list[str]:
+    """Title and cells, all of one width."""
+    shown = [printable(cell) for cell in (title, *cells)]
+    width = max(map(len, shown))
+    return [cell.ljust(width) for cell in shown]
+
+
+def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    """`columns` in as few blocks as fit into `width`, each at least one column."""
+    blocks, free = [], 0
+    for column in columns:
+        size = len(column[0]) + 2
+        if size > free:
+            blocks.append([])
+            free = width
+        blocks[-1].append(column)
+        free -= size
+    return blocks
+
+
+def as_csv(comparison: Comparison) -> str:
+    """The table as CSV: shares in [0, 1], seconds, and sample deviations beside the means."""
+    names = [name for o in comparison.outcomes for name in (o.name, f"{o.name}_deviation")]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(
+        ["run", "runs", *comparison.differing, *names, "epochs_done", "epochs_asked", "best_on"]
+    )
+    for line in comparison.lines:
+        figures = [value for o in comparison.outcomes for value in line.figure(o)]
+        settings = [line.setting(name) for name in comparison.differing]
+        epochs = line.runs[0].epochs_done, line.setting("epochs")
+        writer.writerow([line.name, len(line.runs), *settings, *figures, *epochs, _best_on(line)])
+    return text.getvalue()
+
+
+def mcnemar(one: PastRun, other: PastRun) -> str:
+    """What McNemar's test says of two runs with predictions, in one line.
+
+    The test is the exact one: of the images that only one of them has right, each has as many by
+    chance (binomial, two-sided). McNemar 1947, doi 10.1007/BF02295996.
+    """
+    from scipy.stats import binomtest  # takes a second to import
+
+    answers = [_answers(run.predictions) for run in (one, other)]
+    true = [{image: label for image, (label, _) in found.items()} for found in answers]
+    names = f"{one.name} and {other.name}"
+    if true[0] != true[1]:
+        return (
+            f"McNemar's test: refused, as {names} were not tested on the same images; evaluate "
+            f"both on one data set"
+        )
+    right = [
+        {image for image, (label, said) in found.items() if label == said} for found in answers
+    ]
+    first, second = len(right[0] - right[1]), len(right[1] - right[0])
+    p = binomtest(first, first + second).pvalue if first + second else 1.0
+    return (
+        f"McNemar's test on {len(true[0])} images: only {one.name} is right on {first}, only "
+        f"{other.name} on {second}; p = {p:.3g} (exact, two-sided)"
+    )
+
+
+def _answers(path: Path) -> dict[str, tuple[str, str]]:
+    """True and predicted class by image. Raises `UserError`."""
+    rows = read_table(path, ("image", "true", "predicted"))
+    answers = {row["image"]: (row["true"], row["predicted"]) for row in rows}
+    if not rows or len(answers) < len(rows):
+        raise UserError(f"{path} names no image, or one twice; make it again by evaluate.py")
+    return answers

@@ -1,0 +1,162 @@
+"""A comparison of runs as one HTML page: the table, and the curves over each other.
+
+The page holds no script and fetches nothing. Check boxes hide curves, by CSS alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cifarnet.core.errors import printable
+from cifarnet.core.log import clock
+from cifarnet.reporting.comparison import Comparison
+from cifarnet.reporting.past_runs import PastRun
+
+WIDTH, HEIGHT = 460, 300  # of a chart, in the units of its drawing
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 10, 42  # its margins
+DOTTED = 40  # a line of at most so many points shows each as a dot
+COLORS = (
+    *("#3b82c4", "#d9534f", "#2f9e69", "#b86fb3", "#d98324"),
+    *("#1aa3b3", "#94705a", "#7a8f2c", "#7d78d8", "#d0528f"),
+)
+
+
+class Series(NamedTuple):
+    """One curve: whose it is, of which images, its name, and its points (x, y)."""
+
+    line: int
+    part: str  # "held", on validation or test images, or "train"
+    name: str
+    points: list[tuple[float, float]]
+
+
+class Dot(NamedTuple):
+    """A point of a drawn curve, and what it says."""
+
+    x: str
+    y: str
+    says: str
+
+
+class Curve(NamedTuple):
+    """A curve as it is drawn."""
+
+    line: int
+    part: str
+    name: str
+    path: str  # of SVG
+    dots: list[Dot]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template draws: curves and the ticks of both axes, in the units of the drawing."""
+
+    title: str
+    axis: str
+    x_ticks: list[tuple[str, str]]  # where, and what it says
+    y_ticks: list[tuple[str, str]]
+    curves: list[Curve]
+
+
+def page(comparison: Comparison, begins: str, tests: str = "") -> str:
+    """The page, which begins with `begins`. `tests` is a sentence on the runs, or empty."""
+    from jinja2 import Environment, FileSystemLoader  # one of the few that need it
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+    )
+    return environment.get_template("comparison.html").render(
+        begins=begins,
+        names=[printable(name) for name in comparison.names()],
+        columns=comparison.results() | comparison.settings(),
+        settings=len(comparison.differing),
+        colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
+        charts=[
+            _chart(comparison, what, by_time)
+            for what in ("accuracy", "loss")
+            for by_time in (False, True)
+        ],
+        box={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": RIGHT, "t": TOP, "b": BOTTOM},
+        tests=printable(tests),
+    )
+
+
+def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
+    """The curves of `what`, "accuracy" or "loss", by epoch or by time."""
+    every = [
+        series
+        for at, line in enumerate(comparison.lines)
+        for run in line.runs
+        for series in _series(at, run, what, by_time)
+    ]
+    x_form = _hours if by_time else "{:g}".format
+    y_form = "{:.0%}".format if what == "accuracy" else "{:g}".format
+    xs = [x for series in every for x, _ in series.points] or [1.0]
+    ys = [y for series in every for _, y in series.points] or [0.0, 1.0]
+    x_ticks = _ticks(0.0, max(xs), 3600.0 if by_time else 1.0)
+    y_ticks = _ticks(min(ys), max(ys), 1.0)
+    low, high = y_ticks[0], y_ticks[-1]
+
+    def x_at(x: float) -> str:
+        return f"{LEFT + x / x_ticks[-1] * (WIDTH - LEFT - RIGHT):.1f}"
+
+    def y_at(y: float) -> str:
+        return f"{HEIGHT - BOTTOM - (y - low) / (high - low or 1) * (HEIGHT - BOTTOM - TOP):.1f}"
+
+    return Chart(
+        f"{what} by {'time' if by_time else 'epoch'}",
+        "hours:minutes" if by_time else "epoch",
+        [(x_at(x), x_form(x)) for x in x_ticks],
+        [(y_at(y), y_form(y)) for y in y_ticks],
+        [_curve(series, what, x_form, (x_at, y_at)) for series in every],
+    )
+
+
+def _series(at: int, run: PastRun, what: str, by_time: bool) -> list[Series]:
+    """The curves of one run that has measured something: on held-out and on training images."""
+    part = run.best[2] if run.best else "test"
+    found = []
+    for kind, column in (("train", f"train_{what}"), ("held", f"{part}_{what}")):
+        points, seconds = [], 0.0
+        for row in run.history:
+            seconds += row["seconds"] or 0.0
+            if row[column] is not None:
+                points.append((seconds if by_time else row["epoch"], row[column]))
+        name = f"{run.name}, {column.partition('_')[0]}"
+        found += [Series(at, kind, printable(name), points)] if points else []
+    return found
+
+
+def _curve(
+    series: Series,
+    what: str,
+    x_form: Callable[[float], str],
+    at: tuple[Callable[[float], str], Callable[[float], str]],
+) -> Curve:
+    points = [(at[0](x), at[1](y)) for x, y in series.points]
+    value = "{:.2%}".format if what == "accuracy" else "{:.4f}".format
+    dots = [
+        Dot(x, y, f"{series.name}: {value(of[1])} at {x_form(of[0])}")
+        for (x, y), of in zip(points, series.points, strict=True)
+    ]
+    path = "M" + "L".join(f"{x} {y}" for x, y in points)
+    few = len(dots) <= DOTTED and series.part == "held"
+    return Curve(series.line, series.part, series.name, path, dots if few else [])
+
+
+def _ticks(low: float, high: float, unit: float) -> list[float]:
+    """Round numbers from about `low` to about `high`: four to eight steps of 1, 2 or 5.
+
+    Multiples of `unit` are round too: hours of seconds.
+    """
+    rough = (high - low) / 5 / unit or 1.0
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough) * unit
+    return [n * step for n in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def _hours(seconds: float) -> str:
+    return clock(seconds)[:-3]

@@ -1,0 +1,240 @@
+"""report.html: one page on a network that needs no other file and no network connection."""
+
+import base64
+import hashlib
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cifarnet.checkpoints.state import Row
+from cifarnet.core.commandline import flags_of
+from cifarnet.core.files import write_atomically
+from cifarnet.core.log import clock, versions
+from cifarnet.core.settings import FLAGS, settings_from_dict
+from cifarnet.reporting import charts
+from cifarnet.reporting.metrics import PAGE, REPORT_FILES, Report
+from cifarnet.reporting.predictions import reliability
+from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
+
+LIMIT = 4_000_000  # bytes of a page: it can be sent by mail
+ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB
+MOST_CLASSES = 100  # in the matrix: 10,000 cells are still quick
+WRITTEN_CLASSES = 20  # up to these, counts stand in the cells
+PAIRS = 3  # of classes, that a sentence names
+
+# The published run: the figures of its author, October 2025, on the official test images.
+PUBLISHED = {"top1": 0.8788, "top3": 0.9774, "top5": 0.9931, "macro_f1": 0.8781, "epochs": 250}
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+MEANINGS = {  # of the files that a run leaves, by name or by suffix
+    "metrics.json": "all figures of this page, for programs",
+    "classification_report.txt": "the main figures, as text",
+    "predictions.csv": "what the network says of each test image",
+    PAGE: "this page",
+    ".png": "a picture for a README or a talk",
+    ".log": "settings and versions, then one line an epoch",
+    ".csv": "the history: one row an epoch",
+    ".pth": "a snapshot: the network, and all that is needed to go on with the run",
+    ".safetensors": "the trained network",
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the page shows beside the report. A part that is not known is left out.
+
+    `augmented` uint8 [R,V,3,S,S] holds R training images, each followed by augmented versions.
+    `files` are what the run left in other folders.
+    """
+
+    images: np.ndarray  # uint8 [N,3,S,S]: the test images
+    official: bool  # whether they are the official test images of CIFAR-10
+    paths: Sequence[str] | None = None  # of the test images; None: they have numbers
+    history: Sequence[Row] = ()
+    computed_on: str = ""
+    augmented: np.ndarray | None = None
+    files: Sequence[Path] = ()
+
+
+def write_page(
+    report: Report, figures: dict[str, Any], material: Material, directory: Path
+) -> None:
+    """Writes report.html into `directory`. `figures` is what metrics.json says. Raises `OSError`.
+
+    The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
+    """
+    import jinja2  # here: a run without a page does without
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"sha256": _sha256, "percent": _percent}
+    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    template = environment.from_string(source)
+    content = _about(report, figures, material, directory) | _results(report, material)
+    room = ROOM // tile_side(material.images.shape[-1]) ** 2
+    while True:
+        shown = _pictures(report, material, choose(report.predictions, room))
+        page = template.render(content | shown).encode(errors="backslashreplace")
+        if len(page) < LIMIT or not room:
+            break
+        room = room * 9 * LIMIT // (10 * len(page))
+    write_atomically(directory / PAGE, lambda file: file.write(page))
+
+
+def _sha256(text: str) -> str:
+    """The name of an inline script or style in a content security policy."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+# --- the parts of the page ---
+
+
+def _about(
+    report: Report, figures: dict[str, Any], material: Material, directory: Path
+) -> dict[str, Any]:
+    """The network, its run, its settings and files."""
+    run = figures["run"]
+    kept = {name: value for name, value in run.get("settings", {}).items() if name in FLAGS}
+    differs = [name for name, value in kept.items() if value != FLAGS[name].default]
+    there = [directory / name for name in REPORT_FILES if (directory / name).is_file()]
+    page = [] if directory / PAGE in there else [directory / PAGE]
+    settings = settings_from_dict(kept)
+    return {
+        "report": report,
+        "date": time.strftime("%Y-%m-%d"),
+        "models": [(name, figures[name]) for name in ("last", "best") if figures[name]],
+        "published": PUBLISHED if list(report.per_class) == CIFAR10 else None,
+        "official": material.official,
+        "computed_on": material.computed_on,
+        "settings": settings,
+        "differing": [(name, _shown(kept[name]), _shown(FLAGS[name].default)) for name in differs],
+        "defaults": [(name, _shown(value)) for name, value in kept.items() if name not in differs],
+        "typed": run.get("command"),
+        "evaluated_by": figures.get("evaluated_by"),
+        "command": shlex.join(["python", "main.py", *flags_of(settings)]),
+        "without_paths": "data_dir" not in kept,
+        "versions": versions(),
+        "files": [(path, _meaning(path)) for path in (*material.files, *there, *page)],
+    }
+
+
+def _shown(value: Any) -> str:
+    """The value of a flag, in words."""
+    for odd, word in ((True, "on"), (False, "off"), (None, "not set")):
+        if value is odd:
+            return word
+    return str(value)
+
+
+def _meaning(path: Path) -> str:
+    return MEANINGS.get(path.name) or MEANINGS.get(path.suffix, "")
+
+
+def _results(report: Report, material: Material) -> dict[str, Any]:
+    """What the network can do, and how it came to that: the pictures apart."""
+    history = charts.thinned(material.history)
+    return {
+        "classes": list(report.per_class),
+        "mean_probability": report.predictions.p_predicted.mean(),
+        "pairs": confused_pairs(report.confusion_matrix)[:PAIRS],
+        "matrix": shaded(report.confusion_matrix, MOST_CLASSES),
+        "written": len(report.per_class) <= WRITTEN_CLASSES,
+        "bins": reliability(report.predictions),
+        "charts": charts.training_charts(history) if history else [],
+        "shape": charts,
+        "history": history,
+        "epoch_words": charts.epoch_words(history),
+        "epochs": len(material.history),
+        "seconds": sum(row.train_seconds for row in material.history),
+        "clock": clock,
+    }
+
+
+def _pictures(report: Report, material: Material, choice: Choice) -> dict[str, Any]:
+    """The pictures, and what the page's script needs to know of each."""
+    tiles = material.images[choice.images]
+    rows = versions = 0
+    if material.augmented is not None:
+        rows, versions = material.augmented.shape[:2]
+        tiles = np.concatenate([tiles, material.augmented.reshape(-1, *tiles.shape[1:])])
+    p = report.predictions
+    columns = (choice.images, *(values[choice.images] for values in (*p[:3], *p[4:])))
+    columns = (np.round(values, 4).tolist() for values in columns)
+    return {
+        "choice": choice,
+        "most": MOST,
+        "sheet": base64.b64encode(sheet(tiles)).decode(),
+        "tile": tile_side(tiles.shape[-1]),
+        "tile_columns": COLUMNS,
+        "shown": [list(row) for row in zip(*columns, strict=True)],
+        "names": None if material.paths is None else [material.paths[i] for i in choice.images],
+        "augmented": {"first": len(choice.images), "rows": rows, "columns": versions},
+    }
+
+
+class Pair(NamedTuple):
+    """Two classes, by index, and how many images of each were taken for the other."""
+
+    one: int
+    other: int
+    one_as_other: int
+    other_as_one: int
+
+
+def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
+    """The pairs of classes that were confused at all, the most confused first.
+
+    In each pair, the first class is the one that was taken for the other more often.
+    """
+    counts = np.array(matrix)
+    together = np.triu(counts + counts.T, 1)
+    order = np.argsort(-together, axis=None, kind="stable")[: np.count_nonzero(together)]
+    pairs = []
+    for a, b in zip(
+        *(found.tolist() for found in np.unravel_index(order, counts.shape)), strict=True
+    ):
+        one, other = (a, b) if counts[a, b] >= counts[b, a] else (b, a)
+        pairs.append(Pair(one, other, int(counts[one, other]), int(counts[other, one])))
+    return pairs
+
+
+class Shaded(NamedTuple):
+    """A confusion matrix to show: the classes in it, and for each row its cells.
+
+    A cell is its count and its shade, such as h9 (hits, a share of 0.9) or m3 (mistakes).
+    """
+
+    classes: list[int]
+    rows: list[list[tuple[int, str]]]
+
+
+def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
+    """The confusion matrix with shades; of more than `most` classes, those with most mistakes.
+
+    Shades tell the share of the true class, in tenths; for mistakes the root of the share, so that
+    few of them can be seen too.
+    """
+    counts = np.array(matrix)
+    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:most]).tolist()
+    sizes = np.maximum(counts.sum(axis=1), 1)
+
+    def cell(true: int, predicted: int) -> tuple[int, str]:
+        count = int(counts[true, predicted])
+        share = count / sizes[true]
+        if true == predicted:
+            return count, f"h{round(10 * share)}"
+        return count, f"m{math.ceil(10 * math.sqrt(share))}"
+
+    return Shaded(chosen, [[cell(true, predicted) for predicted in chosen] for true in chosen])

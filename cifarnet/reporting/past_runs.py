@@ -1,0 +1,278 @@
+"""Reads what runs left behind: logs, histories, reports and snapshots; also of a run under way.
+
+Nothing here needs torch, unless a snapshot is read.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifarnet.core.commandline import read_recipe
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import FLAGS, numbers_in
+from cifarnet.reporting.log_text import (
+    COLUMNS,
+    EpochRow,
+    facts_in,
+    history_in,
+    number,
+    settings_in,
+)
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not trained
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """What is known of one run. Shares are in [0, 1]; None: not known."""
+
+    name: str
+    source: Path  # the file, or the log without its suffix, that tells it from other runs
+    settings: dict[str, Any]  # by flag; an older version's lack some
+    history: list[EpochRow]
+    dataset: str | None
+    machine: str | None
+    parameters: int | None
+    top1: float | None  # on the test images, after the last epoch
+    predictions: Path | None
+
+    @property
+    def epochs_done(self) -> int:
+        """The number of finished epochs."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    @property
+    def best(self) -> tuple[float, int, str] | None:
+        """The highest accuracy, its epoch, and on which images: "val", where there are any, or
+        "test". Of equal accuracies the first one is the best."""
+        for part in ("val", "test"):
+            measured = [row for row in self.history if row[f"{part}_accuracy"] is not None]
+            if measured:
+                best = max(measured, key=lambda row: row[f"{part}_accuracy"])
+                return best[f"{part}_accuracy"], int(best["epoch"]), part
+        return None
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of all finished epochs, with their evaluations."""
+        return sum(row["seconds"] or 0 for row in self.history) or None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The mean over the training time."""
+        times = [
+            (row["images_per_second"], row["train_seconds"] or row["seconds"])
+            for row in self.history
+        ]
+        times = [(rate, time) for rate, time in times if rate is not None and time]
+        total = sum(time for _, time in times)
+        return sum(rate * time for rate, time in times) / total if total else None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one run."""
+
+    name: str
+    source: Path
+    log: Path | None = None
+    history: Path | None = None
+    report: Path | None = None  # a folder that holds metrics.json
+    recipe: Path | None = None
+    only_of_log: bool = False  # the report may be of another run: it must name the log
+
+
+def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
+    """The runs that `names` mean, each once, and the names that mean none.
+
+    A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
+    Raises `UserError` for what is not there or cannot be read.
+    """
+    runs: dict[Path, PastRun] = {}
+    passed_over = []
+    for name in names:
+        path = Path(name)
+        if path.is_file() and path.suffix not in (".log", ".csv", ".pth"):
+            passed_over.append(name)  # a pattern such as results/* finds a README too
+            continue
+        for run in _runs_at(path):
+            runs.setdefault(run.source, run)
+    return _with_own_names(list(runs.values())), passed_over
+
+
+def _runs_at(path: Path) -> Iterator[PastRun]:
+    if path.suffix == ".pth":
+        yield _of_snapshot(path)
+        return
+    for files in _files_at(path):
+        yield _read(files)
+
+
+def _files_at(path: Path) -> list[Files]:
+    """The files of the runs that `path` names. Raises `UserError` where there are none."""
+    if path.is_file():
+        return [_beside_log(path.with_suffix(""), path.stem)]
+    if not path.is_dir():
+        raise UserError(f"{path} is not there; name a run's log, history, folder or snapshot")
+    flat = {name: path / name for name in ("training.log", "history.csv", "metrics.json")}
+    there = {name: file for name, file in flat.items() if file.is_file()}
+    name = path.resolve().name
+    if there:
+        log, history = there.get("training.log"), there.get("history.csv")
+        report = path if "metrics.json" in there else None
+        recipe = path / "recipe.toml"
+        return [
+            Files(name, path.resolve(), log, history, report, recipe if recipe.is_file() else None)
+        ]
+    logs = sorted(path.glob("log/*.log"))
+    if logs:  # named by their dates: the last one is of the newest run, or of its last part
+        return [_beside_log(logs[-1].with_suffix(""), name)]
+    logs = sorted(path.glob("*.log"))
+    if logs:
+        return [_beside_log(log.with_suffix(""), log.stem) for log in logs]
+    raise UserError(
+        f"{path} holds no run; name a folder with log/*.log, *.log, training.log, history.csv or "
+        f"metrics.json"
+    )
+
+
+def _beside_log(stem: Path, name: str) -> Files:
+    """The files of the run whose log is `stem` with the suffix .log."""
+    log, history = Path(f"{stem}.log"), Path(f"{stem}.csv")
+    folder = stem.resolve().parent
+    report = folder.parent / "plots_complete"
+    has_report = folder.name == "log" and (report / "metrics.json").is_file()
+    return Files(
+        name.removeprefix("training_complete_"),
+        stem.resolve(),
+        log if log.is_file() else None,
+        history if history.is_file() else None,
+        report if has_report else None,
+        only_of_log=True,
+    )
+
+
+def _read(files: Files) -> PastRun:
+    log = _text(files.log) if files.log else ""
+    history = _read_history(files.history) if files.history else history_in(log)
+    report = _read_report(files.report / "metrics.json") if files.report else {}
+    run = report.get("run") or {}
+    if files.only_of_log and report:
+        log_name, done = run.get("log"), history[-1]["epoch"] if history else 0
+        own = f"{files.source.name}.log"
+        same = report.get("epoch") == done if log_name is None else log_name == own
+        report, run = (report, run) if same else ({}, {})
+    facts = facts_in(log)
+    settings = run.get("settings") or settings_in(log)
+    if not settings and files.recipe:
+        settings = read_recipe(files.recipe)
+    measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
+    last = measured[-1] if measured else number(facts["top1"])
+    predictions = files.report / "predictions.csv" if report else None
+    return PastRun(
+        files.name,
+        files.source,
+        _plain(settings),
+        history,
+        report.get("dataset") or facts["dataset"],
+        facts["machine"],
+        int(facts["parameters"].replace(",", "")) if facts["parameters"] else None,
+        (report.get("last") or report).get("top1", last),
+        predictions if predictions and predictions.is_file() else None,
+    )
+
+
+def _of_snapshot(path: Path) -> PastRun:
+    from cifarnet.checkpoints.snapshots import load  # torch takes seconds to import
+
+    state = load(path)
+    history = [{name: getattr(row, name) for name in COLUMNS} for row in state.history]
+    measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
+    trained = (t for name, t in state.model.items() if not name.endswith(STATISTICS))
+    return PastRun(
+        path.stem,
+        path.resolve(),
+        _plain(state.config),
+        history,
+        state.dataset,
+        None,
+        sum(tensor.numel() for tensor in trained),
+        measured[-1] if measured else None,
+        None,
+    )
+
+
+def _with_own_names(runs: list[PastRun]) -> list[PastRun]:
+    """`runs`, named by their paths where two have the same name."""
+    names = [run.name for run in runs]
+    return [
+        PastRun(**vars(run) | {"name": f"{run.source.parent.name}/{run.name}"})
+        if names.count(run.name) > 1
+        else run
+        for run in runs
+    ]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(_text(path))
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is not JSON ({problem}); make it again by evaluate.py") from None
+    parts = isinstance(report, dict) and [report, report.get("last") or report]
+    if not parts or not all(
+        isinstance(part, dict) and isinstance(part.get("top1"), float | int) for part in parts
+    ):
+        raise UserError(f"{path} is no report of a run; make it again by evaluate.py")
+    run = report.get("run") or {}
+    if not isinstance(run, dict) or not isinstance(run.get("settings") or {}, dict):
+        raise UserError(f"{path} does not say which run it is of; make it again by evaluate.py")
+    return report
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of the CSV file `path`, which must have `columns`. Raises `UserError`.
+
+    A last row that is not whole, because it is being written, is left out.
+    """
+    try:
+        reader = csv.DictReader(_text(path).splitlines())
+        rows = list(reader)
+    except csv.Error as problem:
+        raise UserError(f"{path} is not a CSV file ({problem}); name another one") from None
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing)}; name a file that a run wrote"
+        )
+    if rows and None in rows[-1].values():
+        rows.pop()
+    return rows
+
+
+def _read_history(path: Path) -> list[EpochRow]:
+    rows = [{name: number(row[name]) for name in COLUMNS} for row in read_table(path, COLUMNS)]
+    if any(row["epoch"] is None for row in rows):
+        raise UserError(f"{path}: an epoch is no number; name a file that a run wrote")
+    return rows
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The known ones of `settings`; a list of numbers has one spelling."""
+    known = {name: value for name, value in settings.items() if name in FLAGS}
+    for name, value in known.items():
+        if FLAGS[name].metadata["numbers"]:
+            try:
+                known[name] = ",".join(f"{rate:g}" for rate in numbers_in(str(value)))
+            except ValueError:
+                continue
+    return known

@@ -1,0 +1,77 @@
+"""Which test images report.html shows, and their pictures as the tiles of one sheet."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cifarnet.reporting.predictions import Predictions
+
+MOST = 24  # images of a cell of the confusion matrix, and of each list
+LARGEST = 64  # pixels: the side of a tile at most
+COLUMNS = 40  # tiles side by side
+
+
+class Choice(NamedTuple):
+    """The images to show. Lists hold places in `images`."""
+
+    images: np.ndarray  # int64 [K]: indices of images, sorted by cell, the surest first
+    per_cell: int  # no cell has more images than this, `hits` apart
+    mistakes: list[int]  # the surest mistakes, the surest first
+    hits: list[int]  # the least sure hits, the least sure first
+
+
+def choose(predictions: Predictions, room: int) -> Choice:
+    """The surest images of each cell of the confusion matrix, up to `MOST` and `room` in all.
+
+    Where they do not fit, all cells get fewer. The two lists are there in any case.
+    """
+    true, predicted, sure = predictions.true, predictions.predicted, predictions.p_predicted
+    cells = true * (1 + max(true.max(), predicted.max())) + predicted
+    order = np.lexsort((-sure, cells))
+    ordered = cells[order]
+    rank = np.empty(len(order), dtype=np.int64)  # in its cell, from 0
+    rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    counts = np.bincount(cells)
+    by_rank = np.lexsort((-counts[cells], rank))[:room]  # larger cells first
+    taken = by_rank[rank[by_rank] < MOST]
+
+    wrong = np.flatnonzero(true != predicted)
+    right = np.flatnonzero(true == predicted)
+    mistakes = wrong[np.argsort(-sure[wrong], kind="stable")][:MOST]
+    hits = right[np.argsort(sure[right], kind="stable")][:MOST]
+    wanted = np.zeros(len(true), dtype=bool)
+    wanted[np.concatenate([taken, mistakes, hits])] = True
+    images = order[wanted[order]]
+    place = {image: at for at, image in enumerate(images.tolist())}
+    lists = ([place[image] for image in some.tolist()] for some in (mistakes, hits))
+    return Choice(images, int(rank[taken].max(initial=-1)) + 1, *lists)
+
+
+def tile_side(size: int) -> int:
+    """The side of the tiles for images of `size` pixels."""
+    return min(size, LARGEST)
+
+
+def sheet(images: np.ndarray) -> bytes:
+    """A JPEG file with `images` uint8 [K,3,S,S], K > 0, as tiles, `COLUMNS` in a row.
+
+    JPEG keeps photographs in a quarter of the room that PNG needs. It works in blocks of 8 pixels,
+    and sides are multiples of 8: no tile shows in its neighbour.
+    """
+    from PIL import Image  # here: a run without a page does without
+
+    count, channels, size, _ = images.shape
+    side, rows = tile_side(size), -(-count // COLUMNS)
+    if side < size:
+        smaller = F.interpolate(torch.from_numpy(images), side, mode="bilinear", antialias=True)
+        images = smaller.numpy()
+    whole = np.zeros((rows * COLUMNS, channels, side, side), dtype=np.uint8)
+    whole[:count] = images
+    grid = whole.reshape(rows, COLUMNS, channels, side, side).transpose(0, 3, 1, 4, 2)
+    content = io.BytesIO()
+    pixels = np.ascontiguousarray(grid).reshape(rows * side, COLUMNS * side, channels)
+    Image.fromarray(pixels).save(content, "JPEG", quality=90, subsampling=0)
+    return content.getvalue()

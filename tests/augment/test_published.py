@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from policies import policy_of
+from scipy import stats
+from torchvision.transforms import v2
+
+from cifarnet.augment.per_image import PerImageEngine
+
+MEAN, FILL = (0.5, 0.4, 0.3), [128, 102, 76]
+POLICIES = {
+    "autoaugment": lambda fill: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=fill),
+    "randaugment": lambda fill: v2.RandAugment(fill=fill),
+    "trivialaugment": lambda fill: v2.TrivialAugmentWide(fill=fill),
+}
+each_policy = pytest.mark.parametrize("name", POLICIES)
+
+
+def picture() -> np.ndarray:
+    """uint8 [3,32,32], without the colours of the border."""
+    rows, columns = np.mgrid[:32, :32]
+    return np.stack([columns * 4, rows * 8, 200 + rows]).astype(np.uint8)
+
+
+def drawn(name: str, count: int, key=(1, 2, 3), **steps: object) -> np.ndarray:
+    """`count` versions, uint8 [count,3,32,32], by a policy alone and other `steps`."""
+    policy = replace(policy_of("none"), auto_augment=name, **steps)
+    return PerImageEngine(policy, MEAN)(np.repeat(picture()[None], count, axis=0), *key)
+
+
+@each_policy
+@pytest.mark.parametrize("border", ["mean", "black"])
+def test_versions_are_those_of_torchvision_on_pictures(name, border):
+    """The same kinds of pictures, equally often: by their mean colour and by their contrast."""
+    theirs = POLICIES[name](FILL if border == "mean" else [0, 0, 0])
+    torch.manual_seed(0)
+    original = v2.functional.to_pil_image(torch.from_numpy(picture()))
+    expected = [np.asarray(theirs(original)).transpose(2, 0, 1) for _ in range(400)]
+    found = drawn(name, 400, border=border)
+    for measure in (np.mean, np.std):
+        samples = ([measure(image) for image in images] for images in (found, expected))
+        assert stats.ks_2samp(*samples).pvalue > 0.01
+    same, as_theirs = (
+        np.mean([(image == picture()).all() for image in images]) for images in (found, expected)
+    )
+    assert abs(same - as_theirs) < 0.08
+
+
+@each_policy
+def test_equal_keys_draw_equal_changes_and_torchs_generator_is_left_alone(name):
+    state = torch.get_rng_state()
+    first = drawn(name, 20)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert (drawn(name, 20) == first).all()
+    for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
+        assert (drawn(name, 20, key) != first).any()
+    assert len({image.tobytes() for image in first}) > 5  # one draw an image
+
+
+@each_policy
+def test_the_order_is_crop_policy_hole(name):
+    """The crop's border is changed by the policy, and the hole is not."""
+    images = drawn(name, 60, crop_p=1.0, hole_p=1.0, hole=8)
+    holes = (images == np.array(FILL)[:, None, None]).all(axis=1)
+    assert (holes.sum(axis=(1, 2)) >= 64).all()
+    corners = {
+        tuple(image[:, row, column]) for image in images for row in (0, -1) for column in (0, -1)
+    }
+    assert len(corners) > 10

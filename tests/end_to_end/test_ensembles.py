@@ -1,0 +1,182 @@
+"""Several networks as one, and test-time augmentation, as someone uses them."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_runs import figures
+
+import hubconf
+from cifarnet.checkpoints.weights import read_weights, write_weights
+
+
+@pytest.fixture
+def other(trained, tmp_path) -> str:
+    """A network for the same pictures with other weights; its path holds a comma."""
+    held = read_weights(str(trained.weights))
+    noise = torch.Generator().manual_seed(0)
+    head = held.model["head.weight"]
+    head = head + 0.2 * torch.randn(head.shape, generator=noise)
+    changed = dataclasses.replace(held, model=held.model | {"head.weight": head}, epoch=7)
+    write_weights(changed, tmp_path / "a,b.safetensors")
+    return "a,b.safetensors"
+
+
+def told(done) -> list[dict[str, float]]:
+    assert (done.code, done.err) == (0, "")
+    rows = [json.loads(line)["predictions"] for line in done.out.splitlines()]
+    return [{guess["class"]: guess["probability"] for guess in row} for row in rows]
+
+
+def mean(*sides: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {name: pytest.approx(np.mean([row[name] for row in rows]), abs=1e-6) for name in rows[0]}
+        for rows in zip(*sides, strict=True)
+    ]
+
+
+# --- predict ---
+
+
+def test_an_ensemble_and_mirror_images_average_the_probabilities(command, trained, other):
+    Path("mirrored").mkdir()
+    for path in sorted(trained.tree.glob("test/*/*.png")):
+        with Image.open(path) as picture:
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+                Path("mirrored") / f"{path.parent.name}{path.name}"
+            )
+    pictures = sorted(trained.tree.glob("test/*/*.png"))
+
+    def shares(pretrained, *rest):
+        return told(command("predict", "--json", "--pretrained", pretrained, *rest))
+
+    one, two = shares(trained.weights, *pictures), shares(other, *pictures)
+    both = f"{trained.snapshot},{other}"
+    assert shares(both, *pictures) == mean(one, two)
+    assert one != mean(two)
+    turned = shares(trained.weights, "mirrored")
+    for where in (pictures, ["mirrored"]):
+        assert shares(trained.weights, "--tta", "flip", *where) == mean(one, turned)
+    expected = mean(one, two, turned, shares(other, "mirrored"))
+    assert shares(both, "--tta", "flip", *pictures) == expected
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": ["bar", "star", "disc"]}, "has disc as class 2, odd.safetensors star"),
+        ({"image_size": 48}, "takes images of 32 pixels, odd.safetensors of 48"),
+    ],
+    ids=["classes", "size"],
+)
+def test_networks_that_do_not_fit_together_are_one_line(command, trained, name, change, words):
+    held = read_weights(str(trained.weights))
+    fields = {"config": held.config | change} if "image_size" in change else change
+    write_weights(dataclasses.replace(held, **fields), Path("odd.safetensors"))
+    what = {
+        "predict": [next(trained.tree.glob("test/*/*.png"))],
+        "evaluate": ["--dataset", "folder", "--data_dir", trained.tree],
+    }
+    done = command(name, "--pretrained", f"{trained.weights},odd.safetensors", *what[name])
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {trained.weights} {words}; name networks")
+    assert done.err.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["odd.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--pretrained", "WEIGHTS,nobody"), "there are no weights 'nobody'"),
+        (("--pretrained", "WEIGHTS,,WEIGHTS"), "there are no weights ''"),
+        (("--pretrained", "WEIGHTS", "--tta", "crop"), "--tta: invalid choice: 'crop'"),
+    ],
+    ids=["nobody", "nothing", "crop"],
+)
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_wrong_request_is_one_line(command, trained, name, flags, words):
+    flags = [flag.replace("WEIGHTS", str(trained.weights)) for flag in flags]
+    picture = [next(trained.tree.glob("test/*/*.png"))] if name == "predict" else []
+    done = command(name, *flags, *picture)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+    assert not list(Path().iterdir())
+
+
+# --- evaluate ---
+
+
+def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
+    images = ("--dataset", "folder", "--data_dir", trained.tree, "--no-plot_evaluation")
+    one, two = str(trained.weights), other
+    for where, pretrained in (
+        ("1", one),
+        ("2", two),
+        ("12", f"{one},{two}"),
+        ("21", f"{two},{one}"),
+    ):
+        done = command("evaluate", "--pretrained", pretrained, *images, "--plot_dir", where)
+        assert (done.code, done.err) == (0, "")
+    alone, both = [figures(Path(where)) for where in "12"], figures(Path("12"))
+    assert (both["snapshot"], both["epoch"], both["weights"]) == (f"{one},{two}", "4, 7", "raw")
+    assert both["selected_by"] == alone[0]["selected_by"]
+    assert both["parameters"] == 2 * alone[0]["parameters"]
+    about = ("snapshot", "epoch", "weights", "selected_by", "sha256")
+    assert both["members"] == [{name: report[name] for name in about} for report in alone]
+    assert [report["members"] for report in alone] == [[], []]
+    sha256 = [report["sha256"] for report in alone]
+    assert both["sha256"] == hashlib.sha256("".join(sha256).encode()).hexdigest()
+    assert figures(Path("21"))["sha256"] != both["sha256"]
+    assert figures(Path("21"))["loss"] == pytest.approx(both["loss"])
+    text = Path("12/classification_report.txt").read_text()
+    assert f"snapshot: ensemble of 2: {one},{two} (epoch 4, 7, raw weights, not selected" in text
+    assert f"parameters: {both['parameters']:,}\n" in text
+
+    refused = command("export", "--snapshot", trained.snapshot, "--metrics", "12/metrics.json")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: --metrics 12/metrics.json is of an ensemble, or of a")
+
+
+def test_a_report_with_augmentation_does_not_replace_the_one_without(command, trained):
+    evaluate = ("evaluate", "--snapshot", trained.snapshot, "--no-plot_evaluation")
+    assert command(*evaluate).code == 0
+    plain = figures(Path("plots_complete"))
+    done = command(*evaluate, "--tta", "shift")
+    assert (
+        "moved the report of another network or other images to plots_complete/before_" in done.out
+    )
+    assert f"{trained.snapshot}, --tta shift (epoch 4): top-1" in done.out
+    augmented = figures(Path("plots_complete"))
+    assert (plain["tta"], augmented["tta"]) == ("none", "shift")
+    assert augmented["sha256"] == plain["sha256"]
+    assert augmented["loss"] != plain["loss"]
+    (moved,) = Path("plots_complete").glob("before_*/metrics.json")
+    assert json.loads(moved.read_text()) == plain
+    assert command("export", "--snapshot", trained.snapshot, "--metrics", moved).code == 0
+    refused = command(
+        "export", "--snapshot", trained.snapshot, "--metrics", "plots_complete/metrics.json"
+    )
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "or of a network with --tta; evaluate the network alone" in refused.err
+
+
+# --- torch.hub ---
+
+
+def test_the_hub_has_ensembles_too(trained):
+    network = hubconf.cifarnet(pretrained=f"{trained.weights},{trained.weights}", tta="flip")
+    assert network.classes == ("bar", "disc", "star")
+    with Image.open(next(trained.tree.glob("test/disc/*.png"))) as picture:
+        pixels = network.normalise(picture)
+    with torch.inference_mode():
+        assert network.classes[network(pixels).argmax()] == "disc"
+        assert torch.equal(pickle.loads(pickle.dumps(network))(pixels), network(pixels))
+    with pytest.raises(Exception, match="tta is for trained networks; name one"):
+        hubconf.cifarnet(tta="flip")

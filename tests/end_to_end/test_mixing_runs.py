@@ -1,0 +1,74 @@
+"""Mixed images and published policies as a user meets them: runs, resuming, a teacher, refusals."""
+
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+from PIL import Image
+from test_runs import assert_same_state, log_text, rows_of, snapshot
+
+MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumulate", "2")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(command):
+    """With all that has draws of its own."""
+    flags = (*MIXED, "--auto_augment", "trivialaugment", "--class_weights", "balanced")
+    done = command("main", *flags, "--snapshot_dir", "whole")
+    assert (done.code, done.err) == (0, "")
+    assert "the training accuracy counts the class of larger share" in log_text()
+    parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
+    assert command("main", *flags, *parts).code == 0
+    whole, resumed = (snapshot("last.pth", place) for place in ("whole", "parts"))
+    for name in ("model", "optimizer", "history"):
+        assert_same_state(resumed[name], whole[name], name)
+    others = ("--mixup", "0.3", "--auto_augment", "randaugment")
+    done = command("main", *flags, "--resume", "auto", "--snapshot_dir", "whole", *others)
+    assert done.code == 2
+    for change in ("auto_augment trivialaugment -> randaugment", "mixup 0.2 -> 0.3"):
+        assert change in done.err
+
+
+def test_mixing_changes_what_is_learnt_and_mix_p_0_nothing(command):
+    losses = []
+    for flags in ((), ("--mixup", "1", "--mix_p", "0"), ("--mixup", "1"), ("--cutmix", "1")):
+        plain = (*QUICK, "--augment", "none", "--epochs", "1", "--limit_train", "61")
+        assert command("main", *plain, *flags).code == 0  # the last batch is one image
+        losses.append(rows_of(Path("log"))[0]["train_loss"])
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+def test_a_teacher_and_mixed_images_go_together(command, trained):
+    tree = ("--dataset", "folder", "--data_dir", trained.tree, "--batch_size", "6")
+    flags = (*MIXED, *tree, "--teacher", trained.weights)
+    done = command("main", *flags)
+    assert (done.code, done.err) == (0, "")
+    assert "learning from" in done.out
+
+
+def test_the_preview_shows_policies_and_mixing(command):
+    pixels = set()
+    for flags in ((), ("--auto_augment", "autoaugment"), ("--cutmix", "1")):
+        assert command("main", *QUICK, *flags, "--preview_augment", "p.png").code == 0
+        with Image.open("p.png") as image:
+            pixels.add(image.tobytes())
+    assert len(pixels) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--mixup", "-1"), "--mixup -1 is out of range"),
+        (("--cutmix", "nan"), "--cutmix nan is out of range"),
+        (("--mix_p", "1.5"), "--mix_p 1.5 is out of range"),
+        (("--mixup", "0.2", "--batch_size", "1"), "--batch_size 1 has one image, but --mixup"),
+        (("--cutmix", "1", "--accumulate", "20"), "--batch_size 20 has one image in each of 20"),
+        (("--auto_augment", "cutout"), "--auto_augment 'cutout' is not one of none, autoaugment"),
+        (("--auto_augment", "randaugment", "--augment_engine", "batched"), "leave it or"),
+    ],
+)
+def test_bad_requests_are_one_line(command, flags, named):
+    done = command("main", *QUICK, *flags)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: ")
+    assert named in done.err

@@ -1,0 +1,197 @@
+"""report.html and predictions.csv, as a run and evaluate.py write them; the page in a browser."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import console, fetched, open_page
+from conftest import QUICK, draw_tree, from_folder
+from PIL import Image
+
+PLOTS = Path("plots_complete")
+
+
+def rows_of(directory: Path = PLOTS) -> list[dict]:
+    with (directory / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def figures_of(directory: Path = PLOTS) -> dict:
+    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+
+
+def data_of(directory: Path = PLOTS) -> dict:
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page)[1])
+
+
+def test_a_run_and_an_evaluation_say_the_same(command):
+    done = command("main", *QUICK, "--report", "--save_best")
+    assert (done.code, done.err) == (0, "")
+    rows, figures = rows_of(), figures_of()
+    assert [row["image"] for row in rows] == [str(i) for i in range(40)]
+    assert np.mean([row["true"] == row["predicted"] for row in rows]) == figures["top1"]
+    low, high = figures["interval"]
+    assert 0 < low < figures["top1"] < high < 1
+    losses = -np.log([float(row["probability_true"]) for row in rows])
+    assert np.mean(losses) == pytest.approx(figures["loss"], rel=1e-4)
+    assert 0 < figures["calibration_error"] < 1
+    page = (PLOTS / "report.html").read_text(encoding="utf-8")
+    assert "keeps no history" not in page
+    assert "--save_best" in page
+    for file in ("log/training_complete", "snapshots_complete/best_model.pth", "predictions.csv"):
+        assert file in page
+
+    last = ("--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again")
+    assert command("evaluate", *last, "--no-plot_evaluation").code == 0
+    assert rows_of(Path("again")) == rows
+    assert data_of(Path("again"))["epochs"] == data_of()["epochs"]
+
+
+def test_weights_alone_have_no_curves_and_images_are_named(command, trained):
+    flags = ("--pretrained", trained.weights, *from_folder(trained.tree)[:4], "--plot_dir", "it")
+    done = command("evaluate", *flags, "--no-plot_evaluation")
+    assert (done.code, done.err) == (0, "")
+    names = [row["image"] for row in rows_of(Path("it"))]
+    files = sorted(trained.tree.glob("test/*/*.png"))
+    assert names == [path.relative_to(trained.tree).as_posix() for path in files]
+    page = Path("it/report.html").read_text(encoding="utf-8")
+    assert "keeps no history" in page
+    assert data_of(Path("it"))["epochs"] == []
+    assert set(data_of(Path("it"))["names"]) <= set(names)
+
+
+def test_names_of_images_that_are_no_text_are_escapes(command, tree):
+    folder = tree / "test" / "bar"
+    (folder / "000.png").rename(folder / "odd\n\udcff.png")
+    flags = (*QUICK, *from_folder(tree), "--epochs", "1", "--report")
+    assert command("main", *flags).code == 0
+    assert "test/bar/odd\\n\\udcff.png" in [row["image"] for row in rows_of()]
+
+
+def test_no_report_of_another_run_stays_beside_new_predictions(command):
+    def evaluate(snapshot: Path, report: str) -> None:
+        places = ("--snapshot", snapshot, "--plot_dir", PLOTS)
+        assert command("evaluate", *places, "--no-plot_evaluation", report).code == 0
+
+    once, last = (*QUICK, "--epochs", "1"), Path("snapshots_complete/last.pth")
+    page = PLOTS / "report.html"
+    assert command("main", *once, "--report").code == 0
+    evaluate(last, "--no-report")
+    assert page.exists()  # of the same network and images
+    assert command("main", *once, "--seed", "1").code == 0
+    assert not page.exists()
+
+    evaluate(last, "--report")
+    assert page.exists()
+    former = figures_of()["sha256"]
+    (first,) = Path("snapshots_complete").glob("before_*/last.pth")
+    evaluate(first, "--no-report")
+    assert not page.exists()
+    (moved,) = PLOTS.glob("before_*")
+    files = {"report.html", "predictions.csv", "metrics.json", "classification_report.txt"}
+    assert {path.name for path in moved.iterdir()} == files
+    assert figures_of(moved)["sha256"] == former != figures_of()["sha256"]
+
+
+def test_a_full_disk_is_one_line(command, monkeypatch):
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cifarnet.reporting.html.write_atomically", full)
+    done = command("main", *QUICK, "--epochs", "1", "--report")
+    assert (done.code, done.err) == (
+        1,
+        "error: the evaluation files could not be written to plots_complete "
+        "(No space left on device)\n",
+    )
+    assert rows_of()
+
+
+def colours_shown(browser) -> list[list[int]]:
+    """The mean colour of each picture in the panel of the confusion matrix."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#cell-pictures canvas')].map(canvas => {"
+        "  const {data, width} = canvas.getContext('2d').getImageData(0, 0, 32, 32);"
+        "  return [0, 1, 2].map(c => data.filter((_, i) => i % 4 === c)"
+        "    .reduce((a, b) => a + b) / (32 * 32)); })"
+    )
+
+
+def test_the_page_in_a_browser(command, browser, tmp_path):
+    classes = ("<b>bar", "disc", "מילה", "star")
+    tree = draw_tree(tmp_path / "pictures", classes, train=8, test=12)
+    flags = (*QUICK, *from_folder(tree, 8), "--augment_engine", "batched", "--report")
+    assert command("main", *flags, "--limit_test", "0").code == 0
+    open_page(browser, PLOTS / "report.html")
+    assert browser.execute_async_script(
+        "document.getElementById('sheet').decode().then(() => setTimeout(arguments[0], 50, true))"
+    )
+    assert (console(browser), fetched(browser)) == ([], [])
+
+    # a click on a cell shows the images behind it: their numbers and their pixels
+    rows, files = rows_of(), [tree / row["image"] for row in rows_of()]
+    cells = browser.find_elements("css selector", "#matrix td button")
+    assert sum(int(cell.get_attribute("value")) for cell in cells) == len(rows) == 48
+    for cell in cells:
+        label = cell.get_attribute("aria-label")
+        true, predicted = re.fullmatch(r"true (.*), predicted (.*): \d+", label).groups()
+        cell.click()
+        behind = [
+            i for i, row in enumerate(rows) if (row["true"], row["predicted"]) == (true, predicted)
+        ]
+        figures = browser.find_elements("css selector", "#cell-pictures figure")
+        shown = [int(figure.get_attribute("data-index")) for figure in figures]
+        assert sorted(shown) == behind[:24] if len(behind) <= 24 else len(shown) == 24
+        sure = [float(rows[i]["probability_predicted"]) for i in shown]
+        assert sure == sorted(sure, reverse=True)
+        for index, colour in zip(shown, colours_shown(browser), strict=True):
+            with Image.open(files[index]) as picture:
+                expected = np.asarray(picture.convert("RGB")).mean(axis=(0, 1))
+            assert colour == pytest.approx(expected.tolist(), abs=3)
+        assert cell.get_attribute("aria-pressed") == "true"
+        title = browser.find_element("id", "cell-title").text
+        assert title.startswith(true)
+
+    # the keyboard: one stop for the matrix, arrow keys in it
+    stops = [cell for cell in cells if cell.get_attribute("tabindex") == "0"]
+    assert len(stops) == 1
+    for key, event in (("ArrowUp", -1), ("ArrowDown", 1)):
+        browser.execute_script(
+            "arguments[0].focus(); arguments[0].dispatchEvent("
+            "new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}))",
+            stops[0],
+            key,
+        )
+        focused = browser.switch_to.active_element
+        assert focused in cells, event
+        stops = [focused]
+
+    # tables are sorted by their headings
+    table = browser.find_element("css selector", "#classes table")
+    recall = table.find_elements("css selector", "th[aria-sort]")[2]
+    for order in ("ascending", "descending"):
+        recall.find_element("css selector", "button").click()
+        assert recall.get_attribute("aria-sort") == order
+        values = [
+            float(cell.text) for cell in table.find_elements("css selector", "td:nth-child(3)")
+        ]
+        assert values == sorted(values, reverse=order == "descending")
+
+    # the curves tell the figures of an epoch
+    chart = browser.find_element("css selector", ".chart")
+    assert browser.find_element("id", "epoch").text.startswith("epoch 2 ")
+    chart.send_keys("\ue012")  # the left arrow
+    assert browser.find_element("id", "epoch").text.startswith("epoch 1 ")
+
+    # nothing is wider than a narrow window
+    for width in (1600, 400):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert (console(browser), fetched(browser)) == ([], [])

@@ -1,0 +1,248 @@
+"""The page that classifies in the browser: its list of layers, its script, and what it shows."""
+
+import base64
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from browser import console, fetched, open_page
+from PIL import Image
+from selenium.webdriver.support.wait import WebDriverWait
+from torch import nn
+
+from cifarnet.core.errors import UserError
+from cifarnet.core.settings import Settings
+from cifarnet.images.digits import read_digits
+from cifarnet.images.pictures import read_image, to_pixels
+from cifarnet.inference.page import About, read_page, write_page
+from cifarnet.inference.predictor import NetworkInput
+from model import build_model, load_pretrained
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
+TOLERANCE = 1e-3  # of logits
+ASK = """
+const [text, length, done] = arguments;
+const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+(async () => {
+  const logits = [];
+  for (let i = 0; i < bytes.length; i += length)
+    logits.push((await classify({ pixels: bytes.slice(i, i + length) })).logits);
+  done(logits);
+})().catch((problem) => done(String(problem)));
+"""
+
+
+class Weighed(nn.Module):
+    """Weighs channels by what they hold, as squeeze-and-excitation does (arXiv 1709.01507)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, stride=2, padding=1, dilation=2, groups=1)
+        self.narrow, self.wide, self.head = nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        weight = torch.sigmoid(self.wide(F.relu(self.narrow(x.mean((2, 3))))))
+        return self.head((weight[:, :, None, None] * x).amax((2, 3)))
+
+
+def made(kind: str) -> tuple[nn.Module, int]:
+    """A network with random weights and statistics, and the size of its images."""
+    torch.manual_seed(0)
+    if kind == "weighed":
+        return Weighed().eval(), 13
+    network, size = kind.split()
+    model = build_model(Settings(network=network, image_size=int(size)), 3).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.bias.data):
+                nn.init.normal_(values)
+            for values in (module.running_var, module.weight.data):
+                nn.init.uniform_(values, 0.5, 2)
+    return model, int(size)
+
+
+def write(network: nn.Module, path: Path, size: int = 32, classes=("bar", "disc", "star")) -> Path:
+    write_page(network, About(classes, MEAN, STD, size, ["a fact"]), path)
+    return path
+
+
+def noise(count: int, size: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def asked(driver, pixels: torch.Tensor) -> torch.Tensor:
+    """The logits that the worker of the open page gives for uint8 [N,3,S,S]."""
+    text = base64.b64encode(pixels.numpy().tobytes()).decode()
+    driver.set_script_timeout(300)
+    return torch.tensor(driver.execute_async_script(ASK, text, pixels[0].numel()))
+
+
+KINDS = ("cifarnet 32", "cifarnet 64", "residual 32", "weighed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_the_page_holds_the_network(tmp_path, kind):
+    network, size = made(kind)
+    pixels = noise(4, size)
+    read = read_page(write(network, tmp_path / "page.html", size))
+    torch.testing.assert_close(
+        read(pixels), network(NetworkInput(MEAN, STD)(pixels)), atol=TOLERANCE, rtol=0
+    )
+
+
+@torch.inference_mode()
+def test_the_browser_computes_what_torch_does(browser, tmp_path):
+    for kind in KINDS:
+        network, size = made(kind)
+        pixels = noise(2, size)
+        open_page(browser, write(network, tmp_path / "page.html", size))
+        expected = network(NetworkInput(MEAN, STD)(pixels))
+        torch.testing.assert_close(asked(browser, pixels), expected, atol=TOLERANCE, rtol=0)
+    assert (console(browser), fetched(browser)) == ([], [])
+
+
+def some_images(count: int) -> torch.Tensor:
+    """Test images of CIFAR-10 where the machine has them, else digits: uint8 [N,3,32,32]."""
+    if "CIFAR10_IMAGES" not in os.environ:
+        return read_digits(32)[1].images[:count]
+    paths = sorted(Path(os.environ["CIFAR10_IMAGES"]).glob("test/*/*"))[:: 10_000 // count]
+    return torch.from_numpy(np.stack([read_image(path)[0] for path in paths[:count]]))
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
+@torch.inference_mode()
+def test_a_result_gives_the_same_logits_in_the_browser(browser, tmp_path, count):
+    network, classes, normalise = load_pretrained("long")
+    path, pixels = tmp_path / "page.html", some_images(count)
+    write_page(network, About(classes, normalise.mean, normalise.std, 32, []), path)
+    assert path.stat().st_size < 1_500_000
+    open_page(browser, path)
+    expected = network(normalise(pixels))
+    assert len(expected) == count
+    torch.testing.assert_close(asked(browser, pixels), expected, atol=TOLERANCE, rtol=0)
+
+
+# --- what the page shows ---
+
+HOSTILE = (
+    "</script><script>document.title='hurt'</script>",
+    "<img src=x onerror=alert(1)>",
+    "&amp;",
+)
+SHOWN = "return [document.body.innerText, document.getElementById('seen').toDataURL()]"
+DELIVER = """
+const [kind, name, type, text] = arguments;
+const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const files = new DataTransfer();
+files.items.add(new File([bytes], name, { type }));
+const options = { bubbles: true, cancelable: true, clipboardData: files, dataTransfer: files };
+const make = kind === "paste" ? ClipboardEvent : DragEvent;
+document.body.dispatchEvent(new make(kind, options));
+"""
+
+
+def until_it_says(driver, pattern: str) -> None:
+    says = lambda _: re.search(pattern, driver.find_element("id", "status").text)  # noqa: E731
+    WebDriverWait(driver, 60, 0.02).until(says)
+
+
+def shown(driver) -> tuple[str, np.ndarray]:
+    """The text of the page, and the pixels that the network sees: uint8 [3,S,S]."""
+    text, address = driver.execute_script(SHOWN)
+    with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as picture:
+        return text, np.array(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """A small one, a large one that lies on its side, and one that is partly transparent."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [folder / name for name in ("small.png", "large.jpg", "clear.png")]
+    coarse.resize((32, 32)).save(paths[0])
+    coarse.resize((1200, 701), Image.Resampling.BICUBIC).save(paths[1], quality=95, exif=exif)
+    clear = coarse.resize((100, 120), Image.Resampling.BICUBIC)
+    clear.putalpha(Image.fromarray(np.tile(np.uint8([[0, 255]]), (120, 50))))
+    clear.save(paths[2])
+    return paths
+
+
+@torch.inference_mode()
+def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
+    network, size = made("weighed")
+    open_page(browser, write(network, tmp_path / "page.html", size, HOSTILE))
+    for path in pictures(tmp_path):
+        browser.find_element("id", "file").send_keys(str(path))
+        until_it_says(browser, r"Answered in \d+ ms")
+        text, seen = shown(browser)
+        with Image.open(path) as picture:
+            difference = np.abs(seen - to_pixels(picture, size).astype(int))
+        assert difference.max() <= 3, path.name
+        assert difference.mean() < 0.5, path.name
+        pixels = torch.from_numpy(seen)
+        shares = network(NetworkInput(MEAN, STD)(pixels)).softmax(1)[0]
+        first, *others = shares.argsort(descending=True).tolist()
+        names = [row.text for row in browser.find_elements("css selector", "#bars .name")]
+        assert names == [HOSTILE[label] for label in (first, *others)]
+        share = browser.find_element("css selector", "#bars .share").text
+        assert float(share.strip("<> %")) == pytest.approx(100 * shares[first].item(), abs=0.1)
+        browser.execute_script("tell('')")
+    assert browser.title == "What does the picture show?"
+    assert all(name in text for name in HOSTILE)
+    assert "a fact" in browser.find_element("css selector", "footer").get_attribute("textContent")
+    assert (console(browser), fetched(browser)) == ([], [])
+
+
+def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_path):
+    network, size = made("weighed")
+    open_page(browser, write(network, tmp_path / "page.html", size))
+    picture = pictures(tmp_path)[0].read_bytes()
+    until_it_says(browser, "^The answer appears here")
+    for kind in ("drop", "paste"):
+        give = ("a.png", "image/png", base64.b64encode(picture).decode())
+        browser.execute_script(DELIVER, kind, *give)
+        until_it_says(browser, "Answered in")
+        give = ("a <b>.txt", "text/plain", base64.b64encode(b"no picture").decode())
+        browser.execute_script(DELIVER, kind, *give)
+        until_it_says(browser, "cannot read a <b>.txt as a picture")
+    assert (console(browser), fetched(browser)) == ([], [])
+
+
+# --- what the page cannot hold ---
+
+
+class Changed(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self, self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda self, x: self.act(x), "the layer GELU act"),
+        (lambda self, x: self.norm(x) + x, "the layer BatchNorm2d norm"),
+        (lambda self, x: torch.tanh(x), "the layer tanh"),
+        (lambda self, x: x + 1, "the layer add"),
+        (lambda self, x: x[:, :2], "the layer getitem"),
+        (lambda self, x: x if x.sum() > 0 else -x, "Changed, whose layers depend on the image"),
+    ],
+    ids=["layer", "norm", "function", "constant", "part", "choice"],
+)
+def test_other_layers_are_refused_in_one_line(tmp_path, change, words):
+    with pytest.raises(UserError, match=f"^the page cannot hold {words}; choose another --format$"):
+        write(Changed(change).eval(), tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())

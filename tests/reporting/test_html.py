@@ -1,0 +1,199 @@
+import base64
+import hashlib
+import html
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from states import make_row
+
+from cifarnet.reporting.html import (
+    CIFAR10,
+    LIMIT,
+    Material,
+    confused_pairs,
+    shaded,
+    write_page,
+)
+from cifarnet.reporting.metrics import build_report
+
+ABOUT = {"snapshot": "a.pth", "epoch": 3, "weights": "raw", "selected_by": "by chance"}
+
+
+def report_of(names, images=60, dataset="noise", spread=1.0, **run):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % len(names)
+    logits = spread * torch.randn(images, len(names), generator=generator)
+    logits[torch.arange(images), labels] += 1.5
+    about = {**ABOUT, "dataset": dataset, "sha256": "0", "parameters": 1234, "run": run}
+    return build_report(logits, labels, tuple(names), **about)
+
+
+def noise(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def page_of(directory, report, official=False, best=None, **known) -> str:
+    figures = {"run": report.run, "last": report.headline(), "best": best}
+    pixels = known.pop("images", None)
+    images = noise(report.images) if pixels is None else pixels
+    write_page(report, figures, Material(images=images, official=official, **known), directory)
+    return (directory / "report.html").read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """The text of the page as a reader sees it, the spaces made even."""
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", body)).split())
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page)[1])
+
+
+class Elements(HTMLParser):
+    """Counts the elements of a page, and keeps its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names, self.attributes = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.attributes += attrs
+
+
+HOSTILE = ("</script><script>alert(1)</script>", "\"q'&<!--", "漢字", "مرحبا", "]]>{{ 7 * 7 }}")
+
+
+def test_hostile_names_are_text(tmp_path):
+    plain = Elements(page_of(tmp_path, report_of(["a", "b", "c", "d", "e"]))).names
+    settings = {"dataset_name": HOSTILE[0], "augment": "none"}
+    report = report_of(HOSTILE, dataset=HOSTILE[0], command=HOSTILE[1], settings=settings)
+    report = replace(report, snapshot="\udcff.pth")  # a name that is no text
+    paths = [f"{HOSTILE[i % 5]}.png" for i in range(60)]
+    page = page_of(tmp_path, report, paths=paths)
+    found = Elements(page)
+    assert found.names.count("script") == plain.count("script") == 2
+    assert found.names.count("bdi") == plain.count("bdi")  # no name became an element
+    assert data_of(page)["classes"] == list(HOSTILE)
+    assert set(data_of(page)["names"]) <= set(paths)
+    text = words(page)
+    assert all(name in text for name in (*HOSTILE, "\\udcff.pth"))
+
+
+def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
+    page = page_of(tmp_path, report_of("ab"), history=[make_row(1)])
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    rules = dict(rule.split(None, 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for kind, text in (
+        ("style-src", re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]),
+        ("script-src", re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]),
+    ):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[kind] == f"'sha256-{digest}'"
+    attributes = Elements(page).attributes
+    assert not [name for name, _ in attributes if name == "style" or name.startswith("on")]
+    targets = [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+    assert all(value.startswith(("#", "data:image/")) for value in targets)
+    assert "http" not in re.sub(r"http-equiv", "", page)
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "size"), [(10, 3000, 128), (100, 8000, 32), (300, 3000, 32)]
+)
+def test_a_page_stays_small(tmp_path, classes, images, size):
+    report = report_of([f"class {i}" for i in range(classes)], images)
+    pixels = np.resize(noise(500, size), (images, 3, size, size))  # the largest as JPEG
+    page = page_of(tmp_path, report, images=pixels)
+    assert len(page.encode()) < LIMIT == 4_000_000
+    text, shown = words(page), len(data_of(page)["shown"])
+    assert f"This page holds {shown:,} of the {images:,} images, at most " in text
+    assert ("100 of 300 classes with most mistakes" in text) == (classes == 300)
+
+
+def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
+    bare = words(page_of(tmp_path, report_of("ab")))
+    full = page_of(
+        tmp_path,
+        report_of("ab", command="main.py", settings={"augment": "light", "lr": 0.25}),
+        history=[make_row(1), make_row(2)],
+        computed_on="a machine",
+        augmented=noise(6).reshape(2, 3, 3, 32, 32),
+    )
+    known = words(full)
+    for there, absent in (
+        ("2 epochs in 0:00:01 of training on a machine", "keeps no history"),
+        ("On the left, training images as they are", "are not at hand"),
+        ("trained ona machine", "Its training time and device are not known"),
+        ("--lr0.250.1", "All settings have their defaults"),
+    ):
+        assert (there in known, absent in known) == (True, False)
+        assert (there in bare, absent in bare) == (False, True)
+    assert data_of(full)["augmented"]["rows"] == 2
+    unchanged = report_of("ab", settings={"augment": "none"})
+    assert "it was trained on the images as they are" in words(page_of(tmp_path, unchanged))
+
+
+def test_the_published_run_stands_beside_cifar_10_only(tmp_path):
+    assert "published run" not in words(page_of(tmp_path, report_of("ab")))
+    report = report_of(CIFAR10, dataset="CIFAR-10, squeezed")
+    text = words(page_of(tmp_path, report))
+    assert "60, CIFAR-10, squeezed10,000, official" in text
+    assert "The images differ" in text
+    assert f"{100 * (report.top1 - 0.8788):+.2f} points" in text
+    assert "The images differ" not in words(page_of(tmp_path, report, official=True))
+
+
+def test_figures_and_command_of_the_run(tmp_path):
+    settings = {"epochs": 3, "lr": 0.25, "seed": 42}
+    report = report_of("abcde", settings=settings, command="main.py --lr 0.25")
+    best = {"epoch": 2, "top1": 0.75, "loss": 0.5}
+    text = words(page_of(tmp_path, report, best=best)).replace("\N{NO-BREAK SPACE}", " ")
+    low, high = report.interval
+    for part in (
+        f"{report.top1:.2%}".replace("%", " %"),
+        f"{low:.2%} to {high:.2%}".replace("%", " %"),
+        f"macro F1{report.macro['f1']:.4f}",
+        f"loss{report.loss:.4f}",
+        f"calibration error{report.calibration_error:.2%}".replace("%", " %"),
+        "parameters1,234",
+        "best275.00 %0.5000",
+        "python main.py --epochs 3 --lr 0.25",
+        "seed=42",
+    ):
+        assert part in text, part
+
+
+def test_without_mistakes_or_hits_a_sentence_says_so(tmp_path):
+    sure = build_report(torch.eye(2), torch.arange(2), ("a", "b"), dataset="x", sha256="0", **ABOUT)
+    assert "It makes no mistake" in words(page_of(tmp_path, sure))
+    wrong = build_report(
+        torch.eye(2), torch.tensor([1, 0]), ("a", "b"), dataset="x", sha256="0", **ABOUT
+    )
+    assert "There are none on these images." in words(page_of(tmp_path, wrong))
+
+
+def test_pairs_are_counted_both_ways():
+    matrix = [[5, 1, 0, 0], [4, 5, 0, 0], [7, 0, 9, 0], [0, 0, 0, 3]]
+    assert confused_pairs(matrix) == [(2, 0, 7, 0), (1, 0, 4, 1)]
+    assert confused_pairs(np.eye(3).tolist()) == []
+
+
+def test_shades_are_shares_of_the_true_class():
+    found = shaded([[9, 1, 0], [0, 0, 4], [0, 0, 0]], 3)
+    assert [[shade for _, shade in row] for row in found.rows] == [
+        ["h9", "m4", "m0"],
+        ["m0", "h0", "m10"],
+        ["m0", "m0", "h0"],
+    ]
+    fewer = shaded([[9, 0, 0], [0, 5, 1], [0, 2, 5]], 2)
+    assert fewer.classes == [1, 2]
+    assert [[count for count, _ in row] for row in fewer.rows] == [[5, 1], [2, 5]]

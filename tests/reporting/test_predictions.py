@@ -1,0 +1,101 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from cifarnet.reporting.predictions import (
+    build_predictions,
+    calibration_error,
+    reliability,
+    wilson,
+    write_predictions,
+)
+
+
+def predictions_of(logits: torch.Tensor, labels: torch.Tensor):
+    return build_predictions(logits, labels, logits.argsort(dim=1, descending=True, stable=True))
+
+
+def random_predictions(classes: int = 10, images: int = 200, seed: int = 0, spread: float = 2):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(images, classes, generator=generator)
+    return logits, torch.randint(0, classes, (images,), generator=generator)
+
+
+def error_by_its_definition(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Guo et al. 2017, equation 3, one image at a time."""
+    bins = [[] for _ in range(15)]
+    for row, label in zip(logits.astype(np.float64), labels, strict=True):
+        shares = np.exp(row - row.max())
+        shares /= shares.sum()
+        sure = shares.max()
+        for m in range(1, 16):
+            if (m - 1) / 15 < sure <= m / 15:
+                bins[m - 1].append((sure, shares.argmax() == label))
+    return sum(
+        len(some)
+        / len(labels)
+        * abs(np.mean([hit for _, hit in some]) - np.mean([p for p, _ in some]))
+        for some in bins
+        if some
+    )
+
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 60), st.floats(0.1, 20))
+def test_the_calibration_error_is_the_one_of_its_definition(seed, classes, images, spread):
+    logits, labels = random_predictions(classes, images, seed, spread)
+    bins = reliability(predictions_of(logits, labels))
+    expected = error_by_its_definition(logits.numpy(), labels.numpy())
+    assert calibration_error(bins) == pytest.approx(expected, abs=1e-12)
+    assert sum(each.images for each in bins) == images
+    assert all(each.low <= each.confidence <= each.high for each in bins if each.images)
+
+
+def test_a_network_that_is_always_right_and_sure_is_calibrated():
+    logits = 1000 * torch.eye(3)
+    bins = reliability(predictions_of(logits, torch.arange(3)))
+    assert calibration_error(bins) == 0
+    assert bins[-1] == (14 / 15, 1, 3, 1, 1)
+
+
+@given(st.integers(1, 10**5).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_is_the_one_of_scipy(counts):
+    expected = binomtest(*counts).proportion_ci(0.95, "wilson")
+    low, high = wilson(*counts)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= low <= counts[0] / counts[1] <= high <= 1
+
+
+def test_predictions_are_the_two_highest_probabilities():
+    logits, labels = random_predictions()
+    found = predictions_of(logits, labels)
+    shares = torch.softmax(logits.double(), dim=1).numpy()
+    order = np.argsort(-shares, axis=1)
+    rows = np.arange(len(labels))
+    assert (found.predicted == order[:, 0]).all()
+    assert (found.runner_up == order[:, 1]).all()
+    np.testing.assert_allclose(found.p_predicted, shares.max(axis=1))
+    np.testing.assert_allclose(found.p_runner_up, shares[rows, order[:, 1]])
+    np.testing.assert_allclose(found.p_true, shares[rows, labels.numpy()])
+
+
+@pytest.mark.parametrize("paths", [None, ["a,b.png", 'c"d.png']])
+def test_the_file_has_a_row_an_image(tmp_path, paths):
+    found = predictions_of(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([1, 1]))
+    write_predictions(found, ["<b>, é", '"漢"'], paths, tmp_path / "predictions.csv")
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        *("image", "true", "predicted", "probability_true", "probability_predicted")
+    ]
+    assert [row["image"] for row in rows] == (paths or ["0", "1"])
+    assert [(row["true"], row["predicted"]) for row in rows] == [
+        ('"漢"', "<b>, é"),
+        ('"漢"', '"漢"'),
+    ]
+    shares = [float(row[f"probability_{which}"]) for row in rows for which in ("true", "predicted")]
+    assert shares == pytest.approx([0.268941, 0.731059, 0.952574, 0.952574], abs=1e-6)

@@ -1,0 +1,76 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cifarnet.reporting.predictions import Predictions
+from cifarnet.reporting.thumbnails import COLUMNS, MOST, choose, sheet
+
+
+def random_predictions(seed: int, classes: int, images: int) -> Predictions:
+    random = np.random.default_rng(seed)
+    true, predicted, other = random.integers(0, classes, (3, images))
+    return Predictions(true, predicted, other, *random.random((3, images)))
+
+
+@given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 400), st.integers(0, 300))
+def test_each_cell_shows_its_surest_images(seed, classes, images, room):
+    found = random_predictions(seed, classes, images)
+    choice = choose(found, room)
+    assert len(set(choice.images.tolist())) == len(choice.images) <= room + 2 * MOST
+    shown, sure = set(choice.images.tolist()), found.p_predicted
+    right = found.true == found.predicted
+    for wanted, order, among in (
+        (choice.mistakes, -sure, ~right),
+        (choice.hits, sure, right),
+    ):
+        expected = sorted(np.flatnonzero(among), key=lambda i: order[i])[:MOST]
+        assert choice.images[wanted].tolist() == expected
+    fits = room >= images
+    for t in range(classes):
+        for p in range(classes):
+            cell = np.flatnonzero((found.true == t) & (found.predicted == p))
+            cell = cell[np.argsort(-sure[cell])]
+            seen = [i for i in cell.tolist() if i in shown]
+            if fits:
+                assert seen[:MOST] == cell[:MOST].tolist()
+            in_order = [i for i in choice.images.tolist() if i in set(cell.tolist())]
+            assert in_order == seen  # the surest first
+
+
+def test_where_room_is_short_all_cells_get_fewer():
+    found = random_predictions(0, 4, 800)  # 50 in each of 16 cells
+    choice = choose(found, 16 * 5)
+    assert choice.per_cell == 5
+    cells = 4 * found.true + found.predicted
+    counts = np.bincount(cells[np.setdiff1d(choice.images, choice.images[choice.hits])])
+    assert counts.min() >= 4
+
+
+@pytest.mark.parametrize("count", [1, COLUMNS, COLUMNS + 3])
+def test_the_sheet_holds_the_images_in_order(count):
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (count, 3, 1, 1), dtype=np.uint8)
+    images = np.broadcast_to(colours, (count, 3, 32, 32))
+    with Image.open(io.BytesIO(sheet(images))) as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert pixels.shape == (32 * -(-count // COLUMNS), 32 * COLUMNS, 3)
+    for k in range(count):
+        x, y = 32 * (k % COLUMNS), 32 * (k // COLUMNS)
+        tile = pixels[y : y + 32, x : x + 32]
+        assert abs(tile - colours[k, :, 0, 0]).max() <= 4  # neighbours do not shine through
+
+
+def test_large_images_get_tiles_of_64_pixels():
+    images = np.full((2, 3, 128, 128), 77, dtype=np.uint8)
+    with Image.open(io.BytesIO(sheet(images))) as picture:
+        assert picture.size == (64 * COLUMNS, 64)
+        assert abs(np.asarray(picture)[:, :128].astype(int) - 77).max() <= 2
+
+
+def test_noise_becomes_a_sheet_too():
+    noise = np.random.default_rng(0).integers(0, 256, (900, 3, 32, 32), dtype=np.uint8)
+    assert sheet(noise).startswith(b"\xff\xd8")

@@ -1,0 +1,133 @@
+"""The frame of export.py: what is read back decides whether a file takes its place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_tree
+
+import evaluate
+import export
+import model
+from cifarnet.core.settings import Settings
+from cifarnet.inference.readback import compare
+from export import FORMATS, Format
+
+
+def written(content: bytes = b"new"):
+    return lambda source, path: path.write_bytes(content)
+
+
+def answering(change):
+    """A reader whose answers are those of the network, changed."""
+
+    return lambda path: lambda pixels: change(pixels.float().mean((2, 3)))
+
+
+@pytest.fixture
+def formats(monkeypatch):
+    """Formats beside the real ones, whose files hold `new` and answer as the network does."""
+    same = answering(lambda logits: logits)
+    monkeypatch.setattr(model, "build_classifier", lambda trained: same(Path()))
+    added = {
+        "exact": Format("exact.txt", written(), same, difference=0.0),
+        "near": Format("near.txt", written(), answering(lambda x: x + 0.5), difference=1.0),
+        "far": Format("far.txt", written(), answering(lambda x: x + 1.5), difference=1.0),
+        "turned": Format("turned.txt", written(), answering(lambda x: -x), same=0.9),
+        "not a number": Format("nan.txt", written(), answering(lambda x: x / 0), difference=1.0),
+        "endless": Format("endless.txt", written(), answering(lambda x: x / 0)),
+    }
+    monkeypatch.setattr(export, "FORMATS", FORMATS | added)
+
+
+@pytest.mark.parametrize("name", ["far", "turned", "not a number"])
+def test_other_answers_than_the_networks_leave_no_file(command, trained, formats, name):
+    Path("former").mkdir()
+    former = Path("former", export.FORMATS[name].out)
+    former.write_bytes(b"former")
+    given = ("--snapshot", trained.snapshot)
+    for out in ("former", "fresh"):
+        done = command("export", *given, "--format", f"exact,{name}", "--out", out)
+        assert done.code == 1
+        assert done.err.startswith(f"error: --format {name} was not written, as its answers differ")
+        assert done.err.count("\n") == 1
+    assert former.read_bytes() == b"former"
+    assert [path.name for path in Path("former").iterdir()] == [former.name]
+    assert not list(Path("fresh").iterdir())
+
+
+def test_several_formats_go_into_one_folder(command, trained, formats):
+    done = command(
+        "export", "--snapshot", trained.snapshot, "--format", "near, exact,near", "--out", "a.b/c"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert sorted(path.name for path in Path("a.b/c").iterdir()) == ["exact.txt", "near.txt"]
+    _, near, exact = done.out.splitlines()
+    assert near.startswith("a.b/c/near.txt: 0.00 MB; on 9 test images: largest difference of a")
+    assert "logit 0.5, equal top-1 100.00%" in near
+    assert "logit 0, equal top-1 100.00%" in exact
+    several = ("--format", "near,exact", "--out", "d.txt")
+    done = command("export", "--snapshot", trained.snapshot, *several)
+    assert (done.code, done.out) == (2, "")
+    assert "--out d.txt is one file, for several formats; name a folder" in done.err
+
+
+def test_a_folder_is_exported_file_by_file(command, trained, formats, monkeypatch):
+    def write(source, path: Path) -> None:
+        (path / "deep").mkdir(parents=True)
+        (path / "a.txt").write_text("a")
+        (path / "deep/b.txt").write_text("b")
+
+    spec = Format("hub", write, answering(lambda logits: logits))
+    monkeypatch.setitem(export.FORMATS, "folder", spec)
+    for flags, place in (((), "hub"), (("--out", "other"), "other/hub")):
+        done = command("export", "--snapshot", trained.snapshot, "--format", "folder", *flags)
+        assert (done.code, done.err) == (0, "")
+        assert Path(place, "deep/b.txt").read_text() == "b"
+
+
+def test_a_writer_that_fails_is_one_line(command, trained, formats, monkeypatch):
+    def fail(source, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(export.FORMATS, "full", Format("full.txt", fail, None))
+    done = command("export", "--snapshot", trained.snapshot, "--format", "full")
+    assert (done.code, done.err) == (
+        1,
+        "error: --format full could not be written (No space left on device)\n",
+    )
+    assert not list(Path().iterdir())
+
+
+def test_without_the_images_of_the_training_random_ones_are_compared(command, trained):
+    """Weights do not say where their images are; a format that needs some asks for them."""
+    done = command("export", "--pretrained", trained.weights)
+    assert (done.code, done.err) == (0, "")
+    about, why, read_back = done.out.splitlines()
+    assert about.startswith(f"{trained.weights}: epoch 4 on pictures, top-1 ")
+    assert why == "the test images of its training are not at hand (--data_dir names them)"
+    assert "on 100 random images: largest difference of a logit 0, equal top-1 100.0" in read_back
+    assert "network" not in read_back
+    done = command("export", "--pretrained", trained.weights, "--data_dir", trained.tree)
+    assert "on 9 test images" in done.out
+    other = draw_tree(Path("other"), classes=("bar", "tree"))
+    done = command("export", "--pretrained", trained.weights, "--data_dir", other)
+    assert done.code == 2
+    assert "class names differ" in done.err
+
+
+def test_cifar10_is_not_downloaded_unasked(command, trained, monkeypatch):
+    monkeypatch.setattr(evaluate, "settings_for", lambda *given: Settings(data_dir="nowhere"))
+    done = command("export", "--snapshot", trained.snapshot)
+    assert (done.code, done.err) == (0, "")
+    assert "on 100 random images" in done.out
+    assert not Path("nowhere").exists()
+
+
+def test_differences_are_found():
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    found = torch.tensor([[0.0, 0.75], [0.25, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    compared = compare(expected, found)
+    assert (compared.images, compared.difference, compared.same) == (4, 2.0, 0.75)
+    found[2, 1] = torch.nan
+    assert compare(expected, found).difference == torch.inf
