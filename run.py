@@ -606,7 +606,7 @@ def _describe_cost(run: Run) -> None:
     if settings.scaling != (1, 1, 1):
         log.line(
             f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
-            f"pixels are enlarged to {enlarged_side(side, network.per_mille)}"
+            f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
         )
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
     free = free_memory(runtime.device)
