@@ -47,7 +47,7 @@ class CIFARNet(nn.Module):
         sides of the images; the comments below are for 1."""
         super().__init__()
         n1, n2, n3, n4 = (widened(channels, width) for channels in (40, 128, 240, 384))
-        self.per_mille = round(1000 * enlarge)
+        self.enlarge = enlarge
         self.c1 = ConvBlock(3, n1, dropout[0])
         self.c2 = SeparableBlock(n1, n2, dropout[1])
         self.c3 = SeparableBlock(n2, n3, dropout[2], dilation=4)
@@ -56,7 +56,7 @@ class CIFARNet(nn.Module):
         self.head = nn.Linear(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = enlarged(x, self.per_mille)  # [B, 3, 32, 32]
+        x = enlarged(x, self.enlarge)  # [B, 3, 32, 32]
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]

@@ -527,8 +527,7 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy, mixed as
-    the settings say."""
+    """Plots eight training images, each with eight random augmentations of the policy."""
     import plots
 
     path = Path(settings.preview_augment)
@@ -607,7 +606,7 @@ def _describe_cost(run: Run) -> None:
     if settings.scaling != (1, 1, 1):
         log.line(
             f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
-            f"pixels are enlarged to {enlarged_side(side, network.per_mille)}"
+            f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
         )
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
     free = free_memory(runtime.device)

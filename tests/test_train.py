@@ -234,6 +234,7 @@ def test_epochs_that_are_not_evaluated_say_so():
 @pytest.mark.slow
 @pytest.mark.parametrize("grown", [{}, {"attention": "cbam", "compound_scale": 1.0}], ids=str)
 def test_a_compiled_step_trains_the_same(grown):
+    torch._dynamo.reset()  # a process compiles one network
     settings = {"epochs": 1, "dropout": 0.0, **grown}
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
     losses = [run.fit()[0].train_loss for run in (plain, compiled)]

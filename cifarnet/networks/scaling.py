@@ -7,6 +7,7 @@ their factors.
 import math
 from collections.abc import Collection
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,20 +21,17 @@ def widened(channels: int, width: float) -> int:
     return max(8, math.floor(channels * width / 8 + 0.5) * 8)
 
 
-def enlarged_side(side: int, per_mille: int) -> int:
-    """`side` times `per_mille` / 1000, rounded to a multiple of 4; with 1000 as it is.
-
-    Whole numbers only: torch.compile would make a variable of a fraction, and then fail.
-    """
-    nearest = (side * per_mille + 500 * GRID) // (1000 * GRID) * GRID
-    return side if per_mille == 1000 else max(GRID, nearest)
+def enlarged_side(side: int, factor: float) -> int:
+    """`side` times `factor`, rounded to a multiple of 4; with a factor of 1 as it is."""
+    return side if factor == 1 else max(GRID, round(side * factor / GRID) * GRID)
 
 
-def enlarged(images: Tensor, per_mille: int) -> Tensor:
+@torch.compiler.disable  # it fails at sides that follow from other sides, as with --image_sizes
+def enlarged(images: Tensor, factor: float) -> Tensor:
     """`images` [B,3,H,W] with sides of `enlarged_side` pixels: bilinear."""
-    if per_mille == 1000:
+    if factor == 1:
         return images
-    sides = [enlarged_side(side, per_mille) for side in images.shape[2:]]
+    sides = [enlarged_side(side, factor) for side in images.shape[2:]]
     return F.interpolate(images, sides, mode="bilinear")
 
 
