@@ -413,7 +413,7 @@ def inference(options: argparse.Namespace) -> dict[str, dict[str, float | None]]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("safetensors", "onnx", "onnx-int8"):
             path = Path(folder) / FORMATS[name].out
-            FORMATS[name].write(Source(trained, splits), path)
+            FORMATS[name].write(Source(trained, splits, None), path)
             sizes[name] = path.stat().st_size
             if name != "safetensors":
                 forms[name] = FORMATS[name].read(path)
