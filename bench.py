@@ -33,7 +33,7 @@ from cifarnet.core.commandline import (
 )
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.core.settings import FLAGS, Settings, settings_from_dict
 from export import ONNX
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 
 BATCH = 512
 PARAMETERS = 174_762  # of CIFARNet
+NETWORKS: dict[str, dict[str, Any]] = {  # the settings of each row of --networks
+    "published": {},
+    **{name: {"attention": name} for name in FLAGS["attention"].metadata["choices"][1:]},
+    **{f"compound scale {steps}": {"compound_scale": steps} for steps in (1, 2)},
+}
+NETWORKS_BATCH = 128  # images: the largest network needs four times the memory of the published
 
 
 # --- what is measured: each function returns a rate, per second ---
@@ -91,8 +97,19 @@ def plain_loop(device: str, steps: int) -> float:
     return BATCH / statistics.median(taken[1:])
 
 
-def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = False) -> float:
-    """Images of main.py's step alone, on one batch that is already on the device."""
+def step(
+    device: str,
+    amp: bool,
+    *,
+    plain: bool = False,
+    compile_it: bool = False,
+    batch: int = BATCH,
+    **changes: Any,
+) -> float:
+    """Images of main.py's step alone, on one batch that is already on the device.
+
+    `changes` are settings of the network.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -101,7 +118,7 @@ def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = Fals
     from model import build_model
     from train import compiled
 
-    settings = Settings(device=device, amp=amp)
+    settings = Settings(device=device, amp=amp, **changes)
     runtime = start(settings)
     model = build_model(settings, 10).to(runtime.device)
     if plain:
@@ -110,9 +127,9 @@ def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = Fals
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
-    images = torch.randn(BATCH, 3, 32, 32, device=runtime.device)
+    images = torch.randn(batch, 3, 32, 32, device=runtime.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH, device=runtime.device) % 10
+    labels = torch.arange(batch, device=runtime.device) % 10
 
     def one() -> None:
         with runtime.autocast():
@@ -122,7 +139,7 @@ def step(device: str, amp: bool, *, plain: bool = False, compile_it: bool = Fals
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return BATCH / _seconds(one, 3, 3)
+    return batch / _seconds(one, 3, 3)
 
 
 def training(
@@ -291,7 +308,7 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
         "plain loop, fp32": (True, lambda: plain_loop(device, steps // 3)),
     }
 
-    def add(name: str, decides: bool, measure: Callable, *args: Any, **how: bool) -> None:
+    def add(name: str, decides: bool, measure: Callable, *args: Any, **how: Any) -> None:
         named[name] = decides, lambda: measure(*args, **how)
 
     for dtype in ("fp32", "bf16"):
@@ -313,6 +330,8 @@ def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
         add(f"evaluation, {dtype}, fast forms", amp, evaluation, device, amp)
     for engine in ("albumentations", "batched"):
         add(f"augmentation, one core, {engine}", True, augmentation, engine)
+    for name, changes in NETWORKS.items():
+        add(f"network, {name}", True, step, device, False, batch=NETWORKS_BATCH, **changes)
     return named
 
 
@@ -507,6 +526,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="Instead, measure training with each of these numbers of processes.",
     )
     parser.add_argument(
+        "--networks",
+        action="store_true",
+        help="Instead, measure training steps of CIFARNet with each attention and of other sizes.",
+    )
+    parser.add_argument(
         "--inference",
         action="store_true",
         help="Instead, measure a trained network at work: in PyTorch and as ONNX files, in turns.",
@@ -541,6 +565,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         name
         for name, (decides, _) in measurements(options.device).items()
         if options.only in name
+        and options.networks == name.startswith("network, ")
         and (decides or not options.quick)
         and (options.compiled or "compiled" in options.only or "compiled" not in name)
     ]
@@ -586,7 +611,12 @@ def _bench(options: argparse.Namespace) -> None:
         }
         for name, runs in found.items()
     }
-    _tell(figures, table(figures, flops_per_image()), device, options.json)
+    if options.networks:
+        figures = {name: figures[name] | network_costs(name) for name in figures}
+        shown = networks_table(figures)
+    else:
+        shown = table(figures, flops_per_image())
+    _tell(figures, shown, device, options.json)
 
 
 def _progress(text: str) -> None:
@@ -636,6 +666,40 @@ def flops_per_image() -> float:
     with FlopCounterMode(display=False) as counter:
         CIFARNet().eval()(torch.zeros(1, 3, 32, 32))
     return 3 * counter.get_total_flops()
+
+
+def network_costs(name: str) -> dict[str, int]:
+    """The parameters and multiply-adds an image of the network that a row is named after."""
+    from cifarnet.networks.cost import multiply_adds
+    from model import build_model, parameter_count
+
+    network = build_model(Settings(**NETWORKS[name.removeprefix("network, ")]), 10)
+    return {
+        "parameters": parameter_count(network),
+        "multiply_adds": multiply_adds(network, Settings().image_size),
+    }
+
+
+def networks_table(figures: dict[str, dict]) -> str:
+    """The figures of --networks as a Markdown table: costs, rate in training, peak memory."""
+    rows = [
+        f"| fp32, {NETWORKS_BATCH} images a step | parameters | multiply-adds | training "
+        f"| of the published | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    published = figures.get("network, published", {}).get("rate")
+    for name, figure in figures.items():
+        share = f"{figure['rate'] / published:.0%}" if published else ""
+        cells = [
+            name.removeprefix("network, "),
+            f"{figure['parameters']:,}",
+            f"{figure['multiply_adds'] / 1e6:,.1f} million",
+            f"{figure['rate']:,.0f} img/s",
+            share,
+            f"{figure['memory'] / 2**30:.1f} GiB",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def table(figures: dict[str, dict], flops: float) -> str:

@@ -74,6 +74,32 @@ def test_a_training_step_is_three_forward_passes():
     assert bench.flops_per_image() == 3 * 2 * (depthwise + first + pointwise + head)
 
 
+def test_networks_are_measured_in_turns_and_their_costs_shown(monkeypatch, capsys):
+    rates = {"network, published": 100.0, "network, compound scale 1": 40.0}
+    asked = []
+
+    def measure(name, device):
+        asked.append(name)
+        return {"rate": rates.get(name, 80.0), "memory": 2**30}
+
+    monkeypatch.setattr(bench, "_in_child", measure)
+    assert bench.main(["--device", "cpu", "--networks"]) == 0
+    names = [f"network, {name}" for name in bench.NETWORKS]
+    assert asked == names * 3
+    shown = capsys.readouterr().out
+    assert "| published | 174,762 | 100.2 million | 100 img/s | 100% | 1.0 GiB |" in shown
+    assert "| eca | 174,777 | 100.2 million | 80 img/s | 80% | 1.0 GiB |" in shown
+    assert "| compound scale 1 | 398,458 | 216.9 million | 40 img/s | 40% | 1.0 GiB |" in shown
+
+
+def test_rows_of_networks_are_measured_only_when_asked_for():
+    assert not any(name.startswith("network") for name in bench._parse([]).chosen)
+
+
+def test_a_step_of_a_grown_network_is_measured():
+    assert bench.step("cpu", False, batch=4, attention="se", depth=2.0) > 0
+
+
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])
 def test_the_training_loop_is_measured(engine):
     assert bench.training("cpu", False, engine, 1, batch_size=8) > 0

@@ -1,4 +1,6 @@
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 
 from cifarnet.core.settings import Settings
 from cifarnet.networks.cost import multiply_adds, training_memory
-from model import build_model
+from model import build_model, parameter_count
 
 # Blocks of CIFARNet: channels in and out, side of the output, kernels 1x1 (two with a shortcut).
 PUBLISHED = [(40, 128, 32, 2), (128, 240, 32, 2), (240, 384, 16, 1)]
@@ -66,3 +68,11 @@ def test_looking_changes_nothing():
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_figures_in_the_guide_are_these():
+    guide = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for scale in (0, 1, 2):
+        model = build_model(Settings(compound_scale=scale), 10)
+        count, work = parameter_count(model), multiply_adds(model, 32) / 1e6
+        assert re.search(rf"^\| {scale} \| .* \| {count:,} \| {work:.1f} million \|$", guide, re.M)
