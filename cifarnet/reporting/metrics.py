@@ -262,9 +262,16 @@ def _report_in(directory: Path) -> dict[str, Any]:
     """The content of metrics.json in `directory`; empty where there is none that can be read."""
     try:
         there = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return there if isinstance(there, dict) else {}
+        models = [there[name] for name in ("last", "best") if there.get(name)]
+        if not isinstance(there.get("run", {}).get("settings", {}), dict) or not all(
+            isinstance(model["epoch"], int | str) and isinstance(model[name], float | int)
+            for model in models
+            for name in ("top1", "loss")
+        ):
+            return {}
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return {}  # also of other types than this file has
+    return there
 
 
 def _is_same(there: dict[str, Any], report: Report) -> bool:

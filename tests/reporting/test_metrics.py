@@ -8,7 +8,13 @@ import torch
 
 from cifarnet.core.device import start
 from cifarnet.core.settings import Settings
-from cifarnet.reporting.metrics import build_report, predict, scores, write_report
+from cifarnet.reporting.metrics import (
+    build_report,
+    move_other_report,
+    predict,
+    scores,
+    write_report,
+)
 
 ABOUT = {
     "dataset": "noise",
@@ -113,6 +119,25 @@ def test_a_snapshot_whose_name_is_no_text_is_named_by_escapes(tmp_path):
     assert "snapshot: \\udcff.pth" in (tmp_path / "classification_report.txt").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
+@pytest.mark.parametrize("damage", ["text", None, [1], 3])
+def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
+    report = report_of(*random_predictions(3))
+    write_report(report, tmp_path, last=report)
+    path = tmp_path / "metrics.json"
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    place = {"settings": figures["run"], "epoch": figures["last"]}.get(part, figures)
+    place[part] = damage
+    path.write_text(json.dumps(figures))
+    move_other_report(tmp_path, report)
+    figures = write_report(report, tmp_path)
+    assert figures["run"].get("settings", {}) == {}
+    for name in ("last", "best"):
+        assert figures[name] is None or type(figures[name]["epoch"]) in (int, str)
+    other = replace(report, sha256="1", run={"id": "a"})
+    move_other_report(tmp_path, other)
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
