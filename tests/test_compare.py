@@ -186,6 +186,30 @@ def test_an_older_report_is_not_taken_for_that_of_the_newest_run(compared, tmp_p
     assert [row["top1"] for row in table(Path("table.csv")).values()] == ["0.2"]
 
 
+OF_OTHERS = {  # reports that evaluate.py writes into the folder of a run
+    "another run's snapshot": {"run": {"id": "b", "settings": {"lr": 0.3, "epochs": 2}}},
+    "a file of weights": {"run": {"id": None, "settings": {}}},
+    "other views": {"tta": "flip"},
+    "fewer images": {"images": 20},
+}
+
+
+@pytest.mark.parametrize("change", [{}, *OF_OTHERS.values()], ids=["this run", *OF_OTHERS])
+def test_a_report_of_evaluate_is_that_of_the_run_only_if_it_is_of_the_same(
+    compared, tmp_path, change
+):
+    run = leave_run(tmp_path / "run", (0.5, 0.9), lr=0.2)
+    log = next(run.glob("log/*.log"))
+    with log.open("a") as file:
+        file.write("12:00:00 data: bars, 60 training, 40 test images, 2 classes; mean 0.1\n")
+    of_run = {"id": "a", "log": None, "settings": {"lr": 0.2, "epochs": 2}}
+    report = {"top1": 0.75, "epoch": 2, "images": 40, "run": of_run} | change
+    (run / "plots_complete" / "metrics.json").write_text(json.dumps(report))
+    compared(run, "--csv", "table.csv")
+    row = table(Path("table.csv"))["run"]
+    assert row["top1"] == ("0.9" if change else "0.75")
+
+
 def test_a_snapshot_names_its_settings(compared, tmp_path):
     for name, epochs in (("a", 10), ("b", 20)):
         state = make_state()

@@ -23,6 +23,7 @@ EPOCH_LINE = re.compile(
 SETTINGS_LINE = re.compile(r"^\d\d:\d\d:\d\d (?:settings|defaults): (.*)$", re.MULTILINE)
 FACTS = {
     "dataset": re.compile(r"^\d\d:\d\d:\d\d data: (.+), \d+ training", re.MULTILINE),
+    "images": re.compile(r"^\d\d:\d\d:\d\d data: .+, (\d+) test images, ", re.MULTILINE),
     "machine": re.compile(r"^\d\d:\d\d:\d\d device: (.+?), \d+ threads", re.MULTILINE),
     "parameters": re.compile(r"^\d\d:\d\d:\d\d model: ([\d,]+) trainable", re.MULTILINE),
     "top1": re.compile(r"^\d\d:\d\d:\d\d last model, epoch \d+: top-1 (\S+%)", re.MULTILINE),

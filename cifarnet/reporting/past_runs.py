@@ -160,12 +160,14 @@ def _read(files: Files) -> PastRun:
     history = _read_history(files.history) if files.history else history_in(log)
     report = _read_report(files.report / "metrics.json") if files.report else {}
     run = report.get("run") or {}
-    if files.only_of_log and report:
-        log_name, done = run.get("log"), history[-1]["epoch"] if history else 0
-        own = f"{files.source.name}.log"
-        same = report.get("epoch") == done if log_name is None else log_name == own
-        report, run = (report, run) if same else ({}, {})
     facts = facts_in(log)
+    if files.only_of_log and report:
+        if run.get("log") is None:
+            done = history[-1]["epoch"] if history else 0
+            same = report.get("epoch") == done and _may_be_of(log, facts, report)
+        else:
+            same = run["log"] == f"{files.source.name}.log"
+        report, run = (report, run) if same else ({}, {})
     settings = run.get("settings") or settings_in(log)
     if not settings and files.recipe:
         settings = read_recipe(files.recipe)
@@ -182,6 +184,25 @@ def _read(files: Files) -> PastRun:
         int(facts["parameters"].replace(",", "")) if facts["parameters"] else None,
         (report.get("last") or report).get("top1", last),
         predictions if predictions and predictions.is_file() else None,
+    )
+
+
+def _may_be_of(log: str, facts: dict[str, str | None], report: dict[str, Any]) -> bool:
+    """Whether `report`, which names no log, may be of the run of `log`.
+
+    evaluate.py also writes reports of other runs, other images or views, and exported networks.
+    """
+    run = report.get("run") or {}
+    known, logged = _plain(run.get("settings") or {}), _plain(settings_in(log))
+    return (
+        not (run and run.get("id") is None)  # of no snapshot
+        and report.get("tta", "none") == "none"
+        and facts["images"] in (None, str(report.get("images")))
+        and all(
+            known[name] == logged[name]
+            for name in known.keys() & logged.keys()
+            if FLAGS[name].metadata["on_resume"] == "same"
+        )
     )
 
 
