@@ -130,7 +130,7 @@ def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
     )
     known = words(full)
     for there, absent in (
-        ("2 epochs in 0:00:01 of training on a machine", "keeps no history"),
+        ("2 epochs in 0:00:01 of training on a machine", "The curves are left out"),
         ("On the left, training images as they are", "are not at hand"),
         ("trained ona machine", "Its training time and device are not known"),
         ("--lr0.250.1", "All settings have their defaults"),
@@ -140,6 +140,16 @@ def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
     assert data_of(full)["augmented"]["rows"] == 2
     unchanged = report_of("ab", settings={"augment": "none"})
     assert "it was trained on the images as they are" in words(page_of(tmp_path, unchanged))
+    changed = report_of("abc", settings={"augment": "none", "mixup": 0.2})
+    assert "the images that it was trained on are not at hand" in words(page_of(tmp_path, changed))
+
+
+def test_the_page_of_an_ensemble_says_nothing_of_one_training(tmp_path):
+    members = [{"snapshot": name} for name in ("a.pth", "b.pth")]
+    text = words(page_of(tmp_path, replace(report_of("abc"), members=members)))
+    assert "Each member has its own settings" in text
+    for wrong in ("All settings have their defaults", "To repeat the training", "PATH.pth", "hand"):
+        assert wrong not in text
 
 
 def test_the_published_run_stands_beside_cifar_10_only(tmp_path):
