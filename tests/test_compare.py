@@ -151,6 +151,29 @@ def test_a_run_is_one_line_by_whatever_name(compared, tmp_path):
     assert (code, len(table(Path("table.csv")))) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "folders", [("lr1/seed", "lr2/seed"), ("x/y/seed", "y/x/seed"), ("a/seed", "b/c/seed")]
+)
+@pytest.mark.parametrize("as_snapshots", [False, True])
+def test_runs_of_one_name_are_told_apart(compared, tmp_path, folders, as_snapshots):
+    names = [tmp_path / folder for folder in folders]
+    for lr, name in enumerate(names, 1):
+        if as_snapshots:
+            name.mkdir(parents=True)
+            state = make_state()
+            state.config["lr"] = lr / 10
+            snapshots.save(snapshots.pack(state), name / "last.pth")
+        else:
+            leave_run(name, lr=lr / 10)
+    compared(*(name / "last.pth" if as_snapshots else name for name in names), "--csv", "t.csv")
+    rows = table(Path("t.csv"))
+    assert [row["lr"] for row in rows.values()] == ["0.1", "0.2"]
+    own = [name.split("/")[:-1] for name in rows]
+    assert all(
+        set(folder.split("/")[:-1]) <= set(o) for folder, o in zip(folders, own, strict=True)
+    )
+
+
 def test_a_real_run_by_folder_log_and_snapshot(command, compared):
     assert command("main", *QUICK, "--run_dir", "run").code == 0
     log = next(Path("run/log").glob("*.log"))

@@ -6,7 +6,7 @@ Nothing here needs torch, unless a snapshot is read.
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +227,19 @@ def _of_snapshot(path: Path) -> PastRun:
 
 
 def _with_own_names(runs: list[PastRun]) -> list[PastRun]:
-    """`runs`, named by their paths where two have the same name."""
-    names = [run.name for run in runs]
+    """`runs`; where several have one name, the folders that tell them apart come before it."""
+    alike: dict[str, list[PastRun]] = {}
+    for run in runs:
+        alike.setdefault(run.name, []).append(run)
+    named = []
+    for run in runs:
+        folders = [other.source.parent.parts for other in alike[run.name]]
+        common = set(folders[0]).intersection(*folders)
+        own = [part for part in run.source.parent.parts if part not in common]
+        named.append("/".join([*own, run.name]) if len(folders) > 1 else run.name)
     return [
-        PastRun(**vars(run) | {"name": f"{run.source.parent.name}/{run.name}"})
-        if names.count(run.name) > 1
-        else run
-        for run in runs
+        replace(run, name=name if named.count(name) == 1 else str(run.source))
+        for run, name in zip(runs, named, strict=True)
     ]
 
 
