@@ -257,6 +257,18 @@ def test_mcnemar(compared, tmp_path, one, other, p):
     assert said.partition(":")[2] in Path("page.html").read_text()
 
 
+def test_mcnemar_says_which_model_answered(compared, tmp_path):
+    """With --select best, the predictions are not those of the last model."""
+    for name, lr in (("one", 0.1), ("other", 0.2)):
+        leave_predictions(leave_run(tmp_path / name, lr=lr), "yyn")
+    path = tmp_path / "other" / "plots_complete" / "metrics.json"
+    figures = json.loads(path.read_text())
+    last = {name: figures[name] for name in ("top1", "epoch")}
+    path.write_text(json.dumps(figures | {"epoch": 2, "top1": 0.7, "last": last}))
+    out = compared("one", "other")[1]
+    assert "only one is right on 0, only other (epoch 2) on 0;" in out[-1]
+
+
 def test_mcnemar_refuses_other_images(compared, tmp_path):
     leave_predictions(leave_run(tmp_path / "one"), "yyn")
     leave_predictions(leave_run(tmp_path / "other"), "yyn", image="test/{}.png")

@@ -233,11 +233,13 @@ def mcnemar(one: PastRun, other: PastRun) -> str:
 
     answers = [_answers(run.predictions) for run in (one, other)]
     true = [{image: label for image, (label, _) in found.items()} for found in answers]
-    names = f"{one.name} and {other.name}"
+    first_name, second_name = (
+        f"{run.name} ({run.predicted_by})" if run.predicted_by else run.name for run in (one, other)
+    )
     if true[0] != true[1]:
         return (
-            f"McNemar's test: refused, as {names} were not tested on the same images; evaluate "
-            f"both on one data set"
+            f"McNemar's test: refused, as {one.name} and {other.name} were not tested on the same "
+            f"images; evaluate both on one data set"
         )
     right = [
         {image for image, (label, said) in found.items() if label == said} for found in answers
@@ -245,8 +247,8 @@ def mcnemar(one: PastRun, other: PastRun) -> str:
     first, second = len(right[0] - right[1]), len(right[1] - right[0])
     p = binomtest(first, first + second).pvalue if first + second else 1.0
     return (
-        f"McNemar's test on {len(true[0])} images: only {one.name} is right on {first}, only "
-        f"{other.name} on {second}; p = {p:.3g} (exact, two-sided)"
+        f"McNemar's test on {len(true[0])} images: only {first_name} is right on {first}, only "
+        f"{second_name} on {second}; p = {p:.3g} (exact, two-sided)"
     )
 
 

@@ -38,6 +38,7 @@ class PastRun:
     parameters: int | None
     top1: float | None  # on the test images, after the last epoch
     predictions: Path | None
+    predicted_by: str = ""  # the model of the predictions in words, unless it is the last one
 
     @property
     def epochs_done(self) -> int:
@@ -174,6 +175,7 @@ def _read(files: Files) -> PastRun:
     measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
     last = measured[-1] if measured else number(facts["top1"])
     predictions = files.report / "predictions.csv" if report else None
+    of_last = report.get("epoch") == (report.get("last") or report).get("epoch")
     return PastRun(
         files.name,
         files.source,
@@ -184,6 +186,7 @@ def _read(files: Files) -> PastRun:
         int(facts["parameters"].replace(",", "")) if facts["parameters"] else None,
         (report.get("last") or report).get("top1", last),
         predictions if predictions and predictions.is_file() else None,
+        "" if of_last else f"epoch {report.get('epoch')}",
     )
 
 
