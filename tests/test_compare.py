@@ -345,6 +345,12 @@ def no_report(run: Path) -> Path:
     return run
 
 
+def no_name(run: Path) -> Path:
+    path = run / "plots_complete" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": ["bars"]}))
+    return run
+
+
 def no_snapshot(run: Path) -> Path:
     (run / "x.pth").write_bytes(b"nothing")
     return run / "x.pth"
@@ -355,6 +361,7 @@ def no_snapshot(run: Path) -> Path:
     [
         (break_report, "is not JSON"),
         (no_report, "is no report of a run"),
+        (no_name, "does not say which run"),
         (break_history, "lacks the columns train_loss"),
         (no_number, "an epoch is no number"),
         (no_snapshot, "is damaged, or no snapshot"),

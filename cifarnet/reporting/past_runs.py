@@ -263,9 +263,10 @@ def _read_report(path: Path) -> dict[str, Any]:
         isinstance(part, dict) and isinstance(part.get("top1"), float | int) for part in parts
     ):
         raise UserError(f"{path} is no report of a run; make it again by evaluate.py")
-    run = report.get("run") or {}
-    if not isinstance(run, dict) or not isinstance(run.get("settings") or {}, dict):
-        raise UserError(f"{path} does not say which run it is of; make it again by evaluate.py")
+    run, dataset = report.get("run") or {}, report.get("dataset") or ""
+    words = isinstance(run, dict) and isinstance(dataset, str)
+    if not words or not isinstance(run.get("settings") or {}, dict):
+        raise UserError(f"{path} does not say which run and images it is of; make it again by evaluate.py")
     return report
 
 
