@@ -74,10 +74,11 @@ def _ranked(logits: Tensor) -> Tensor:
 
 
 CURVES = ("training_curves.png", "learning_rate_schedule.png")
+PICTURES = ("confusion_matrix.png", "class_metrics.png")
 PAGE = "report.html"
 REPORT_FILES = (
     *("metrics.json", "classification_report.txt", "predictions.csv", PAGE),
-    *("confusion_matrix.png", "class_metrics.png", *CURVES),
+    *(*PICTURES, *CURVES),
 )
 
 
@@ -202,7 +203,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
-    Removes report.html of another network or other images: it must not stand beside these.
+    Removes page and pictures of another network or other images: they must not stand beside these.
     `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
     there are such. Returns what metrics.json says.
     """
@@ -234,7 +235,8 @@ def write_report(
     )
     _write_text(directory / "classification_report.txt", head + report.table)
     if not same:
-        (directory / PAGE).unlink(missing_ok=True)
+        for name in (PAGE, *PICTURES):
+            (directory / name).unlink(missing_ok=True)
     path = directory / "predictions.csv"
     write_predictions(report.predictions, list(report.per_class), paths, path)
     return figures

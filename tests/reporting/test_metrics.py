@@ -140,6 +140,17 @@ def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
     move_other_report(tmp_path, other)
 
 
+def test_page_and_pictures_of_another_network_do_not_stay(tmp_path):
+    report = report_of(*random_predictions(3))
+    write_report(report, tmp_path, last=report)
+    places = [tmp_path / name for name in ("report.html", "confusion_matrix.png")]
+    for sha256, stay in (("0", True), ("1", False)):
+        for path in places:
+            path.touch()
+        write_report(replace(report, sha256=sha256), tmp_path, last=report)
+        assert [path.exists() for path in places] == [stay] * 2
+
+
 @pytest.mark.parametrize("classes", [2, 4, 10])
 def test_the_files(tmp_path, classes):
     names = tuple(f"<b>$x_{i}$ é" for i in range(classes))
