@@ -266,7 +266,9 @@ def _read_report(path: Path) -> dict[str, Any]:
     run, dataset = report.get("run") or {}, report.get("dataset") or ""
     words = isinstance(run, dict) and isinstance(dataset, str)
     if not words or not isinstance(run.get("settings") or {}, dict):
-        raise UserError(f"{path} does not say which run and images it is of; make it again by evaluate.py")
+        raise UserError(
+            f"{path} does not say which run and images it is of; make it again by evaluate.py"
+        )
     return report
 
 
