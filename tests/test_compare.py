@@ -28,6 +28,7 @@ NAMES = ("hour", "long", "published")
 def compared(tmp_path, monkeypatch, capsys):
     """`compared(*arguments)` -> exit code, lines on stdout, lines on stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments):
         code = compare.main([str(argument) for argument in arguments])
