@@ -163,7 +163,7 @@ def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
         elif node.op.startswith("call_"):
             called = network.get_submodule(node.target) if node.op == "call_module" else node.target
             of = [numbers[value] for value in node.args if isinstance(value, fx.Node)]
-            layer = _layer(called, node, layers[of[0] - 1] if of[0] else {})
+            layer = _layer(called, node, layers[of[0] - 1] if of and of[0] else {})
             if layer is not None:
                 layers.append({"of": of} | layer)
             numbers[node] = of[0] if layer is None else len(layers)
