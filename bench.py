@@ -432,11 +432,11 @@ def inference(options: argparse.Namespace) -> dict[str, dict[str, float | None]]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("safetensors", "onnx", "onnx-int8"):
             path = Path(folder) / FORMATS[name].out
-            FORMATS[name].write(Source(trained, splits), path)
+            FORMATS[name].write(Source(trained, splits, None), path)
             sizes[name] = path.stat().st_size
             if name != "safetensors":
                 forms[name] = FORMATS[name].read(path)
-    pixels = splits.test.images[: max(BATCHES)]
+    pixels = _random_images(max(BATCHES), settings_from_dict(trained.config).image_size).images
     speeds = measure(forms, pixels, 1 if options.quick else 5, _progress)
     figures = {}
     for name, classify in forms.items():
@@ -468,13 +468,13 @@ def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet
 
 def inference_table(figures: dict[str, dict]) -> str:
     """The figures of `inference` as a Markdown table."""
-    rows = [
-        "| network | one picture | 95th percentile | 32 at a time | 512 at a time | file | top-1 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    from cifarnet.inference.speed import BATCHES
+
+    heads = ["network", "one picture", "95th percentile", *(f"{n} at a time" for n in BATCHES)]
+    rows = [f"| {' | '.join(heads)} | file | top-1 |", "|---" * (len(heads) + 2) + "|"]
     for name, figure in figures.items():
         times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]
-        rates = [f"{figure[key]:,.0f} img/s" for key in ("batch_32", "batch_512")]
+        rates = [f"{figure[key]:,.0f} img/s" for key in map("batch_{}".format, BATCHES)]
         top1 = "" if figure["top1"] is None else f"{figure['top1']:.2%}"
         cells = [name, *times, *rates, f"{figure['bytes'] / 1e6:.2f} MB", top1]
         rows.append(f"| {' | '.join(cells)} |")

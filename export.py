@@ -89,9 +89,11 @@ def _write_int8(source: Source, path: Path) -> None:
     count = max(CALIBRATION_IMAGES, len(splits.train.classes))
     images = limited(splits.train, count, "--format").images
     say(f"calibrating with {len(images)} training images of {splits.name}")
-    where = f"{weights.accuracy_from}, before the quantisation"
-    metadata = _metadata(dataclasses.replace(weights, accuracy_from=where))
-    write_int8(build_classifier([weights]), images, metadata, path)
+    classifier = build_classifier([weights])
+    if weights.accuracy is not None:
+        where = f"{weights.accuracy_from}, before the quantisation"
+        weights = dataclasses.replace(weights, accuracy_from=where)
+    write_int8(classifier, images, _metadata(weights), path)
 
 
 def _metadata(weights: Weights) -> dict[str, str]:
@@ -168,7 +170,11 @@ def _export(argv: Sequence[str]) -> None:
     writable_directory(targets[names[0]].parent, "--out")
     accuracy = "not known" if weights.accuracy is None else f"{weights.accuracy:.2%}"
     what = f"epoch {weights.epoch} on {weights.dataset}"
-    say(f"{weights.source}: {what}, top-1 {accuracy} ({weights.accuracy_from})")
+    size = sum(value.nbytes for value in weights.model.values()) / 1e6
+    say(
+        f"{weights.source}: {what}, top-1 {accuracy} ({weights.accuracy_from}); "
+        f"{size:.2f} MB of weights in float32"
+    )
     source = Source(weights, splits, metrics and metrics["figures"])
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         made = {name: Path(folder) / name / target.name for name, target in targets.items()}
@@ -330,16 +336,18 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
         path.parent.mkdir()
         try:
             spec.write(source, path)
-            found = answers(spec.read(path), pixels)
         except OSError as problem:
-            why = problem.strerror or problem
-            raise RunError(f"--format {name} could not be written ({why})") from None
+            raise RunError(f"--format {name} could not be written ({problem.strerror})") from None
+        try:
+            found = answers(spec.read(path), pixels)
+        except (OSError, UserError, ValueError) as problem:
+            raise RunError(f"--format {name} cannot be read back ({problem})") from None
         said[name] = _describe(path, expected, found, labels)
         compared = compare(expected, found)
         if not (compared.difference <= spec.difference and compared.same >= spec.same):
             raise RunError(
-                f"--format {name} was not written, as its answers differ from the network's: "
-                f"{said[name]}"
+                f"--format {name} was not written, as its answers differ too much from the "
+                f"network's (allowed: {spec.difference:g} and {spec.same:.0%}): {said[name]}"
             )
     return said
 

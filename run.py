@@ -13,22 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cifarnet.augment.mixing import Mixing
-from cifarnet.checkpoints.places import BEST, LAST, all_numbered, find_named
-from cifarnet.checkpoints.resume import (
-    Present,
-    Resumption,
-    check_changes,
-    kept_settings,
-    make_room,
-    may_have_seen,
-    plan_resumption,
-)
-from cifarnet.checkpoints.snapshots import find_best, find_newest, load, read_trained
-from cifarnet.checkpoints.state import Progress, TrainState, check_classes, weights_of
-from cifarnet.checkpoints.weights import Weights, fingerprint
+from cifarnet.checkpoints.places import BEST, LAST, all_numbered
+from cifarnet.checkpoints.resume import Present, Resumption, check_changes, kept_settings, make_room
+from cifarnet.checkpoints.snapshots import find_best, load
+from cifarnet.checkpoints.state import Progress, TrainState, weights_of
+from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.commandline import build_parser, check_package
-from cifarnet.core.device import Runtime, free_memory, peak_memory, start, without_amp
+from cifarnet.core.device import Runtime, free_memory, peak_memory, start
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import exclusive, writable_directory
 from cifarnet.core.log import RunLog, clock, say, versions
@@ -39,7 +30,7 @@ from cifarnet.core.ranks import (
     from_first_rank,
     sum_over_ranks,
 )
-from cifarnet.core.settings import BATCH_SIZE, FLAGS, Settings, settings_from_dict, without_effect
+from cifarnet.core.settings import FLAGS, Settings, without_effect
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.cost import multiply_adds, training_memory
@@ -48,23 +39,19 @@ from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.tensorboard import TensorBoard
-from cifarnet.training.objective import (
-    Distillation,
-    Labels,
-    Mixed,
-    Objective,
-    balanced_weights,
-)
+from cifarnet.training.objective import Objective
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
-from model import (
-    Network,
-    build_classifier,
-    build_model,
-    model_table,
-    parameter_count,
-    restore,
-    start_from,
+from model import build_classifier, build_model, model_table, parameter_count
+from starting import (
+    choose_objective,
+    compared_with,
+    find_source,
+    fit_batch,
+    read_trained_networks,
+    settled,
+    start_from_init,
+    take_over,
 )
 from train import Learner, Plan, fit
 
@@ -233,31 +220,28 @@ def run_training(
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
     with RunLog(quiet=not first) as log, lock:
         log.line(f"{group.ranks.launcher} {shlex.join(command)}")
-        source = _find_source(settings, snapshot_dir, runtime, log)
+        source = find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
-        settings, runtime = _settled(settings, runtime, given, state, log)
+        settings, runtime = settled(settings, runtime, given, state, log)
         if state:
             check_changes(state, source, settings)
         finished = state is not None and state.epoch >= settings.epochs
-        trained = _read_trained(settings, state is None, not finished, runtime)
+        trained = read_trained_networks(settings, state is None, not finished, runtime)
 
         # images: perhaps a download, so only now that all else was found
         splits = group.in_turn(lambda: load_splits(settings, log.line))
-        settings = _fit_batch(settings, len(splits.train), runtime, log)
+        settings = fit_batch(settings, len(splits.train), runtime, log)
 
         # the network, what it learns from, and how
         network = build_model(settings, len(splits.train.classes))
         data = build_batches(splits, settings, runtime)
         plan = Plan(settings, len(data.train))
-        present = _present(splits, runtime, plan, trained.get("teacher"))
+        present = compared_with(splits, runtime, plan, trained.get("teacher"))
         if "init" in trained:
-            _start_from(network, trained["init"], present, log)
-        objective = _objective(trained.get("teacher"), splits, present, runtime, log)
-        if settings.mixes:
-            objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
-            log.line("images are mixed: the training accuracy counts the class of larger share")
+            start_from_init(network, trained["init"], present, log)
+        objective = choose_objective(trained.get("teacher"), splits, present, runtime, log)
         learner = Learner(network, settings, runtime)
-        resumption = _resume(learner, state, source, present, log) if state else None
+        resumption = take_over(learner, state, source, present, log) if state else None
 
         # nothing was refused: the log file begins
         folders = snapshot_dir, plot_dir
@@ -268,34 +252,6 @@ def run_training(
         if not finished:
             _make_room(run, resumption)
         _train_and_report(run, objective, resumption, present, group)
-
-
-def _settled(
-    settings: Settings,
-    runtime: Runtime,
-    given: dict[str, Any],
-    state: TrainState | None,
-    log: RunLog,
-) -> tuple[Settings, Runtime]:
-    """Settings and precision, where they follow from the machine or from the run to go on with."""
-    if settings.amp and not given.get("amp"):
-        settings, runtime = _amp_that_pays(settings, runtime, state, log)
-    if state and settings.batch_size is None:  # the default, fitted to the images then
-        kept = settings_from_dict(state.config).batch_size
-        settings = dataclasses.replace(settings, batch_size=kept)
-    return settings, runtime
-
-
-def _read_trained(
-    settings: Settings, starts: bool, trains: bool, runtime: Runtime
-) -> dict[str, Weights]:
-    """The networks that --init (a run that `starts`) and --teacher (one that `trains`) name."""
-    flags = [flag for flag, used in (("init", starts), ("teacher", trains)) if used]
-    return {
-        flag: from_first_rank(partial(find_named, flag, settings, read_trained), runtime)
-        for flag in flags
-        if getattr(settings, flag)
-    }
 
 
 def _train_and_report(
@@ -340,162 +296,6 @@ def _train_and_report(
             raise
 
 
-def _amp_that_pays(
-    settings: Settings, runtime: Runtime, state: TrainState | None, log: RunLog
-) -> tuple[Settings, Runtime]:
-    """Leaves out a preset --amp where the CPU only emulates it, or where `state` is in float32."""
-    if state is None:
-        keeps, why = (
-            not runtime.emulates_bf16,
-            "without bf16 instructions it takes many times longer",
-        )
-    else:
-        keeps, why = settings_from_dict(state.config).amp, "the run to go on with has none"
-    if keeps:
-        return settings, runtime
-    log.line(f"in float32 instead of --amp: {why}")
-    return dataclasses.replace(settings, amp=False), without_amp(runtime)
-
-
-def _find_source(
-    settings: Settings, snapshot_dir: Path, runtime: Runtime, log: RunLog
-) -> Path | None:
-    """The snapshot to go on from, by --resume; None: start anew."""
-    if settings.resume != "auto":
-        return Path(settings.resume) if settings.resume else None
-    source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
-    for why in passed_over:
-        log.line(f"passed over: {why}")
-    if source is None:
-        log.line(f"nothing to resume in {snapshot_dir}: starting anew")
-    return source
-
-
-def _fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
-    """`settings` with a batch that `count` training images fill: the default one is lowered.
-
-    Raises `UserError` for one that was asked for.
-    """
-    if settings.batch_size:
-        if settings.batch_size > count:
-            raise UserError(
-                f"--batch_size {settings.batch_size} is above the {count} training images; lower it"
-            )
-        return settings
-    parts = settings.accumulate * runtime.world_size
-    size = min(BATCH_SIZE, count) // parts * parts
-    if not size:
-        raise UserError(
-            f"{min(BATCH_SIZE, count)} images cannot be divided into the {parts} parts of a batch; "
-            f"lower --accumulate, or give --batch_size"
-        )
-    if size < BATCH_SIZE:
-        log.line(
-            f"--batch_size is {size}, as there are {count} training images; a smaller one, such as "
-            f"32, takes more steps"
-        )
-    return dataclasses.replace(settings, batch_size=size)
-
-
-def _present(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
-    """What snapshots and trained networks are compared with."""
-    return Present(
-        settings=plan.settings,
-        classes=splits.train.classes,
-        same_statistics=splits.has_statistics,
-        validates=splits.val is not None,
-        teacher_sha256=teacher and fingerprint(teacher.model),
-        computed_on=runtime.computed_on,
-        world_size=runtime.world_size,
-        rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
-    )
-
-
-def _start_from(network: Network, trained: Weights, present: Present, log: RunLog) -> None:
-    """Loads the weights that --init names into `network`. Raises `UserError`."""
-    fresh = start_from(network, trained, present.classes)
-    same = list(trained.classes) == list(present.classes)
-    others = ", ".join(trained.classes[:3])
-    head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
-    log.line(f"starting from the weights {trained.source}: {_origin(trained)}{head}")
-    unknown = [name for name in fresh if same or not name.startswith("head.")]
-    if unknown:
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")
-    if same:
-        _warn_of_seen("the network that --init names", trained, present, log)
-
-
-def _objective(
-    teacher: Weights | None, splits: Splits, present: Present, runtime: Runtime, log: RunLog
-) -> Objective:
-    """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
-    settings = present.settings
-    if teacher is None:
-        weights = None
-        if settings.class_weights == "balanced":
-            labels = splits.train.labels
-            weights = balanced_weights(labels, len(present.classes)).to(runtime.device)
-        return Labels(settings.smoothing, weights)
-    try:
-        check_classes(teacher.classes, present.classes)
-        size = settings_from_dict(teacher.config).image_size
-        if size != settings.image_size:
-            raise UserError(f"it was trained with --image_size {size}; add that")
-        network = restore(teacher)
-    except UserError as problem:
-        raise UserError(f"--teacher {teacher.source}: {problem}") from None
-    top1 = "" if teacher.accuracy is None else f", top-1 {teacher.accuracy:.2%}"
-    source = f" ({teacher.accuracy_from})" if top1 else ""
-    log.line(f"learning from {teacher.source}: {_origin(teacher)}{top1}{source}")
-    _warn_of_seen("the teacher", teacher, present, log)
-    own, given = (tuple(teacher.mean), tuple(teacher.std)), (splits.mean, splits.std)
-    return Distillation(network, runtime, own, given)
-
-
-def _origin(trained: Weights) -> str:
-    epochs = settings_from_dict(trained.config).epochs
-    return f"epoch {trained.epoch} of {epochs} on {trained.dataset}"
-
-
-def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -> None:
-    """Warns where `trained`, or a network that it learnt from, may know validation images."""
-    former = settings_from_dict(trained.config)
-    source = former.init or former.teacher
-    if may_have_seen(trained, present):
-        log.line(
-            f"warning: {which} may have trained on the validation images, and accuracy on them "
-            f"be too high; train it with the same images, --val_fraction and --limit_train"
-        )
-    elif present.validates and source:
-        log.line(
-            f"warning: {which} learnt from {source}; if that one has seen the validation images, "
-            f"accuracy on them is too high"
-        )
-
-
-def _resume(
-    learner: Learner, state: TrainState, source: Path, present: Present, log: RunLog
-) -> Resumption:
-    """Takes `state` over, that of the snapshot `source`. Raises `UserError` where it must not."""
-    resumption = plan_resumption(state, source, present)
-    try:
-        learner.load(resumption.state, resumption.keeps_momenta)
-    except UserError as problem:
-        raise UserError(f"--resume {source}: {problem}") from None
-    for line in resumption.said:
-        log.line(line)
-    progress = learner.progress
-    if resumption.finished and present.settings.select == "best":
-        find = partial(find_best, source, source.parent, progress.best_epoch, progress.run_id)
-        if not from_first_rank(find, learner.runtime):
-            raise UserError(
-                f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
-                f"{source}; leave it out"
-            )
-    return resumption
-
-
 def _make_room(run: Run, resumption: Resumption | None) -> None:
     """Moves other runs' snapshots aside, and brings the best one so far along."""
     progress, settings, best = run.learner.progress, run.settings, None
@@ -527,8 +327,7 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
 
 
 def _preview(settings: Settings, runtime: Runtime) -> None:
-    """Plots eight training images, each with eight random augmentations of the policy, mixed as
-    the settings say."""
+    """Plots eight training images, each with eight random augmentations of the policy."""
     import plots
 
     path = Path(settings.preview_augment)

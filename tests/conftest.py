@@ -131,6 +131,15 @@ def trained(tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="session")
+def onnx_files(trained, tmp_path_factory) -> Path:
+    """The folder of both ONNX files of `trained`."""
+    folder = tmp_path_factory.mktemp("onnx")
+    flags = ("--snapshot", trained.snapshot, "--format", "onnx,onnx-int8", "--out", folder)
+    assert export.main(list(map(str, flags))) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_images() -> Path:
     """The 60,000 CIFAR-10 images as an unpacked tree, where the machine has them."""
     where = os.environ.get("CIFAR10_IMAGES")

@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import pytest
 
 import bench
 from cifarnet.core.settings import Settings
+from cifarnet.inference import speed
+from export import FORMATS
 from model import build_model, parameter_count
 
 
@@ -17,6 +20,8 @@ def test_wrong_requests_are_one_line(capsys):
         (["--ranks", "1,two"], "--ranks 1,two: name numbers of processes, as in 1,2"),
         (["--quick", "--only", "compiled"], "no measurement of --quick has that in its name"),
         (["--only", "nothing"], "--only nothing: no measurement has that in its name"),
+        (["--data_dir", "."], "--pretrained and --data_dir are for --inference; add it"),
+        (["--inference", "--pretrained", "nobody"], "there are no weights 'nobody'"),
     ):
         assert bench.main(argv) == 2
         assert words in capsys.readouterr().err
@@ -98,3 +103,37 @@ def test_a_step_of_a_grown_network_is_measured():
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])
 def test_the_training_loop_is_measured(engine):
     assert bench.training("cpu", False, engine, 1, batch_size=8) > 0
+
+
+def test_each_form_of_a_network_is_measured(trained, onnx_files, monkeypatch, capsys, tmp_path):
+    """Which is faster no test can say; all forms name the same classes."""
+    for name in ("onnx", "onnx-int8"):  # written once, for all tests
+        spec = FORMATS[name]
+        copy = spec._replace(write=lambda source, path: shutil.copy(onnx_files / path.name, path))
+        monkeypatch.setitem(FORMATS, name, copy)
+    monkeypatch.setattr(speed, "BATCHES", {2: 1, 4: 1})
+    monkeypatch.setattr(speed, "SINGLES", 2)
+    file = tmp_path / "figures.json"
+    given = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]
+    given += ["--quick", "--device", "cpu", "--json", file]
+    assert bench.main(list(map(str, given))) == 0
+    figures = json.loads(file.read_text())["figures"]
+    assert list(figures) == ["PyTorch, fp32", "PyTorch, bf16", "onnx", "onnx-int8"]
+    for figure in figures.values():
+        assert 0 < figure["latency"] <= figure["latency_95"]
+        assert figure["batch_2"] > 0 < figure["batch_4"]
+        assert figure["top1"] == 1
+    assert capsys.readouterr().out.count("| 100.00% |") == 4
+    sizes = [figure["bytes"] for figure in figures.values()]
+    assert sizes[0] == sizes[1] == pytest.approx(trained.weights.stat().st_size, abs=100)
+    assert sizes[3] < sizes[2] / 2
+
+
+def test_the_table_of_inference():
+    figure = {"latency": 0.0012, "latency_95": 0.002, "batch_32": 900.4, "batch_512": 2000.0}
+    figures = {"onnx": figure | {"bytes": 698_000, "top1": 0.8815}}
+    figures["PyTorch, fp32"] = figures["onnx"] | {"top1": None}
+    assert bench.inference_table(figures).splitlines()[2:] == [
+        "| onnx | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB | 88.15% |",
+        "| PyTorch, fp32 | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB |  |",
+    ]

@@ -18,7 +18,7 @@ from cifarnet.augment.policy import draw
 from cifarnet.checkpoints import snapshots
 from cifarnet.core.settings import Settings
 from cifarnet.networks.attention import ATTENTION
-from model import build_model
+from model import build_model, load_pretrained
 
 pytestmark = [
     pytest.mark.cuda,
@@ -177,6 +177,16 @@ def test_a_snapshot_is_evaluated_on_the_other_kind_of_device(command, trained_on
     resumed = command("main", *QUICK, "--lr", "0.02", *flags)
     assert resumed.code == 0, resumed.err
     assert snapshots.load(Path(last)).epoch == 4
+
+
+def test_an_ensemble_with_views_equals_the_cpus(trained):
+    model, _, prepare = load_pretrained(f"{trained.weights},{trained.weights}", tta="shift")
+    pixels = prepare(torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8))
+    with torch.inference_mode():
+        here = model(pixels)
+        there = model.to(CUDA)(pixels.to(CUDA))
+    assert there.device.type == CUDA
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
 
 
 def test_a_state_moves_between_devices_with_its_momenta():

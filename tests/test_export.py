@@ -1,15 +1,22 @@
-"""The frame of export.py: what is read back decides whether a file takes its place."""
+"""export.py: what is read back decides whether a file takes its place; ONNX files in use."""
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import draw_tree
+from PIL import Image
 
+import bench
 import evaluate
 import export
 import model
+from cifarnet.checkpoints.weights import fingerprint, read_weights
+from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
+from cifarnet.inference.onnx import read_onnx
 from cifarnet.inference.readback import compare
 from export import FORMATS, Format
 
@@ -99,6 +106,16 @@ def test_a_writer_that_fails_is_one_line(command, trained, formats, monkeypatch)
     assert not list(Path().iterdir())
 
 
+def test_a_file_that_cannot_be_read_back_is_a_failure(command, trained, formats, monkeypatch):
+    def refuse(path):
+        raise UserError("it is damaged")
+
+    monkeypatch.setitem(export.FORMATS, "odd", Format("odd.txt", written(), refuse))
+    done = command("export", "--snapshot", trained.snapshot, "--format", "odd")
+    assert (done.code, done.err) == (1, "error: --format odd cannot be read back (it is damaged)\n")
+    assert not list(Path().iterdir())
+
+
 def test_without_the_images_of_the_training_random_ones_are_compared(command, trained):
     """Weights do not say where their images are; a format that needs some asks for them."""
     done = command("export", "--pretrained", trained.weights)
@@ -131,3 +148,108 @@ def test_differences_are_found():
     assert (compared.images, compared.difference, compared.same) == (4, 2.0, 0.75)
     found[2, 1] = torch.nan
     assert compare(expected, found).difference == torch.inf
+
+
+# --- ONNX, through the commands ---
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model-int8.onnx"])
+def test_an_onnx_file_says_what_the_weights_say(trained, onnx_files, file):
+    said = {
+        name: json.loads(text)
+        for name, text in read_onnx(onnx_files / file, "it").metadata.items()
+        if name != "checksum"
+    }
+    weights = read_weights(str(trained.weights))
+    assert said.pop("source") == "last.pth"
+    assert said.pop("sha256") == fingerprint(weights.model)
+    expected = {name: getattr(weights, name) for name in said}
+    if file == "model-int8.onnx":
+        expected["accuracy_from"] += ", before the quantisation"
+    assert said == expected
+    assert {"classes", "mean", "std", "dataset", "epoch", "accuracy", "config"} <= said.keys()
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model-int8.onnx"])
+def test_predict_and_evaluate_take_onnx_files(command, trained, onnx_files, file):
+    pictures = sorted(trained.tree.glob("test/*/*.png"))
+
+    def shares(path):
+        done = command("predict", "--json", "--pretrained", path, *pictures)
+        assert (done.code, done.err) == (0, "")
+        rows = [json.loads(line)["predictions"] for line in done.out.splitlines()]
+        return [[guess["probability"] for guess in row] for row in rows], rows
+
+    found, rows = shares(onnx_files / file)
+    near = 1e-5 if file == "model.onnx" else 0.05
+    assert torch.tensor(found).sub(torch.tensor(shares(trained.weights)[0])).abs().max() < near
+    assert [row[0]["class"] for row in rows] == [path.parent.name for path in pictures]
+
+    given = ("--pretrained", onnx_files / file, "--data_dir", trained.tree)
+    done = command("evaluate", *given)
+    assert (done.code, done.err) == (0, "")
+    report = json.loads(Path("plots_complete/metrics.json").read_text())
+    of_the_run = json.loads(trained.metrics.read_text())
+    for name in ("top1", "epoch", "dataset", "selected_by", "parameters"):
+        assert report[name] == of_the_run[name]
+    assert report["loss"] == pytest.approx(of_the_run["loss"], abs=near)
+    assert report["sha256"] != of_the_run["sha256"]  # it is another network, with its own report
+
+
+def test_an_onnx_file_is_a_member_of_an_ensemble_and_loads_from_python(
+    command, trained, onnx_files
+):
+    """An ensemble of the same network twice answers as the network does."""
+    picture = next(trained.tree.glob("test/disc/*.png"))
+    alone = command("predict", "--pretrained", trained.weights, picture)
+    both = f"{trained.weights},{onnx_files / 'model.onnx'}"
+    assert command("predict", "--pretrained", both, picture).out == alone.out
+    classify, classes, normalise = model.load_pretrained(onnx_files / "model.onnx")
+    with Image.open(picture) as opened:
+        assert classes[classify(normalise(opened)).argmax()] == "disc"
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", None])
+def test_a_wrong_onnx_file_is_one_line(command, trained, onnx_files, content):
+    if content is None:
+        content = (onnx_files / "model.onnx").read_bytes()[:-1]
+    Path("cut.onnx").write_bytes(content)
+    picture = next(trained.tree.glob("test/disc/*.png"))
+    for name, *flags in (("predict", picture), ("evaluate", "--data_dir", trained.tree)):
+        done = command(name, "--pretrained", "cut.onnx", *flags)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            "error: cut.onnx is truncated, damaged, or of another program; "
+            "use an .onnx file that export.py wrote\n"
+        )
+    assert command("export", "--pretrained", "cut.onnx").code == 2
+
+
+def test_8_bits_are_calibrated_with_training_images(command, trained):
+    done = command("export", "--pretrained", trained.weights, "--format", "onnx-int8")
+    assert done.code == 2
+    assert "does not say where; add --dataset folder --data_dir TREE" in done.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_package_that_is_not_installed_is_named_before_any_work(
+    command, trained, onnx_files, monkeypatch, package
+):
+    there = importlib.util.find_spec
+    missing = {package}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else there(name)
+    )
+    done = command("export", "--snapshot", trained.snapshot, "--format", "safetensors,onnx")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: --format onnx needs the package {package}, which is not installed; "
+        f"pip install -r requirements-extra.txt, or leave --format onnx out\n"
+    )
+    assert bench.main(["--inference"]) == 2
+    file = onnx_files / "model.onnx"
+    picture = next(trained.tree.glob("test/disc/*.png"))
+    done = command("predict", "--pretrained", file, picture)
+    assert done.code == (2 if package == "onnxruntime" else 0)
+    assert ("needs the package onnxruntime" in done.err) == (package == "onnxruntime")

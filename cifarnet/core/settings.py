@@ -400,7 +400,7 @@ class Settings:
             if value_type(spec) is float and type(value) is int:  # `lr = 1` in a recipe
                 object.__setattr__(self, spec.name, float(value))
             if spec.metadata["numbers"]:  # one text for equal lists: 0 for `dropout = 0.0`
-                text = ",".join(f"{number:.12g}" for number in numbers_in(str(value)))
+                text = ",".join(repr(n).removesuffix(".0") for n in numbers_in(str(value)))
                 object.__setattr__(self, spec.name, text)
         self._check_image_sizes()
         self._check_network()

@@ -163,7 +163,7 @@ def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
         elif node.op.startswith("call_"):
             called = network.get_submodule(node.target) if node.op == "call_module" else node.target
             of = [numbers[value] for value in node.args if isinstance(value, fx.Node)]
-            layer = _layer(called, node, layers[of[0] - 1] if of and of[0] else {})
+            layer = _layer(called, node, layers[of[0] - 1] if any(of[:1]) else {})
             if layer is not None:
                 layers.append({"of": of} | layer)
             numbers[node] = of[0] if layer is None else len(layers)
@@ -209,9 +209,11 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
             return {"kind": "mean"}
         case "mean" | "amax" if node.args[1:] == ((2, 3),):
             return {"kind": "max" if called == "amax" else "mean"}
-    name = getattr(called, "__name__", called)
-    shown = f"{type(called).__name__} {node.target}" if isinstance(called, nn.Module) else name
-    raise _refusal(f"the layer {shown}")
+    stack = list(node.meta.get("nn_module_stack", {}).values())  # the modules around the call
+    places = [f"the layer {kind.__name__} {path}" for path, kind in stack[-1:]]
+    if not isinstance(called, nn.Module):
+        places.insert(0, f"the function {getattr(called, '__name__', called)}")
+    raise _refusal(" in ".join(places))
 
 
 def _is_only_use(node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ class Speed:
     def figures(self) -> dict[str, float]:
         """Median and 95th percentile of the seconds for one picture; images a second by batch."""
         rates = {f"batch_{n}": n / statistics.median(taken) for n, taken in self.batch.items()}
-        late = statistics.quantiles(self.single, n=20)[-1]
+        late = statistics.quantiles(self.single, n=20, method="inclusive")[-1]
         return {"latency": statistics.median(self.single), "latency_95": late} | rates
 
 

@@ -139,18 +139,20 @@ def together(members: list[dict[str, Any]]) -> dict[str, Any]:
     if len(members) == 1:
         return members[0]
     said = {name: [str(member[name]) for member in members] for name in members[0]}
-    about = {name: ", ".join(texts) for name, texts in said.items()}
-    about |= {name: "; ".join(dict.fromkeys(said[name])) for name in ("weights", "selected_by")}
-    about["snapshot"] = ",".join(said["snapshot"])
-    about["sha256"] = hashlib.sha256("".join(said["sha256"]).encode()).hexdigest()
-    return about | {"members": members}
+    return {
+        "snapshot": ",".join(said["snapshot"]),
+        "epoch": ", ".join(said["epoch"]),
+        "weights": " and ".join(dict.fromkeys(said["weights"])),
+        "selected_by": "; ".join(dict.fromkeys(said["selected_by"])),
+        "sha256": hashlib.sha256("".join(said["sha256"]).encode()).hexdigest(),
+        "members": members,
+    }
 
 
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
     """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` says which model and images: dataset, snapshot, epoch, weights, selected_by, sha256,
-    and perhaps parameters and run.
+    `about` says which model and images: dataset, and what `together` says, at least.
     """
     from sklearn import metrics  # takes a second to import
 

@@ -138,6 +138,8 @@ def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
     text = Path("12/classification_report.txt").read_text()
     assert f"snapshot: ensemble of 2: {one},{two} (epoch 4, 7, raw weights, not selected" in text
     assert f"parameters: {both['parameters']:,}\n" in text
+    page = Path("12/report.html").read_text(encoding="utf-8")
+    assert f"<code>ensemble of 2: {one},{two}</code>, epoch 4, 7, raw weights" in page
 
     refused = command("export", "--snapshot", trained.snapshot, "--metrics", "12/metrics.json")
     assert (refused.code, refused.out) == (2, "")
@@ -155,6 +157,8 @@ def test_a_report_with_augmentation_does_not_replace_the_one_without(command, tr
     assert f"{trained.snapshot}, --tta shift (epoch 4): top-1" in done.out
     augmented = figures(Path("plots_complete"))
     assert (plain["tta"], augmented["tta"]) == ("none", "shift")
+    page = Path("plots_complete/report.html").read_text(encoding="utf-8")
+    assert f"<code>{trained.snapshot}, --tta shift</code>, epoch 4" in page
     assert augmented["sha256"] == plain["sha256"]
     assert augmented["loss"] != plain["loss"]
     (moved,) = Path("plots_complete").glob("before_*/metrics.json")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK
-from PIL import Image
 from test_runs import assert_same_state, log_text, rows_of, snapshot
+
+import plots
 
 MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumulate", "2")
 
@@ -13,9 +14,13 @@ MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumul
 def test_a_resumed_run_equals_an_uninterrupted_one(command):
     """With all that has draws of its own."""
     flags = (*MIXED, "--auto_augment", "trivialaugment", "--class_weights", "balanced")
-    done = command("main", *flags, "--snapshot_dir", "whole")
+    done = command("main", *flags, "--snapshot_dir", "whole", "--report")
     assert (done.code, done.err) == (0, "")
     assert "the training accuracy counts the class of larger share" in log_text()
+    page = Path("plots_complete/report.html").read_text(encoding="utf-8")
+    assert "the training accuracy counts the class with the larger share" in page
+    for flag in ("auto_augment trivialaugment", "mixup 0.2", "cutmix 1.0"):
+        assert f">--{flag}</code>" in page
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert command("main", *flags, *parts).code == 0
     whole, resumed = (snapshot("last.pth", place) for place in ("whole", "parts"))
@@ -46,13 +51,22 @@ def test_a_teacher_and_mixed_images_go_together(command, trained):
     assert "learning from" in done.out
 
 
-def test_the_preview_shows_policies_and_mixing(command):
-    pixels = set()
-    for flags in ((), ("--auto_augment", "autoaugment"), ("--cutmix", "1")):
-        assert command("main", *QUICK, *flags, "--preview_augment", "p.png").code == 0
-        with Image.open("p.png") as image:
-            pixels.add(image.tobytes())
-    assert len(pixels) == 3
+def test_the_preview_shows_policies_and_mixing(command, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "augmentations", lambda *arguments: shown.append(arguments[:2]))
+    plain = (*QUICK, "--augment", "none", "--preview_augment", "p.png")
+    for flags in ((), ("--auto_augment", "autoaugment"), ("--cutmix", "1"), ("--mixup", "1")):
+        assert command("main", *plain, *flags).code == 0
+    (originals, same), *changed = shown
+    assert all((batch == originals).all() for batch in same)
+    for _, versions in changed:
+        assert len(versions) == 8
+        assert {(batch.dtype.name, batch.shape) for batch in versions} == {
+            ("uint8", originals.shape)
+        }
+        assert sum((batch != originals).any() for batch in versions) > 4
+    pasted = changed[1][1][0]  # by CutMix: each pixel is that of an image of the batch
+    assert (pasted[:, None] == originals[None]).all(axis=2).any(axis=1).all()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
     state, report = torch.load(trained.snapshot), json.loads(trained.metrics.read_text())
     accuracy = f"top-1 {report['top1']:.2%} (the run's history, epoch 4)"
     about, read_back = done.out.splitlines()
-    assert about == f"{trained.snapshot}: epoch 4 on pictures, {accuracy}"
+    assert about == (
+        f"{trained.snapshot}: epoch 4 on pictures, {accuracy}; 0.70 MB of weights in float32"
+    )
     assert read_back == (
         "new/w.safetensors: 0.70 MB; on 9 test images: largest difference of a logit 0, "
         f"equal top-1 100.00%, top-1 {report['top1']:.2%} (network {report['top1']:.2%})"

@@ -237,7 +237,7 @@ def test_evaluate_repeats_the_runs_report(command, tree):
     assert (done.code, done.err) == (0, "")
     again = figures(Path("again"))
     assert {k for k in again if again[k] != of_the_run[k]} == {"last", "best", "run"}
-    assert names_in("again") == FIGURES | NUMBERS
+    assert names_in("again") == FIGURES | NUMBERS | {"report.html"}
     best = ("evaluate", "--snapshot", "snapshots_complete/best_model.pth")
     assert command(*best, "--dataset_name", "renamed", "--plot_dir", "renamed").code == 0
     how = figures(Path("renamed"))["selected_by"]

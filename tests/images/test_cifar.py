@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import pickle
 import shutil
 import socket
@@ -124,6 +125,30 @@ def test_cifar100_has_the_fine_labels_and_lies_beside_cifar10(archive, tmp_path)
     assert torch.equal(read(root, which="cifar100")[1].images, test.images)
     with pytest.raises(UserError, match=r"cannot get CIFAR-100 .*cifar-100-python.tar.gz"):
         read(tmp_path / "b", archive.as_uri(), which="cifar100")
+
+
+@pytest.mark.parametrize("archive", ["cifar100"], indirect=True)
+def test_a_run_on_cifar100_from_training_to_export(archive, command):
+    recipe = ("--epochs", "1", "--batch_size", "10", "--image_sizes", "8", "--augment", "none")
+    quick = (*recipe, "--num_workers", "0", "--no-plot_training", "--no-plot_evaluation")
+    done = command("main", "--dataset", "cifar100", "--data_url", archive.as_uri(), *quick)
+    assert (done.code, done.err) == (0, "")
+    report = json.loads(Path("plots_complete/metrics.json").read_text())
+    assert (report["dataset"], report["images"]) == ("CIFAR-100", 20)
+    assert list(report["per_class"]) == [f"fine {i}" for i in range(100)]
+    given = (
+        "--snapshot",
+        "snapshots_complete/last.pth",
+        "--metrics",
+        "plots_complete/metrics.json",
+    )
+    done = command("export", *given, "--format", "safetensors,hub,page")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("on 20 test images") == 3
+    assert "| fine 99 |" in Path("hub/README.md").read_text()
+    assert command("evaluate", "--pretrained", "hub", "--no-plot_evaluation").code == 0
+    again = json.loads(Path("plots_complete/metrics.json").read_text())
+    assert again["sha256"] == report["sha256"]
 
 
 def test_another_address_of_the_archive(archive, tmp_path):

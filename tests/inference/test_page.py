@@ -221,10 +221,16 @@ def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_p
 # --- what the page cannot hold ---
 
 
+class Signs(nn.Module):
+    def forward(self, x):
+        return x.sign()
+
+
 class Changed(nn.Module):
     def __init__(self, change):
         super().__init__()
         self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU()
+        self.deep = nn.Sequential(Signs())
         self.change = change
 
     def forward(self, x):
@@ -235,14 +241,15 @@ class Changed(nn.Module):
     ("change", "words"),
     [
         (lambda self, x: self.act(x), "the layer GELU act"),
+        (lambda self, x: self.deep(x), "the function sign in the layer Signs deep.0"),
         (lambda self, x: self.norm(x) + x, "the layer BatchNorm2d norm"),
-        (lambda self, x: torch.tanh(x), "the layer tanh"),
-        (lambda self, x: x + 1, "the layer add"),
-        (lambda self, x: x[:, :2], "the layer getitem"),
-        (lambda self, x: torch.stack([x, x]), "the layer stack"),
+        (lambda self, x: torch.tanh(x), "the function tanh"),
+        (lambda self, x: torch.stack([x, x])[0], "the function stack"),
+        (lambda self, x: x + 1, "the function add"),
+        (lambda self, x: x[:, :2], "the function getitem"),
         (lambda self, x: x if x.sum() > 0 else -x, "Changed, whose layers depend on the image"),
     ],
-    ids=["layer", "norm", "function", "constant", "part", "list", "choice"],
+    ids=["layer", "inside", "norm", "function", "list", "constant", "part", "choice"],
 )
 def test_other_layers_are_refused_in_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=f"^the page cannot hold {words}; choose another --format$"):
