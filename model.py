@@ -56,7 +56,8 @@ class CIFARNet(nn.Module):
         self.head = nn.Linear(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = enlarged(x, self.enlarge)  # [B, 3, 32, 32]
+        if self.enlarge != 1:
+            x = enlarged(x, self.enlarge)
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]

@@ -29,8 +29,6 @@ def enlarged_side(side: int, factor: float) -> int:
 @torch.compiler.disable  # it fails at sides that follow from other sides, as with --image_sizes
 def enlarged(images: Tensor, factor: float) -> Tensor:
     """`images` [B,3,H,W] with sides of `enlarged_side` pixels: bilinear."""
-    if factor == 1:
-        return images
     sides = [enlarged_side(side, factor) for side in images.shape[2:]]
     return F.interpolate(images, sides, mode="bilinear")
 
