@@ -32,6 +32,7 @@ from cifarnet.core.commandline import (
     run_command,
 )
 from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.files import naming_failures
 from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.settings import FLAGS, Settings, settings_from_dict
 from export import ONNX
@@ -648,12 +649,8 @@ def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -
     print(shown)
     if path:
         content = {"machine": machine, "cores": cores, "figures": figures}
-        try:
+        with naming_failures("--json", Path(path)):
             Path(path).write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as problem:
-            raise UserError(
-                f"--json {path}: cannot write it ({problem.strerror}); name another file"
-            ) from None
 
 
 def flops_per_image() -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import naming_failures, write_text
 from cifarnet.core.log import say
 from cifarnet.reporting.comparison import as_csv, as_text, compare, mcnemar
 from cifarnet.reporting.past_runs import read_runs
@@ -76,13 +76,8 @@ def _check_place(path: Path, flag: str, begins: str) -> None:
 
 
 def _write(path: Path, flag: str, text: str) -> None:
-    content = text.encode(errors="backslashreplace")
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as problem:
-        raise UserError(
-            f"{flag} {path}: cannot write it ({problem.strerror}); name another file"
-        ) from None
+    with naming_failures(flag, path):
+        write_text(path, text)
     say(f"written to {path}")
 
 

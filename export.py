@@ -20,7 +20,7 @@ from cifarnet.core.commandline import build_parser, check_package, path_argument
 from cifarnet.core.errors import RunError, UserError, did_you_mean
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import say
-from cifarnet.core.settings import FLAGS, Settings, settings_from_dict
+from cifarnet.core.settings import OF_THE_RESULT, Settings, settings_from_dict
 
 if TYPE_CHECKING:
     import argparse
@@ -389,11 +389,7 @@ def _publish(made: Path, target: Path) -> None:
 
 def _settings_to_keep(weights: Weights) -> dict[str, Any]:
     """The settings that bear on the result, without paths of this machine."""
-    settings = {
-        name: value
-        for name, value in weights.config.items()
-        if name in FLAGS and FLAGS[name].metadata["on_resume"] != "any"
-    }
+    settings = {name: value for name, value in weights.config.items() if name in OF_THE_RESULT}
     for flag in ("init", "teacher"):
         path = Path(settings.get(flag) or ".")
         if path.is_absolute() or ".." in path.parts:

@@ -20,8 +20,8 @@ from cifarnet.checkpoints.state import Progress, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.commandline import build_parser, check_package
 from cifarnet.core.device import Runtime, free_memory, peak_memory, start
-from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.errors import RunError
+from cifarnet.core.files import exclusive, naming_failures, writable_directory
 from cifarnet.core.log import RunLog, clock, say, versions
 from cifarnet.core.ranks import (
     Group,
@@ -332,12 +332,8 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
-    try:
+    with naming_failures("--preview_augment", path):
         plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
-    except OSError as problem:
-        raise UserError(
-            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
-        ) from None
     say(f"written to {path}")
 
 

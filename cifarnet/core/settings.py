@@ -569,6 +569,8 @@ class Settings:
 
 
 FLAGS: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
+# The flags that change the result of a run: the others say where files lie or what is drawn.
+OF_THE_RESULT = tuple(name for name in FLAGS if FLAGS[name].metadata["on_resume"] != "any")
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

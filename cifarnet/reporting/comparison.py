@@ -13,15 +13,11 @@ from typing import Any, NamedTuple
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.log import clock
-from cifarnet.core.settings import FLAGS
+from cifarnet.core.settings import FLAGS, OF_THE_RESULT
 from cifarnet.reporting.past_runs import PastRun, read_table
 
-# Settings that say where files lie or what is drawn change no result. These two change the speed.
-COMPARED = tuple(
-    name
-    for name, spec in FLAGS.items()
-    if spec.metadata["on_resume"] != "any" or name in ("num_workers", "keep_memory")
-)
+# These two change the speed only.
+COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
 FACTS = {"images": lambda run: run.dataset, "machine": lambda run: run.machine}  # no flags
 UNKNOWN = "?"
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
+from cifarnet.core.templates import read_template
 from cifarnet.reporting.comparison import Comparison
 from cifarnet.reporting.past_runs import PastRun
 
@@ -63,12 +64,8 @@ class Chart:
 
 def page(comparison: Comparison, begins: str, tests: str = "") -> str:
     """The page, which begins with `begins`. `tests` is a sentence on the runs, or empty."""
-    from jinja2 import Environment, FileSystemLoader  # one of the few that need it
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
-    return environment.get_template("comparison.html").render(
+    template = read_template(Path(__file__).with_name("comparison.html.j2"))
+    return template.render(
         begins=begins,
         names=[printable(name) for name in comparison.names()],
         columns=comparison.results() | comparison.settings(),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
-from cifarnet.core.files import dated_folder, write_atomically
+from cifarnet.core.files import dated_folder, write_text
 from cifarnet.core.ranks import gathered
 from cifarnet.reporting.predictions import (
     Predictions,
@@ -215,9 +215,7 @@ def write_report(
     if not last and same:  # evaluated again: what the run said stays
         figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
         figures["evaluated_by"] = report.run.get("command")
-    _write_text(
-        directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
     low, high = report.interval
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
@@ -232,7 +230,7 @@ def write_report(
         f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
         f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
     )
-    _write_text(directory / "classification_report.txt", head + report.table)
+    write_text(directory / "classification_report.txt", head + report.table)
     if not same:
         (directory / PAGE).unlink(missing_ok=True)
     path = directory / "predictions.csv"
@@ -272,9 +270,3 @@ def _is_same(there: dict[str, Any], report: Report) -> bool:
     there = {"tta": "none"} | there  # earlier versions did not say it
     same = ("sha256", "tta", "dataset", "images")
     return all(there.get(name) == getattr(report, name) for name in same)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes `text`; names of files that are no text become escapes."""
-    content = text.encode(errors="backslashreplace")
-    write_atomically(path, lambda file: file.write(content))

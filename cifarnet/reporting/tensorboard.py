@@ -13,7 +13,7 @@ import numpy as np
 
 from cifarnet.checkpoints.state import Progress, Row
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import FLAGS, Settings
+from cifarnet.core.settings import OF_THE_RESULT, Settings
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorder
 
@@ -121,11 +121,7 @@ class TensorBoard(Recorder):
 
 def _compared(settings: Settings) -> dict[str, Any]:
     """The settings that change the result."""
-    return {
-        name: value
-        for name, value in vars(settings).items()
-        if FLAGS[name].metadata["on_resume"] != "any"
-    }
+    return {name: value for name, value in vars(settings).items() if name in OF_THE_RESULT}
 
 
 def _with_times(history: Sequence[Row]) -> list[tuple[Row, float]]:
