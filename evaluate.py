@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_all_trained
-from cifarnet.core.commandline import add_tta, build_parser, path_argument, run_command
+from cifarnet.core.commandline import (
+    add_tta,
+    build_parser,
+    check_evaluate,
+    path_argument,
+    run_command,
+)
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import say
@@ -173,10 +179,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     snapshot, pretrained, tta, which = (
         given.pop(name, None) for name in ("snapshot", "pretrained", "tta", "evaluate")
     )
-    if pretrained is not None and which:
-        raise UserError(
-            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
-        )
+    check_evaluate(which, pretrained)
     if snapshot is None and pretrained is None:
         if "run_dir" not in given:
             raise UserError("name a network: --snapshot PATH, --pretrained NAME or --run_dir DIR")

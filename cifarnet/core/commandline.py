@@ -54,6 +54,14 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_evaluate(evaluate: str | None, pretrained: str | None) -> None:
+    """Raises `UserError` where both flags are given: --evaluate chooses within a snapshot."""
+    if evaluate is not None and pretrained is not None:
+        raise UserError(
+            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
+        )
+
+
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
     """Returns a parser for the flags `names` of `Settings`, in their groups.
 

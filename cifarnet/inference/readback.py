@@ -30,8 +30,12 @@ def answers(classify: Classify, pixels: Tensor) -> Tensor:
 def compare(expected: Tensor, found: Tensor) -> Comparison:
     """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
     difference = (found.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
-    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Comparison(len(expected), difference, same)
+    return Comparison(len(expected), difference, top1(found, expected.argmax(1)))
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """The share of logits [N,classes] whose highest one is that of the label, int64 [N]."""
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def random_images(size: int) -> Tensor:
