@@ -48,9 +48,9 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
         choices=TTA,
         default=TTA[0],
         metavar="|".join(TTA),
-        help="Test-time augmentation: average the probabilities of the image and its mirror image "
-        "(flip), and of both shifted by one pixel in the eight directions too (shift), which takes "
-        "2 or 18 times as long (default: %(default)s).",
+        help="Test-time augmentation: average the probabilities of several views. flip: the image "
+        "and its mirror image. shift: both, and both shifted by one pixel in the eight directions. "
+        "They take 2 and 18 times as long (default: %(default)s).",
     )
 
 

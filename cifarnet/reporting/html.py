@@ -130,7 +130,7 @@ def _meaning(path: Path) -> str:
 
 
 def _results(report: Report, material: Material) -> dict[str, Any]:
-    """What the network can do, and how it came to that: the pictures apart."""
+    """The figures of the network, and the curves of its training."""
     history = charts.thinned(material.history)
     return {
         "classes": list(report.per_class),
@@ -210,8 +210,8 @@ class Shaded(NamedTuple):
 def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
     """The confusion matrix with shades; of more than `most` classes, those with most mistakes.
 
-    Shades tell the share of the true class, in tenths; for mistakes the root of the share, so that
-    few of them can be seen too.
+    A shade is the share of the true class, in tenths. For mistakes it is the root of the share, so
+    that rare ones can be seen too.
     """
     counts = np.array(matrix)
     mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()

@@ -87,7 +87,7 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     centre = share + Z**2 / (2 * images)
     reach = Z * math.sqrt(share * (1 - share) / images + (Z / (2 * images)) ** 2)
     low, high = ((centre + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
-    # Rounding must not part 0 and 1 from the ends.
+    # Exact 0 and 1, in spite of rounding.
     return (0.0 if hits == 0 else low), (1.0 if hits == images else high)
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # an optional package
 class TensorBoard(Recorder):
     """Writes events into a folder beside the log, which has its name; a step is an epoch.
 
-    A resumed run goes on in its former folder, and writes its whole history anew. Its earlier files
-    get names that TensorBoard does not read. So each curve is one line, without a step back, from
-    whatever epoch the run goes on. The same happens after a full disk.
+    A resumed run continues in its former folder and writes its whole history again. Its earlier
+    files get names that TensorBoard does not read. So each curve is one line, whatever epoch the
+    run continues from. The same happens after a full disk.
     """
 
     failure = "the events for TensorBoard could not be written"
@@ -125,7 +125,7 @@ def _compared(settings: Settings) -> dict[str, Any]:
 
 
 def _with_times(history: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Each row, and when its epoch ended, in seconds since 1970, as if the run had no breaks."""
+    """Each row, and the end of its epoch in seconds since 1970, as if the run had no breaks."""
     left = sum(row.seconds for row in history)
     started = time.time() - left
     timed, ended = [], started
