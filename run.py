@@ -44,12 +44,12 @@ from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
 from model import build_classifier, build_model, model_table, parameter_count
 from starting import (
+    adapted_settings,
     choose_objective,
-    compared_with,
     find_source,
     fit_batch,
+    present_run,
     read_trained_networks,
-    settled,
     start_from_init,
     take_over,
 )
@@ -222,7 +222,7 @@ def run_training(
         log.line(f"{group.ranks.launcher} {shlex.join(command)}")
         source = find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
-        settings, runtime = settled(settings, runtime, given, state, log)
+        settings, runtime = adapted_settings(settings, runtime, given, state, log)
         if state:
             check_changes(state, source, settings)
         finished = state is not None and state.epoch >= settings.epochs
@@ -236,7 +236,7 @@ def run_training(
         network = build_model(settings, len(splits.train.classes))
         data = build_batches(splits, settings, runtime)
         plan = Plan(settings, len(data.train))
-        present = compared_with(splits, runtime, plan, trained.get("teacher"))
+        present = present_run(splits, runtime, plan, trained.get("teacher"))
         if "init" in trained:
             start_from_init(network, trained["init"], present, log)
         objective = choose_objective(trained.get("teacher"), splits, present, runtime, log)

@@ -36,7 +36,7 @@ def find_source(
     return source
 
 
-def settled(
+def adapted_settings(
     settings: Settings,
     runtime: Runtime,
     given: dict[str, Any],
@@ -107,7 +107,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     return dataclasses.replace(settings, batch_size=size)
 
 
-def compared_with(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
+def present_run(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
     """The facts of this run that snapshots and trained networks are compared with."""
     return Present(
         settings=plan.settings,

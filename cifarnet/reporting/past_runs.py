@@ -12,7 +12,7 @@ from typing import Any
 
 from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import FLAGS, numbers_in
+from cifarnet.core.settings import FLAGS, PLOTS, numbers_in
 from cifarnet.reporting.log_text import (
     COLUMNS,
     EpochRow,
@@ -143,7 +143,7 @@ def _beside_log(stem: Path, name: str) -> Files:
     """The files of the run whose log is `stem` with the suffix .log."""
     log, history = Path(f"{stem}.log"), Path(f"{stem}.csv")
     folder = stem.resolve().parent
-    report = folder.parent / "plots_complete"
+    report = folder.parent / PLOTS
     has_report = folder.name == "log" and (report / "metrics.json").is_file()
     return Files(
         name.removeprefix("training_complete_"),
