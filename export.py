@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cifarnet.checkpoints.weights import Weights
     from cifarnet.images.imageset import Splits
-    from cifarnet.inference.readback import Comparison
+    from cifarnet.inference.readback import Agreement
 
 IMAGES = (
     *("dataset", "data_dir", "labels", "test_fraction", "data_url"),
@@ -240,7 +240,7 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
     return said
 
 
-def _describe(path: Path, compared: Comparison, top1s: tuple[float, float] | None) -> str:
+def _describe(path: Path, compared: Agreement, top1s: tuple[float, float] | None) -> str:
     """Size and answers of the export at `path`, in words.
 
     `top1s` are its top-1 accuracy and the network's; None: the images were random.

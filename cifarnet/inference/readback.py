@@ -13,8 +13,8 @@ BATCH = 256  # images: the last batch of a set is usually smaller, so other size
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How the answers to the same images differ."""
+class Agreement:
+    """How much two answers to the same images agree."""
 
     images: int
     difference: float  # of any logit, the largest
@@ -27,10 +27,10 @@ def answers(classify: Classify, pixels: Tensor) -> Tensor:
     return torch.cat([classify(part) for part in pixels.split(BATCH)])
 
 
-def compare(expected: Tensor, found: Tensor) -> Comparison:
+def compare(expected: Tensor, found: Tensor) -> Agreement:
     """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
     difference = (found.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
-    return Comparison(len(expected), difference, top1(found, expected.argmax(1)))
+    return Agreement(len(expected), difference, top1(found, expected.argmax(1)))
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
