@@ -7,7 +7,7 @@ smoke: .venv/run.ok
 	$(BIN)/python main.py --dataset digits --epochs 10 --batch_size 64 --lr 0.3 --dropout 0
 
 test: .venv/dev.ok
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev.ok
 	$(BIN)/python -m pytest -m slow

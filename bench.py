@@ -6,10 +6,9 @@ process. The processes take turns for three rounds, because a machine's speed dr
 shows medians. Rows that explain rather than decide run in the first round only, and not with
 --quick.
 
-The flags are read before torch is imported: each measurement imports what it uses.
+bench_training.py and bench_inference.py hold the measurements. The flags are read before torch is
+imported.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -18,11 +17,18 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from bench_inference import inference, inference_table
+from bench_training import (
+    NETWORKS_BATCH,
+    flops_per_image,
+    measure_ranks,
+    measurements,
+    network_costs,
+    profile,
+)
 from cifarnet.checkpoints.places import find_trained
 from cifarnet.core.commandline import (
     Parser,
@@ -32,456 +38,9 @@ from cifarnet.core.commandline import (
     run_command,
 )
 from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import FLAGS, Settings, settings_from_dict
-from export import ONNX
-
-if TYPE_CHECKING:
-    import torch
-
-    from cifarnet.checkpoints.weights import Weights
-    from cifarnet.core.ranks import Group
-    from cifarnet.images.imageset import ImageSet, Splits
-    from cifarnet.training.objective import Labels
-    from data import Batches
-    from train import Learner, Plan
-
-BATCH = 512
-PARAMETERS = 174_762  # of CIFARNet
-NETWORKS: dict[str, dict[str, Any]] = {  # the settings of each row of --networks
-    "published": {},
-    **{name: {"attention": name} for name in FLAGS["attention"].metadata["choices"][1:]},
-    **{f"compound scale {steps}": {"compound_scale": steps} for steps in (1, 2)},
-}
-NETWORKS_BATCH = 128  # images: the largest network needs four times the memory of the published
-
-
-# --- what is measured: each function returns a rate, per second ---
-
-
-def matmul(device: str, amp: bool) -> float:
-    """Floating-point operations of a square matrix product: the ceiling, in its precision."""
-    import torch
-
-    from cifarnet.core.device import start
-
-    runtime = start(Settings(device=device, amp=amp))
-    a = torch.randn(4096, 4096, device=device).to(runtime.amp_dtype or torch.float32)
-    return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
-
-
-def plain_loop(device: str, steps: int) -> float:
-    """Images of a loop as one writes it first: NCHW, float32, torch's defaults."""
-    import torch.nn.functional as F
-    from torch import nn, optim
-    from torch.utils.data import DataLoader
-
-    from model import CIFARNet
-
-    model = CIFARNet(dropout=Settings().dropouts).to(device)
-    optimizer = optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    images = _PlainImages(_random_images(BATCH * (steps + 1)))
-    taken = []
-    started = time.perf_counter()
-    for batch, labels in DataLoader(images, BATCH, shuffle=True, num_workers=2):
-        loss = F.cross_entropy(model(batch.to(device)), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
-        taken.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return BATCH / statistics.median(taken[1:])
-
-
-def step(
-    device: str,
-    amp: bool,
-    *,
-    plain: bool = False,
-    compile_it: bool = False,
-    batch: int = BATCH,
-    **changes: Any,
-) -> float:
-    """Images of main.py's step alone, on one batch that is already on the device.
-
-    `changes` are settings of the network.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    from cifarnet.core.device import start
-    from cifarnet.networks.fast import use_plain_forms
-    from model import build_model
-    from train import compiled
-
-    settings = Settings(device=device, amp=amp, **changes)
-    runtime = start(settings)
-    model = build_model(settings, 10).to(runtime.device)
-    if plain:
-        use_plain_forms(model)
-    forward = compiled(model, runtime.device) if compile_it else model
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    )
-    images = torch.randn(batch, 3, 32, 32, device=runtime.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=runtime.device) % 10
-
-    def one() -> None:
-        with runtime.autocast():
-            loss = F.cross_entropy(forward(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return batch / _seconds(one, 3, 3)
-
-
-def training(
-    device: str,
-    amp: bool,
-    engine: str,
-    steps: int,
-    ranks: Ranks = ALONE,
-    batch_size: int = BATCH,
-    epochs: int = 2,
-) -> float:
-    """Images of main.py's own loop, with augmentation and workers."""
-    from cifarnet.core.log import RunLog
-    from cifarnet.reporting.recorders import Recorders
-    from train import fit
-
-    settings = Settings(
-        device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
-    )
-    learner, *parts = _run_on_noise(settings, steps, ranks)
-    fit(learner, *parts, Recorders([], RunLog(), lambda work: work()))
-    # The first epoch starts the workers and takes memory.
-    return statistics.median(row.images_per_second for row in learner.progress.history[1:])
-
-
-def _run_on_noise(
-    settings: Settings, steps: int, ranks: Ranks = ALONE
-) -> tuple[Learner, Labels, Batches, Plan]:
-    """The parts of a run whose epochs have `steps` steps."""
-    from cifarnet.core.device import start
-    from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
-    from cifarnet.images.imageset import Splits
-    from cifarnet.training.objective import Labels
-    from data import build_batches
-    from model import build_model
-    from train import Learner, Plan
-
-    runtime = start(settings, ranks)
-    images = _random_images(settings.batch_size * steps)
-    splits = Splits("noise", images, None, _random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
-    data = build_batches(splits, settings, runtime)
-    learner = Learner(build_model(settings, 10), settings, runtime)
-    return learner, Labels(settings.smoothing), data, Plan(settings, len(data.train))
-
-
-def profile(device: str) -> str:
-    """The twenty costliest operations of main.py's training steps (--amp, batched), as a table.
-
-    On CUDA they are sorted by their own time on the device, else by their own time on the CPU.
-    """
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    from train import run_epoch
-
-    settings = Settings(device=device, amp=True, augment_engine="batched", epochs=2)
-    learner, objective, data, plan = _run_on_noise(settings, 3)
-    run_epoch(learner, objective, data.train, plan)  # warm-up
-    activities, sort_by = [ProfilerActivity.CPU], "self_cpu_time_total"
-    if device == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-        sort_by = "self_device_time_total"
-    with torch.profiler.profile(activities=activities) as profiler:
-        run_epoch(learner, objective, data.train, plan)
-    averages = profiler.key_averages()
-    return averages.table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
-
-
-def augmentation(engine: str) -> float:
-    """Images of an augmentation engine on one core."""
-    import torch
-
-    from cifarnet.images.cifar import CIFAR10_MEAN
-    from data import build_engine
-
-    torch.set_num_threads(1)
-    run = build_engine(Settings(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
-    images = _random_images(BATCH).images.numpy()
-    return BATCH / _seconds(lambda: run(images, 0), 2, 3)
-
-
-def evaluation(device: str, amp: bool, *, plain: bool = False) -> float:
-    """Images of the evaluation pass."""
-    from cifarnet.core.device import start
-    from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
-    from cifarnet.networks.fast import use_plain_forms
-    from cifarnet.reporting.metrics import predict
-    from data import EvalBatches
-    from model import build_model
-
-    settings = Settings(device=device, amp=amp)
-    runtime = start(settings)
-    model = build_model(settings, 10).to(runtime.device)
-    if plain:
-        use_plain_forms(model)
-    batches = EvalBatches(_random_images(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
-    return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
-
-
-def _seconds(work: Callable[[], object], warm_up: int, times: int) -> float:
-    """The median time of `work`, after `warm_up` runs that do not count."""
-    import torch
-
-    taken = []
-    for i in range(warm_up + times):
-        started = time.perf_counter()
-        work()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        if i >= warm_up:
-            taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
-
-
-def _random_images(count: int, size: int = 32) -> ImageSet:
-    import torch
-
-    from cifarnet.images.imageset import ImageSet
-
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-    return ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
-
-
-class _PlainImages:
-    """A data set as one writes it first: one image at a time, normalised on the CPU."""
-
-    def __init__(self, images: ImageSet) -> None:
-        import albumentations as A
-        import cv2
-
-        from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
-
-        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = images.labels
-        border = {"border_mode": cv2.BORDER_CONSTANT, "fill": (125, 123, 114)}
-        affine = {"translate_percent": (-0.0625, 0.0625), "scale": (0.9, 1.1), "rotate": (-15, 15)}
-        side = (16, 16)
-        hole = {"num_holes_range": (1, 1), "hole_height_range": side, "hole_width_range": side}
-        self.transform = A.Compose(
-            [
-                A.PadIfNeeded(40, 40, **border),
-                A.RandomCrop(32, 32),
-                A.HorizontalFlip(p=0.5),
-                A.Affine(**affine, p=0.5),
-                A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.5),
-                A.CoarseDropout(**hole, p=0.5),
-                A.Normalize(CIFAR10_MEAN, CIFAR10_STD),
-                A.ToTensorV2(),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.transform(image=self.pixels[i])["image"], self.labels[i]
-
-
-def measurements(device: str) -> dict[str, tuple[bool, Callable[[], float]]]:
-    """Each measurement by its name, in the order of the table, and whether it decides something."""
-    steps = 50 if device == "cuda" else 3  # in an epoch: a second at least
-    named: dict[str, tuple[bool, Callable[[], float]]] = {
-        "matrix product, fp32": (True, lambda: matmul(device, amp=False)),
-        "matrix product, bf16": (True, lambda: matmul(device, amp=True)),
-        "plain loop, fp32": (True, lambda: plain_loop(device, steps // 3)),
-    }
-
-    def add(name: str, decides: bool, measure: Callable, *args: Any, **how: Any) -> None:
-        named[name] = decides, lambda: measure(*args, **how)
-
-    for dtype in ("fp32", "bf16"):
-        amp = dtype == "bf16"
-        add(
-            f"main.py, {dtype}, albumentations",
-            True,
-            training,
-            device,
-            amp,
-            "albumentations",
-            steps,
-        )
-        add(f"main.py, {dtype}, batched", amp, training, device, amp, "batched", steps)
-        add(f"step, {dtype}, plain forms", False, step, device, amp, plain=True)
-        add(f"step, {dtype}, fast forms", False, step, device, amp)
-        add(f"step, {dtype}, compiled", False, step, device, amp, compile_it=True)
-        add(f"evaluation, {dtype}, plain forms", False, evaluation, device, amp, plain=True)
-        add(f"evaluation, {dtype}, fast forms", amp, evaluation, device, amp)
-    for engine in ("albumentations", "batched"):
-        add(f"augmentation, one core, {engine}", True, augmentation, engine)
-    for name, changes in NETWORKS.items():
-        add(f"network, {name}", True, step, device, False, batch=NETWORKS_BATCH, **changes)
-    return named
-
-
-# --- several ranks ---
-
-
-def measure_ranks(group: Group, device: str) -> None:
-    """One rank's part; the first prints the figures of all as JSON.
-
-    Images per second with 512 in a batch on all ranks, and with 512 on each; and the seconds that
-    the ranks take to average their gradients.
-    """
-    import torch
-    import torch.distributed as dist
-
-    from cifarnet.core.device import peak_memory, start
-
-    ranks = group.ranks
-    found = {
-        name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
-        for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
-    }
-    gradient = torch.zeros(PARAMETERS, device=start(Settings(device=device), ranks).device)
-    alone = ranks.world_size == 1
-    found["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)
-    if ranks.rank == 0:
-        print(json.dumps({"rate": found, "memory": peak_memory(device)}))
-
-
-def scaling(counts: list[int], device: str) -> str:
-    """Measured figures for each number of ranks on this machine, as a Markdown table.
-
-    The efficiency is the rate divided by the rate of one rank; on GPUs, where each rank adds one,
-    divided by their number too.
-    """
-    rows = [
-        "| ranks | exchange | 512 images in all | efficiency | 512 images each | efficiency |",
-        "|---|---|---|---|---|---|",
-    ]
-    found: dict[int, dict[str, float]] = {}
-    for count in counts:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        found[count] = _in_child("ranks", device, launcher)["rate"]
-        cells = [
-            f"{found[count][name]:,.0f} img/s | {_efficiency(name, count, found, device)}"
-            for name in ("in all", "each")
-        ]
-        rows.append(f"| {count} | {found[count]['exchange'] * 1e3:.2f} ms | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def _efficiency(name: str, count: int, found: dict[int, dict[str, float]], device: str) -> str:
-    if 1 not in found:
-        return ""
-    return f"{found[count][name] / found[1][name] / (count if device == 'cuda' else 1):.0%}"
-
-
-# --- inference ---
-
-
-def inference(options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
-    """The figures of each form of a trained network: speed, bytes of its file, and top-1.
-
-    ONNX runs on the CPU. Without --data_dir there is no top-1, and random pixels calibrate int8,
-    which does not change its speed.
-    """
-    import tempfile
-
-    import torch
-
-    from cifarnet.checkpoints.snapshots import read_trained
-    from cifarnet.core.device import start
-    from cifarnet.inference.readback import answers
-    from cifarnet.inference.speed import BATCHES, measure
-    from export import FORMATS, Source
-    from model import build_classifier
-    from train import compiled
-
-    device = start(Settings(device=options.device)).device
-    trained = read_trained(options.pretrained)
-    splits, test = _images_of(trained, options.data_dir)
-
-    def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Callable:
-        classifier = build_classifier([trained], amp=True).to(device)
-        if compile_it:
-            classifier.network = compiled(classifier.network, device)
-
-        def classify(pixels: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return classifier(pixels.to(device)).cpu()
-
-        return classify
-
-    forms = {"PyTorch, fp32": on_device(), "PyTorch, bf16": on_device(dtype=torch.bfloat16)}
-    if options.compiled:
-        forms["PyTorch, fp32, compiled"] = on_device(compile_it=True)
-    sizes = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("safetensors", "onnx", "onnx-int8"):
-            path = Path(folder) / FORMATS[name].out
-            FORMATS[name].write(Source(trained, splits, None), path)
-            sizes[name] = path.stat().st_size
-            if name != "safetensors":
-                forms[name] = FORMATS[name].read(path)
-    pixels = _random_images(max(BATCHES), settings_from_dict(trained.config).image_size).images
-    speeds = measure(forms, pixels, 1 if options.quick else 5, _progress)
-    figures = {}
-    for name, classify in forms.items():
-        top1 = None
-        if test is not None:
-            _progress(f"top-1: {name}")
-            top1 = (answers(classify, test.images).argmax(1) == test.labels).double().mean().item()
-        size = sizes.get(name, sizes["safetensors"])
-        figures[name] = speeds[name].figures() | {"bytes": size, "top1": top1}
-    _progress("")
-    return figures
-
-
-def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
-    """The images in `data_dir`, and those to test on; without it noise, and None."""
-    from cifarnet.checkpoints.state import check_classes
-    from cifarnet.images.imageset import Splits
-    from cifarnet.inference.speed import BATCHES
-    from data import load_splits
-    from evaluate import settings_for
-
-    if data_dir is None:
-        noise = _random_images(max(BATCHES), settings_from_dict(trained.config).image_size)
-        return Splits("noise", noise, None, noise, trained.mean, trained.std), None
-    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None), print)
-    check_classes(trained.classes, splits.test.classes)
-    return splits, splits.test
-
-
-def inference_table(figures: dict[str, dict]) -> str:
-    """The figures of `inference` as a Markdown table."""
-    from cifarnet.inference.speed import BATCHES
-
-    heads = ["network", "one picture", "95th percentile", *(f"{n} at a time" for n in BATCHES)]
-    rows = [f"| {' | '.join(heads)} | file | top-1 |", "|---" * (len(heads) + 2) + "|"]
-    for name, figure in figures.items():
-        times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]
-        rates = [f"{figure[key]:,.0f} img/s" for key in map("batch_{}".format, BATCHES)]
-        top1 = "" if figure["top1"] is None else f"{figure['top1']:.2%}"
-        cells = [name, *times, *rates, f"{figure['bytes'] / 1e6:.2f} MB", top1]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-# --- the command ---
+from cifarnet.core.files import naming_failures
+from cifarnet.core.settings import Settings
+from formats import ONNX
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -585,7 +144,8 @@ def _bench(options: argparse.Namespace) -> None:
         print(profile(device))
         return
     if options.inference:
-        figures = inference(options)
+        figures = inference(options, _progress)
+        _progress("")
         _tell(figures, inference_table(figures), device, options.json)
         return
     named = measurements(device)
@@ -648,36 +208,11 @@ def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -
     print(shown)
     if path:
         content = {"machine": machine, "cores": cores, "figures": figures}
-        try:
+        with naming_failures("--json", Path(path)):
             Path(path).write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as problem:
-            raise UserError(
-                f"--json {path}: cannot write it ({problem.strerror}); name another file"
-            ) from None
 
 
-def flops_per_image() -> float:
-    """Floating-point operations of a training step per image: three times the forward pass."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from model import CIFARNet
-
-    with FlopCounterMode(display=False) as counter:
-        CIFARNet().eval()(torch.zeros(1, 3, 32, 32))
-    return 3 * counter.get_total_flops()
-
-
-def network_costs(name: str) -> dict[str, int]:
-    """The parameters and multiply-adds an image of the network that a row is named after."""
-    from cifarnet.networks.cost import multiply_adds
-    from model import build_model, parameter_count
-
-    network = build_model(Settings(**NETWORKS[name.removeprefix("network, ")]), 10)
-    return {
-        "parameters": parameter_count(network),
-        "multiply_adds": multiply_adds(network, Settings().image_size),
-    }
+# --- tables ---
 
 
 def networks_table(figures: dict[str, dict]) -> str:
@@ -722,6 +257,34 @@ def table(figures: dict[str, dict], flops: float) -> str:
         memory = f"{figure['memory'] / 2**30:.1f} GiB"
         rows.append(f"| {name} | {shown} | {ratio} | {share} | {memory} |")
     return "\n".join(rows)
+
+
+def scaling(counts: list[int], device: str) -> str:
+    """Measured figures for each number of ranks on this machine, as a Markdown table.
+
+    The efficiency is the rate divided by the rate of one rank; on GPUs, where each rank adds one,
+    divided by their number too.
+    """
+    rows = [
+        "| ranks | exchange | 512 images in all | efficiency | 512 images each | efficiency |",
+        "|---|---|---|---|---|---|",
+    ]
+    found: dict[int, dict[str, float]] = {}
+    for count in counts:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        found[count] = _in_child("ranks", device, launcher)["rate"]
+        cells = [
+            f"{found[count][name]:,.0f} img/s | {_efficiency(name, count, found, device)}"
+            for name in ("in all", "each")
+        ]
+        rows.append(f"| {count} | {found[count]['exchange'] * 1e3:.2f} ms | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _efficiency(name: str, count: int, found: dict[int, dict[str, float]], device: str) -> str:
+    if 1 not in found:
+        return ""
+    return f"{found[count][name] / found[1][name] / (count if device == 'cuda' else 1):.0%}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compares runs: what differs, and what came of it. `python compare.py runs/a runs/b`."""
+"""Compares runs: settings that differ, and results. `python compare.py runs/a runs/b`."""
 
 import shutil
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cifarnet.core.commandline import build_parser, path_argument, run_command
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import naming_failures, write_text
 from cifarnet.core.log import say
 from cifarnet.reporting.comparison import as_csv, as_text, compare, mcnemar
 from cifarnet.reporting.past_runs import read_runs
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(argv: Sequence[str]) -> None:
     parser = build_parser(
-        "Compares runs: the settings that differ, and what came of them. Runs of one setting that "
-        "differ only in their seed become mean, deviation and count. A run may be under way.",
+        "Compares runs: the settings that differ, and the results. Runs that differ only in their "
+        "seed become one line: mean, deviation and count. A run may be under way.",
         [],
     )
     parser.add_argument(
@@ -64,7 +64,7 @@ def _compare(argv: Sequence[str]) -> None:
 
 
 def _check_place(path: Path, flag: str, begins: str) -> None:
-    """Raises `UserError` where `path` is another file: a history must not be replaced."""
+    """Raises `UserError` if the file `path` is no comparison: a history must not be replaced."""
     try:
         there = path.read_bytes()[: len(begins)]
     except FileNotFoundError:
@@ -76,13 +76,8 @@ def _check_place(path: Path, flag: str, begins: str) -> None:
 
 
 def _write(path: Path, flag: str, text: str) -> None:
-    content = text.encode(errors="backslashreplace")
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as problem:
-        raise UserError(
-            f"{flag} {path}: cannot write it ({problem.strerror}); name another file"
-        ) from None
+    with naming_failures(flag, path):
+        write_text(path, text)
     say(f"written to {path}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_all_trained
-from cifarnet.core.commandline import add_tta, build_parser, path_argument, run_command
+from cifarnet.core.commandline import (
+    add_tta,
+    build_parser,
+    check_evaluate,
+    path_argument,
+    run_command,
+)
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import say
@@ -50,7 +57,7 @@ def report_on(
     Raises `UserError` where they do not fit.
     """
     from cifarnet.checkpoints.state import check_classes
-    from cifarnet.reporting.metrics import build_report, predict, together
+    from cifarnet.reporting.metrics import about_network, build_report, predict
     from data import EvalBatches
     from model import trained_parameters
 
@@ -73,7 +80,7 @@ def report_on(
         labels,
         splits.test.classes,
         dataset=splits.name,
-        **together(members),
+        **about_network(members),
         parameters=sum(map(trained_parameters, trained)),
         tta=classifier.tta,
         run=run or {},
@@ -146,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 
-def _evaluate(argv: Sequence[str]) -> None:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The options of this command, with `names` of trained networks; and the flags given."""
     parser = build_parser(
         "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
         "--evaluate and --skip_bad_images are those of the training, unless given here. Other "
@@ -159,58 +167,79 @@ def _evaluate(argv: Sequence[str]) -> None:
         "--snapshot",
         type=path_argument,
         metavar="PATH",
-        help="a snapshot, with its run's settings; with --run_dir alone, the run's last.pth",
+        help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
     what.add_argument(
         "--pretrained",
         metavar="NAME|PATH,...",
-        help="a trained network: the name of a result, a snapshot, or a file that export.py wrote "
-        "(which does not say where its images are: add --data_dir); several, separated by commas, "
-        "are an ensemble: their probabilities are averaged, and the flags are those of the first",
+        help="Trained network: the name of a result, a snapshot, or a file that export.py wrote "
+        "(add --data_dir: such a file keeps no paths). Several, separated by commas, are an "
+        "ensemble: their probabilities are averaged, and the flags are those of the first.",
     )
     add_tta(parser)
     given = vars(parser.parse_args(argv))
-    snapshot, pretrained, tta, which = (
-        given.pop(name, None) for name in ("snapshot", "pretrained", "tta", "evaluate")
-    )
-    if pretrained is not None and which:
-        raise UserError(
-            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
-        )
-    if snapshot is None and pretrained is None:
+    own = ("snapshot", "pretrained", "tta", "evaluate")
+    options = argparse.Namespace(**{name: given.pop(name, None) for name in own})
+    check_evaluate(options.evaluate, options.pretrained)
+    if options.pretrained is not None:
+        options.names = find_all_trained(options.pretrained)
+        return options, given
+    if options.snapshot is None:
         if "run_dir" not in given:
             raise UserError("name a network: --snapshot PATH, --pretrained NAME or --run_dir DIR")
-        snapshot = str(Path(given["run_dir"]) / SNAPSHOTS / LAST)
-    if snapshot is not None:
-        check_snapshot(Path(snapshot))
-    else:
-        names = find_all_trained(pretrained)
+        options.snapshot = str(Path(given["run_dir"]) / SNAPSHOTS / LAST)
+    check_snapshot(Path(options.snapshot))
+    return options, given
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    options, given = _parse(argv)
 
     from cifarnet.checkpoints.snapshots import load
     from cifarnet.checkpoints.state import weights_of
-    from cifarnet.core.device import start, without_amp
-    from cifarnet.reporting.metrics import move_other_report
     from data import load_splits
     from model import build_classifier, read_network
 
     known: dict[str, Any] = {}
     run = {"id": None, "log": None, "command": shlex.join(["evaluate.py", *argv])}
-    if snapshot is None:
-        trained = list(map(read_network, names))
+    if options.snapshot is None:
+        trained = list(map(read_network, options.names))
     else:
-        state = load(Path(snapshot))
+        snapshot = Path(options.snapshot)
+        state = load(snapshot)
         run["id"], known["history"] = state.run_id, state.history
-        trained = [weights_of(state, Path(snapshot), which)]
-    classifier = build_classifier(trained, tta, given.get("amp"))
-    settings = settings_for(trained, given, pretrained)
+        trained = [weights_of(state, snapshot, options.evaluate)]
+    classifier = build_classifier(trained, options.tta, given.get("amp"))
+    settings = settings_for(trained, given, options.pretrained)
     directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
+    runtime = _start(settings, asked_for_amp="amp" in given)
+    splits = load_splits(settings, say)
+    _warn_of_known_images(trained, splits, settings)
+    run["settings"] = trained[0].config if len(trained) == 1 else {}
+    report = report_on(classifier, trained, splits, settings, runtime, run)
+    _move_other_report(directory, report)
+    material = page_material(trained, splits, settings, runtime, **known)
+    write_evaluation(report, settings, directory, material)
+    about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
+    say(f"{report.dataset}, {about}: {report.summary()}")
+    say(f"written to {directory}")
+
+
+def _start(settings: Settings, asked_for_amp: bool) -> Runtime:
+    """The device and precision; a CPU that only emulates bf16 uses float32 unless asked."""
+    from cifarnet.core.device import SLOW_AMP, start, without_amp
+
     runtime = start(settings)
-    if runtime.emulates_bf16 and "amp" in given:
-        say("warning: --amp takes many times longer on a CPU without bf16 instructions")
+    if runtime.emulates_bf16 and asked_for_amp:
+        say(SLOW_AMP)
     elif runtime.emulates_bf16:
         say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
-        runtime = without_amp(runtime)
-    splits = load_splits(settings, say)
+        return without_amp(runtime)
+    return runtime
+
+
+def _warn_of_known_images(trained: Sequence[Weights], splits: Splits, settings: Settings) -> None:
+    """Warns if test images that were drawn from a folder may have been trained on."""
     tree = Path(settings.data_dir)
     drawn = settings.dataset == "folder" and not (tree / "train").is_dir()
     if drawn and not all(splits.has_statistics(one.mean, one.std) for one in trained):
@@ -218,8 +247,12 @@ def _evaluate(argv: Sequence[str]) -> None:
             f"warning: the images to train on in {tree} are not those of the training; if the "
             f"network learnt from this folder, it knows some of the test images"
         )
-    run["settings"] = trained[0].config if len(trained) == 1 else {}
-    report = report_on(classifier, trained, splits, settings, runtime, run)
+
+
+def _move_other_report(directory: Path, report: Report) -> None:
+    """Moves the report of another network or other images aside. Raises `RunError`."""
+    from cifarnet.reporting.metrics import move_other_report
+
     try:
         moved = move_other_report(directory, report)
     except OSError as problem:
@@ -228,11 +261,6 @@ def _evaluate(argv: Sequence[str]) -> None:
         ) from None
     if moved:
         say(f"moved the report of another network or other images to {moved}")
-    material = page_material(trained, splits, settings, runtime, **known)
-    write_evaluation(report, settings, directory, material)
-    about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
-    say(f"{report.dataset}, {about}: {report.summary()}")
-    say(f"written to {directory}")
 
 
 def settings_for(

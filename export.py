@@ -7,149 +7,39 @@ checked before torch is imported, which takes seconds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cifarnet.checkpoints.places import WEIGHTS_FILE, check_snapshot, find_trained
-from cifarnet.core.commandline import build_parser, check_package, path_argument, run_command
+from cifarnet.checkpoints.places import check_snapshot, find_trained
+from cifarnet.core.commandline import (
+    build_parser,
+    check_evaluate,
+    check_package,
+    path_argument,
+    run_command,
+)
 from cifarnet.core.errors import RunError, UserError, did_you_mean
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import say
-from cifarnet.core.settings import FLAGS, Settings, settings_from_dict
+from cifarnet.core.settings import OF_THE_RESULT, Settings, settings_from_dict
+from cifarnet.reporting.exported_figures import Metrics, read_metrics, with_accuracy
+from formats import FORMATS, Source
 
 if TYPE_CHECKING:
     import argparse
 
-    from torch import Tensor
-
     from cifarnet.checkpoints.weights import Weights
     from cifarnet.images.imageset import Splits
-    from cifarnet.inference.readback import Classify
+    from cifarnet.inference.readback import Agreement
 
 IMAGES = (
     *("dataset", "data_dir", "labels", "test_fraction", "data_url"),
     *("limit_test", "skip_bad_images"),
 )
-
-
-# --- the formats ---
-
-
-class Source(NamedTuple):
-    """What is exported."""
-
-    weights: Weights
-    splits: Splits | None  # the images of its training; None: not at hand
-    figures: dict[str, Any] | None  # of its metrics.json, see `_read_metrics`; None: not given
-
-
-class Format(NamedTuple):
-    """A kind of export. What it writes is read back and compared with the network."""
-
-    out: str  # the usual name of the file; of the folder, if it has no suffix
-    write: Callable[[Source, Path], None]
-    read: Callable[[Path], Classify]
-    difference: float = float("inf")  # the largest allowed difference of a logit
-    same: float = 0.0  # the least share of the images with equal top-1, in [0, 1]
-    needs_images: bool = False  # to write it
-    packages: Sequence[str] = ()  # optional ones, to write and read it
-
-
-def _write_safetensors(source: Source, path: Path) -> None:
-    from cifarnet.checkpoints.weights import write_weights
-
-    write_weights(source.weights, path)
-
-
-def _read_safetensors(path: Path) -> Classify:  # the file, or a folder with it
-    from cifarnet.checkpoints.weights import read_weights
-    from model import build_classifier
-
-    return build_classifier([read_weights(str(path))])
-
-
-def _write_onnx(source: Source, path: Path) -> None:
-    from cifarnet.inference.onnx import write_onnx
-    from model import build_classifier
-
-    write_onnx(build_classifier([source.weights]), _metadata(source.weights), path)
-
-
-def _write_int8(source: Source, path: Path) -> None:
-    from cifarnet.images.imageset import limited
-    from cifarnet.inference.onnx import CALIBRATION_IMAGES, write_int8
-    from model import build_classifier
-
-    weights, splits = source.weights, source.splits
-    count = max(CALIBRATION_IMAGES, len(splits.train.classes))
-    images = limited(splits.train, count, "--format").images
-    say(f"calibrating with {len(images)} training images of {splits.name}")
-    classifier = build_classifier([weights])
-    if weights.accuracy is not None:
-        where = f"{weights.accuracy_from}, before the quantisation"
-        weights = dataclasses.replace(weights, accuracy_from=where)
-    write_int8(classifier, images, _metadata(weights), path)
-
-
-def _metadata(weights: Weights) -> dict[str, str]:
-    """What an ONNX file says of its network, each field as JSON."""
-    more = {"sha256": weights.sha256, "source": Path(weights.source).name}
-    return weights.metadata() | {name: json.dumps(text) for name, text in more.items()}
-
-
-def _read_onnx(path: Path) -> Classify:
-    from cifarnet.inference.onnx import read_onnx
-
-    return read_onnx(path, path.name)
-
-
-def _write_hub(source: Source, path: Path) -> None:
-    from cifarnet.reporting.card import write_hub
-    from model import restore
-
-    write_hub(source.weights, restore(source.weights), source.figures, path)
-
-
-def _write_page(source: Source, path: Path) -> None:
-    from cifarnet.inference.page import About, write_page
-    from model import parameter_count, restore
-
-    weights = source.weights
-    network = restore(weights)
-    facts = [
-        f"{type(network).__name__}, {parameter_count(network):,} parameters",
-        f"trained on {weights.dataset}, epoch {weights.epoch}",
-    ]
-    if weights.accuracy is not None:
-        facts.append(f"top-1 accuracy on its test images: {weights.accuracy:.2%}")
-    size = settings_from_dict(weights.config).image_size
-    write_page(network, About(weights.classes, weights.mean, weights.std, size, facts), path)
-
-
-def _read_page(path: Path) -> Classify:
-    from cifarnet.inference.page import read_page
-
-    return read_page(path)
-
-
-ONNX = ("onnx", "onnxscript", "onnxruntime")
-FORMATS = {
-    "safetensors": Format(WEIGHTS_FILE, _write_safetensors, _read_safetensors, difference=0.0),
-    "onnx": Format("model.onnx", _write_onnx, _read_onnx, difference=1e-3, packages=ONNX),
-    "onnx-int8": Format(
-        "model-int8.onnx", _write_int8, _read_onnx, same=0.97, packages=ONNX, needs_images=True
-    ),
-    "hub": Format("hub", _write_hub, _read_safetensors, difference=0.0),
-    "page": Format("page.html", _write_page, _read_page, difference=1e-3),
-}
-
-
-# --- the command ---
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +52,7 @@ def _export(argv: Sequence[str]) -> None:
     options, given = _parse(argv)
     names = _formats(options.format)
     targets = _targets(names, Path(options.out))
-    metrics = None if options.metrics is None else _read_metrics(Path(options.metrics))
+    metrics = None if options.metrics is None else read_metrics(Path(options.metrics))
 
     weights = _read(options, metrics)  # imports torch
     splits = _images(weights, given, options.pretrained, names)
@@ -175,7 +65,7 @@ def _export(argv: Sequence[str]) -> None:
         f"{weights.source}: {what}, top-1 {accuracy} ({weights.accuracy_from}); "
         f"{size:.2f} MB of weights in float32"
     )
-    source = Source(weights, splits, metrics and metrics["figures"])
+    source = Source(weights, splits, metrics and metrics.figures)
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         made = {name: Path(folder) / name / target.name for name, target in targets.items()}
         said = _make(source, made)  # all of them, before any takes its place
@@ -230,10 +120,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     )
     options = parser.parse_args(argv)
     given = {name: getattr(options, name) for name in IMAGES if name in options}
-    if options.pretrained is not None and "evaluate" in options:
-        raise UserError(
-            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
-        )
+    check_evaluate(getattr(options, "evaluate", None), options.pretrained)
     if options.pretrained is None:
         check_snapshot(Path(options.snapshot))
     else:
@@ -268,7 +155,7 @@ def _targets(names: Sequence[str], out: Path) -> dict[str, Path]:
     return {name: out / FORMATS[name].out for name in names}
 
 
-def _read(options: argparse.Namespace, metrics: dict[str, Any] | None) -> Weights:
+def _read(options: argparse.Namespace, metrics: Metrics | None) -> Weights:
     """The network to export. Raises `UserError`."""
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.checkpoints.state import weights_of
@@ -282,7 +169,7 @@ def _read(options: argparse.Namespace, metrics: dict[str, Any] | None) -> Weight
         snapshot = Path(options.snapshot)
         weights = weights_of(load(snapshot), snapshot, getattr(options, "evaluate", None))
     if metrics is not None:
-        weights = _with_accuracy(weights, metrics, Path(options.metrics))
+        weights = with_accuracy(weights, metrics, Path(options.metrics))
     restore(weights)  # else a file could be written that no command takes
     return weights
 
@@ -319,7 +206,7 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
 
     Raises `RunError` if one cannot be written, or if its answers differ from the network's.
     """
-    from cifarnet.inference.readback import answers, compare, random_images
+    from cifarnet.inference.readback import answers, compare, random_images, top1
     from model import build_classifier
 
     if source.splits is None:
@@ -342,8 +229,9 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
             found = answers(spec.read(path), pixels)
         except (OSError, UserError, ValueError) as problem:
             raise RunError(f"--format {name} cannot be read back ({problem})") from None
-        said[name] = _describe(path, expected, found, labels)
         compared = compare(expected, found)
+        top1s = None if labels is None else (top1(found, labels), top1(expected, labels))
+        said[name] = _describe(path, compared, top1s)
         if not (compared.difference <= spec.difference and compared.same >= spec.same):
             raise RunError(
                 f"--format {name} was not written, as its answers differ too much from the "
@@ -352,22 +240,19 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
     return said
 
 
-def _describe(path: Path, expected: Tensor, found: Tensor, labels: Tensor | None) -> str:
-    """Size and answers of the export at `path`, in words. `labels` None: of random images."""
-    from cifarnet.inference.readback import compare
+def _describe(path: Path, compared: Agreement, top1s: tuple[float, float] | None) -> str:
+    """Size and answers of the export at `path`, in words.
 
+    `top1s` are its top-1 accuracy and the network's; None: the images were random.
+    """
     size = sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
-    compared = compare(expected, found)
     parts = [
         f"largest difference of a logit {compared.difference:.2g}",
         f"equal top-1 {compared.same:.2%}",
     ]
-    if labels is not None:
-        share, of_network = (
-            (logits.argmax(1) == labels).double().mean().item() for logits in (found, expected)
-        )
-        parts.append(f"top-1 {share:.2%} (network {of_network:.2%})")
-    kind = "random" if labels is None else "test"
+    if top1s:
+        parts.append(f"top-1 {top1s[0]:.2%} (network {top1s[1]:.2%})")
+    kind = "test" if top1s else "random"
     return f"{size / 1e6:.2f} MB; on {compared.images} {kind} images: {', '.join(parts)}"
 
 
@@ -384,89 +269,14 @@ def _publish(made: Path, target: Path) -> None:
         raise RunError(f"{target} could not be written ({problem.strerror})") from None
 
 
-# --- what is kept with the weights ---
-
-
 def _settings_to_keep(weights: Weights) -> dict[str, Any]:
     """The settings that bear on the result, without paths of this machine."""
-    settings = {
-        name: value
-        for name, value in weights.config.items()
-        if name in FLAGS and FLAGS[name].metadata["on_resume"] != "any"
-    }
+    settings = {name: value for name, value in weights.config.items() if name in OF_THE_RESULT}
     for flag in ("init", "teacher"):
         path = Path(settings.get(flag) or ".")
         if path.is_absolute() or ".." in path.parts:
             settings[flag] = path.name
     return settings
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    """The parts of the metrics.json `path` that are needed. Raises `UserError`."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        accuracy = float(report["top1"])
-        if report.get("members") or report.get("tta", "none") != "none":
-            raise UserError(
-                f"--metrics {path} is of an ensemble, or of a network with --tta; evaluate the "
-                f"network alone, without --tta"
-            )
-        if not 0 <= accuracy <= 1:
-            raise ValueError
-        return {
-            "accuracy": accuracy,
-            "images": int(report["images"]),
-            "classes": list(report["per_class"]),
-            "about": {name: report[name] for name in ("epoch", "dataset", "weights")},
-            "sha256": report["sha256"],
-            "figures": _figures(report),
-        }
-    except OSError as problem:
-        raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(
-            f"--metrics {path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
-        ) from None
-
-
-def _figures(report: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a metrics.json that the model card shows."""
-    shares = ("top1", "top3", "top5", "loss", "calibration_error")
-    figures = {name: float(report[name]) for name in shares if name in report}
-    figures |= {"images": int(report["images"]), "macro_f1": float(report["macro"]["f1"])}
-    if "interval" in report:  # of top-1
-        figures["low"], figures["high"] = map(float, report["interval"])
-    names = ("precision", "recall", "f1", "support")
-    figures["per_class"] = {
-        label: {name: float(row[name]) for name in names}
-        for label, row in report["per_class"].items()
-    }
-    return figures
-
-
-def _with_accuracy(weights: Weights, metrics: dict[str, Any], path: Path) -> Weights:
-    """`weights` with the accuracy in `metrics`, read from `path`.
-
-    Raises `UserError` if those are of another model.
-    """
-    from cifarnet.checkpoints.weights import fingerprint
-
-    kind = weights.config.get("evaluate", "raw")
-    about = {"epoch": weights.epoch, "dataset": weights.dataset, "weights": kind}
-    if (metrics["about"], metrics["classes"]) != (about, weights.classes):
-        theirs, ours = (
-            ", ".join(f"{name} {value}" for name, value in facts.items())
-            for facts in (metrics["about"], about)
-        )
-        raise UserError(
-            f"--metrics {path} is of another model: {theirs}; the weights to export are: {ours}"
-        )
-    if metrics["sha256"] != fingerprint(weights.model):
-        raise UserError(
-            f"--metrics {path} is of other weights, perhaps of another run; evaluate.py writes one"
-        )
-    source = f"{path.name}, {metrics['images']} images"
-    return dataclasses.replace(weights, accuracy=metrics["accuracy"], accuracy_from=source)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ class CIFARNet(nn.Module):
         self.head = nn.Linear(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = enlarged(x, self.enlarge)  # [B, 3, 32, 32]
+        if self.enlarge != 1:
+            x = enlarged(x, self.enlarge)
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
@@ -137,7 +138,7 @@ class Exported(Weights):
 
     @property
     def sha256(self) -> str:
-        """The checksum that reports tell it by: another one than that of the network."""
+        """The checksum that identifies it in reports: that of the file, not of the weights."""
         return self.classifier.sha256
 
 
@@ -160,7 +161,7 @@ def build_classifier(
 ) -> Classifier:
     """The trained network, or the ensemble of several, with test-time augmentation, on the CPU.
 
-    `amp` says whether an autocast around it has an effect; None: on those networks that were
+    `amp` says whether an autocast around it has an effect. None: only for networks that were
     trained with --amp. Raises `UserError` if the networks do not fit together.
     """
     members = []

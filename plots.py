@@ -1,6 +1,7 @@
 """Figures, as PNG files, from a history or a report.
 
-All are 8 inches wide and have one style. A title says what one sees, the line below it of what.
+All are 8 inches wide and have one style. The title says what is shown; the line below it names
+the data.
 """
 
 import functools
@@ -130,8 +131,8 @@ def training_curves(
 ) -> None:
     """Loss and accuracy over the epochs, in training and on held-out images; the best is marked.
 
-    `title` says of which run. `train_loss` and `train_accuracy` name those in the legends: they may
-    be measured in another way than on held-out images. Raises `OSError`.
+    `title` names the run. `train_loss` and `train_accuracy` stand in the legends: training may
+    measure another loss and accuracy than evaluation. Raises `OSError`.
     """
     tested = [row for row in history if row.test_loss is not None]
     validated = [row for row in history if row.val_loss is not None]
@@ -203,7 +204,7 @@ def learning_rate_schedule(
 
 @_styled
 def confusion_matrix(report: Report, path: Path) -> None:
-    """For each true class, the share that was taken for each class; small below it, the count.
+    """Draws the confusion matrix. A cell shows its share of the true class, and below it the count.
 
     Up to 12 classes have numbers in the cells, up to 20 have the shares alone. Raises `OSError`.
     """
@@ -248,8 +249,10 @@ def _confusion_figure(report: Report) -> Figure:
 
 
 def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
-    """Writes into each cell that is not empty its share in percent, and where there is room the
-    count below it."""
+    """Writes the share in percent into each cell that is not empty.
+
+    Writes the count below it, if there are few classes.
+    """
     size = 9.5 if len(shares) <= 10 else 8
     both = len(shares) <= MOST_NUMBERED
     for (row, column), share in np.ndenumerate(shares):
@@ -265,7 +268,7 @@ def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
 
 
 def _about(report: Report) -> str:
-    """Of what a report is, in words."""
+    """Data set, number of images and top-1 of a report, in words."""
     name = _shortened(report.dataset, 50)
     return f"{name}: {report.images:,} test images, top-1 {report.top1:.2%}"
 

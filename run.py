@@ -19,9 +19,9 @@ from cifarnet.checkpoints.snapshots import find_best, load
 from cifarnet.checkpoints.state import Progress, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.commandline import build_parser, check_package
-from cifarnet.core.device import Runtime, free_memory, peak_memory, start
-from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.device import SLOW_AMP, Runtime, free_memory, peak_memory, start
+from cifarnet.core.errors import RunError
+from cifarnet.core.files import exclusive, naming_failures, writable_directory
 from cifarnet.core.log import RunLog, clock, say, versions
 from cifarnet.core.ranks import (
     Group,
@@ -44,12 +44,12 @@ from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
 from model import build_classifier, build_model, model_table, parameter_count
 from starting import (
+    adapted_settings,
     choose_objective,
-    compared_with,
     find_source,
     fit_batch,
+    present_run,
     read_trained_networks,
-    settled,
     start_from_init,
     take_over,
 )
@@ -72,7 +72,7 @@ class Run:
     command: list[str]
 
     def recorders(self, objective: Objective, group: Group, present: Present) -> Recorders:
-        """What is written down after each epoch, snapshots first."""
+        """The listeners that write something down after each epoch, snapshots first."""
         settings, log = self.settings, self.log
         chosen = [
             kinds.Snapshots(self.snapshot_dir, settings, lambda: self.state(present)),
@@ -87,7 +87,7 @@ class Run:
         return kinds.Recorders(chosen, log, group.first_only)
 
     def state(self, present: Present) -> TrainState:
-        """All that is needed to go on after the epochs finished so far."""
+        """The complete state after the epochs finished so far."""
         done, plan = self.learner.progress.epoch, self.plan
         computed = {
             name: getattr(present, name) for name in ("world_size", "computed_on", "teacher_sha256")
@@ -175,7 +175,7 @@ class Run:
         return chosen
 
     def _files(self, source: Path) -> list[Path]:
-        """What the run leaves in other folders than --plot_dir: of the numbered snapshots, one."""
+        """The files of the run outside --plot_dir; only the newest numbered snapshot."""
         log = [self.log.path, self.log.path.with_suffix(".csv")] if self.log.path else []
         best = source.with_name(BEST)
         return [
@@ -202,7 +202,7 @@ def run_training(
 
     `given` are the flags that the user set, `command` is what the user typed.
     """
-    if settings.resume not in (None, "auto"):  # what is not given now is as it was
+    if settings.resume not in (None, "auto"):  # flags that are not given keep their values
         state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
         settings = kept_settings(state, Path(settings.resume), given)
         if settings.tensorboard:
@@ -222,13 +222,13 @@ def run_training(
         log.line(f"{group.ranks.launcher} {shlex.join(command)}")
         source = find_source(settings, snapshot_dir, runtime, log)
         state = from_first_rank(lambda: load(source), runtime) if source else None
-        settings, runtime = settled(settings, runtime, given, state, log)
+        settings, runtime = adapted_settings(settings, runtime, given, state, log)
         if state:
             check_changes(state, source, settings)
         finished = state is not None and state.epoch >= settings.epochs
         trained = read_trained_networks(settings, state is None, not finished, runtime)
 
-        # images: perhaps a download, so only now that all else was found
+        # images: they may be downloaded, so all else is checked first
         splits = group.in_turn(lambda: load_splits(settings, log.line))
         settings = fit_batch(settings, len(splits.train), runtime, log)
 
@@ -236,7 +236,7 @@ def run_training(
         network = build_model(settings, len(splits.train.classes))
         data = build_batches(splits, settings, runtime)
         plan = Plan(settings, len(data.train))
-        present = compared_with(splits, runtime, plan, trained.get("teacher"))
+        present = present_run(splits, runtime, plan, trained.get("teacher"))
         if "init" in trained:
             start_from_init(network, trained["init"], present, log)
         objective = choose_objective(trained.get("teacher"), splits, present, runtime, log)
@@ -332,17 +332,13 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
 
     path = Path(settings.preview_augment)
     splits = load_splits(settings, say)
-    try:
+    with naming_failures("--preview_augment", path):
         plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
-    except OSError as problem:
-        raise UserError(
-            f"--preview_augment {path}: cannot write it ({problem.strerror}); name another file"
-        ) from None
     say(f"written to {path}")
 
 
 def _describe(run: Run) -> None:
-    """What the log begins with: settings, versions, device, images, network."""
+    """Logs settings, versions, device, images and network: the head of the log."""
     settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
     chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
     for what, wanted in (("settings", True), ("defaults", False)):
@@ -356,7 +352,7 @@ def _describe(run: Run) -> None:
         f"{runtime.precision}, {run.data.train.workers} workers"
     )
     if runtime.emulates_bf16:
-        log.line("warning: --amp takes many times longer on a CPU without bf16 instructions")
+        log.line(SLOW_AMP)
     if run.data.train.workers > runtime.threads:
         log.line(
             f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
@@ -390,10 +386,9 @@ def _describe(run: Run) -> None:
 
 
 def _describe_cost(run: Run) -> None:
-    """What attention and scaling change, what an image costs, and whether a step has room.
+    """Logs what attention and scaling change, and what an image costs.
 
-    The images a second are not told: only whole steps measure them, and the first epoch is soon
-    there.
+    Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
     """
     settings, runtime, log = run.settings, run.runtime, run.log
     network, side = run.learner.network, settings.image_size

@@ -25,7 +25,7 @@ from train import Learner, Plan
 def find_source(
     settings: Settings, snapshot_dir: Path, runtime: Runtime, log: RunLog
 ) -> Path | None:
-    """The snapshot to go on from, by --resume; None: start anew."""
+    """The snapshot that --resume means; None: the run starts anew."""
     if settings.resume != "auto":
         return Path(settings.resume) if settings.resume else None
     source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
@@ -36,14 +36,14 @@ def find_source(
     return source
 
 
-def settled(
+def adapted_settings(
     settings: Settings,
     runtime: Runtime,
     given: dict[str, Any],
     state: TrainState | None,
     log: RunLog,
 ) -> tuple[Settings, Runtime]:
-    """Settings and precision, where they follow from the machine or from the run to go on with."""
+    """Settings and precision, adapted to the machine and to the resumed run `state`."""
     if settings.amp and not given.get("amp"):
         settings, runtime = _amp_that_pays(settings, runtime, state, log)
     if state and settings.batch_size is None:  # the default, fitted to the images then
@@ -55,7 +55,7 @@ def settled(
 def _amp_that_pays(
     settings: Settings, runtime: Runtime, state: TrainState | None, log: RunLog
 ) -> tuple[Settings, Runtime]:
-    """Leaves out a preset --amp where the CPU only emulates it, or where `state` is in float32."""
+    """Drops a preset --amp if the CPU only emulates bf16, or if `state` is of a float32 run."""
     if state is None:
         keeps, why = (
             not runtime.emulates_bf16,
@@ -82,9 +82,9 @@ def read_trained_networks(
 
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
-    """`settings` with a batch that `count` training images fill: the default one is lowered.
+    """`settings` with a --batch_size of at most `count`, the number of training images.
 
-    Raises `UserError` for one that was asked for.
+    Lowers the default. Raises `UserError` if a --batch_size was given and is too large.
     """
     if settings.batch_size:
         if settings.batch_size > count:
@@ -107,8 +107,8 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     return dataclasses.replace(settings, batch_size=size)
 
 
-def compared_with(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
-    """What snapshots and trained networks are compared with."""
+def present_run(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
+    """The facts of this run that snapshots and trained networks are compared with."""
     return Present(
         settings=plan.settings,
         classes=splits.train.classes,
@@ -176,7 +176,7 @@ def _unmixed(
 
 
 def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -> None:
-    """Warns where `trained`, or a network that it learnt from, may know validation images."""
+    """Warns if `trained`, or a network that it learnt from, may have seen validation images."""
     former = settings_from_dict(trained.config)
     source = former.init or former.teacher
     if may_have_seen(trained, present):
@@ -199,7 +199,7 @@ def _origin(trained: Weights) -> str:
 def take_over(
     learner: Learner, state: TrainState, source: Path, present: Present, log: RunLog
 ) -> Resumption:
-    """Takes `state` over, that of the snapshot `source`. Raises `UserError` where it must not."""
+    """Loads `state`, of the snapshot `source`, into `learner`, or raises `UserError`."""
     resumption = plan_resumption(state, source, present)
     try:
         learner.load(resumption.state, resumption.keeps_momenta)

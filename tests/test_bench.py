@@ -4,14 +4,16 @@ import shutil
 import pytest
 
 import bench
+import bench_inference
+import bench_training
 from cifarnet.core.settings import Settings
 from cifarnet.inference import speed
-from export import FORMATS
+from formats import FORMATS
 from model import build_model, parameter_count
 
 
 def test_the_gradients_exchanged_are_this_networks():
-    assert parameter_count(build_model(Settings(), 10)) == bench.PARAMETERS
+    assert parameter_count(build_model(Settings(), 10)) == bench_training.PARAMETERS
 
 
 def test_wrong_requests_are_one_line(capsys):
@@ -71,7 +73,7 @@ def test_a_training_step_is_three_forward_passes():
     first = 32 * 32 * 27 * 40
     pointwise = 32 * 32 * 2 * (40 * 128 + 128 * 240) + 16 * 16 * 240 * 384
     head = 384 * 10 + 384 * 16 * 16  # and the pooling, as a matrix product
-    assert bench.flops_per_image() == 3 * 2 * (depthwise + first + pointwise + head)
+    assert bench_training.flops_per_image() == 3 * 2 * (depthwise + first + pointwise + head)
 
 
 def test_networks_are_measured_in_turns_and_their_costs_shown(monkeypatch, capsys):
@@ -84,7 +86,7 @@ def test_networks_are_measured_in_turns_and_their_costs_shown(monkeypatch, capsy
 
     monkeypatch.setattr(bench, "_in_child", measure)
     assert bench.main(["--device", "cpu", "--networks"]) == 0
-    names = [f"network, {name}" for name in bench.NETWORKS]
+    names = [f"network, {name}" for name in bench_training.NETWORKS]
     assert asked == names * 3
     shown = capsys.readouterr().out
     assert "| published | 174,762 | 100.2 million | 100 img/s | 100% | 1.0 GiB |" in shown
@@ -97,12 +99,12 @@ def test_rows_of_networks_are_measured_only_when_asked_for():
 
 
 def test_a_step_of_a_grown_network_is_measured():
-    assert bench.step("cpu", False, batch=4, attention="se", depth=2.0) > 0
+    assert bench_training.step("cpu", False, batch=4, attention="se", depth=2.0) > 0
 
 
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])
 def test_the_training_loop_is_measured(engine):
-    assert bench.training("cpu", False, engine, 1, batch_size=8) > 0
+    assert bench_training.training("cpu", False, engine, 1, batch_size=8) > 0
 
 
 def test_each_form_of_a_network_is_measured(trained, onnx_files, monkeypatch, capsys, tmp_path):
@@ -133,7 +135,7 @@ def test_the_table_of_inference():
     figure = {"latency": 0.0012, "latency_95": 0.002, "batch_32": 900.4, "batch_512": 2000.0}
     figures = {"onnx": figure | {"bytes": 698_000, "top1": 0.8815}}
     figures["PyTorch, fp32"] = figures["onnx"] | {"top1": None}
-    assert bench.inference_table(figures).splitlines()[2:] == [
+    assert bench_inference.inference_table(figures).splitlines()[2:] == [
         "| onnx | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB | 88.15% |",
         "| PyTorch, fp32 | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB |  |",
     ]

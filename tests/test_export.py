@@ -18,7 +18,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.settings import Settings
 from cifarnet.inference.onnx import read_onnx
 from cifarnet.inference.readback import compare
-from export import FORMATS, Format
+from formats import FORMATS, Format
 
 
 def written(content: bytes = b"new"):

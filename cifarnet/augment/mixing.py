@@ -63,7 +63,7 @@ class Mixing:
         partner = torch.from_numpy(random.permutation(count))
         if kind == "mixup":
             return Pairs(partner, share, None)
-        # The centre lies anywhere, so the image may cut the rectangle off: its area counts.
+        # The border may cut the rectangle off: the area inside the image counts.
         half = int(size * math.sqrt(1 - share) / 2)
         box = tuple(
             min(max(centre + end, 0), size)
@@ -77,9 +77,8 @@ class Mixing:
 def mixed(images: Tensor, shares: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Mixes float images [B,3,S,S] and the shares of their classes [B,classes].
 
-    The larger share belongs to the image itself, the smaller one to its partner. With the roles
-    exchanged where the drawn share is below a half, a batch holds the same mixed images as in the
-    papers, in another order.
+    Each image keeps the larger share of itself: if the drawn share is below a half, image and
+    partner swap roles. A batch then holds the same mixed images as in the papers, in another order.
     """
     partner = pairs.partner.to(images.device, non_blocking=True)
     others, own = images[partner], max(pairs.share, 1 - pairs.share)

@@ -41,7 +41,7 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """The checksum that reports tell the network by."""
+        """The checksum that identifies the network in reports."""
         return fingerprint(self.model)
 
 

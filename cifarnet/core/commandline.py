@@ -48,10 +48,18 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
         choices=TTA,
         default=TTA[0],
         metavar="|".join(TTA),
-        help="Test-time augmentation: average the probabilities of the image and its mirror image "
-        "(flip), and of both shifted by one pixel in the eight directions too (shift), which takes "
-        "2 or 18 times as long (default: %(default)s).",
+        help="Test-time augmentation: average the probabilities of several views. flip: the image "
+        "and its mirror image. shift: both, and both shifted by one pixel in the eight directions. "
+        "They take 2 and 18 times as long (default: %(default)s).",
     )
+
+
+def check_evaluate(evaluate: str | None, pretrained: str | None) -> None:
+    """Raises `UserError` where both flags are given: --evaluate chooses within a snapshot."""
+    if evaluate is not None and pretrained is not None:
+        raise UserError(
+            "--evaluate chooses between the weights in a snapshot; leave it out with --pretrained"
+        )
 
 
 def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:

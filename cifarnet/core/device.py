@@ -137,6 +137,9 @@ def _pick_amp_dtype(settings: Settings, device: torch.device) -> torch.dtype | N
     return torch.float16 if wanted == "fp16" else torch.bfloat16
 
 
+SLOW_AMP = "warning: --amp takes many times longer on a CPU without bf16 instructions"
+
+
 def without_amp(runtime: Runtime) -> Runtime:
     """`runtime`, but in float32."""
     return replace(runtime, amp_dtype=None, emulates_bf16=False)

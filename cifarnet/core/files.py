@@ -88,6 +88,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as `write_atomically` does. Raises `OSError`.
+
+    Bytes in the name of a file that are no text become escapes.
+    """
+    content = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
+
+
+@contextlib.contextmanager
+def naming_failures(flag: str, path: Path) -> Iterator[None]:
+    """Turns an `OSError` from writing the file `path` of `flag` into a `UserError`."""
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(
+            f"{flag} {path}: cannot write it ({problem.strerror}); name another file"
+        ) from None
+
+
 def _flush_directory(directory: Path) -> None:
     """Flushes the names in `directory` to disk; without it a power loss can undo a renaming.
 

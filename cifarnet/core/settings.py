@@ -29,7 +29,8 @@ PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}  # docs/recipe
 REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
 SMOOTHING = 0.1
 BATCH_SIZE = 512  # images; lowered if there are fewer training images
-SNAPSHOTS = "snapshots_complete"  # the folder of a run's snapshots, in --run_dir
+# The folders of a run's snapshots and of its report, in --run_dir.
+SNAPSHOTS, PLOTS = "snapshots_complete", "plots_complete"
 
 LARGEST_IMAGE = 128  # pixels
 # How depth, width and image side grow with each step of --compound_scale, so that the work about
@@ -182,13 +183,13 @@ class Settings:
         "has them. Affine and jitter are then off, unless their probabilities are given.",
         choices=("none", "autoaugment", "randaugment", "trivialaugment"))
     mixup: float = _flag(0.0, "augmentation",
-        "Average the images of a batch in pairs, and their labels too. The share of each is drawn "
+        "Average the images of a batch in pairs, and their labels too. Their shares are drawn "
         "from Beta(ALPHA, ALPHA), once a batch. 0: off.",
         within="[0, 100]", metavar="ALPHA")
     cutmix: float = _flag(0.0, "augmentation",
-        "Paste a rectangle of one image of a batch into another; the label follows the areas. "
-        "Their share is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each "
-        "batch draws one of them. 0: off.",
+        "Paste a rectangle of one image of a batch into another, and mix the labels by area. "
+        "The area is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each batch "
+        "draws one of the two. 0: off.",
         within="[0, 100]", metavar="ALPHA")
     mix_p: float = _flag(1.0, "augmentation",
         "Probability that a batch is mixed by --mixup or --cutmix. With --accumulate or several "
@@ -211,8 +212,8 @@ class Settings:
         "residual is a larger network, meant to be a --teacher.",
         choices=("cifarnet", "residual"))
     attention: str = _flag("none", "recipe",
-        "Attention in the separable blocks of cifarnet: eca, se: of channels. spatial: of places. "
-        "cbam: of both. simam: of each value, without parameters.",
+        "Add attention to the separable blocks of cifarnet. eca and se weigh channels, spatial "
+        "weighs places, cbam both. simam weighs each value and has no parameters.",
         choices=("none", "eca", "se", "simam", "cbam", "spatial"))
     attention_at: str = _flag("2,3,4", "recipe",
         "Blocks of cifarnet that get the attention, with their repeats.",
@@ -221,13 +222,13 @@ class Settings:
         "Multiply the channels of cifarnet, rounded to multiples of 8.",
         within="[0.1, 8]")
     depth: float = _flag(1.0, "recipe",
-        "Multiply the three separable blocks of cifarnet, rounded up. A block is repeated with its "
-        "input added. 1.2 repeats the last block, 2 each block.",
+        "Multiply the number of separable blocks of cifarnet (three), rounded up: 1.2 repeats the "
+        "last block, 2 repeats each. A repeat adds its input to its output.",
         within="[1, 8]")
     compound_scale: float = _flag(0.0, "recipe",
-        "Grow cifarnet as EfficientNet does: X steps of 1.2 times the depth, 1.1 times the width "
-        "and 1.15 times the side of the images, which are enlarged on the device, in evaluation "
-        "too. A step about doubles the work.",
+        "Grow cifarnet by X steps of EfficientNet's rule. Each multiplies the depth by 1.2, the "
+        "width by 1.1 and the side of the images by 1.15, and about doubles the work. The images "
+        "are enlarged on the device, in evaluation too.",
         within="[0, 10]")
     epochs: int = _flag(250, "recipe",
         "Passes over the training images.",
@@ -532,7 +533,7 @@ class Settings:
 
     def folder(self, flag: str) -> Path:
         """The folder of `flag`: log_dir, snapshot_dir or plot_dir."""
-        names = {"log_dir": "log", "snapshot_dir": SNAPSHOTS, "plot_dir": "plots_complete"}
+        names = {"log_dir": "log", "snapshot_dir": SNAPSHOTS, "plot_dir": PLOTS}
         given = getattr(self, flag)
         return Path(self.run_dir) / names[flag] if given is None else Path(given)
 
@@ -569,6 +570,8 @@ class Settings:
 
 
 FLAGS: dict[str, Field] = {spec.name: spec for spec in fields(Settings)}
+# The flags that change the result of a run: the others say where files lie or what is drawn.
+OF_THE_RESULT = tuple(name for name in FLAGS if FLAGS[name].metadata["on_resume"] != "any")
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

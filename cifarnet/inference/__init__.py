@@ -1,1 +1,1 @@
-"""Trained networks at work. Imports `core` and `images`."""
+"""Trained networks at work. Imports `core`, `images` and `networks`."""

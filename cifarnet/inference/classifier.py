@@ -96,9 +96,9 @@ def log_mean(logits: Iterable[Tensor]) -> Tensor:
 def views(pixels: Tensor, tta: str) -> Iterator[Tensor]:
     """Yields the views of the images [N,3,H,W] that `tta` names.
 
-    none: the images. flip: the images and their mirror images. shift: the same of the images and
-    of their eight shifts by one pixel, 18 views. Shifted images repeat the row or column at the
-    border: what lies beyond it is most often like it, and no colour comes in that is not there.
+    none: the images. flip: the images and their mirror images. shift: the images and their eight
+    shifts by one pixel, each with its mirror image: 18 views. A shifted image repeats its border
+    row or column, which most often resembles what lies beyond. It brings in no new colour.
     """
     for down, right in SHIFTS if tta == "shift" else SHIFTS[:1]:
         view = _shifted(pixels, down, right)

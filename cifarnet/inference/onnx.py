@@ -29,7 +29,7 @@ PRODUCER = "CIFARNet"
 INPUT, OUTPUTS = "image", ("logits", "probabilities")
 OPSET = 18  # what torch's exporter writes; it converts to other ones
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
-# The head stays in floats: logits above those of the calibration images would be cut off.
+# The head stays in floats: it would cut off logits above those of the calibration images.
 QUANTISED = ("Conv", "Relu", "Add", "MaxPool")
 METADATA_PROPS, LENGTH_DELIMITED = 14, 2  # in protobuf's format: a field of a model, and its type
 FATAL = 4  # of onnxruntime's log levels, the highest
@@ -53,7 +53,7 @@ def write_int8(
 ) -> None:
     """Writes `classifier` as `write_onnx` does, with weights and activations as 8-bit integers.
 
-    `images` uint8 [N,3,S,S] are training images: the range of each activation is that of theirs
+    `images` uint8 [N,3,S,S] are training images: they determine the range of each activation
     (static quantisation; Jacob et al. 2018, arXiv 1712.05877). Input and outputs stay the same.
     Raises `OSError`.
     """
@@ -141,10 +141,10 @@ def _write(model: "onnx.ModelProto", metadata: Mapping[str, str], path: Path) ->
 
 
 def _seal(content: bytes) -> bytes:
-    """One more entry of the metadata, to follow `content`: the checksum of that.
+    """The checksum of `content`, as one more entry of the metadata, to append to it.
 
-    A model in protobuf's format may be continued at its end, one field after the other. The runtime
-    itself would not notice a changed weight.
+    protobuf allows fields to be appended to a message. The runtime itself would not notice a
+    changed weight.
     """
     checksum = hashlib.sha256(content).hexdigest().encode()
     entry = b"".join(

@@ -6,7 +6,6 @@ array of weights.
 
 import base64
 import copy
-import hashlib
 import json
 import math
 import operator
@@ -14,19 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import torch
 import torch.nn.functional as F
-from markupsafe import Markup
 from torch import Tensor, fx, nn
 
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import write_text
+from cifarnet.core.templates import read_template
 from cifarnet.images.normalise import Normalise
 from cifarnet.networks import blocks
 from cifarnet.networks.fast import use_plain_forms
 
-HERE = Path(__file__).parent
 DATA = '<script id="network" type="application/json">'  # as in page.html.j2
 
 # A layer has a kind, and `of`: the numbers of its inputs. Number 0 is the normalised image [C,H,W],
@@ -53,18 +50,9 @@ def write_page(network: nn.Module, about: About, path: Path) -> None:
     about = about._replace(classes=[printable(name) for name in about.classes])
     data = {name: getattr(about, name) for name in ("classes", "mean", "std", "size")}
     data |= {"layers": layers, "weights": _base64(weights.numpy().tobytes())}
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = templates.get_template("page.html.j2").render(
-        about=about,
-        data=data,
-        script=Markup(script),
-        # The page's policy allows this script only.
-        script_hash=_base64(hashlib.sha256(script.encode()).digest()),
-    )
-    write_atomically(path, lambda file: file.write(page.encode()))
+    template = read_template(Path(__file__).with_name("page.html.j2"))
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    write_text(path, template.render(about=about, data=data, script=script))
 
 
 def read_page(path: Path) -> Callable[[Tensor], Tensor]:

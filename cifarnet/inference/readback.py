@@ -13,8 +13,8 @@ BATCH = 256  # images: the last batch of a set is usually smaller, so other size
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How the answers to the same images differ."""
+class Agreement:
+    """How much two answers to the same images agree."""
 
     images: int
     difference: float  # of any logit, the largest
@@ -27,11 +27,15 @@ def answers(classify: Classify, pixels: Tensor) -> Tensor:
     return torch.cat([classify(part) for part in pixels.split(BATCH)])
 
 
-def compare(expected: Tensor, found: Tensor) -> Comparison:
+def compare(expected: Tensor, found: Tensor) -> Agreement:
     """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
     difference = (found.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
-    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Comparison(len(expected), difference, same)
+    return Agreement(len(expected), difference, top1(found, expected.argmax(1)))
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """The share of logits [N,classes] whose highest one is that of the label, int64 [N]."""
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def random_images(size: int) -> Tensor:

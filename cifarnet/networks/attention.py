@@ -1,8 +1,8 @@
 """Attention: small modules that weigh the channels or the places of a feature map.
 
 Each takes [B,C,H,W] and returns it multiplied by weights in (0, 1). A block applies its attention
-after its last activation, so after the shortcut is added, and before its dropout: attention then
-sees all channels. Each module is its paper's formula, without the biases and normalisations that
+after its last activation and before its dropout: attention then sees the sum with the shortcut, and
+all channels. Each module is its paper's formula, without the biases and normalisations that
 some published code adds.
 """
 
@@ -21,7 +21,7 @@ EPSILON = 1e-4  # lambda in SimAM's paper
 class Eca(nn.Module):
     """Efficient channel attention: a convolution over the means of neighbouring channels.
 
-    Its kernel has the odd size nearest to (log2(C) + 1) / 2, of two equally near ones the larger.
+    Its kernel size is the odd number nearest to (log2(C) + 1) / 2; of two equally near, the larger.
     Wang et al. 2020, arXiv 1910.03151.
     """
 

@@ -26,11 +26,9 @@ def enlarged_side(side: int, factor: float) -> int:
     return side if factor == 1 else max(GRID, round(side * factor / GRID) * GRID)
 
 
-@torch.compiler.disable  # it fails at sides that follow from other sides, as with --image_sizes
+@torch.compiler.disable  # it fails if sides follow from sides that vary, as with --image_sizes
 def enlarged(images: Tensor, factor: float) -> Tensor:
     """`images` [B,3,H,W] with sides of `enlarged_side` pixels: bilinear."""
-    if factor == 1:
-        return images
     sides = [enlarged_side(side, factor) for side in images.shape[2:]]
     return F.interpolate(images, sides, mode="bilinear")
 
@@ -48,8 +46,8 @@ def repeats(blocks: int, depth: float) -> list[int]:
 def deepen(blocks: Collection[SeparableBlock], depth: float) -> None:
     """Appends to `blocks` their repeats, in place: see `repeats`.
 
-    A repeat has stride 1, as many channels as its block gives, and adds its input itself in place
-    of a shortcut with weights.
+    A repeat has stride 1 and as many channels as its block. Its shortcut is its input, without
+    weights.
     """
     for block, count in zip(blocks, repeats(len(blocks), depth), strict=True):
         channels, dropout = block.bn.num_features, block.dropout.p

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from torch import nn
 
 from cifarnet.checkpoints.places import HUB_CONFIG, HUB_WEIGHTS
 from cifarnet.checkpoints.weights import Weights, write_weights
 from cifarnet.core.errors import printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import write_text
 from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.core.templates import read_template
 
-HERE = Path(__file__).parent
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # by --dataset
 BICUBIC = 3  # as Pillow and the hub number the ways to resize
 
@@ -51,24 +50,18 @@ def write_hub(
         "image_mean": weights.mean,
         "image_std": weights.std,
     }
-    _write(folder / HUB_CONFIG, json.dumps(config, indent=2) + "\n")
-    _write(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
-    _write(folder / "README.md", model_card(weights, network, figures))
+    write_text(folder / HUB_CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_text(folder / "README.md", model_card(weights, network, figures))
 
 
 def model_card(weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None) -> str:
     """The README.md of the folder: front matter, and what a user should know of the network."""
     settings = settings_from_dict(weights.config)
     usual = vars(Settings())
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {"text": _markdown, "percent": lambda share: f"{share:.2%}"}
-    return templates.get_template("card.md.j2").render(
+    filters = {"text": _markdown, "percent": "{:.2%}".format}
+    template = read_template(Path(__file__).with_name("card.md.j2"), escape=False, **filters)
+    return template.render(
         weights=weights,
         settings=settings,
         changed={k: v for k, v in weights.config.items() if k in usual and v != usual[k]},
@@ -84,7 +77,3 @@ def _markdown(text: object) -> str:
     plain = " -.,:;/()%"
     shown = printable(str(text))
     return "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in shown)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

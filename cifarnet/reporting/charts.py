@@ -1,10 +1,13 @@
 """The geometry of report.html's line charts, in the units of an SVG picture."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cifarnet.checkpoints.state import Row
+if TYPE_CHECKING:  # compare.py does without torch
+    from cifarnet.checkpoints.state import Row
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 350, 10, 176  # the edges of the data
@@ -117,8 +120,10 @@ def _chart(
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Two to `most` round numbers at equal distances that reach from `low` to `high`, and beyond
-    by less than a distance."""
+    """Two to `most` round numbers at equal distances.
+
+    The first is `low` or below it, the last is `high` or above it, by less than a distance each.
+    """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
     for step in (power * factor for factor in (1, 2, 2.5, 5, 10, 20)):

@@ -1,4 +1,4 @@
-"""Compares runs: what differs in their settings, and what came of it. As text and as CSV.
+"""Compares runs: the settings that differ, and the results. As text and as CSV.
 
 Runs of one setting that differ only in their seed are one line: mean, deviation and count.
 """
@@ -13,15 +13,11 @@ from typing import Any, NamedTuple
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.log import clock
-from cifarnet.core.settings import FLAGS
+from cifarnet.core.settings import FLAGS, OF_THE_RESULT
 from cifarnet.reporting.past_runs import PastRun, read_table
 
-# Settings that say where files lie or what is drawn change no result. These two change the speed.
-COMPARED = tuple(
-    name
-    for name, spec in FLAGS.items()
-    if spec.metadata["on_resume"] != "any" or name in ("num_workers", "keep_memory")
-)
+# These two change the speed only.
+COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
 FACTS = {"images": lambda run: run.dataset, "machine": lambda run: run.machine}  # no flags
 UNKNOWN = "?"
 
@@ -101,11 +97,11 @@ class Comparison:
     outcomes: tuple[Outcome, ...]  # those that at least one run has
 
     def settings(self) -> dict[str, list[str]]:
-        """What differs, in words: a column by its title."""
+        """The settings that differ, in words: cells by title of the column."""
         return {name: [line.setting(name) for line in self.lines] for name in self.differing}
 
     def results(self) -> dict[str, list[str]]:
-        """What came of it, in words: a column by its title."""
+        """The results, in words: cells by title of the column."""
         counts = [str(len(line.runs)) for line in self.lines]
         columns = {} if set(counts) == {"1"} else {"runs": counts}
         for outcome in self.outcomes:
@@ -224,10 +220,10 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def mcnemar(one: PastRun, other: PastRun) -> str:
-    """What McNemar's test says of two runs with predictions, in one line.
+    """Compares two runs with predictions by McNemar's exact test; returns one line of text.
 
-    The test is the exact one: of the images that only one of them has right, each has as many by
-    chance (binomial, two-sided). McNemar 1947, doi 10.1007/BF02295996.
+    By chance alone, each run would be the right one on half of the images that only one of them
+    has right (binomial, two-sided). McNemar 1947, doi 10.1007/BF02295996.
     """
     from scipy.stats import binomtest  # takes a second to import
 

@@ -3,7 +3,6 @@
 The page holds no script and fetches nothing. Check boxes hide curves, by CSS alone.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import NamedTuple
 
 from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
+from cifarnet.core.templates import read_template
+from cifarnet.reporting.charts import nice_ticks
 from cifarnet.reporting.comparison import Comparison
 from cifarnet.reporting.past_runs import PastRun
 
 WIDTH, HEIGHT = 460, 300  # of a chart, in the units of its drawing
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 10, 42  # its margins
+MOST_TICKS = 8  # of an axis
 DOTTED = 40  # a line of at most so many points shows each as a dot
 COLORS = (
     *("#3b82c4", "#d9534f", "#2f9e69", "#b86fb3", "#d98324"),
@@ -63,12 +65,8 @@ class Chart:
 
 def page(comparison: Comparison, begins: str, tests: str = "") -> str:
     """The page, which begins with `begins`. `tests` is a sentence on the runs, or empty."""
-    from jinja2 import Environment, FileSystemLoader  # one of the few that need it
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
-    return environment.get_template("comparison.html").render(
+    template = read_template(Path(__file__).with_name("comparison.html.j2"))
+    return template.render(
         begins=begins,
         names=[printable(name) for name in comparison.names()],
         columns=comparison.results() | comparison.settings(),
@@ -93,23 +91,24 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
         for series in _series(at, run, what, by_time)
     ]
     x_form = _hours if by_time else "{:g}".format
-    y_form = "{:.0%}".format if what == "accuracy" else "{:g}".format
+    y_form = _share if what == "accuracy" else "{:g}".format
     xs = [x for series in every for x, _ in series.points] or [1.0]
     ys = [y for series in every for _, y in series.points] or [0.0, 1.0]
-    x_ticks = _ticks(0.0, max(xs), 3600.0 if by_time else 1.0)
-    y_ticks = _ticks(min(ys), max(ys), 1.0)
+    unit = 3600.0 if by_time else 1.0  # hours have round numbers, not seconds
+    x_ticks = [unit * tick for tick in nice_ticks(0.0, max(xs) / unit, MOST_TICKS)]
+    y_ticks = nice_ticks(min(ys), max(ys), MOST_TICKS)
     low, high = y_ticks[0], y_ticks[-1]
 
     def x_at(x: float) -> str:
         return f"{LEFT + x / x_ticks[-1] * (WIDTH - LEFT - RIGHT):.1f}"
 
     def y_at(y: float) -> str:
-        return f"{HEIGHT - BOTTOM - (y - low) / (high - low or 1) * (HEIGHT - BOTTOM - TOP):.1f}"
+        return f"{HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP):.1f}"
 
     return Chart(
         f"{what} by {'time' if by_time else 'epoch'}",
         "hours:minutes" if by_time else "epoch",
-        [(x_at(x), x_form(x)) for x in x_ticks],
+        [(x_at(x), x_form(x)) for x in x_ticks if by_time or x == int(x)],
         [(y_at(y), y_form(y)) for y in y_ticks],
         [_curve(series, what, x_form, (x_at, y_at)) for series in every],
     )
@@ -147,15 +146,8 @@ def _curve(
     return Curve(series.line, series.part, series.name, path, dots if few else [])
 
 
-def _ticks(low: float, high: float, unit: float) -> list[float]:
-    """Round numbers from about `low` to about `high`: four to eight steps of 1, 2 or 5.
-
-    Multiples of `unit` are round too: hours of seconds.
-    """
-    rough = (high - low) / 5 / unit or 1.0
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough) * unit
-    return [n * step for n in range(math.floor(low / step), math.ceil(high / step) + 1)]
+def _share(share: float) -> str:
+    return f"{100 * share:g}%"
 
 
 def _hours(seconds: float) -> str:

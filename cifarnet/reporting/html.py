@@ -1,7 +1,6 @@
 """report.html: one page on a network that needs no other file and no network connection."""
 
 import base64
-import hashlib
 import math
 import shlex
 import time
@@ -17,6 +16,7 @@ from cifarnet.core.commandline import flags_of
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock, versions
 from cifarnet.core.settings import FLAGS, settings_from_dict
+from cifarnet.core.templates import read_template
 from cifarnet.reporting import charts
 from cifarnet.reporting.metrics import PAGE, REPORT_FILES, Report
 from cifarnet.reporting.predictions import reliability
@@ -69,14 +69,7 @@ def write_page(
 
     The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
     """
-    import jinja2  # here: a run without a page does without
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"sha256": _sha256, "percent": _percent}
-    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    template = environment.from_string(source)
+    template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
     content = _about(report, figures, material, directory) | _results(report, material)
     room = ROOM // tile_side(material.images.shape[-1]) ** 2
     while True:
@@ -86,11 +79,6 @@ def write_page(
             break
         room = room * 9 * LIMIT // (10 * len(page))
     write_atomically(directory / PAGE, lambda file: file.write(page))
-
-
-def _sha256(text: str) -> str:
-    """The name of an inline script or style in a content security policy."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _percent(share: float, digits: int = 2) -> str:
@@ -142,7 +130,7 @@ def _meaning(path: Path) -> str:
 
 
 def _results(report: Report, material: Material) -> dict[str, Any]:
-    """What the network can do, and how it came to that: the pictures apart."""
+    """The figures of the network, and the curves of its training."""
     history = charts.thinned(material.history)
     return {
         "classes": list(report.per_class),
@@ -222,8 +210,8 @@ class Shaded(NamedTuple):
 def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
     """The confusion matrix with shades; of more than `most` classes, those with most mistakes.
 
-    Shades tell the share of the true class, in tenths; for mistakes the root of the share, so that
-    few of them can be seen too.
+    A shade is the share of the true class, in tenths. For mistakes it is the root of the share, so
+    that rare ones can be seen too.
     """
     counts = np.array(matrix)
     mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
-from cifarnet.core.files import dated_folder, write_atomically
+from cifarnet.core.files import dated_folder, write_text
 from cifarnet.core.ranks import gathered
 from cifarnet.reporting.predictions import (
     Predictions,
@@ -105,7 +105,7 @@ class Report:
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
     predictions: Predictions
-    members: list[dict[str, Any]] = field(default_factory=list)  # of an ensemble, see `together`
+    members: list[dict[str, Any]] = field(default_factory=list)  # see `about_network`
     tta: str = "none"  # test-time augmentation
     parameters: int | None = None  # of all networks together
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
@@ -131,8 +131,8 @@ class Report:
         return {name: getattr(self, name) for name in names}
 
 
-def together(members: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a report says of its network, or of an ensemble of several.
+def about_network(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of a report that describe its network, or an ensemble of several.
 
     Each of `members` says snapshot, epoch, weights, selected_by and sha256. The sha256 of an
     ensemble is that of its members' sha256, in their order.
@@ -153,7 +153,7 @@ def together(members: list[dict[str, Any]]) -> dict[str, Any]:
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
     """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` says which model and images: dataset, and what `together` says, at least.
+    `about` says which model and images: dataset, and what `about_network` says, at least.
     """
     from sklearn import metrics  # takes a second to import
 
@@ -216,9 +216,7 @@ def write_report(
     if not last and same:  # evaluated again: what the run said stays
         figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
         figures["evaluated_by"] = report.run.get("command")
-    _write_text(
-        directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
     low, high = report.interval
     tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
@@ -233,7 +231,7 @@ def write_report(
         f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
         f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
     )
-    _write_text(directory / "classification_report.txt", head + report.table)
+    write_text(directory / "classification_report.txt", head + report.table)
     if not same:
         for name in (PAGE, *PICTURES):
             (directory / name).unlink(missing_ok=True)
@@ -243,10 +241,10 @@ def write_report(
 
 
 def move_other_report(directory: Path, report: Report) -> Path | None:
-    """Moves the report in `directory` into a new dated subfolder, with its pictures, unless it is
-    of the same weights and images as `report`.
+    """Moves the report in `directory`, with its pictures, into a new dated subfolder.
 
-    Returns the subfolder, or None where there was nothing to move. Raises `OSError`.
+    A report on the same weights and images as `report` stays. Returns the subfolder, or None if
+    nothing was moved. Raises `OSError`.
     """
     files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
     there = _report_in(directory)
@@ -278,12 +276,6 @@ def _report_in(directory: Path) -> dict[str, Any]:
 
 def _is_same(there: dict[str, Any], report: Report) -> bool:
     """Whether the report `there` is of the same weights, views and images as `report`."""
-    there = {"tta": "none"} | there  # earlier versions did not say it
+    there = {"tta": "none"} | there  # reports of earlier versions lack it
     same = ("sha256", "tta", "dataset", "images")
     return all(there.get(name) == getattr(report, name) for name in same)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes `text`; names of files that are no text become escapes."""
-    content = text.encode(errors="backslashreplace")
-    write_atomically(path, lambda file: file.write(content))

@@ -12,7 +12,7 @@ from typing import Any
 
 from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import FLAGS, numbers_in
+from cifarnet.core.settings import FLAGS, PLOTS, numbers_in
 from cifarnet.reporting.log_text import (
     COLUMNS,
     EpochRow,
@@ -122,12 +122,16 @@ def _files_at(path: Path) -> list[Files]:
     there = {name: file for name, file in flat.items() if file.is_file()}
     name = path.resolve().name
     if there:
-        log, history = there.get("training.log"), there.get("history.csv")
-        report = path if "metrics.json" in there else None
         recipe = path / "recipe.toml"
-        return [
-            Files(name, path.resolve(), log, history, report, recipe if recipe.is_file() else None)
-        ]
+        result = Files(
+            name,
+            path.resolve(),
+            log=there.get("training.log"),
+            history=there.get("history.csv"),
+            report=path if "metrics.json" in there else None,
+            recipe=recipe if recipe.is_file() else None,
+        )
+        return [result]
     logs = sorted(path.glob("log/*.log"))
     if logs:  # named by their dates: the last one is of the newest run, or of its last part
         return [_beside_log(logs[-1].with_suffix(""), name)]
@@ -144,14 +148,14 @@ def _beside_log(stem: Path, name: str) -> Files:
     """The files of the run whose log is `stem` with the suffix .log."""
     log, history = Path(f"{stem}.log"), Path(f"{stem}.csv")
     folder = stem.resolve().parent
-    report = folder.parent / "plots_complete"
+    report = folder.parent / PLOTS
     has_report = folder.name == "log" and (report / "metrics.json").is_file()
     return Files(
         name.removeprefix("training_complete_"),
         stem.resolve(),
-        log if log.is_file() else None,
-        history if history.is_file() else None,
-        report if has_report else None,
+        log=log if log.is_file() else None,
+        history=history if history.is_file() else None,
+        report=report if has_report else None,
         only_of_log=True,
     )
 
@@ -159,38 +163,53 @@ def _beside_log(stem: Path, name: str) -> Files:
 def _read(files: Files) -> PastRun:
     log = _text(files.log) if files.log else ""
     history = _read_history(files.history) if files.history else history_in(log)
-    report = _read_report(files.report / "metrics.json") if files.report else {}
-    run = report.get("run") or {}
     facts = facts_in(log)
-    if files.only_of_log and report:
-        if run.get("log") is None:
-            done = history[-1]["epoch"] if history else 0
-            same = report.get("epoch") == done and _may_be_of(log, facts, report)
-        else:
-            same = run["log"] == f"{files.source.name}.log"
-        report, run = (report, run) if same else ({}, {})
-    settings = run.get("settings") or settings_in(log)
+    report = _own_report(files, history, log)
+    settings = (report.get("run") or {}).get("settings") or settings_in(log)
     if not settings and files.recipe:
         settings = read_recipe(files.recipe)
-    measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
-    last = measured[-1] if measured else number(facts["top1"])
+    top1 = _last_accuracy(history)
+    top1 = number(facts["top1"]) if top1 is None else top1
+    parameters = facts["parameters"]
     predictions = files.report / "predictions.csv" if report else None
     of_last = report.get("epoch") == (report.get("last") or report).get("epoch")
     return PastRun(
-        files.name,
-        files.source,
-        _plain(settings),
-        history,
-        report.get("dataset") or facts["dataset"],
-        facts["machine"],
-        int(facts["parameters"].replace(",", "")) if facts["parameters"] else None,
-        (report.get("last") or report).get("top1", last),
-        predictions if predictions and predictions.is_file() else None,
-        "" if of_last else f"epoch {report.get('epoch')}",
+        name=files.name,
+        source=files.source,
+        settings=_plain(settings),
+        history=history,
+        dataset=report.get("dataset") or facts["dataset"],
+        machine=facts["machine"],
+        parameters=int(parameters.replace(",", "")) if parameters else None,
+        top1=(report.get("last") or report).get("top1", top1),
+        predictions=predictions if predictions and predictions.is_file() else None,
+        predicted_by="" if of_last else f"epoch {report.get('epoch')}",
     )
 
 
-def _may_be_of(log: str, facts: dict[str, str | None], report: dict[str, Any]) -> bool:
+def _own_report(files: Files, history: list[EpochRow], log: str) -> dict[str, Any]:
+    """The report of the run with the text `log`; empty if there is none, or one of another run."""
+    if not files.report:
+        return {}
+    report = _read_report(files.report / "metrics.json")
+    if not files.only_of_log:
+        return report
+    named = (report.get("run") or {}).get("log")
+    if named is None:  # evaluate.py does not know it
+        done = history[-1]["epoch"] if history else 0
+        same = report.get("epoch") == done and _may_be_of(log, report)
+    else:
+        same = named == f"{files.source.name}.log"
+    return report if same else {}
+
+
+def _last_accuracy(history: list[EpochRow]) -> float | None:
+    """The test accuracy that was measured last."""
+    measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
+    return measured[-1] if measured else None
+
+
+def _may_be_of(log: str, report: dict[str, Any]) -> bool:
     """Whether `report`, which names no log, may be of the run of `log`.
 
     evaluate.py also writes reports of other runs, other images or views, and exported networks.
@@ -200,7 +219,7 @@ def _may_be_of(log: str, facts: dict[str, str | None], report: dict[str, Any]) -
     return (
         not (run and run.get("id") is None)  # of no snapshot
         and report.get("tta", "none") == "none"
-        and facts["images"] in (None, str(report.get("images")))
+        and facts_in(log)["images"] in (None, str(report.get("images")))
         and all(
             known[name] == logged[name]
             for name in known.keys() & logged.keys()
@@ -214,18 +233,17 @@ def _of_snapshot(path: Path) -> PastRun:
 
     state = load(path)
     history = [{name: getattr(row, name) for name in COLUMNS} for row in state.history]
-    measured = [row["test_accuracy"] for row in history if row["test_accuracy"] is not None]
     trained = (t for name, t in state.model.items() if not name.endswith(STATISTICS))
     return PastRun(
-        path.stem,
-        path.resolve(),
-        _plain(state.config),
-        history,
-        state.dataset,
-        None,
-        sum(tensor.numel() for tensor in trained),
-        measured[-1] if measured else None,
-        None,
+        name=path.stem,
+        source=path.resolve(),
+        settings=_plain(state.config),
+        history=history,
+        dataset=state.dataset,
+        machine=None,
+        parameters=sum(tensor.numel() for tensor in trained),
+        top1=_last_accuracy(history),
+        predictions=None,
     )
 
 

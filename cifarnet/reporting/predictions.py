@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import write_text
 
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2017
 Z = 1.959963984540054  # of the normal distribution: 95 % lie within this many deviations
@@ -87,7 +87,7 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     centre = share + Z**2 / (2 * images)
     reach = Z * math.sqrt(share * (1 - share) / images + (Z / (2 * images)) ** 2)
     low, high = ((centre + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
-    # Rounding must not part 0 and 1 from the ends.
+    # Exact 0 and 1, in spite of rounding.
     return (0.0 if hits == 0 else low), (1.0 if hits == images else high)
 
 
@@ -108,5 +108,4 @@ def write_predictions(
     ):
         named = classes[true], classes[predicted]
         writer.writerow((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
-    content = text.getvalue().encode()
-    write_atomically(path, lambda file: file.write(content))
+    write_text(path, text.getvalue())

@@ -13,7 +13,7 @@ import numpy as np
 
 from cifarnet.checkpoints.state import Progress, Row
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import FLAGS, Settings
+from cifarnet.core.settings import OF_THE_RESULT, Settings
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorder
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # an optional package
 class TensorBoard(Recorder):
     """Writes events into a folder beside the log, which has its name; a step is an epoch.
 
-    A resumed run goes on in its former folder, and writes its whole history anew. Its earlier files
-    get names that TensorBoard does not read. So each curve is one line, without a step back, from
-    whatever epoch the run goes on. The same happens after a full disk.
+    A resumed run continues in its former folder and writes its whole history again. Its earlier
+    files get names that TensorBoard does not read. So each curve is one line, whatever epoch the
+    run continues from. The same happens after a full disk.
     """
 
     failure = "the events for TensorBoard could not be written"
@@ -121,15 +121,11 @@ class TensorBoard(Recorder):
 
 def _compared(settings: Settings) -> dict[str, Any]:
     """The settings that change the result."""
-    return {
-        name: value
-        for name, value in vars(settings).items()
-        if FLAGS[name].metadata["on_resume"] != "any"
-    }
+    return {name: value for name, value in vars(settings).items() if name in OF_THE_RESULT}
 
 
 def _with_times(history: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Each row, and when its epoch ended, in seconds since 1970, as if the run had no breaks."""
+    """Each row, and the end of its epoch in seconds since 1970, as if the run had no breaks."""
     left = sum(row.seconds for row in history)
     started = time.time() - left
     timed, ended = [], started

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 def choose(predictions: Predictions, room: int) -> Choice:
     """The surest images of each cell of the confusion matrix, up to `MOST` and `room` in all.
 
-    Where they do not fit, all cells get fewer. The two lists are there in any case.
+    If `room` is too small, all cells get fewer. The two lists are always complete.
     """
     true, predicted, sure = predictions.true, predictions.predicted, predictions.p_predicted
     cells = true * (1 + max(true.max(), predicted.max())) + predicted
@@ -58,8 +58,8 @@ def tile_side(size: int) -> int:
 def sheet(images: np.ndarray) -> bytes:
     """A JPEG file with `images` uint8 [K,3,S,S], K > 0, as tiles, `COLUMNS` in a row.
 
-    JPEG keeps photographs in a quarter of the room that PNG needs. It works in blocks of 8 pixels,
-    and sides are multiples of 8: no tile shows in its neighbour.
+    JPEG needs a quarter of PNG's bytes for photographs. It works in blocks of 8 pixels. Sides are
+    multiples of 8, so no tile shows in its neighbour.
     """
     from PIL import Image  # here: a run without a page does without
 

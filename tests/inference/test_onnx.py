@@ -23,10 +23,10 @@ CLASSES = ("bar", "disc", "star")
 METADATA = {"classes": json.dumps(CLASSES), "epoch": "7", "source": '"ü"'}
 
 
-def classifier(network: str = "cifarnet", size: int = 32) -> TorchClassifier:
+def classifier(size: int = 32, **changes: object) -> TorchClassifier:
     """A network as training leaves one: no running statistic or factor is 0 or 1."""
     torch.manual_seed(0)
-    model = build_model(Settings(network=network), len(CLASSES)).eval()
+    model = build_model(Settings(**changes), len(CLASSES)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values, low, high in (
@@ -139,8 +139,11 @@ def test_the_answers_are_the_networks_for_any_number_of_images(alone, ours, coun
     np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5)
 
 
-def test_another_network_of_another_size(tmp_path):
-    ours = classifier("residual", 48)
+@pytest.mark.parametrize(
+    "changes", [{"network": "residual"}, {"attention": "cbam", "compound_scale": 1.0}], ids=str
+)
+def test_another_network_of_another_size(tmp_path, changes):
+    ours = classifier(48, **changes)
     write_onnx(ours, METADATA, tmp_path / "model.onnx")
     read = read_onnx(tmp_path / "model.onnx", "it")
     assert read.size == 48

@@ -57,7 +57,8 @@ def made(kind: str) -> tuple[nn.Module, int]:
     if kind == "weighed":
         return Weighed().eval(), 13
     network, size = kind.split()
-    model = build_model(Settings(network=network, image_size=int(size)), 3).eval()
+    how = {"attention": "se", "depth": 2.0} if network == "grown" else {"network": network}
+    model = build_model(Settings(**how, image_size=int(size)), 3).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.running_mean, module.bias.data):
@@ -87,7 +88,7 @@ def asked(driver, pixels: torch.Tensor) -> torch.Tensor:
 KINDS = ("cifarnet 32", "cifarnet 64", "residual 32", "weighed")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "grown 32"])
 @torch.inference_mode()
 def test_the_page_holds_the_network(tmp_path, kind):
     network, size = made(kind)

@@ -63,7 +63,6 @@ def test_sides_of_enlarged_images_are_the_nearest_multiple_of_four(side, factor)
 
 def test_images_are_enlarged_as_others_do():
     images = torch.randn(2, 3, 32, 20)
-    assert enlarged(images, 1.0) is images
     ours = enlarged(images, 1.3225)
     assert ours.shape == (2, 3, 44, 28)
     for image, large in zip(images, ours, strict=True):

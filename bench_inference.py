@@ -1,0 +1,107 @@
+"""What bench.py --inference measures: a trained network at work, in each of its forms."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench_training import random_images
+from cifarnet.core.settings import Settings, settings_from_dict
+from formats import FORMATS, Source
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+
+    from cifarnet.checkpoints.weights import Weights
+    from cifarnet.images.imageset import ImageSet, Splits
+
+
+def inference(
+    options: argparse.Namespace, tell: Callable[[str], object]
+) -> dict[str, dict[str, float | None]]:
+    """The figures of each form of a trained network: speed, bytes of its file, and top-1.
+
+    ONNX runs on the CPU. Without --data_dir there is no top-1, and random pixels calibrate int8,
+    which does not change its speed. `tell` is told of each part before it starts.
+    """
+    import torch
+
+    from cifarnet.checkpoints.snapshots import read_trained
+    from cifarnet.core.device import start
+    from cifarnet.inference.readback import answers, top1
+    from cifarnet.inference.speed import BATCHES, measure
+    from model import build_classifier
+    from train import compiled
+
+    device = start(Settings(device=options.device)).device
+    trained = read_trained(options.pretrained)
+    splits, test = _images_of(trained, options.data_dir)
+
+    def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Callable:
+        classifier = build_classifier([trained], amp=True).to(device)
+        if compile_it:
+            classifier.network = compiled(classifier.network, device)
+
+        def classify(pixels: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return classifier(pixels.to(device)).cpu()
+
+        return classify
+
+    forms = {"PyTorch, fp32": on_device(), "PyTorch, bf16": on_device(dtype=torch.bfloat16)}
+    if options.compiled:
+        forms["PyTorch, fp32, compiled"] = on_device(compile_it=True)
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("safetensors", "onnx", "onnx-int8"):
+            path = Path(folder) / FORMATS[name].out
+            FORMATS[name].write(Source(trained, splits, None), path)
+            sizes[name] = path.stat().st_size
+            if name != "safetensors":
+                forms[name] = FORMATS[name].read(path)
+    pixels = random_images(max(BATCHES), settings_from_dict(trained.config).image_size).images
+    speeds = measure(forms, pixels, 1 if options.quick else 5, tell)
+    figures = {}
+    for name, classify in forms.items():
+        share = None
+        if test is not None:
+            tell(f"top-1: {name}")
+            share = top1(answers(classify, test.images), test.labels)
+        size = sizes.get(name, sizes["safetensors"])
+        figures[name] = speeds[name].figures() | {"bytes": size, "top1": share}
+    return figures
+
+
+def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
+    """The images in `data_dir`, and those to test on; without it noise, and None."""
+    from cifarnet.checkpoints.state import check_classes
+    from cifarnet.images.imageset import Splits
+    from cifarnet.inference.speed import BATCHES
+    from data import load_splits
+    from evaluate import settings_for
+
+    if data_dir is None:
+        noise = random_images(max(BATCHES), settings_from_dict(trained.config).image_size)
+        return Splits("noise", noise, None, noise, trained.mean, trained.std), None
+    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None), print)
+    check_classes(trained.classes, splits.test.classes)
+    return splits, splits.test
+
+
+def inference_table(figures: dict[str, dict]) -> str:
+    """The figures of `inference` as a Markdown table."""
+    from cifarnet.inference.speed import BATCHES
+
+    heads = ["network", "one picture", "95th percentile", *(f"{n} at a time" for n in BATCHES)]
+    rows = [f"| {' | '.join(heads)} | file | top-1 |", "|---" * (len(heads) + 2) + "|"]
+    for name, figure in figures.items():
+        times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]
+        rates = [f"{figure[key]:,.0f} img/s" for key in map("batch_{}".format, BATCHES)]
+        top1 = "" if figure["top1"] is None else f"{figure['top1']:.2%}"
+        cells = [name, *times, *rates, f"{figure['bytes'] / 1e6:.2f} MB", top1]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -1,0 +1,38 @@
+"""Pages and cards from Jinja templates: one set-up for all of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the functions below import it: a run without a page does without
+    import jinja2
+
+
+def read_template(
+    path: Path, *, escape: bool = True, **filters: Callable[..., str]
+) -> jinja2.Template:
+    """The template in the file `path`. It may include files of its folder.
+
+    A name that is not given is an error. `escape`: values become plain text in HTML. Its filters
+    are `filters`, and `sha256`: the name of an inline script or style in a content security policy.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"sha256": _sha256} | filters
+    return environment.get_template(path.name)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,95 @@
+"""The figures that go with exported weights: from the metrics.json that --metrics names.
+
+Nothing here imports torch before a network is compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cifarnet.core.errors import UserError
+
+if TYPE_CHECKING:
+    from cifarnet.checkpoints.weights import Weights
+
+
+class Metrics(NamedTuple):
+    """What export.py needs of a metrics.json."""
+
+    accuracy: float  # top-1 in [0, 1]
+    images: int  # that were tested
+    classes: list[str]
+    about: dict[str, Any]  # epoch, dataset and weights ("raw" or "ema")
+    sha256: str  # of the network
+    figures: dict[str, Any]  # those of the model card
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads the metrics.json `path`, which --metrics names. Raises `UserError`."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = float(report["top1"])
+        if report.get("members") or report.get("tta", "none") != "none":
+            raise UserError(
+                f"--metrics {path} is of an ensemble, or of a network with --tta; evaluate the "
+                f"network alone, without --tta"
+            )
+        if not 0 <= accuracy <= 1:
+            raise ValueError
+        return Metrics(
+            accuracy=accuracy,
+            images=int(report["images"]),
+            classes=list(report["per_class"]),
+            about={name: report[name] for name in ("epoch", "dataset", "weights")},
+            sha256=report["sha256"],
+            figures=_figures(report),
+        )
+    except OSError as problem:
+        raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        raise UserError(
+            f"--metrics {path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
+        ) from None
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a metrics.json that the model card shows."""
+    shares = ("top1", "top3", "top5", "loss", "calibration_error")
+    figures = {name: float(report[name]) for name in shares if name in report}
+    figures |= {"images": int(report["images"]), "macro_f1": float(report["macro"]["f1"])}
+    if "interval" in report:  # of top-1
+        figures["low"], figures["high"] = map(float, report["interval"])
+    names = ("precision", "recall", "f1", "support")
+    figures["per_class"] = {
+        label: {name: float(row[name]) for name in names}
+        for label, row in report["per_class"].items()
+    }
+    return figures
+
+
+def with_accuracy(weights: Weights, metrics: Metrics, path: Path) -> Weights:
+    """`weights` with the accuracy in `metrics`, read from `path`.
+
+    Raises `UserError` if those are of another model.
+    """
+    from cifarnet.checkpoints.weights import fingerprint
+
+    kind = weights.config.get("evaluate", "raw")
+    about = {"epoch": weights.epoch, "dataset": weights.dataset, "weights": kind}
+    if (metrics.about, metrics.classes) != (about, weights.classes):
+        theirs, ours = (
+            ", ".join(f"{name} {value}" for name, value in facts.items())
+            for facts in (metrics.about, about)
+        )
+        raise UserError(
+            f"--metrics {path} is of another model: {theirs}; the weights to export are: {ours}"
+        )
+    if metrics.sha256 != fingerprint(weights.model):
+        raise UserError(
+            f"--metrics {path} is of other weights, perhaps of another run; evaluate.py writes one"
+        )
+    source = f"{path.name}, {metrics.images} images"
+    return dataclasses.replace(weights, accuracy=metrics.accuracy, accuracy_from=source)
