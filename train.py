@@ -412,12 +412,16 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 
     Raises `UserError` without the C++ compiler that the CPU needs.
     """
+    # Each size of --image_sizes, and the last batch, is compiled by itself: the compiler fails on
+    # some of these networks with sizes left open.
+    torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
-        return torch.compile(network, mode="reduce-overhead")
+        return torch.compile(network, mode="reduce-overhead", dynamic=False)
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError("--compile needs a C++ compiler on the CPU (g++, clang++); leave it off")
     # The compiler fuses plain normalisations, and slows the folded ones (bench.py).
-    return torch.compile(use_plain_forms(network, keep=(DepthwiseConv2d,)))
+    plain = use_plain_forms(network, keep=(DepthwiseConv2d,))
+    return torch.compile(plain, dynamic=False)
 
 
 def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:

@@ -235,12 +235,20 @@ def test_epochs_that_are_not_evaluated_say_so():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grown", [{}, {"attention": "cbam", "compound_scale": 1.0}], ids=str)
-def test_a_compiled_step_trains_the_same(grown):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"attention": "cbam", "compound_scale": 1.0},
+        {"image_sizes": "8,12,16,20,24,32", "epochs": 6, "batch_size": 7},
+    ],
+    ids=str,
+)
+def test_a_compiled_step_trains_the_same(changed):
     torch._dynamo.reset()  # a process compiles one network
-    settings = {"epochs": 1, "dropout": 0.0, **grown}
+    settings = {"epochs": 1, "dropout": 0.0, **changed}
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
-    losses = [run.fit()[0].train_loss for run in (plain, compiled)]
+    losses = [[row.train_loss for row in run.fit()] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert compiled.state().model.keys() == plain.state().model.keys()
 
