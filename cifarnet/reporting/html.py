@@ -27,6 +27,7 @@ ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB
 MOST_CLASSES = 100  # in the matrix: 10,000 cells are still quick
 WRITTEN_CLASSES = 20  # up to these, counts stand in the cells
 PAIRS = 3  # of classes, that a sentence names
+FEW = 20  # images of a bin of probability: with fewer, its share that is right means little
 
 # The published run: the figures of its author, October 2025, on the official test images.
 PUBLISHED = {"top1": 0.8788, "top3": 0.9774, "top5": 0.9931, "macro_f1": 0.8781, "epochs": 250}
@@ -106,7 +107,7 @@ def _about(
         "official": material.official,
         "computed_on": material.computed_on,
         "settings": settings,
-        "differing": [(name, _shown(kept[name]), _shown(FLAGS[name].default)) for name in differs],
+        "differing": [(name, _shown(kept[name]), _default(name)) for name in differs],
         "defaults": [(name, _shown(value)) for name, value in kept.items() if name not in differs],
         "typed": run.get("command"),
         "evaluated_by": figures.get("evaluated_by"),
@@ -125,6 +126,10 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def _default(flag: str) -> str:
+    return FLAGS[flag].metadata["unset"] or _shown(FLAGS[flag].default)
+
+
 def _meaning(path: Path) -> str:
     return MEANINGS.get(path.name) or MEANINGS.get(path.suffix, "")
 
@@ -139,6 +144,8 @@ def _results(report: Report, material: Material) -> dict[str, Any]:
         "matrix": shaded(report.confusion_matrix, MOST_CLASSES),
         "written": len(report.per_class) <= WRITTEN_CLASSES,
         "bins": reliability(report.predictions),
+        "few": FEW,
+        "side": material.images.shape[-1],
         "charts": charts.training_charts(history) if history else [],
         "shape": charts,
         "history": history,

@@ -115,7 +115,7 @@ def test_a_page_stays_small(tmp_path, classes, images, size):
     page = page_of(tmp_path, report, images=pixels)
     assert len(page.encode()) < LIMIT == 4_000_000
     text, shown = words(page), len(data_of(page)["shown"])
-    assert f"This page holds {shown:,} of the {images:,} images, at most " in text
+    assert f"The page shows {shown:,} of the {images:,} images, at most " in text
     assert ("100 of 300 classes with most mistakes" in text) == (classes == 300)
 
 
