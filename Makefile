@@ -6,8 +6,9 @@ BIN := .venv/bin
 smoke: .venv/run.ok
 	$(BIN)/python main.py --dataset digits --epochs 10 --batch_size 64 --lr 0.3 --dropout 0
 
+# Most tests wait for processes that they start: three at a time, of one thread each, suit two cores.
 test: .venv/dev.ok
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: .venv/dev.ok
 	$(BIN)/python -m pytest -m slow
