@@ -268,7 +268,7 @@ async function take(files) {
     const answer = await classify({ bitmap });
     if (turn === turns) present(answer);
   } catch {
-    if (turn === turns) tell(`This browser cannot read ${file.name} as a picture.`);
+    if (turn === turns) tell(`This browser cannot read ${file.name} as a picture. What is shown is not of it.`);
   }
 }
 
