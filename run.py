@@ -19,10 +19,10 @@ from cifarnet.checkpoints.snapshots import find_best, load
 from cifarnet.checkpoints.state import Progress, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.commandline import build_parser, check_package
-from cifarnet.core.device import SLOW_AMP, Runtime, free_memory, peak_memory, start
+from cifarnet.core.device import Runtime, peak_memory, start
 from cifarnet.core.errors import RunError
 from cifarnet.core.files import exclusive, naming_failures, writable_directory
-from cifarnet.core.log import RunLog, clock, say, versions
+from cifarnet.core.log import RunLog, clock, say
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -30,11 +30,9 @@ from cifarnet.core.ranks import (
     from_first_rank,
     sum_over_ranks,
 )
-from cifarnet.core.settings import FLAGS, Settings, without_effect
+from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Signals
-from cifarnet.images.imageset import Splits, describe_classes
-from cifarnet.networks.cost import multiply_adds, training_memory
-from cifarnet.networks.scaling import enlarged_side
+from cifarnet.images.imageset import Splits
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
@@ -42,7 +40,8 @@ from cifarnet.reporting.tensorboard import TensorBoard
 from cifarnet.training.objective import Objective
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
-from model import build_classifier, build_model, model_table, parameter_count
+from log_head import write_head
+from model import build_classifier, build_model
 from starting import (
     adapted_settings,
     choose_objective,
@@ -248,7 +247,7 @@ def run_training(
         run = Run(settings, runtime, splits, data, learner, plan, log, *folders, command)
         if first:
             log.open(log_dir)
-            _describe(run)
+            write_head(run)
         if not finished:
             _make_room(run, resumption)
         _train_and_report(run, objective, resumption, present, group)
@@ -335,80 +334,3 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     with naming_failures("--preview_augment", path):
         plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
     say(f"written to {path}")
-
-
-def _describe(run: Run) -> None:
-    """Logs settings, versions, device, images and network: the head of the log."""
-    settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
-    chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
-    for what, wanted in (("settings", True), ("defaults", False)):
-        shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
-        log.line(f"{what}: {', '.join(shown)}")
-    for words in without_effect(settings):
-        log.line(f"warning: {words}")
-    log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
-    log.line(
-        f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
-        f"{runtime.precision}, {run.data.train.workers} workers"
-    )
-    if runtime.emulates_bf16:
-        log.line(SLOW_AMP)
-    if run.data.train.workers > runtime.threads:
-        log.line(
-            f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
-            f"threads that this process may use; more workers than these are no faster"
-        )
-    if runtime.world_size > 1:
-        share = settings.batch_size // runtime.world_size
-        log.line(
-            f"ranks: {runtime.world_size}, each with that many threads and workers, and {share} "
-            f"of the {settings.batch_size} images of a batch"
-        )
-    if runtime.keeps_memory:
-        log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
-    val = f", {len(splits.val)} validation" if splits.val is not None else ""
-    mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
-    log.line(
-        f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
-        f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
-    )
-    for words in describe_classes(splits.train):
-        log.line(words)
-    if splits.val is None:
-        freq = settings.eval_freq
-        when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
-        log.line(f"selection: no validation images; the test set is evaluated {when}")
-    log.block(model_table(run.learner.network, settings.image_size))
-    count = parameter_count(run.learner.network)
-    size = count * 4 / 2**20
-    log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
-    _describe_cost(run)
-
-
-def _describe_cost(run: Run) -> None:
-    """Logs what attention and scaling change, and what an image costs.
-
-    Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
-    """
-    settings, runtime, log = run.settings, run.runtime, run.log
-    network, side = run.learner.network, settings.image_size
-    if settings.attended:
-        weights = [p for name, p in network.named_parameters() if ".attention." in name]
-        where = ", ".join(f"C{number}" for number in settings.attended)
-        count = sum(p.numel() for p in weights)
-        log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
-    depth, width, _ = settings.scaling
-    if settings.scaling != (1, 1, 1):
-        log.line(
-            f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
-            f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
-        )
-    log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
-    free = free_memory(runtime.device)
-    part = settings.batch_size // (settings.accumulate * runtime.world_size)
-    needed = part * training_memory(network, max(settings.sizes), runtime.autocast)
-    if free is not None and needed > free:
-        log.line(
-            f"warning: a step may need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
-            f"GiB are free; if it fails, raise --accumulate, or lower --batch_size or the scale"
-        )

@@ -222,7 +222,9 @@ def test_a_wrong_onnx_file_is_one_line(command, trained, onnx_files, content):
             "error: cut.onnx is truncated, damaged, or of another program; "
             "use an .onnx file that export.py wrote\n"
         )
-    assert command("export", "--pretrained", "cut.onnx").code == 2
+    refused = command("export", "--pretrained", "cut.onnx")
+    assert refused.code == 2
+    assert "predict.py and evaluate.py alone read an ONNX file" in refused.err
 
 
 def test_8_bits_are_calibrated_with_training_images(command, trained):

@@ -82,6 +82,11 @@ def read_weights(name: str) -> Weights:
     Raises `UserError` for any file that `write_weights` did not write.
     """
     path = find_weights(name)
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{path}: predict.py and evaluate.py alone read an ONNX file; name the snapshot or the "
+            f"weights that it was made from"
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

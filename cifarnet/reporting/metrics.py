@@ -121,9 +121,9 @@ class Report:
         return ensemble + self.snapshot + ("" if self.tta == "none" else f", --tta {self.tta}")
 
     def tops(self) -> dict[int, float]:
-        """Top-k accuracy by k, for each k that there are enough classes for."""
+        """Top-k accuracy by k; without those that are always 1, as there are k classes or fewer."""
         tops = {1: self.top1, 3: self.top3, 5: self.top5}
-        return {k: top for k, top in tops.items() if k <= len(self.per_class)}
+        return {k: top for k, top in tops.items() if k == 1 or k < len(self.per_class)}
 
     def headline(self) -> dict[str, Any]:
         """The figures that stand beside each other in metrics.json, for last and best model."""

@@ -1,0 +1,93 @@
+"""The head of a log: what the run is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cifarnet.core.device import SLOW_AMP, free_memory
+from cifarnet.core.log import versions
+from cifarnet.core.settings import FLAGS, without_effect
+from cifarnet.images.imageset import describe_classes
+from cifarnet.networks.cost import multiply_adds, training_memory
+from cifarnet.networks.scaling import enlarged_side
+from model import model_table, parameter_count
+
+if TYPE_CHECKING:
+    from run import Run
+
+
+def write_head(run: Run) -> None:
+    """Logs settings, versions, device, images and network of `run`."""
+    settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
+    chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
+    for what, wanted in (("settings", True), ("defaults", False)):
+        shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
+        log.line(f"{what}: {', '.join(shown)}")
+    for words in without_effect(settings):
+        log.line(f"warning: {words}")
+    log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
+    log.line(
+        f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
+        f"{runtime.precision}, {run.data.train.workers} workers"
+    )
+    if runtime.emulates_bf16:
+        log.line(SLOW_AMP)
+    if run.data.train.workers > runtime.threads:
+        log.line(
+            f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
+            f"threads that this process may use; more workers than these are no faster"
+        )
+    if runtime.world_size > 1:
+        share = settings.batch_size // runtime.world_size
+        log.line(
+            f"ranks: {runtime.world_size}, each with that many threads and workers, and {share} "
+            f"of the {settings.batch_size} images of a batch"
+        )
+    if runtime.keeps_memory:
+        log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
+    val = f", {len(splits.val)} validation" if splits.val is not None else ""
+    mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
+    log.line(
+        f"data: {splits.name}, {len(splits.train)} training{val}, {len(splits.test)} test images, "
+        f"{len(splits.train.classes)} classes; mean {mean}, deviation {std}"
+    )
+    for words in describe_classes(splits.train):
+        log.line(words)
+    if splits.val is None:
+        freq = settings.eval_freq
+        when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
+        log.line(f"selection: no validation images; the test set is evaluated {when}")
+    log.block(model_table(run.learner.network, settings.image_size))
+    count = parameter_count(run.learner.network)
+    size = count * 4 / 2**20
+    log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
+    _say_cost(run)
+
+
+def _say_cost(run: Run) -> None:
+    """Logs what attention and scaling change, and what an image costs.
+
+    Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
+    """
+    settings, runtime, log = run.settings, run.runtime, run.log
+    network, side = run.learner.network, settings.image_size
+    if settings.attended:
+        weights = [p for name, p in network.named_parameters() if ".attention." in name]
+        where = ", ".join(f"C{number}" for number in settings.attended)
+        count = sum(p.numel() for p in weights)
+        log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
+    depth, width, _ = settings.scaling
+    if settings.scaling != (1, 1, 1):
+        log.line(
+            f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
+            f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
+        )
+    log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
+    free = free_memory(runtime.device)
+    part = settings.batch_size // (settings.accumulate * runtime.world_size)
+    needed = part * training_memory(network, max(settings.sizes), runtime.autocast)
+    if free is not None and needed > free:
+        log.line(
+            f"warning: a step may need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
+            f"GiB are free; if it fails, raise --accumulate, or lower --batch_size or the scale"
+        )
