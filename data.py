@@ -1,6 +1,7 @@
 """The way of the images: settings -> splits -> batches."""
 
 import contextlib
+import math
 import sys
 import traceback
 import warnings
@@ -214,10 +215,10 @@ class EvalBatches:
         self.images, self.batch_size, self.device = images, batch_size, runtime.device
         self.rank = runtime.rank
         self.normalise = Normalise(mean, std, runtime.device) if mean else None
-        count = -(-len(images) // batch_size)  # rounded up
+        count = math.ceil(len(images) / batch_size)
         ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         self.own = slice(*ends)
-        self.rounds = -(-count // runtime.world_size)
+        self.rounds = math.ceil(count / runtime.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.images.images.split(self.batch_size)[self.own]
@@ -249,7 +250,7 @@ class EpochOrder(Sampler):
         self.epoch = 1
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)  # rounded up
+        return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
@@ -293,7 +294,7 @@ def _unchanged(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.nda
 
 
 def _destroy_silently(problem: OSError) -> None:
-    """Destroys torch's half-made iterator that `problem` holds: Python would tell of its errors."""
+    """Frees torch's unfinished iterator, which `problem` holds; else Python prints its errors."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: None
     try:
         traceback.clear_frames(problem.__traceback__)

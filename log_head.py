@@ -1,24 +1,21 @@
 """The head of a log: what the run is made of."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from cifarnet.core.device import SLOW_AMP, free_memory
-from cifarnet.core.log import versions
+from cifarnet.core.log import RunLog, versions
 from cifarnet.core.settings import FLAGS, without_effect
-from cifarnet.images.imageset import describe_classes
+from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side
 from model import model_table, parameter_count
-
-if TYPE_CHECKING:
-    from run import Run
+from train import Learner
 
 
-def write_head(run: Run) -> None:
-    """Logs settings, versions, device, images and network of `run`."""
-    settings, runtime, splits, log = run.settings, run.runtime, run.splits, run.log
+def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> None:
+    """Logs settings, versions, device, images and network.
+
+    `workers` is the number of processes that augment images.
+    """
+    settings, runtime = learner.settings, learner.runtime
     chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
     for what, wanted in (("settings", True), ("defaults", False)):
         shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
@@ -28,14 +25,14 @@ def write_head(run: Run) -> None:
     log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
     log.line(
         f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
-        f"{runtime.precision}, {run.data.train.workers} workers"
+        f"{runtime.precision}, {workers} workers"
     )
     if runtime.emulates_bf16:
         log.line(SLOW_AMP)
-    if run.data.train.workers > runtime.threads:
+    if workers > runtime.threads:
         log.line(
-            f"warning: --num_workers {run.data.train.workers} is above the {runtime.threads} "
-            f"threads that this process may use; more workers than these are no faster"
+            f"warning: --num_workers {workers} is above the {runtime.threads} threads that this "
+            f"process may use; more workers than these are no faster"
         )
     if runtime.world_size > 1:
         share = settings.batch_size // runtime.world_size
@@ -57,20 +54,20 @@ def write_head(run: Run) -> None:
         freq = settings.eval_freq
         when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
         log.line(f"selection: no validation images; the test set is evaluated {when}")
-    log.block(model_table(run.learner.network, settings.image_size))
-    count = parameter_count(run.learner.network)
+    log.block(model_table(learner.network, settings.image_size))
+    count = parameter_count(learner.network)
     size = count * 4 / 2**20
     log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
-    _say_cost(run)
+    _say_cost(log, learner)
 
 
-def _say_cost(run: Run) -> None:
+def _say_cost(log: RunLog, learner: Learner) -> None:
     """Logs what attention and scaling change, and what an image costs.
 
     Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
     """
-    settings, runtime, log = run.settings, run.runtime, run.log
-    network, side = run.learner.network, settings.image_size
+    settings, runtime, network = learner.settings, learner.runtime, learner.network
+    side = settings.image_size
     if settings.attended:
         weights = [p for name, p in network.named_parameters() if ".attention." in name]
         where = ", ".join(f"C{number}" for number in settings.attended)

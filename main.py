@@ -5,14 +5,14 @@ imported, which takes seconds. `run.py` does the rest.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cifarnet.checkpoints.places import check_snapshot, find_named, find_trained
 from cifarnet.core.commandline import (
     check_package,
     given_flags,
-    parse_settings,
     print_error,
     run_command,
 )
@@ -24,16 +24,16 @@ from cifarnet.core.settings import Settings
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
 
-def main(argv: Sequence[str] | None = None, presets: Sequence[str] = ()) -> int:
+def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = None) -> int:
     """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
-    143 after SIGTERM. `presets` are flags that a recipe and `argv` may overrule."""
+    143 after SIGTERM. `presets` are values of flags that a recipe and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
     settings, given = Settings(), {}
 
     def read_flags() -> None:
         nonlocal settings, given
-        settings = parse_settings(argv, DESCRIPTION, presets)
         given = given_flags(argv, DESCRIPTION)
+        settings = Settings(**(dict(presets or {}) | given))
         check_request(settings)
         import run  # noqa: F401, and torch with it: Ctrl-C ends that in one line too
 

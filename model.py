@@ -109,17 +109,20 @@ def restore(trained: Weights) -> Network:
 def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list[str]:
     """Loads what fits of `trained` into `model`, by name and shape, running statistics too.
 
-    The head is loaded only if the trained network has the same `classes` in the same order.
+    The head is loaded as a whole, and only for the same `classes` in the same order.
     Returns the names of the weights that stay as they are. Raises `UserError` if nothing fits.
     """
     own = model.state_dict()
-    same = list(trained.classes) == list(classes)
+    head = "head.weight"
+    same_head = list(trained.classes) == list(classes) and (
+        head in trained.model and trained.model[head].shape == own[head].shape
+    )
     taken = {
         name: value
         for name, value in trained.model.items()
         if name in own
         and (value.shape, value.dtype) == (own[name].shape, own[name].dtype)
-        and (same or not name.startswith("head."))
+        and (same_head or not name.startswith("head."))
     }
     if not taken.keys() & dict(model.named_parameters()).keys():
         raise UserError(

@@ -6,6 +6,7 @@ the data.
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -236,7 +237,7 @@ def _confusion_figure(report: Report) -> Figure:
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    every = -(-len(names) // MOST_NAMES)
+    every = math.ceil(len(names) / MOST_NAMES)
     ticks = range(0, len(names), every)
     labels = [_shortened(name, 18) for name in names[::every]]
     short = max(map(len, labels)) <= 3

@@ -16,7 +16,7 @@ import numpy as np
 from cifarnet.checkpoints.places import BEST, LAST, all_numbered
 from cifarnet.checkpoints.resume import Present, Resumption, check_changes, kept_settings, make_room
 from cifarnet.checkpoints.snapshots import find_best, load
-from cifarnet.checkpoints.state import Progress, TrainState, weights_of
+from cifarnet.checkpoints.state import Computed, Progress, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.commandline import build_parser, check_package
 from cifarnet.core.device import Runtime, peak_memory, start
@@ -65,16 +65,17 @@ class Run:
     data: Batches
     learner: Learner
     plan: Plan
+    present: Present
     log: RunLog
     snapshot_dir: Path
     plot_dir: Path
     command: list[str]
 
-    def recorders(self, objective: Objective, group: Group, present: Present) -> Recorders:
+    def recorders(self, objective: Objective, group: Group) -> Recorders:
         """The listeners that write something down after each epoch, snapshots first."""
         settings, log = self.settings, self.log
         chosen = [
-            kinds.Snapshots(self.snapshot_dir, settings, lambda: self.state(present)),
+            kinds.Snapshots(self.snapshot_dir, settings, self.state),
             kinds.HistoryCsv(log),
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
@@ -85,16 +86,14 @@ class Run:
             chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
-    def state(self, present: Present) -> TrainState:
+    def state(self) -> TrainState:
         """The complete state after the epochs finished so far."""
-        done, plan = self.learner.progress.epoch, self.plan
-        computed = {
-            name: getattr(present, name) for name in ("world_size", "computed_on", "teacher_sha256")
-        }
+        done, plan, here = self.learner.progress.epoch, self.plan, self.present
+        computed = Computed(here.computed_on, here.world_size, here.teacher_sha256)
         return TrainState(
             **self.learner.state(),
             scheduler={"step": plan.first_step(done + 1), "total_steps": plan.total_steps},
-            config=dataclasses.asdict(self.settings) | computed,
+            config=dataclasses.asdict(self.settings) | vars(computed),
             classes=list(self.splits.train.classes),
             mean=list(self.splits.mean),
             std=list(self.splits.std),
@@ -123,7 +122,7 @@ class Run:
 
         return plots.confusion_pixels(report)
 
-    def report(self, resumption: Resumption | None, present: Present) -> Report | None:
+    def report(self, resumption: Resumption | None) -> Report | None:
         """Evaluates the last and the best model, writes the report, and sums the run up.
 
         Returns the report, on the first rank.
@@ -132,7 +131,7 @@ class Run:
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
         else:
-            source, state = self.snapshot_dir / LAST, self.state(present)
+            source, state = self.snapshot_dir / LAST, self.state()
         about = {
             "id": state.run_id,
             "log": self.log.path and self.log.path.name,
@@ -243,26 +242,22 @@ def run_training(
         resumption = take_over(learner, state, source, present, log) if state else None
 
         # nothing was refused: the log file begins
-        folders = snapshot_dir, plot_dir
-        run = Run(settings, runtime, splits, data, learner, plan, log, *folders, command)
+        about = learner, plan, present, log, snapshot_dir, plot_dir, command
+        run = Run(settings, runtime, splits, data, *about)
         if first:
             log.open(log_dir)
-            write_head(run)
+            write_head(log, learner, splits, data.train.workers)
         if not finished:
             _make_room(run, resumption)
-        _train_and_report(run, objective, resumption, present, group)
+        _train_and_report(run, objective, resumption, group)
 
 
 def _train_and_report(
-    run: Run,
-    objective: Objective,
-    resumption: Resumption | None,
-    present: Present,
-    group: Group,
+    run: Run, objective: Objective, resumption: Resumption | None, group: Group
 ) -> None:
     """Trains the epochs that are left, then reports; or says how to go on after a stop."""
     learner, data, runtime = run.learner, run.data, run.runtime
-    recorders = run.recorders(objective, group, present)
+    recorders = run.recorders(objective, group)
     with Signals(patient=runtime.world_size > 1) as signals:
         try:
             with signals.deferred(), group.contact():
@@ -277,7 +272,7 @@ def _train_and_report(
                     raise
             with group.contact():
                 group.first_only(lambda: recorders.end(learner.progress))
-                report = run.report(resumption, present)
+                report = run.report(resumption)
                 if report:
                     recorders.report(report)
             signals.check()  # Python may have dropped one
@@ -318,7 +313,7 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
     stepped = run.learner.first_step_seconds > 0
     trained_here = stepped or progress.epoch < run.settings.epochs
     if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
-        others = build_parser("", ["resume"]).parse_known_args(command)[1]
+        others = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
         by_path = run.settings.resume not in (None, "auto")  # its flags say only what changed
         command = [*others, "--resume", str(run.snapshot_dir / LAST) if by_path else "auto"]
     run.log.line(f"{why}: ended after epoch {progress.epoch}; go on with:")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import main as training
 
-PRESETS = ("--amp", "--save_best")
+PRESETS = {"amp": True, "save_best": True}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,7 +104,9 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"--batch_size is {size}, as there are {count} training images; a smaller one, such as "
             f"32, takes more steps"
         )
-    return dataclasses.replace(settings, batch_size=size)
+    fitted = dataclasses.replace(settings, batch_size=size)
+    fitted.check_mixing(parts)
+    return fitted
 
 
 def present_run(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights | None) -> Present:
@@ -181,8 +183,8 @@ def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -
     source = former.init or former.teacher
     if may_have_seen(trained, present):
         log.line(
-            f"warning: {which} may have trained on the validation images, and accuracy on them "
-            f"be too high; train it with the same images, --val_fraction and --limit_train"
+            f"warning: {which} may have trained on the validation images; accuracy on them may be "
+            f"too high. Train it with the same images, --val_fraction and --limit_train"
         )
     elif present.validates and source:
         log.line(

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from cifarnet.networks.blocks import DepthwiseConv2d
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.reporting.recorders import Recorders
-from cifarnet.training.averaging import averaged_copy, update_bn
+from cifarnet.training.averaging import MovingAverage, update_bn
 from cifarnet.training.objective import Objective
 from cifarnet.training.optimizers import build_optimizer, restore_optimizer
 from cifarnet.training.schedule import learning_rate
@@ -50,11 +51,13 @@ class Learner:
         self.network = network.to(runtime.device)
         if settings.sync_bn:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        forward = compiled(self.network, runtime.device) if settings.compile else self.network
+        forward = self.network
+        if settings.compile:
+            forward = compiled(self.network, runtime.device, settings.accumulate)
         self.forward = data_parallel(forward, runtime)  # the same weights, in a training step
         self.averaged = None
         if settings.ema_decay:
-            self.averaged = averaged_copy(self.network, settings.ema_decay)
+            self.averaged = MovingAverage(self.network, settings.ema_decay)
         # A fused step passes over the weights once. It does not survive an overflow in fp16.
         fp16 = runtime.amp_dtype is torch.float16
         fused = runtime.device.type in ("cpu", "cuda") and not fp16
@@ -68,15 +71,18 @@ class Learner:
         averaged = {} if self.averaged is None else {"ema": self.averaged.module}
         return {"raw": self.network} | averaged
 
-    def see(self, images: Tensor, size: int) -> Tensor:
+    def logits(self, images: Tensor, size: int) -> Tensor:
         """The logits, in training, for `images` [B,3,H,W] resized to `size` pixels; B may be 0.
 
         A rank without images still takes part in the exchange of gradients, with zeros: by way of
         a blank image in evaluation mode, which leaves the running statistics alone.
         """
         images = resized(images, size)
-        if len(images) or self.settings.sync_bn:  # which counts the images of all ranks
+        if len(images):
             return self.forward(images)
+        if self.settings.sync_bn:  # exchanges its statistics too; other ranks send float32
+            with torch.autocast(self.runtime.device.type, enabled=False):
+                return self.forward(images)
         self.forward.eval()
         logits = self.forward(images.new_zeros(1, *images.shape[1:]))[:0]
         self.forward.train()
@@ -136,7 +142,7 @@ class Learner:
             set_random_state(state.random_state)
         except Exception as problem:  # a crafted snapshot can raise anything
             raise UserError(
-                f"the snapshot's optimizer does not fit this run "
+                f"the snapshot does not fit this run "
                 f"({problem or type(problem).__name__}); start a new run"
             ) from None
         self.progress = state.progress
@@ -266,7 +272,8 @@ def run_epoch(
 ) -> EpochStats:
     """Trains the next epoch of `learner`: one pass over `batches`."""
     epoch, runtime = learner.progress.epoch + 1, learner.runtime
-    size, max_norm = plan.image_size(epoch), plan.max_grad_norm
+    network = partial(learner.logits, size=plan.image_size(epoch))
+    max_norm = plan.max_grad_norm
     tally = Tally(runtime, learner.scaler.is_enabled())
     own_draws = (runtime.rank,) if runtime.world_size > 1 else ()
     torch.manual_seed(derived_seed(learner.settings.seed, epoch, DROPOUT, *own_draws))
@@ -281,11 +288,14 @@ def run_epoch(
 
             # forward and backward, part by part; the gradient will be the mean over ranks
             share = batches.size(step) / runtime.world_size
-            parts = micro_batches(learner.forward, images, labels, plan.accumulate)
+            most = math.ceil(batches.size(step) / runtime.world_size)  # images of a rank
+            # No part is empty on all ranks.
+            count = min(plan.accumulate, most)
+            parts = micro_batches(learner.forward, images, labels, count)
             for number, (part, targets) in enumerate(parts):
                 place = epoch, step, number
                 with runtime.autocast():
-                    loss, logits = objective(lambda x: learner.see(x, size), part, targets, place)
+                    loss, logits = objective(network, part, targets, place)
                 loss = loss / share
                 learner.scaler.scale(loss).backward()
                 tally.add(loss.detach() * share, logits, targets)
@@ -407,16 +417,19 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network`, compiled by torch.compile; the weights are shared. On CUDA with CUDA graphs.
+def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Module:
+    """`network`, compiled by torch.compile; the weights are shared.
 
-    Raises `UserError` without the C++ compiler that the CPU needs.
+    On CUDA with CUDA graphs, unless a step has several `parts`: the gradients of a part lie in
+    memory that the next part's graph overwrites. Raises `UserError` without the C++ compiler that
+    the CPU needs.
     """
     # Each size of --image_sizes, and the last batch, is compiled by itself: the compiler fails on
     # some of these networks with sizes left open.
     torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
-        return torch.compile(network, mode="reduce-overhead", dynamic=False)
+        mode = "reduce-overhead" if parts == 1 else "default"
+        return torch.compile(network, mode=mode, dynamic=False)
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError("--compile needs a C++ compiler on the CPU (g++, clang++); leave it off")
     # The compiler fuses plain normalisations, and slows the folded ones (bench.py).

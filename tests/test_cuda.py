@@ -84,10 +84,11 @@ def test_an_overflow_of_fp16_is_left_out_and_counted():
     assert all(p.isfinite().all() for p in run.learner.network.parameters())
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_a_compiled_step_with_cuda_graphs_equals_the_plain_one(amp):
-    """The last batch is smaller: another graph."""
+@pytest.mark.parametrize(("amp", "accumulate"), [(False, 1), (True, 1), (False, 2)])
+def test_a_compiled_step_equals_the_plain_one(amp, accumulate):
+    """With CUDA graphs where a step has one part. The last batch is smaller: another graph."""
     settings = {"device": CUDA, "dropout": 0, "epochs": 2, "amp": amp, "lr": 0.02}
+    settings["accumulate"] = accumulate
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
     for ours, expected in zip(compiled.fit(), plain.fit(), strict=True):
         assert ours.train_loss == pytest.approx(expected.train_loss, rel=0.05 if amp else 1e-3)

@@ -268,7 +268,10 @@ def test_a_start_takes_what_fits_by_name_and_shape_and_names_the_rest(trained):
         assert torch.equal(value, (fresh if key in left else weights)[key]), key
 
 
-def test_a_start_from_which_nothing_fits_is_refused(trained):
+@pytest.mark.parametrize("classes", [tuple("abc"), ("bar", "disc", "star")])
+@pytest.mark.parametrize("other", [{"network": "residual"}, {"width": 2.0}])
+def test_a_start_from_which_nothing_fits_is_refused(trained, classes, other):
+    """A head belongs to the blocks before it: its bias alone is no start."""
     held = read_weights(str(trained.weights))
-    with pytest.raises(UserError, match=r"no weights of .* fit this ResidualNet"):
-        start_from(build_model(Settings(network="residual"), 3), held, tuple("abc"))
+    with pytest.raises(UserError, match=r"no weights of .* fit this (ResidualNet|CIFARNet)"):
+        start_from(build_model(Settings(**other), 3), held, classes)

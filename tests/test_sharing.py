@@ -103,11 +103,19 @@ def test_normalisation_takes_the_statistics_of_each_part_alone():
     assert counts == [3, 5]  # the last batch is one image
 
 
+def test_no_part_is_empty_on_all_ranks():
+    run, sizes = noisy_run(ALONE, epochs=1, dropout=0.0, accumulate=4), []
+    run.learner.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    run.fit()
+    parts, evaluated = [3] * 8 + [1], [3] * 6 + [2]  # no blank image for an empty part
+    assert sizes == parts + evaluated
+
+
 def test_an_empty_share_leaves_gradients_of_zero_and_the_statistics_as_they_were():
     learner = noisy_run(ALONE, dropout=0.5).learner
     model = learner.network.train()
     before = {name: value.clone() for name, value in model.named_buffers()}
-    logits = learner.see(torch.zeros(0, 3, 32, 32), 16)
+    logits = learner.logits(torch.zeros(0, 3, 32, 32), 16)
     assert logits.shape == (0, 3)
     F.cross_entropy(logits, torch.zeros(0, dtype=torch.int64), reduction="sum").backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -81,7 +81,7 @@ def build_parser(description: str, names: Iterable[str], *, defaults: bool = Tru
 def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> None:
     text = spec.metadata["help"].replace("%", "%%")
     if defaults:
-        text += f" (default: {_shown_default(spec)})"
+        text += f" (default: {shown_default(spec)})"
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
     kind = value_type(spec)
     if kind is bool:
@@ -113,24 +113,18 @@ def path_argument(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111, Path would tidy up `./name`
 
 
-def _shown_default(spec: Field) -> str:
+def shown_default(spec: Field) -> str:
+    """The default of a flag, in words."""
     if spec.metadata["unset"]:
         return spec.metadata["unset"]
     return {True: "on", False: "off"}[spec.default] if spec.type is bool else str(spec.default)
 
 
-def parse_settings(argv: Sequence[str], description: str, presets: Sequence[str] = ()) -> Settings:
-    """Returns the settings that the command line `argv` asks for.
+def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
+    """Returns the flags that the command line `argv` or its --recipe sets; `argv` wins.
 
-    Later ones win: defaults, `presets` (flags too), the file of --recipe, the flags in `argv`.
     Raises `UserError`. `--help` prints the help and exits with code 0.
     """
-    preset = vars(build_parser(description, FLAGS).parse_args(presets))
-    return Settings(**(preset | given_flags(argv, description)))
-
-
-def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
-    """Returns the flags that the command line `argv` or its --recipe sets. Raises `UserError`."""
     given = vars(build_parser(description, FLAGS).parse_args(argv))
     recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
     return recipe | given
@@ -194,7 +188,7 @@ def flags_table() -> str:
                 continue
             within = meta["within"].text if meta["within"] else " ".join(meta["choices"])
             flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
-            rows.append(f"| `{flag}` | {_shown_default(spec)} | {within} | {meta['help']} |")
+            rows.append(f"| `{flag}` | {shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)
 
 

@@ -653,7 +653,8 @@ def without_effect(settings: Settings) -> list[str]:
         ("--affine_p", "affine_p" not in replaced, ("shift", "scale", "degrees")),
         ("--jitter_p", "jitter_p" not in replaced, ("jitter",)),
         ("--mixup or --cutmix", settings.mixup + settings.cutmix > 0, ("mix_p",)),
-        ("--augment full or light", settings.augment != "none", ("pad", "border")),
+        ("--augment full or light", settings.augment != "none", ("pad",)),
+        ("--augment full or light", settings.augment != "none" or auto, ("border",)),
         (
             "--augment_engine albumentations",
             settings.augment_engine == "albumentations",
@@ -682,4 +683,7 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
 
     Raises `UserError` if a value does not fit.
     """
-    return Settings(**{name: value for name, value in values.items() if name in FLAGS})
+    known = {name: value for name, value in values.items() if name in FLAGS}
+    if "augment" in known and "pad" not in known and known.get("augment_p") is None:
+        known["augment_p"] = 0.5  # the default until --pad came
+    return Settings(**known)

@@ -133,7 +133,7 @@ def describe_classes(images: ImageSet) -> list[str]:
             strict=True,
         )
     )
-    least, most = (choose(counts, key=counts.get) for choose in (min, max))
+    least, most = min(counts, key=counts.get), max(counts, key=counts.get)
     if counts[least] == counts[most]:
         numbers = f"{counts[most]} each"
     elif len(counts) <= MOST_LISTED:

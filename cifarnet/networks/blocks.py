@@ -123,5 +123,7 @@ def channel_means(x: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         return x.mean((2, 3))
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B,HW,C]; its gradient is channels_last too
-    ones = pixels.new_ones(len(x), 1, pixels.shape[1])
-    return torch.bmm(ones, pixels).squeeze(1) / pixels.shape[1]
+    count = pixels.shape[1]
+    share = 2.0 ** (1 - count.bit_length())  # about 1 / count, and exact; a sum overflows in fp16
+    shares = pixels.new_full((len(x), 1, count), share)
+    return torch.bmm(shares, pixels).squeeze(1) / (count * share)

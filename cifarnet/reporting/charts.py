@@ -42,7 +42,7 @@ class Chart(NamedTuple):
 
 def thinned(history: Sequence[Row]) -> list[Row]:
     """At most about `MOST_POINTS` rows at equal distances; the last one is among them."""
-    step = -(-len(history) // MOST_POINTS)
+    step = math.ceil(len(history) / MOST_POINTS)
     return list(history[::-1][:: max(1, step)][::-1])
 
 

@@ -70,8 +70,8 @@ class Line:
     @property
     def name(self) -> str:
         """The name of the run, or of the first one of several."""
-        more = len(self.runs) - 1
-        return f"{self.runs[0].name}{f' and {more} more' if more else ''}"
+        first, more = self.runs[0].name, len(self.runs) - 1
+        return f"{first} and {more} more" if more else first
 
     def setting(self, name: str) -> str:
         """The value of a flag in words; the seeds of several runs are listed."""

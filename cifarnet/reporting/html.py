@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cifarnet.checkpoints.state import Row
-from cifarnet.core.commandline import flags_of
+from cifarnet.core.commandline import flags_of, shown_default
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock, versions
 from cifarnet.core.settings import FLAGS, settings_from_dict
@@ -27,7 +27,7 @@ ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB
 MOST_CLASSES = 100  # in the matrix: 10,000 cells are still quick
 WRITTEN_CLASSES = 20  # up to these, counts stand in the cells
 PAIRS = 3  # of classes, that a sentence names
-FEW = 20  # images of a bin of probability: with fewer, its share that is right means little
+FEW = 20  # images in a bin of probability: with fewer, its accuracy means little
 
 # The published run: the figures of its author, October 2025, on the official test images.
 PUBLISHED = {"top1": 0.8788, "top3": 0.9774, "top5": 0.9931, "macro_f1": 0.8781, "epochs": 250}
@@ -36,7 +36,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MEANINGS = {  # of the files that a run leaves, by name or by suffix
     "metrics.json": "all figures of this page, for programs",
     "classification_report.txt": "the main figures, as text",
-    "predictions.csv": "what the network says of each test image",
+    "predictions.csv": "the prediction for each test image",
     PAGE: "this page",
     ".png": "a picture for a README or a talk",
     ".log": "settings and versions, then one line an epoch",
@@ -96,8 +96,8 @@ def _about(
     run = figures["run"]
     kept = {name: value for name, value in run.get("settings", {}).items() if name in FLAGS}
     differs = [name for name, value in kept.items() if value != FLAGS[name].default]
-    there = [directory / name for name in REPORT_FILES if (directory / name).is_file()]
-    page = [] if directory / PAGE in there else [directory / PAGE]
+    files = [directory / name for name in REPORT_FILES]
+    there = [path for path in files if path.name == PAGE or path.is_file()]
     settings = settings_from_dict(kept)
     return {
         "report": report,
@@ -107,14 +107,14 @@ def _about(
         "official": material.official,
         "computed_on": material.computed_on,
         "settings": settings,
-        "differing": [(name, _shown(kept[name]), _default(name)) for name in differs],
+        "differing": [(name, _shown(kept[name]), shown_default(FLAGS[name])) for name in differs],
         "defaults": [(name, _shown(value)) for name, value in kept.items() if name not in differs],
         "typed": run.get("command"),
         "evaluated_by": figures.get("evaluated_by"),
         "command": shlex.join(["python", "main.py", *flags_of(settings)]),
         "without_paths": "data_dir" not in kept,
         "versions": versions(),
-        "files": [(path, _meaning(path)) for path in (*material.files, *there, *page)],
+        "files": [(path, _meaning(path)) for path in (*material.files, *there)],
     }
 
 
@@ -124,10 +124,6 @@ def _shown(value: Any) -> str:
         if value is odd:
             return word
     return str(value)
-
-
-def _default(flag: str) -> str:
-    return FLAGS[flag].metadata["unset"] or _shown(FLAGS[flag].default)
 
 
 def _meaning(path: Path) -> str:
@@ -164,7 +160,8 @@ def _pictures(report: Report, material: Material, choice: Choice) -> dict[str, A
         rows, versions = material.augmented.shape[:2]
         tiles = np.concatenate([tiles, material.augmented.reshape(-1, *tiles.shape[1:])])
     p = report.predictions
-    columns = (choice.images, *(values[choice.images] for values in (*p[:3], *p[4:])))
+    said = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
+    columns = (choice.images, *(values[choice.images] for values in said))
     columns = (np.round(values, 4).tolist() for values in columns)
     return {
         "choice": choice,

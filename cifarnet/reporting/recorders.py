@@ -147,16 +147,8 @@ class HistoryCsv(Recorder):
         self.rows = 0  # that are written, or wait in `unwritten`
         self.unwritten = b""
 
-    def start(self, progress: Progress) -> None:
-        self._write(progress.history)
-
     def row(self, progress: Progress) -> None:
-        self._write(progress.history)
-
-    def end(self, progress: Progress) -> None:
-        self._write(progress.history)
-
-    def _write(self, history: Sequence[Row]) -> None:
+        history = progress.history
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         if history and not self.rows:
@@ -169,6 +161,8 @@ class HistoryCsv(Recorder):
                 while self.unwritten:
                     written = file.write(self.unwritten)
                     self.unwritten = self.unwritten[written:]
+
+    start = end = row
 
 
 class LogLine(Recorder):
@@ -199,9 +193,11 @@ class LogLine(Recorder):
         if waits and not self.told_of_wait:
             self.told_of_wait = True  # once a run
             other = ", or use --augment_engine batched"
+            if self.settings.auto_augment != "none":
+                other = ""
             self.log.line(
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
-                f"--num_workers if cores are idle{other * (self.settings.auto_augment == 'none')}"
+                f"--num_workers if cores are idle{other}"
             )
 
     def _line(self, row: Row, progress: Progress) -> str:

@@ -50,11 +50,7 @@ class TensorBoard(Recorder):
         self.progress = progress
         self._write()
 
-    def row(self, progress: Progress) -> None:
-        self._write()
-
-    def end(self, progress: Progress) -> None:
-        self._write()
+    row = end = start
 
     def report(self, report: Report) -> None:
         self._write(report)

@@ -1,6 +1,7 @@
 """Which test images report.html shows, and their pictures as the tiles of one sheet."""
 
 import io
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def sheet(images: np.ndarray) -> bytes:
     from PIL import Image  # here: a run without a page does without
 
     count, channels, size, _ = images.shape
-    side, rows = tile_side(size), -(-count // COLUMNS)
+    side, rows = tile_side(size), math.ceil(count / COLUMNS)
     if side < size:
         smaller = F.interpolate(torch.from_numpy(images), side, mode="bilinear", antialias=True)
         images = smaller.numpy()

@@ -4,14 +4,27 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cifarnet.core.device import Runtime
 
 
-def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `network` whose weights follow it: decay * average + (1 - decay) * weights."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+class MovingAverage(AveragedModel):
+    """A copy of `network` whose weights follow it: decay * average + (1 - decay) * weights.
+
+    torch's own update waits for a CUDA device in every step. Running statistics: see `update_bn`.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, network: nn.Module) -> None:
+        """Moves the average towards the weights of `network`; the first time, all the way."""
+        share = 1 - self.decay if self.n_averaged else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(network.parameters()), share)
+        self.n_averaged += 1
 
 
 @torch.no_grad()

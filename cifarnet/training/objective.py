@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from cifarnet.core.device import Runtime
 
 Place = tuple[int, ...]  # of a batch: epoch (from 1), step in it and part of the batch (from 0)
+Net = Callable[[Tensor], Tensor]  # normalised images [B,3,H,W] -> logits [B,classes]
+Loss = tuple[Tensor, Tensor]  # in nats, summed over the images; and the logits
 # Mixes images [B,3,H,W] and labels [B], and returns images and float32 shares [B,classes].
 Mix = Callable[[Tensor, Tensor, Place], tuple[Tensor, Tensor]]
 
@@ -26,13 +28,7 @@ class Objective(Protocol):
     loss_name: str  # what it is measured against, in words; empty: the labels
     accuracy_name: str  # what counts as right in training, in words; empty: the labels
 
-    def __call__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        images: Tensor,
-        labels: Tensor,
-        place: Place = (),
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         """The loss in nats, summed over the images, and the logits float32 [B,classes].
 
         `network` gives logits for normalised images [B,3,H,W]; `labels` are int64 [B], or the
@@ -49,16 +45,11 @@ class Labels:
 
     def __init__(self, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
         self.smoothing, self.weights = smoothing, weights
-        how = ["smoothed"] * bool(smoothing) + ["weighted"] * (weights is not None)
+        changes = {"smoothed": smoothing > 0, "weighted": weights is not None}
+        how = [change for change, made in changes.items() if made]
         self.loss_name = f"{', '.join(how)} labels" if how else ""
 
-    def __call__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        images: Tensor,
-        labels: Tensor,
-        place: Place = (),
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
         if self.weights is None:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
@@ -106,13 +97,7 @@ class Distillation:
         )
         self.factor, self.shift = std / own_std, (mean - own_mean) / own_std
 
-    def __call__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        images: Tensor,
-        labels: Tensor,
-        place: Place = (),
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
         if not len(images):  # a rank's share of a small last batch
             return logits.sum(), logits
@@ -148,12 +133,6 @@ class Mixed:
         self.objective, self.mix = objective, mix
         self.loss_name = f"{objective.loss_name or 'labels'}, mixed"
 
-    def __call__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        images: Tensor,
-        labels: Tensor,
-        place: Place = (),
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         images, shares = self.mix(images, labels, place)
         return self.objective(network, images, shares, place)

@@ -66,6 +66,8 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
         ({"muon_lr": 0.2, "muon_momentum": 0.9}, "muon_lr muon_momentum"),
         ({"muon_lr": 0.2, "optimizer": "muon"}, ""),
         ({"amp_dtype": "bf16"}, "amp_dtype"),
+        ({"augment": "none", "pad": 2, "border": "black"}, "pad border"),
+        ({"augment": "none", "auto_augment": "randaugment", "border": "black"}, ""),
         ({"mix_p": 0.5}, "mix_p"),
         ({"mix_p": 0.5, "cutmix": 1.0}, ""),
         ({"auto_augment": "randaugment", "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
@@ -99,6 +101,13 @@ def test_settings_survive_a_snapshot():
     settings = Settings(lr=0.25, amp=True, num_workers=3, dataset_name="Ä $x$")
     assert settings_from_dict(dataclasses.asdict(settings)) == settings
     assert settings_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == Settings(epochs=3)
+
+
+def test_a_snapshot_from_before_the_flag_pad_keeps_its_probabilities():
+    former = {"augment": "full", "augment_p": None, "hole_p": 0.3}
+    expected = {"affine_p": 0.5, "hole_p": 0.3, "jitter_p": 0.5}
+    assert settings_from_dict(former).probabilities == expected
+    assert settings_from_dict(former | {"pad": 4, "augment_p": 0.2}).augment_p == 0.2
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from conftest import QUICK
 from test_runs import assert_same_state, figures, log_text, snapshot
 
 import hubconf
+import log_head
 import main
-import run
 from cifarnet.checkpoints.snapshots import load, pack, save
 from cifarnet.checkpoints.state import weights_of
 from model import load_pretrained, restore
@@ -129,7 +129,7 @@ def test_the_log_tells_what_the_network_costs(grown):
 
 
 def test_a_step_that_may_not_fit_is_warned_of(command, monkeypatch):
-    monkeypatch.setattr(run, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(log_head, "free_memory", lambda device: 2**20)
     assert command("main", *QUICK, "--epochs", "1").code == 0
     words = "GiB of memory, and 0.0 GiB are free; if it fails, raise --accumulate, or lower"
     assert words in log_text()

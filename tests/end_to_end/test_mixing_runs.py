@@ -19,6 +19,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command):
     assert "the training accuracy counts the class of larger share" in log_text()
     page = Path("plots_complete/report.html").read_text(encoding="utf-8")
     assert "the training accuracy counts the class with the larger share" in page
+    assert "The training loss is the one of smoothed, weighted, mixed labels" in page
     for flag in ("auto_augment trivialaugment", "mixup 0.2", "cutmix 1.0"):
         assert f">--{flag}</code>" in page
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
@@ -41,6 +42,13 @@ def test_mixing_changes_what_is_learnt_and_mix_p_0_nothing(command):
         losses.append(rows_of(Path("log"))[0]["train_loss"])
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
+
+
+def test_a_default_batch_that_has_nothing_to_mix_is_refused(command):
+    few = ("--dataset", "digits", "--limit_train", "10", "--limit_test", "10", "--accumulate", "8")
+    done = command("main", *few, "--mixup", "1")
+    assert done.code == 2
+    assert "--batch_size 8 has one image in each of 8 parts" in done.err
 
 
 def test_a_teacher_and_mixed_images_go_together(command, trained):

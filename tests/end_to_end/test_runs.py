@@ -124,6 +124,15 @@ def test_everything_switched_on_and_flags_win(command):
     assert Path("snapshots_complete/best_model.pth").exists()
 
 
+def test_a_recipe_wins_over_the_presets(command, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("amp = false\n")
+    flags = [*QUICK, "--epochs", "1", "--recipe", recipe, "--no-save_best"]
+    assert command("run_complete_training", *flags).code == 0
+    config = snapshot("last.pth")["config"]
+    assert (config["amp"], config["save_best"]) == (False, False)
+
+
 @pytest.mark.parametrize("amp", ["--amp", "--no-amp"])
 @pytest.mark.parametrize("engine", ["albumentations", "batched"])
 def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, engine):

@@ -82,3 +82,8 @@ def test_channel_means():
     images = torch.randn(3, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(channel_means(images), images.mean((2, 3)))
     assert torch.autograd.gradcheck(channel_means, (images,))
+
+
+def test_channel_means_do_not_overflow_in_fp16():
+    images = torch.full((1, 2, 128, 128), 60.0, dtype=torch.float16)
+    assert channel_means(images).tolist() == [[60.0, 60.0]]

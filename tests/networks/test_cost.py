@@ -52,6 +52,13 @@ def test_training_memory_is_twice_what_the_forward_pass_keeps():
     assert training_memory(model, 16) == 2 * (3 + 4) * 16 * 16 * 4
 
 
+def test_memory_is_measured_without_a_word_to_other_ranks(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    expected = training_memory(model, 16)
+    monkeypatch.delattr(nn.SyncBatchNorm, "forward")
+    assert training_memory(nn.SyncBatchNorm.convert_sync_batchnorm(model), 16) == expected
+
+
 def test_attention_and_size_need_more_memory():
     settings = [{}, {"attention": "se"}, {"attention": "cbam"}, {"compound_scale": 2.0}]
     found = [training_memory(build_model(Settings(**each), 10), 32) for each in settings]
