@@ -131,7 +131,7 @@ def write_evaluation(
     `RunError` where the disk does not take the files.
     """
     from cifarnet.reporting.html import write_page
-    from cifarnet.reporting.metrics import write_report
+    from cifarnet.reporting.report_files import write_report
 
     try:
         figures = write_report(report, directory, material.paths, last, best)
@@ -251,7 +251,7 @@ def _warn_of_known_images(trained: Sequence[Weights], splits: Splits, settings: 
 
 def _move_other_report(directory: Path, report: Report) -> None:
     """Moves the report of another network or other images aside. Raises `RunError`."""
-    from cifarnet.reporting.metrics import move_other_report
+    from cifarnet.reporting.report_files import move_other_report
 
     try:
         moved = move_other_report(directory, report)

@@ -142,7 +142,7 @@ class Learner:
             set_random_state(state.random_state)
         except Exception as problem:  # a crafted snapshot can raise anything
             raise UserError(
-                f"the snapshot does not fit this run "
+                f"the snapshot's optimizer, or another part of it, does not fit this run "
                 f"({problem or type(problem).__name__}); start a new run"
             ) from None
         self.progress = state.progress

@@ -66,7 +66,13 @@ def leave_run(folder: Path, accuracies=(0.5, 0.7, 0.6), report=True, **changes) 
         HistoryCsv(log).start(progress)
     run = {"log": log.path.name, "settings": vars(settings)}
     if report:
-        figures = {"top1": accuracies[-1], "epoch": len(accuracies), "dataset": "bars", "run": run}
+        figures = {
+            "top1": accuracies[-1],
+            "loss": 1.0,
+            "epoch": len(accuracies),
+            "dataset": "bars",
+            "run": run,
+        }
         (plot_dir / "metrics.json").write_text(json.dumps(figures))
     return folder
 
@@ -227,8 +233,8 @@ def test_a_report_of_evaluate_is_that_of_the_run_only_if_it_is_of_the_same(
     with log.open("a") as file:
         file.write("12:00:00 data: bars, 60 training, 40 test images, 2 classes; mean 0.1\n")
     of_run = {"id": "a", "log": None, "settings": {"lr": 0.2, "epochs": 2}}
-    report = {"top1": 0.75, "epoch": 2, "images": 40, "run": of_run} | change
-    (run / "plots_complete" / "metrics.json").write_text(json.dumps(report))
+    report = {"top1": 0.75, "loss": 1.0, "epoch": 2, "dataset": "bars", "images": 40, "run": of_run}
+    (run / "plots_complete" / "metrics.json").write_text(json.dumps(report | change))
     compared(run, "--csv", "table.csv")
     row = table(Path("table.csv"))["run"]
     assert row["top1"] == ("0.9" if change else "0.75")
@@ -264,7 +270,7 @@ def test_mcnemar_says_which_model_answered(compared, tmp_path):
         leave_predictions(leave_run(tmp_path / name, lr=lr), "yyn")
     path = tmp_path / "other" / "plots_complete" / "metrics.json"
     figures = json.loads(path.read_text())
-    last = {name: figures[name] for name in ("top1", "epoch")}
+    last = {name: figures[name] for name in ("top1", "loss", "epoch")}
     path.write_text(json.dumps(figures | {"epoch": 2, "top1": 0.7, "last": last}))
     out = compared("one", "other")[1]
     assert "only one is right on 0, only other (epoch 2) on 0;" in out[-1]
@@ -360,9 +366,9 @@ def no_snapshot(run: Path) -> Path:
 @pytest.mark.parametrize(
     ("breaks", "words"),
     [
-        (break_report, "is not JSON"),
-        (no_report, "is no report of a run"),
-        (no_name, "does not say which run"),
+        (break_report, "is no metrics.json of main.py"),
+        (no_report, "is no metrics.json of main.py"),
+        (no_name, "is no metrics.json of main.py"),
         (break_history, "lacks the columns train_loss"),
         (no_number, "an epoch is no number"),
         (no_snapshot, "is damaged, or no snapshot"),

@@ -6,11 +6,11 @@ Nothing here imports torch before a network is compared.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifarnet.core.errors import UserError
+from cifarnet.reporting.report_files import read_report
 
 if TYPE_CHECKING:
     from cifarnet.checkpoints.weights import Weights
@@ -30,7 +30,10 @@ class Metrics(NamedTuple):
 def read_metrics(path: Path) -> Metrics:
     """Reads the metrics.json `path`, which --metrics names. Raises `UserError`."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(path)
+    except UserError as problem:
+        raise UserError(f"--metrics {problem}") from None
+    try:
         accuracy = float(report["top1"])
         if report.get("members") or report.get("tta", "none") != "none":
             raise UserError(
@@ -47,11 +50,9 @@ def read_metrics(path: Path) -> Metrics:
             sha256=report["sha256"],
             figures=_figures(report),
         )
-    except OSError as problem:
-        raise UserError(f"--metrics {path}: cannot be read ({problem.strerror})") from None
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise UserError(
-            f"--metrics {path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
+            f"--metrics {path} lacks figures, or they have a wrong type; evaluate.py writes another"
         ) from None
 
 

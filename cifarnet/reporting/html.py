@@ -18,8 +18,9 @@ from cifarnet.core.log import clock, versions
 from cifarnet.core.settings import FLAGS, settings_from_dict
 from cifarnet.core.templates import read_template
 from cifarnet.reporting import charts
-from cifarnet.reporting.metrics import PAGE, REPORT_FILES, Report
+from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import reliability
+from cifarnet.reporting.report_files import PAGE, REPORT_FILES
 from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
 
 LIMIT = 4_000_000  # bytes of a page: it can be sent by mail

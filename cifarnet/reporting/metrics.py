@@ -1,11 +1,8 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
-import json
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
-from cifarnet.core.files import dated_folder, write_text
 from cifarnet.core.ranks import gathered
 from cifarnet.reporting.predictions import (
     Predictions,
@@ -21,7 +17,6 @@ from cifarnet.reporting.predictions import (
     calibration_error,
     reliability,
     wilson,
-    write_predictions,
 )
 
 
@@ -71,15 +66,6 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
 def _ranked(logits: Tensor) -> Tensor:
     """The classes int64 [N,C] by falling logit; of equal logits the first class comes first."""
     return logits.sort(dim=1, descending=True, stable=True).indices
-
-
-CURVES = ("training_curves.png", "learning_rate_schedule.png")
-PICTURES = ("confusion_matrix.png", "class_metrics.png")
-PAGE = "report.html"
-REPORT_FILES = (
-    *("metrics.json", "classification_report.txt", "predictions.csv", PAGE),
-    *(*PICTURES, *CURVES),
-)
 
 
 @dataclass(frozen=True)
@@ -192,90 +178,3 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         predictions=predictions,
         **about,
     )
-
-
-def write_report(
-    report: Report,
-    directory: Path,
-    paths: Sequence[str] | None = None,
-    last: Report | None = None,
-    best: Report | None = None,
-) -> dict[str, Any]:
-    """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
-
-    Removes page and pictures of another network or other images: they must not stand beside these.
-    `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
-    there are such. Returns what metrics.json says.
-    """
-    figures = {
-        name: value for name, value in vars(report).items() if name not in ("table", "predictions")
-    }
-    figures |= {"last": last and last.headline(), "best": best and best.headline()}
-    there = _report_in(directory)
-    same = _is_same(there, report)
-    if not last and same:  # evaluated again: what the run said stays
-        figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
-        figures["evaluated_by"] = report.run.get("command")
-    write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-
-    low, high = report.interval
-    tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
-    about = f"epoch {report.epoch}, {report.weights} weights, {report.selected_by}"
-    count = report.parameters
-    parameters = "" if count is None else f"parameters: {count:,}\n"
-    head = (
-        f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.network()} ({about})\n"
-        f"{parameters}"
-        f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
-        f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
-        f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
-    )
-    write_text(directory / "classification_report.txt", head + report.table)
-    if not same:
-        for name in (PAGE, *PICTURES):
-            (directory / name).unlink(missing_ok=True)
-    path = directory / "predictions.csv"
-    write_predictions(report.predictions, list(report.per_class), paths, path)
-    return figures
-
-
-def move_other_report(directory: Path, report: Report) -> Path | None:
-    """Moves the report in `directory`, with its pictures, into a new dated subfolder.
-
-    A report on the same weights and images as `report` stays. Returns the subfolder, or None if
-    nothing was moved. Raises `OSError`.
-    """
-    files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
-    there = _report_in(directory)
-    if not there or _is_same(there, report):
-        return None
-    if there.get("run", {}).get("id") and there["run"]["id"] == report.run.get("id"):
-        files = [path for path in files if path.name not in CURVES]  # those of this run
-    folder = dated_folder(directory)
-    for path in files:
-        path.replace(folder / path.name)
-    return folder
-
-
-def _report_in(directory: Path) -> dict[str, Any]:
-    """The content of metrics.json in `directory`; empty where there is none that can be read."""
-    try:
-        there = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-        models = [there[name] for name in ("last", "best") if there.get(name)]
-        if not isinstance(there.get("run", {}).get("settings", {}), dict) or not all(
-            isinstance(model["epoch"], int | str) and isinstance(model[name], float | int)
-            for model in models
-            for name in ("top1", "loss")
-        ):
-            return {}
-    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
-        return {}  # also of other types than this file has
-    return there
-
-
-def _is_same(there: dict[str, Any], report: Report) -> bool:
-    """Whether the report `there` is of the same weights, views and images as `report`."""
-    there = {"tta": "none"} | there  # reports of earlier versions lack it
-    same = ("sha256", "tta", "dataset", "images")
-    return all(there.get(name) == getattr(report, name) for name in same)

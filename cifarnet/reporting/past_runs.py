@@ -4,7 +4,6 @@ Nothing here needs torch, unless a snapshot is read.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,8 @@ from typing import Any
 from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
 from cifarnet.core.settings import FLAGS, PLOTS, numbers_in
-from cifarnet.reporting.log_text import (
-    COLUMNS,
-    EpochRow,
-    facts_in,
-    history_in,
-    number,
-    settings_in,
-)
+from cifarnet.reporting.log_text import COLUMNS, EpochRow, facts_in, history_in, number, settings_in
+from cifarnet.reporting.report_files import read_report
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not trained
 
@@ -165,7 +158,7 @@ def _read(files: Files) -> PastRun:
     history = _read_history(files.history) if files.history else history_in(log)
     facts = facts_in(log)
     report = _own_report(files, history, log)
-    settings = (report.get("run") or {}).get("settings") or settings_in(log)
+    settings = report.get("run", {}).get("settings") or settings_in(log)
     if not settings and files.recipe:
         settings = read_recipe(files.recipe)
     top1 = _last_accuracy(history)
@@ -191,10 +184,10 @@ def _own_report(files: Files, history: list[EpochRow], log: str) -> dict[str, An
     """The report of the run with the text `log`; empty if there is none, or one of another run."""
     if not files.report:
         return {}
-    report = _read_report(files.report / "metrics.json")
+    report = read_report(files.report / "metrics.json")
     if not files.only_of_log:
         return report
-    named = (report.get("run") or {}).get("log")
+    named = report.get("run", {}).get("log")
     if named is None:  # evaluate.py does not know it
         done = history[-1]["epoch"] if history else 0
         same = report.get("epoch") == done and _may_be_of(log, report)
@@ -214,8 +207,8 @@ def _may_be_of(log: str, report: dict[str, Any]) -> bool:
 
     evaluate.py also writes reports of other runs, other images or views, and exported networks.
     """
-    run = report.get("run") or {}
-    known, logged = _plain(run.get("settings") or {}), _plain(settings_in(log))
+    run = report.get("run", {})
+    known, logged = _plain(run.get("settings", {})), _plain(settings_in(log))
     return (
         not (run and run.get("id") is None)  # of no snapshot
         and report.get("tta", "none") == "none"
@@ -269,25 +262,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(_text(path))
-    except (ValueError, RecursionError) as problem:
-        raise UserError(f"{path} is not JSON ({problem}); make it again by evaluate.py") from None
-    parts = isinstance(report, dict) and [report, report.get("last") or report]
-    if not parts or not all(
-        isinstance(part, dict) and isinstance(part.get("top1"), float | int) for part in parts
-    ):
-        raise UserError(f"{path} is no report of a run; make it again by evaluate.py")
-    run, dataset = report.get("run") or {}, report.get("dataset") or ""
-    words = isinstance(run, dict) and isinstance(dataset, str)
-    if not words or not isinstance(run.get("settings") or {}, dict):
-        raise UserError(
-            f"{path} does not say which run and images it is of; make it again by evaluate.py"
-        )
-    return report
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

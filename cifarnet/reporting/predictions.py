@@ -1,20 +1,14 @@
 """What a network predicts for each image, how sure it is, and how far it can be trusted."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from cifarnet.core.files import write_text
-
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2017
 Z = 1.959963984540054  # of the normal distribution: 95 % lie within this many deviations
-COLUMNS = ("image", "true", "predicted", "probability_true", "probability_predicted")
 
 
 class Predictions(NamedTuple):
@@ -89,23 +83,3 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     low, high = ((centre + side * reach) / (1 + Z**2 / images) for side in (-1, 1))
     # Exact 0 and 1, in spite of rounding.
     return (0.0 if hits == 0 else low), (1.0 if hits == images else high)
-
-
-def write_predictions(
-    predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
-) -> None:
-    """Writes a row an image as CSV, with `COLUMNS`. Raises `OSError`.
-
-    `paths` name the images; None: they are numbered from 0.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    p = predictions
-    images = range(len(p.true)) if paths is None else paths
-    for image, true, predicted, p_true, p_predicted in zip(
-        images, p.true, p.predicted, p.p_true, p.p_predicted, strict=True
-    ):
-        named = classes[true], classes[predicted]
-        writer.writerow((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
-    write_text(path, text.getvalue())

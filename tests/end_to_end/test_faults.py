@@ -179,7 +179,9 @@ def test_a_signal_that_python_drops_during_the_report_counts(command, monkeypatc
             for _ in range(100):  # the handler runs between two instructions
                 pass
 
-    monkeypatch.setattr("cifarnet.reporting.metrics.write_report", lambda *arguments: Dropping())
+    monkeypatch.setattr(
+        "cifarnet.reporting.report_files.write_report", lambda *arguments: Dropping()
+    )
     done = command("main", *SHORT)
     assert (done.code, done.err) == (143, "")
     assert "SIGTERM: ended after epoch 1" in done.out

@@ -104,5 +104,5 @@ def test_a_metrics_file_without_the_figures_of_the_card_is_refused(command, trai
     given = ("--snapshot", trained.snapshot, "--metrics", "metrics.json")
     done = command("export", *given, "--format", "hub")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "--metrics metrics.json is no metrics.json of main.py" in done.err
+    assert "--metrics metrics.json lacks figures" in done.err
     assert not Path("hub").exists()

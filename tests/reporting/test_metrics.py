@@ -8,13 +8,8 @@ import torch
 
 from cifarnet.core.device import start
 from cifarnet.core.settings import Settings
-from cifarnet.reporting.metrics import (
-    build_report,
-    move_other_report,
-    predict,
-    scores,
-    write_report,
-)
+from cifarnet.reporting.metrics import build_report, predict, scores
+from cifarnet.reporting.report_files import move_other_report, write_report
 
 ABOUT = {
     "dataset": "noise",

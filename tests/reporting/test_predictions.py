@@ -12,8 +12,8 @@ from cifarnet.reporting.predictions import (
     calibration_error,
     reliability,
     wilson,
-    write_predictions,
 )
+from cifarnet.reporting.report_files import write_predictions
 
 
 def predictions_of(logits: torch.Tensor, labels: torch.Tensor):
