@@ -105,7 +105,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"32, takes more steps"
         )
     fitted = dataclasses.replace(settings, batch_size=size)
-    fitted.check_mixing(parts)
+    fitted.check_parts(runtime.world_size)
     return fitted
 
 

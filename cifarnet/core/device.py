@@ -62,7 +62,7 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     if ranks is None and launched_ranks().world_size > 1:
         raise UserError("this command runs as one process; start it with python, without torchrun")
     ranks = ranks or ALONE
-    _check_shares(settings, ranks)
+    settings.check_parts(ranks.world_size)
     device = _pick_device(settings.device, ranks)
     if settings.sync_bn and device.type != "cuda":
         raise UserError(f"--sync_bn needs CUDA, but the device is {device.type}; leave it out")
@@ -85,19 +85,6 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     place = ranks.rank, ranks.world_size
     emulates = amp_dtype is torch.bfloat16 and device.type == "cpu" and not has_bf16_instructions()
     return Runtime(device, name, amp_dtype, threads, keeps_memory, *place, emulates)
-
-
-def _check_shares(settings: Settings, ranks: Ranks) -> None:
-    """Raises `UserError` unless all ranks get equal shares of a batch, in equal parts."""
-    parts = ranks.world_size * settings.accumulate
-    if settings.batch_size and settings.batch_size % parts:
-        each = f" with --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
-        below = max(1, settings.batch_size // parts) * parts
-        raise UserError(
-            f"--batch_size {settings.batch_size} cannot be divided evenly among "
-            f"{ranks.world_size} processes{each}; use a multiple of {parts}, such as {below}"
-        )
-    settings.check_mixing(parts)
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:

@@ -405,19 +405,13 @@ class Settings:
                 object.__setattr__(self, spec.name, text)
         self._check_image_sizes()
         self._check_network()
-        if self.batch_size and self.batch_size % self.accumulate:
-            below = max(1, self.batch_size // self.accumulate) * self.accumulate
-            raise UserError(
-                f"--batch_size {self.batch_size} is not a multiple of --accumulate "
-                f"{self.accumulate}; use for example --batch_size {below}"
-            )
         if numbers_in(self.jitter)[3] > 0.5:
             raise UserError(f"--jitter {self.jitter}: hue moves by 0.5 turns at most; lower it")
         if self.warmup_epochs and self.schedule_per == "epoch":
             raise UserError(
                 "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
             )
-        self.check_mixing(self.accumulate)
+        self.check_parts()
         if self.auto_augment != "none" and self.augment_engine == "batched":
             raise UserError(
                 f"--auto_augment {self.auto_augment} works on one image at a time; leave it or "
@@ -469,8 +463,20 @@ class Settings:
                 f"--image_sizes {text} is too small for --network residual; start from 16"
             )
 
-    def check_mixing(self, parts: int) -> None:
-        """Raises `UserError` where images are mixed but each of `parts` of a batch is one image."""
+    def check_parts(self, processes: int = 1) -> None:
+        """Raises `UserError` unless a batch can be divided among `processes`, and by --accumulate.
+
+        Where images are mixed, each part needs two.
+        """
+        parts = processes * self.accumulate
+        if self.batch_size and self.batch_size % parts:
+            among = [f"{processes} processes"] if processes > 1 else []
+            among += [f"--accumulate {self.accumulate}"] if self.accumulate > 1 else []
+            below = max(1, self.batch_size // parts) * parts
+            raise UserError(
+                f"--batch_size {self.batch_size} cannot be divided evenly by "
+                f"{' and '.join(among)}; use a multiple of {parts}, such as {below}"
+            )
         if self.mixes and self.batch_size and self.batch_size < 2 * parts:
             each = f" in each of {parts} parts" if parts > 1 else ""
             raise UserError(

@@ -263,10 +263,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
     three = Ranks(0, 3, 0, 3)
     start(Settings(device="cpu", batch_size=24, accumulate=4), three)
     with pytest.raises(
-        UserError, match=r"batch_size 32 cannot be divided evenly among 3 .* of 3, such as 30"
+        UserError, match=r"size 32 cannot be divided evenly by 3 processes; .* of 3, such as 30"
     ):
         start(Settings(device="cpu", batch_size=32), three)
-    with pytest.raises(UserError, match=r"3 processes with --accumulate 4; .* of 12, such as 12"):
+    with pytest.raises(UserError, match=r"3 processes and --accumulate 4; .* of 12, such as 12"):
         start(Settings(device="cpu", batch_size=20, accumulate=4), three)
     with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
         start(Settings(device="cpu", batch_size=2), three)

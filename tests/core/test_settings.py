@@ -199,7 +199,7 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
     for batch_size, nearest in ((10, 8), (3, 4)):
         with pytest.raises(
             UserError,
-            match=f"--batch_size {batch_size} is not .* --accumulate 4; .* {nearest}$",
+            match=f"--batch_size {batch_size} cannot .* by --accumulate 4; .* {nearest}$",
         ):
             Settings(batch_size=batch_size, accumulate=4)
 
