@@ -107,7 +107,7 @@ def _decoded(
     Takes what the cache holds, decodes the rest and writes the cache again. Raises `UserError` for
     unreadable ones unless --skip_bad_images.
     """
-    images, missing = _load_cache(cache, fingerprint, (len(files), settings.image_size))
+    images, missing = _load_cache(cache, fingerprint, len(files), settings.image_size)
     problems = _decode(images, missing, files, say)
     bad = np.fromiter(problems, np.int64)
     if len(bad) < len(missing):
@@ -129,14 +129,13 @@ def _decoded(
 
 
 def _load_cache(
-    cache: Path, fingerprint: str, count_and_size: tuple[int, int]
+    cache: Path, fingerprint: str, count: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loads the kept images, uint8 [N,3,S,S], and the indices int64 of those still to decode.
 
     Images that could not be read are tried again. All are to decode if the cache is missing,
     damaged or made from other files.
     """
-    count, size = count_and_size
     with contextlib.suppress(Exception):  # a damaged archive can raise anything
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:

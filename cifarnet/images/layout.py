@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import existing_directory
 from cifarnet.images.finding import NOT_IMAGES, find_images, hidden, ignored, is_image
 
 # Names of folders, in small letters, and the part of the images that they hold.
@@ -37,9 +38,7 @@ def read_layout(root: Path, labels: Path | None, say: Callable[[str], None]) -> 
     `say` is told of ignored files. Raises `UserError` if something is missing, empty or does not
     match, and `OSError` if a folder cannot be read.
     """
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"--data_dir {root} {what}; name a directory")
+    existing_directory(root, "--data_dir")
     if labels is not None:
         return _read_labels(root, labels, say)
     parts = _part_folders(root)
@@ -56,7 +55,8 @@ def read_layout(root: Path, labels: Path | None, say: Callable[[str], None]) -> 
             f"back test images with --data_dir {parts['train']}"
         )
     elif "test" not in parts:
-        parts["test"] = _as_test(parts.pop("val"), say)
+        parts["test"] = parts.pop("val")
+        _say_val_is_test(parts["test"], say)
     return _read_class_folders(parts, say)
 
 
@@ -71,9 +71,8 @@ def holds_classes(root: Path) -> bool:
         return False
 
 
-def _as_test(folder: Path, say: Callable[[str], None]) -> Path:
+def _say_val_is_test(folder: Path, say: Callable[[str], None]) -> None:
     say(f"{folder} holds the test images: there is no test folder")
-    return folder
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -239,6 +238,6 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Callable[[str], None]) -> 
         )
     if "test" not in there:
         folder = next(path for path, part in folders.items() if part == "val")
-        _as_test(folder, say)
+        _say_val_is_test(folder, say)
         return {path: "test" if part == "val" else part for path, part in found.items()}
     return found
