@@ -251,7 +251,7 @@ def _describe(path: Path, compared: Agreement, top1s: tuple[float, float] | None
         f"equal top-1 {compared.same:.2%}",
     ]
     if top1s:
-        parts.append(f"top-1 {top1s[0]:.2%} (network {top1s[1]:.2%})")
+        parts.append(f"top-1 {top1s[0]:.2%} (network {top1s[1]:.2%}, in float32)")
     kind = "test" if top1s else "random"
     return f"{size / 1e6:.2f} MB; on {compared.images} {kind} images: {', '.join(parts)}"
 

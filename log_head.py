@@ -1,5 +1,7 @@
 """The head of a log: what the run is made of."""
 
+import math
+
 from cifarnet.core.device import SLOW_AMP, free_memory
 from cifarnet.core.log import RunLog, versions
 from cifarnet.core.settings import FLAGS, without_effect
@@ -50,6 +52,8 @@ def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> N
     )
     for words in describe_classes(splits.train):
         log.line(words)
+    steps = math.ceil(len(splits.train) / settings.batch_size)
+    log.line(f"steps: {steps} an epoch, {steps * settings.epochs:,} in all")
     if splits.val is None:
         freq = settings.eval_freq
         when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")

@@ -109,26 +109,35 @@ def restore(trained: Weights) -> Network:
 def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list[str]:
     """Loads what fits of `trained` into `model`, by name and shape, running statistics too.
 
-    The head is loaded as a whole, and only for the same `classes` in the same order.
-    Returns the names of the weights that stay as they are. Raises `UserError` if nothing fits.
+    Of the head it takes the rows of those `classes` that the trained network knows by their names.
+    Returns the names of the weights that stay as they are, if only in part. Raises `UserError` if
+    nothing fits.
     """
     own = model.state_dict()
-    head = "head.weight"
-    same_head = list(trained.classes) == list(classes) and (
-        head in trained.model and trained.model[head].shape == own[head].shape
-    )
+    head = {name: own[name].clone() for name in own if name.startswith("head.")}
     taken = {
         name: value
         for name, value in trained.model.items()
-        if name in own
+        if name in own.keys() - head.keys()
         and (value.shape, value.dtype) == (own[name].shape, own[name].dtype)
-        and (same_head or not name.startswith("head."))
     }
     if not taken.keys() & dict(model.named_parameters()).keys():
         raise UserError(
             f"no weights of {trained.source} fit this {type(model).__name__}; use others, or "
             f"another --network"
         )
+    known = [name for name in classes if name in trained.classes]
+    if all(
+        name in trained.model and trained.model[name].shape[1:] == value.shape[1:]
+        for name, value in head.items()
+    ):
+        here = [list(classes).index(name) for name in known]
+        there = [list(trained.classes).index(name) for name in known]
+        for name, value in head.items():
+            value[here] = trained.model[name][there]
+        own |= head
+        if len(known) == len(classes):
+            taken |= head
     load_weights(model, own | taken)
     return [name for name in own if name not in taken]
 

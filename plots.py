@@ -227,8 +227,8 @@ def _confusion_figure(report: Report) -> Figure:
     figure = _figure(
         min(6.9, 3 + 0.4 * len(names)), "What the network took each class for", _about(report)
     )
+    figure.set_layout_engine("compressed")  # no room beside the square
     axes = figure.subplots()
-    axes.set_anchor("N")  # a square leaves room: below, not under the title
     # The square root shows rare mistakes too.
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
@@ -308,7 +308,7 @@ def class_metrics(report: Report, path: Path) -> None:
     right = axes.secondary_yaxis("right")
     right.set_yticks(at, [f"{value:.3f}" for value in values["f1"]], color=RED, **small)
     for side in (axes, right):
-        side.tick_params(axis="y", length=0)
+        side.tick_params(axis="y", length=0, pad=9)  # markers at 0 and 1 reach over the edge
     right.spines[:].set_visible(False)
     figure.legend(ncols=4, loc="outside lower center")
     _write(figure, path)

@@ -100,10 +100,8 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"lower --accumulate, or give --batch_size"
         )
     if size < BATCH_SIZE:
-        log.line(
-            f"--batch_size is {size}, as there are {count} training images; a smaller one, such as "
-            f"32, takes more steps"
-        )
+        smaller = "; a smaller one, such as 32, takes more steps" if size > 32 else ""
+        log.line(f"--batch_size is {size}, as there are {count} training images{smaller}")
     fitted = dataclasses.replace(settings, batch_size=size)
     fitted.check_parts(runtime.world_size)
     return fitted
@@ -127,10 +125,15 @@ def start_from_init(network: Network, trained: Weights, present: Present, log: R
     """Loads the weights that --init names into `network`. Raises `UserError`."""
     fresh = start_from(network, trained, present.classes)
     same = list(trained.classes) == list(present.classes)
-    others = ", ".join(trained.classes[:3])
-    head = "" if same else f"; with a new head, as its classes are others ({others}, ...)"
+    known = sum(name in trained.classes for name in present.classes)
+    others, head = ", ".join(trained.classes[:3]), ""
+    if not known:
+        head = f"; with a new head, as its classes are others ({others}, ...)"
+    elif not same:
+        head = f"; its head knows {known} of the {len(present.classes)} classes, by their names"
     log.line(f"starting from the weights {trained.source}: {_origin(trained)}{head}")
-    unknown = [name for name in fresh if same or not name.startswith("head.")]
+    new = known < len(present.classes)  # classes: the line above says so
+    unknown = [name for name in fresh if not (new and name.startswith("head."))]
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")

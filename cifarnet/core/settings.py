@@ -304,7 +304,7 @@ class Settings:
         unset="off", metavar="NAME|PATH")
     init: str | None = _flag(None, "recipe",
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
-        "snapshot. What does not fit starts fresh, and so does the head if the classes differ. "
+        "snapshot. What does not fit starts fresh, and so do the classes that it does not know. "
         "The images are still normalised with their own statistics.",
         unset="off", metavar="NAME|PATH")
     seed: int = _flag(42, "recipe",

@@ -133,10 +133,12 @@ def _read_class_folders(parts: dict[str, Path], say: Callable[[str], None]) -> L
 def _checked_classes(found: Sequence[str], where: Path) -> tuple[str, ...]:
     """The class names `found` in `where`. Raises `UserError` if they are too few or odd."""
     if len(found) < 2:
-        raise UserError(
-            f"{where} has {len(found)} classes ({', '.join(map(ascii, found))}); "
-            f"it needs two or more, with a folder for each"
-        )
+        what = f"only one class, {found[0]!a}" if found else "no class"
+        inside = [where / name for name in found if holds_classes(where / name)]
+        hint = f"; did you mean --data_dir {inside[0]}?" if inside else ""
+        if not found and any(map(is_image, _visible(where))):
+            hint = "; pictures lie in it without one"
+        raise UserError(f"{where} has {what}; it needs two or more, with a folder for each{hint}")
     for name in found:
         if not name.isprintable():  # it would break log lines and reports
             raise UserError(f"{where} has a class name that cannot be printed, {name!r}; rename it")

@@ -230,4 +230,4 @@ def _in_one_array(layers: Sequence[Layer]) -> Tensor:
 
 
 def _refusal(what: str) -> UserError:
-    return UserError(f"the page cannot hold {what}; choose another --format")
+    return UserError(f"the page cannot hold {what}; use another --format, such as onnx")

@@ -90,11 +90,15 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
         for run in line.runs
         for series in _series(at, run, what, by_time)
     ]
-    x_form = _hours if by_time else "{:g}".format
     y_form = _share if what == "accuracy" else "{:g}".format
     xs = [x for series in every for x, _ in series.points] or [1.0]
     ys = [y for series in every for _, y in series.points] or [0.0, 1.0]
-    unit = 3600.0 if by_time else 1.0  # hours have round numbers, not seconds
+    if not by_time:
+        unit, axis, x_form = 1.0, "epoch", "{:g}".format
+    elif max(xs) < 3600:
+        unit, axis, x_form = 60.0, "minutes:seconds", _minutes
+    else:  # hours have round numbers, not seconds
+        unit, axis, x_form = 3600.0, "hours:minutes", _hours
     x_ticks = [unit * tick for tick in nice_ticks(0.0, max(xs) / unit, MOST_TICKS)]
     y_ticks = nice_ticks(min(ys), max(ys), MOST_TICKS)
     low, high = y_ticks[0], y_ticks[-1]
@@ -107,7 +111,7 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
 
     return Chart(
         f"{what} by {'time' if by_time else 'epoch'}",
-        "hours:minutes" if by_time else "epoch",
+        axis,
         [(x_at(x), x_form(x)) for x in x_ticks if by_time or x == int(x)],
         [(y_at(y), y_form(y)) for y in y_ticks],
         [_curve(series, what, x_form, (x_at, y_at)) for series in every],
@@ -152,3 +156,7 @@ def _share(share: float) -> str:
 
 def _hours(seconds: float) -> str:
     return clock(seconds)[:-3]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

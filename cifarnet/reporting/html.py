@@ -96,6 +96,7 @@ def _about(
     """The network, its run, its settings and files."""
     run = figures["run"]
     kept = {name: value for name, value in run.get("settings", {}).items() if name in FLAGS}
+    kept.pop("resume", None)  # says nothing of the result
     differs = [name for name, value in kept.items() if value != FLAGS[name].default]
     files = [directory / name for name in REPORT_FILES]
     there = [path for path in files if path.name == PAGE or path.is_file()]

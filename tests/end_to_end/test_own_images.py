@@ -49,8 +49,7 @@ def test_from_class_folders_to_predictions(command, mixed):
         f"{mixed} has no test folder: 11 of the 22 images, always the same ones, are the test "
         f"images (--test_fraction 0.5)",
         "resized 22 of 22 images to 48x48",
-        "--batch_size is 10, as there are 11 training images; a smaller one, such as 32, takes "
-        "more steps",
+        "--batch_size is 10, as there are 11 training images",
         "training images of the 2 classes: ants 10, bees 1",
         "warning: ants has 10 training images and bees only 1; --class_weights balanced makes all "
         "classes count the same",

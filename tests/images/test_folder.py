@@ -108,7 +108,7 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
     assert train.labels.tolist() == [0] * 7 + [1] * 6
     assert is_red(train.images[6])
     (outside / "red.png").unlink()
-    with pytest.raises(UserError, match=r"zz\.png \(not a file, or a broken link\)"):
+    with pytest.raises(UserError, match=r"zz\.png \(not there, or a broken link\)"):
         read(tree)
     (tree / "train" / "bar" / "zz.png").unlink()
     (tree / "train" / "bar" / "zz.png").symlink_to("zz.png")
@@ -150,10 +150,10 @@ def spoil(tree: Path, how: str) -> str:
         (tree / "train").rename(tree / "training")
         (tree / "train").mkdir()
         save_red(tree / "train" / "cat.1.png")
-        return f"{tree}/train has 0 classes (); it needs two or more"
+        return f"{tree}/train has no class; it needs two or more, with a folder for each; pictures"
     if how == "one class":
         (tree / "train" / "bar").rename(tree / "bar")
-        return "1 classes ('disc'); it needs two"
+        return "only one class, 'disc'; it needs two"
     if how == "empty class":
         for path in (tree / "train" / "bar").iterdir():
             path.unlink()

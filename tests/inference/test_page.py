@@ -252,6 +252,6 @@ class Changed(nn.Module):
     ids=["layer", "inside", "norm", "function", "list", "constant", "part", "choice"],
 )
 def test_other_layers_are_refused_in_one_line(tmp_path, change, words):
-    with pytest.raises(UserError, match=f"^the page cannot hold {words}; choose another --format$"):
+    with pytest.raises(UserError, match=f"^the page cannot hold {words}; use another --format, "):
         write(Changed(change).eval(), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
