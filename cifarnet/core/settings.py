@@ -25,7 +25,7 @@ GROUPS = {
 
 
 # Defaults that follow from other flags or from the images.
-PROBABILITIES = {"affine_p": 0.1, "hole_p": 0.1, "jitter_p": 0.2}  # docs/recipes.md
+PROBABILITIES = {"affine_p": 0.05, "hole_p": 0.05, "jitter_p": 0.1}  # docs/recipes.md
 REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
 SMOOTHING = 0.1
 BATCH_SIZE = 512  # images; lowered if there are fewer training images
@@ -293,7 +293,7 @@ class Settings:
     max_grad_norm: float = _flag(1.0, "recipe",
         "Scale the gradient down to this norm when it is larger. 0: off.",
         within="[0, inf)")
-    dropout: str = _flag("0.05,0.1,0.1,0.05", "recipe",
+    dropout: str = _flag("0.05,0.1,0.1,0.02", "recipe",
         "Share of the channels that dropout sets to zero: one rate, or one for each of the four "
         "blocks. --network residual uses the last one, before its head.",
         within="[0, 1)", numbers=(1, 4), metavar="P|P,P,P,P")

@@ -24,7 +24,7 @@ def of(**settings: object) -> Policy:
     [
         ("none", (0.0, 0.0, 0.0, 0.0, 0.0)),
         ("light", (1.0, 0.5, 0.0, 0.0, 0.0)),
-        ("full", (1.0, 0.5, 0.1, 0.1, 0.2)),
+        ("full", (1.0, 0.5, 0.05, 0.05, 0.1)),
     ],
 )
 def test_policies_differ_in_their_probabilities_only(name, expected):
@@ -37,7 +37,7 @@ def test_policies_differ_in_their_probabilities_only(name, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (1.0, 0.5, 0.0, 0.1, 0.0)),
+        ({}, (1.0, 0.5, 0.0, 0.05, 0.0)),
         ({"affine_p": 0.3, "hole_p": 0.0}, (1.0, 0.5, 0.3, 0.0, 0.0)),
         ({"augment_p": 0.4}, (1.0, 0.5, 0.4, 0.4, 0.4)),
         ({"augment": "light"}, (1.0, 0.5, 0.0, 0.0, 0.0)),

@@ -22,7 +22,7 @@ def test_the_published_recipe_is_the_default():
     published = {
         "eval_batch_size": 512, "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
         "min_lr": 1e-6, "warmup_epochs": 0, "amp": False, "max_grad_norm": 1.0,
-        "dropouts": (0.05, 0.1, 0.1, 0.05), "smoothing": 0.1,
+        "dropouts": (0.05, 0.1, 0.1, 0.02), "smoothing": 0.1,
         "plot_training": True, "plot_evaluation": True, "plot_freq": 50, "save_best": False,
         "select": "last", "snapshot_freq": 5, "resume": None, "num_workers": None,
         "device": "auto", "seed": 42, "deterministic": False,
