@@ -128,7 +128,8 @@ def start_from(model: Network, trained: Weights, classes: Sequence[str]) -> list
         )
     known = [name for name in classes if name in trained.classes]
     if all(
-        name in trained.model and trained.model[name].shape[1:] == value.shape[1:]
+        name in trained.model
+        and trained.model[name].shape == (len(trained.classes), *value.shape[1:])
         for name, value in head.items()
     ):
         here = [list(classes).index(name) for name in known]
