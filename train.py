@@ -288,9 +288,7 @@ def run_epoch(
 
             # forward and backward, part by part; the gradient will be the mean over ranks
             share = batches.size(step) / runtime.world_size
-            most = math.ceil(batches.size(step) / runtime.world_size)  # images of a rank
-            # No part is empty on all ranks.
-            count = min(plan.accumulate, most)
+            count = min(plan.accumulate, math.ceil(share))  # no part is empty on all ranks
             parts = micro_batches(learner.forward, images, labels, count)
             for number, (part, targets) in enumerate(parts):
                 place = epoch, step, number
