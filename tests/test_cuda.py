@@ -35,11 +35,11 @@ CHANGES = [
 @pytest.fixture(autouse=True)
 def without_tf32():
     """Products in full float32, as on the CPU; what was set comes back."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    former = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "ieee"
-    yield
-    matmul.fp32_precision, conv.fp32_precision = former
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+    torch.set_float32_matmul_precision(former)
 
 
 def loss_and_gradients(model, images, labels) -> tuple[float, dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Forms of the blocks that are faster on the CPU and compute the same function.
+"""Forms of the blocks that are faster and compute the same function.
 
 `use_fast_forms(model)` swaps them in. `bench.py` measures both: "step, ... plain forms" and
 "step, ... fast forms".
@@ -27,17 +27,18 @@ NO_DROPOUT = nn.Dropout2d(0.0)
 
 
 class FastDepthwiseConv2d(DepthwiseConv2d):
-    """Avoids the depthwise kernels that are slow in oneDNN, torch's library for the CPU.
+    """Avoids the depthwise kernels that are slow in oneDNN and cuDNN, torch's libraries.
 
     Dilated ones are slow: the layer convolves interleaved sub-images without dilation instead.
-    Input gradients are slow, with a stride in bf16 fifty times as slow as the forward pass: the
-    layer computes them as a forward pass.
+    Input gradients are slow, on the CPU with a stride in bf16 fifty times as slow as the forward
+    pass: the layer computes them as a forward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         stride, dilation = self.stride[0], self.dilation[0]
         divides = stride == 1 and x.shape[2] % dilation == 0 and x.shape[3] % dilation == 0
-        if x.device.type != "cpu" or stride > 2 or (dilation > 1 and not divides):
+        measured = x.device.type in ("cpu", "cuda")
+        if not measured or stride > 2 or (dilation > 1 and not divides):
             return super().forward(x)
         x, weight = _autocast(x), _autocast(self.weight)
         if dilation == 1:
