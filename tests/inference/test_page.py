@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from browser import console, fetched, open_page
 from PIL import Image
-from selenium.webdriver.support.wait import WebDriverWait
 from torch import nn
 
 from cifarnet.core.errors import UserError
@@ -151,6 +150,8 @@ document.body.dispatchEvent(new make(kind, options));
 
 
 def until_it_says(driver, pattern: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait  # not installed on every machine
+
     says = lambda _: re.search(pattern, driver.find_element("id", "status").text)  # noqa: E731
     WebDriverWait(driver, 60, 0.02).until(says)
 
