@@ -21,7 +21,7 @@ from cifarnet.reporting.recorders import HistoryCsv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-NAMES = ("hour", "long", "published")
+NAMES = ("as_run", "hour", "long", "published")
 
 
 @pytest.fixture

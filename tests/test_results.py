@@ -16,8 +16,6 @@ from model import load_pretrained, parameter_count
 
 NAMES = sorted(path.parent.name for path in places.RESULTS.glob(f"*/{places.WEIGHTS_FILE}"))
 
-EARLIER_DEFAULTS = {"published"}  # its recipe leaves out what the defaults were then
-
 
 @pytest.fixture
 def result(request, trained, tmp_path, monkeypatch) -> str:
@@ -60,8 +58,7 @@ def test_the_weights_in_the_repository_load_and_predict(command, result):
 def test_a_result_is_of_the_recipe_beside_it(name):
     folder, recipes = places.RESULTS / name, places.RESULTS.parent / "recipes"
     recipe = read_recipe(folder / "recipe.toml")
-    if name not in EARLIER_DEFAULTS:
-        assert recipe == read_recipe(recipes / f"{name}.toml")  # the recipe that repeats it
+    assert recipe == read_recipe(recipes / f"{name}.toml")  # the recipe that repeats it
     for flag in recipe.keys() & {"init", "teacher"}:
         # the earlier recipe is named after its --snapshot_dir
         earlier = Path(recipe[flag]).parent.name.removeprefix("snapshots_")
