@@ -34,8 +34,8 @@ def inference(
     from cifarnet.core.device import start
     from cifarnet.inference.readback import answers, top1
     from cifarnet.inference.speed import BATCHES, measure
+    from cifarnet.training.compiling import compiled
     from model import build_classifier
-    from train import compiled
 
     device = start(Settings(device=options.device)).device
     trained = read_trained(options.pretrained)

@@ -89,8 +89,8 @@ def step(
 
     from cifarnet.core.device import start
     from cifarnet.networks.fast import use_plain_forms
+    from cifarnet.training.compiling import compiled
     from model import build_model
-    from train import compiled
 
     settings = Settings(device=device, amp=amp, **changes)
     runtime = start(settings)

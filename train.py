@@ -5,7 +5,6 @@ images or a teacher needs is in the objective; what is written down is in the re
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,11 +28,10 @@ from cifarnet.core.ranks import (
 )
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
 from cifarnet.core.settings import Settings
-from cifarnet.networks.blocks import DepthwiseConv2d
-from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.training.averaging import MovingAverage, update_bn
+from cifarnet.training.compiling import CompiledForBatches
 from cifarnet.training.objective import Objective
 from cifarnet.training.optimizers import build_optimizer, restore_optimizer
 from cifarnet.training.schedule import learning_rate
@@ -53,7 +51,7 @@ class Learner:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         forward = self.network
         if settings.compile:
-            forward = compiled(self.network, runtime.device, settings.accumulate)
+            forward = CompiledForBatches(self.network, runtime.device, settings.accumulate)
         self.forward = data_parallel(forward, runtime)  # the same weights, in a training step
         self.averaged = None
         if settings.ema_decay:
@@ -413,26 +411,6 @@ def resized(images: Tensor, size: int) -> Tensor:
     if size == images.shape[-1]:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Module:
-    """`network`, compiled by torch.compile; the weights are shared.
-
-    On CUDA with CUDA graphs, unless a step has several `parts`: the gradients of a part lie in
-    memory that the next part's graph overwrites. Raises `UserError` without the C++ compiler that
-    the CPU needs.
-    """
-    # Each size of --image_sizes, and the last batch, is compiled by itself: the compiler fails on
-    # some of these networks with sizes left open.
-    torch._dynamo.config.recompile_limit = 64
-    if device.type == "cuda":
-        mode = "reduce-overhead" if parts == 1 else "default"
-        return torch.compile(network, mode=mode, dynamic=False)
-    if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-        raise UserError("--compile needs a C++ compiler on the CPU (g++, clang++); leave it off")
-    # The compiler fuses plain normalisations, and slows the folded ones (bench.py).
-    plain = use_plain_forms(network, keep=(DepthwiseConv2d,))
-    return torch.compile(plain, dynamic=False)
 
 
 def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:

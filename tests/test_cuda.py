@@ -34,12 +34,13 @@ CHANGES = [
 
 @pytest.fixture(autouse=True)
 def without_tf32():
-    """Products in full float32, as on the CPU; what was set comes back."""
-    former = torch.get_float32_matmul_precision()
+    """Products in full float32, as on the CPU, unless a run sets them; what was set comes back."""
+    former = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
-    torch.set_float32_matmul_precision(former)
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(former[0])
+    torch.backends.cudnn.allow_tf32 = former[1]
 
 
 def loss_and_gradients(model, images, labels) -> tuple[float, dict[str, torch.Tensor]]:

@@ -254,8 +254,8 @@ def test_a_compiled_step_trains_the_same(changed):
 
 
 def test_without_a_compiler_the_flag_is_refused(monkeypatch):
-    monkeypatch.setattr("train.shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+    monkeypatch.setattr("cifarnet.training.compiling.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs one of g\\+\\+, c\\+\\+, clang"):
         small_run(compile=True)
 
 

@@ -79,8 +79,8 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     if settings.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(settings.deterministic)  # takes a second to import
     torch.backends.cudnn.benchmark = not settings.deterministic
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32; convolutions use it by default
+    # On CUDA in TF32, as convolutions are by default.
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     place = ranks.rank, ranks.world_size

@@ -325,7 +325,7 @@ class Settings:
         "Needs CUDA.")
     compile: bool = _flag(False, "precision",
         "Use torch.compile for the training step. It takes up to a minute at the start, uses "
-        "CUDA graphs on CUDA, and needs a C++ compiler on the CPU.")
+        "CUDA graphs on CUDA, and needs a C compiler there, a C++ compiler on the CPU.")
     device: str = _flag("auto", "precision",
         "auto: CUDA if there is one, else MPS, else the CPU.",
         choices=("auto", "cpu", "cuda", "mps"))

@@ -1,6 +1,6 @@
 """Convolution blocks in their plain forms: torch.nn, layer by layer.
 
-`fast.use_fast_forms` swaps them for forms that are faster on the CPU and compute the same function.
+`fast.use_fast_forms` swaps them for forms that are faster and compute the same function.
 """
 
 import torch
