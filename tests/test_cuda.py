@@ -87,7 +87,7 @@ def test_an_overflow_of_fp16_is_left_out_and_counted():
 
 @pytest.mark.parametrize(("amp", "accumulate"), [(False, 1), (True, 1), (False, 2)])
 def test_a_compiled_step_equals_the_plain_one(amp, accumulate):
-    """With CUDA graphs where a step has one part. The last batch is smaller: another graph."""
+    """With CUDA graphs where a step has one part. The last batch is smaller: it runs uncompiled."""
     settings = {"device": CUDA, "dropout": 0, "epochs": 2, "amp": amp, "lr": 0.02}
     settings["accumulate"] = accumulate
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))

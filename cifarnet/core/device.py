@@ -79,7 +79,7 @@ def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
     if settings.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(settings.deterministic)  # takes a second to import
     torch.backends.cudnn.benchmark = not settings.deterministic
-    # On CUDA in TF32, as convolutions are by default.
+    # Matrix products in TF32 on CUDA. torch's default does this for convolutions only.
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()

@@ -324,8 +324,8 @@ class Settings:
         "Under torchrun: compute batch normalisation statistics over all devices together. "
         "Needs CUDA.")
     compile: bool = _flag(False, "precision",
-        "Use torch.compile for the training step. It takes up to a minute at the start, uses "
-        "CUDA graphs on CUDA, and needs a C compiler there, a C++ compiler on the CPU.")
+        "Use torch.compile for the training step. It takes up to a minute at the start. On CUDA it "
+        "uses CUDA graphs and needs gcc or clang; on the CPU it needs g++ and is slower.")
     device: str = _flag("auto", "precision",
         "auto: CUDA if there is one, else MPS, else the CPU.",
         choices=("auto", "cpu", "cuda", "mps"))

@@ -13,14 +13,17 @@ from cifarnet.networks.fast import use_plain_forms
 def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Module:
     """`network`, compiled by torch.compile; the weights are shared.
 
-    On CUDA with CUDA graphs, unless a step has several `parts`: the gradients of a part lie in
-    memory that the next part's graph overwrites. Raises `UserError` without the compiler of C or
-    C++ that torch.compile needs.
+    On the CPU, `network` itself is switched to plain normalisations. On CUDA, CUDA graphs are used
+    if `parts`, the number of parts of a step (--accumulate), is 1: otherwise the next part's graph
+    would overwrite the gradients. Raises `UserError` without the compiler that torch.compile needs.
     """
     cuda = device.type == "cuda"
-    compilers = ("gcc", "clang") if cuda else ("g++", "c++", "clang++")
+    compilers = ("gcc", "clang") if cuda else ("g++", "clang++", "c++")
     if not any(map(shutil.which, compilers)):
-        raise UserError(f"--compile needs one of {', '.join(compilers)}; leave it off")
+        raise UserError(
+            f"--compile needs a compiler of {'C' if cuda else 'C++'}: install {compilers[0]} or "
+            f"{compilers[1]}, or leave --compile out"
+        )
     # Each size of --image_sizes is compiled by itself: the compiler fails on some of these networks
     # with sizes left open.
     torch._dynamo.config.recompile_limit = 64
@@ -28,23 +31,23 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
         mode = "reduce-overhead" if parts == 1 else "default"
         return torch.compile(network, mode=mode, dynamic=False)
     # The compiler fuses plain normalisations, and slows the folded ones (bench.py).
-    plain = use_plain_forms(network, keep=(DepthwiseConv2d,))
-    return torch.compile(plain, dynamic=False)
+    use_plain_forms(network, keep=(DepthwiseConv2d,))
+    return torch.compile(network, dynamic=False)
 
 
 class CompiledForBatches(nn.Module):
-    """`network`, compiled for batches of as many images as the first one has.
+    """Runs `network` compiled on batches of the first batch's size, and uncompiled on others.
 
-    Others, such as the last batch of an epoch, run as they are: compiling for their size would take
-    longer than it saves.
+    The last batch of an epoch is smaller. Compiling for it would take longer than it saves.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, parts: int) -> None:
         super().__init__()
-        self.network, self.size = network, 0
-        self.forms = (compiled(network, device, parts),)  # a tuple: its weights are registered once
+        self.network, self.batch_size = network, 0
+        # in a tuple, so that torch does not register its weights a second time
+        self.compiled = (compiled(network, device, parts),)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.size = self.size or len(images)
-        form = self.forms[0] if len(images) == self.size else self.network
-        return form(images)
+        self.batch_size = self.batch_size or len(images)
+        whole = len(images) == self.batch_size
+        return self.compiled[0](images) if whole else self.network(images)
