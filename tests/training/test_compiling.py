@@ -1,29 +1,40 @@
 """Which batches run compiled."""
 
+import pytest
 import torch
 from torch import nn
 
-from cifarnet.training.compiling import CompiledForBatches
+from cifarnet.training import compiling
 
 
-def test_batches_of_the_first_size_are_compiled_and_others_run_as_they_are(monkeypatch):
+@pytest.fixture
+def compiled_sizes(monkeypatch) -> list[int]:
+    """The sizes of the batches that ran compiled. No compiler is needed."""
     sizes = []
 
-    def compile_it(network, **_):
+    def compile_it(network, device, parts):
         return lambda images: sizes.append(len(images)) or network(images)
 
-    monkeypatch.setattr(torch, "compile", compile_it)
+    monkeypatch.setattr(compiling, "compiled", compile_it)
+    return sizes
+
+
+def form_of(network: nn.Module) -> nn.Module:
+    return compiling.CompiledForBatches(network, torch.device("cpu"), 1)
+
+
+def test_batches_of_the_first_size_are_compiled_and_others_run_as_they_are(compiled_sizes):
     network = nn.Sequential(nn.Linear(3, 2))
-    form = CompiledForBatches(network, torch.device("cpu"), 1)
+    form = form_of(network)
     for size in (4, 4, 3, 1, 4):
         images = torch.randn(size, 3)
         assert torch.equal(form(images), network(images))
-    assert sizes == [4, 4, 4]
+    assert compiled_sizes == [4, 4, 4]
 
 
-def test_weights_and_mode_are_those_of_the_network():
+def test_weights_and_mode_are_those_of_the_network(compiled_sizes):
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    form = CompiledForBatches(network, torch.device("cpu"), 1)
+    form = form_of(network)
     assert list(form.parameters()) == list(network.parameters())
     assert len(form.state_dict()) == len(network.state_dict())
     form.eval()
