@@ -169,7 +169,9 @@ def profile(device: str) -> str:
 
     from train import run_epoch
 
-    settings = Settings(device=device, amp=True, augment_engine="batched", epochs=2)
+    settings = Settings(
+        device=device, amp=True, augment_engine="batched", epochs=2, batch_size=BATCH
+    )
     learner, objective, data, plan = _run_on_noise(settings, 3)
     run_epoch(learner, objective, data.train, plan)  # warm-up
     activities, sort_by = [ProfilerActivity.CPU], "self_cpu_time_total"

@@ -29,6 +29,13 @@ def test_wrong_requests_are_one_line(capsys):
         assert words in capsys.readouterr().err
 
 
+def test_the_profile_names_the_costliest_operations(monkeypatch, capsys):
+    monkeypatch.setattr(bench_training, "BATCH", 8)
+    assert bench.main(["--profile", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "Self CPU" in shown and shown.count("aten::") >= 10
+
+
 def test_medians_of_all_rounds_are_shown_and_written(monkeypatch, capsys, tmp_path):
     rates = iter([1e9, 30.0, 3e9, 10.0, 2e9, 20.0])  # three rounds of two measurements
     monkeypatch.setattr(
