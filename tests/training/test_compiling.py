@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifarnet.core.errors import UserError
 from cifarnet.training import compiling
 
 
@@ -39,3 +40,12 @@ def test_weights_and_mode_are_those_of_the_network(compiled_sizes):
     assert len(form.state_dict()) == len(network.state_dict())
     form.eval()
     assert not network.training
+
+
+@pytest.mark.parametrize(
+    ("device", "language"), [("cpu", r"C\+\+: install g"), ("cuda", "C: install gcc")]
+)
+def test_the_compiler_that_is_missing_is_named(monkeypatch, device, language):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=f"--compile needs a compiler of {language}"):
+        compiling.compiled(nn.Linear(3, 2), torch.device(device))
