@@ -30,16 +30,10 @@ from bench_training import (
     profile,
 )
 from cifarnet.checkpoints.places import find_trained
-from cifarnet.core.commandline import (
-    Parser,
-    check_package,
-    path_argument,
-    print_error,
-    run_command,
-)
+from cifarnet.core.commandline import Parser, check_package, path_argument, print_error, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import naming_failures
-from cifarnet.core.settings import Settings
+from cifarnet.settings.precision import PrecisionSettings
 from formats import ONNX
 
 
@@ -135,11 +129,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from cifarnet.core.device import available_cores, peak_memory, start
+    from cifarnet.core.device import available_cores, init_process, peak_memory
 
     device = options.device
     if device == "auto":
-        device = start(Settings()).device.type
+        device = init_process(PrecisionSettings()).device.type
     if options.profile:
         print(profile(device))
         return
@@ -200,9 +194,9 @@ def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -
     """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `UserError`."""
     import torch
 
-    from cifarnet.core.device import available_cores, start
+    from cifarnet.core.device import available_cores, init_process
 
-    machine, cores = start(Settings(device=device)).device_name, available_cores()
+    machine, cores = init_process(PrecisionSettings(device=device)).device_name, available_cores()
     python = platform.python_version()
     print(f"{machine}, {cores} cores, torch {torch.__version__}, python {python}\n")
     print(shown)

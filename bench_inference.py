@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench_training import random_images
-from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.settings import settings_from_dict
+from cifarnet.settings.precision import PrecisionSettings
 from formats import FORMATS, Source
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ def inference(
     import torch
 
     from cifarnet.checkpoints.snapshots import read_trained
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from cifarnet.inference.readback import answers, top1
     from cifarnet.inference.speed import BATCHES, measure
     from cifarnet.training.compiling import compiled
     from model import build_classifier
 
-    device = start(Settings(device=options.device)).device
+    device = init_process(PrecisionSettings(device=options.device)).device
     trained = read_trained(options.pretrained)
     splits, test = _images_of(trained, options.data_dir)
 
@@ -63,7 +64,7 @@ def inference(
             sizes[name] = path.stat().st_size
             if name != "safetensors":
                 forms[name] = FORMATS[name].read(path)
-    pixels = random_images(max(BATCHES), settings_from_dict(trained.config).image_size).images
+    pixels = random_images(max(BATCHES), settings_from_dict(trained.config).data.image_size).images
     speeds = measure(forms, pixels, 1 if options.quick else 5, tell)
     figures = {}
     for name, classify in forms.items():
@@ -85,7 +86,7 @@ def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet
     from evaluate import settings_for
 
     if data_dir is None:
-        noise = random_images(max(BATCHES), settings_from_dict(trained.config).image_size)
+        noise = random_images(max(BATCHES), settings_from_dict(trained.config).data.image_size)
         return Splits("noise", noise, None, noise, trained.mean, trained.std), None
     splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None), print)
     check_classes(trained.classes, splits.test.classes)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import FLAGS, Settings
+from cifarnet.settings import FLAGS, Settings
+from cifarnet.settings.network import NetworkSettings
+from cifarnet.settings.precision import PrecisionSettings
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +39,9 @@ def matmul(device: str, amp: bool) -> float:
     """Floating-point operations of a square matrix product: the ceiling, in its precision."""
     import torch
 
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
 
-    runtime = start(Settings(device=device, amp=amp))
+    runtime = init_process(PrecisionSettings(device=device, amp=amp))
     a = torch.randn(4096, 4096, device=device).to(runtime.amp_dtype or torch.float32)
     return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
 
@@ -52,7 +54,7 @@ def plain_loop(device: str, steps: int) -> float:
 
     from model import CIFARNet
 
-    model = CIFARNet(dropout=Settings().dropouts).to(device)
+    model = CIFARNet(dropout=Settings().network.dropouts).to(device)
     optimizer = optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -87,14 +89,14 @@ def step(
     import torch
     import torch.nn.functional as F
 
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from cifarnet.networks.fast import use_plain_forms
     from cifarnet.training.compiling import compiled
     from model import build_model
 
-    settings = Settings(device=device, amp=amp, **changes)
-    runtime = start(settings)
-    model = build_model(settings, 10).to(runtime.device)
+    settings = Settings.from_flags(device=device, amp=amp, **changes)
+    runtime = init_process(settings.precision, settings.training.seed)
+    model = build_model(settings.network, 10).to(runtime.device)
     if plain:
         use_plain_forms(model)
     forward = compiled(model, runtime.device) if compile_it else model
@@ -130,7 +132,7 @@ def training(
     from cifarnet.reporting.recorders import Recorders
     from train import fit
 
-    settings = Settings(
+    settings = Settings.from_flags(
         device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
     )
     learner, *parts = _run_on_noise(settings, steps, ranks)
@@ -143,7 +145,7 @@ def _run_on_noise(
     settings: Settings, steps: int, ranks: Ranks = ALONE
 ) -> tuple[Learner, Labels, Batches, Plan]:
     """The parts of a run whose epochs have `steps` steps."""
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
     from cifarnet.images.imageset import Splits
     from cifarnet.training.objective import Labels
@@ -151,12 +153,12 @@ def _run_on_noise(
     from model import build_model
     from train import Learner, Plan
 
-    runtime = start(settings, ranks)
-    images = random_images(settings.batch_size * steps)
+    runtime = init_process(settings.precision, settings.training.seed, ranks)
+    images = random_images(settings.training.batch_size * steps)
     splits = Splits("noise", images, None, random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
     data = build_batches(splits, settings, runtime)
-    learner = Learner(build_model(settings, 10), settings, runtime)
-    return learner, Labels(settings.smoothing), data, Plan(settings, len(data.train))
+    learner = Learner(build_model(settings.network, 10), settings, runtime)
+    return learner, Labels(settings.training.smoothing), data, Plan(settings, len(data.train))
 
 
 def profile(device: str) -> str:
@@ -169,7 +171,7 @@ def profile(device: str) -> str:
 
     from train import run_epoch
 
-    settings = Settings(
+    settings = Settings.from_flags(
         device=device, amp=True, augment_engine="batched", epochs=2, batch_size=BATCH
     )
     learner, objective, data, plan = _run_on_noise(settings, 3)
@@ -192,23 +194,25 @@ def augmentation(engine: str) -> float:
     from data import build_engine
 
     torch.set_num_threads(1)
-    run = build_engine(Settings(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu"))
+    run = build_engine(
+        Settings.from_flags(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu")
+    )
     images = random_images(BATCH).images.numpy()
     return BATCH / _seconds(lambda: run(images, 0), 2, 3)
 
 
 def evaluation(device: str, amp: bool, *, plain: bool = False) -> float:
     """Images of the evaluation pass."""
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
     from cifarnet.networks.fast import use_plain_forms
     from cifarnet.reporting.metrics import predict
     from data import EvalBatches
     from model import build_model
 
-    settings = Settings(device=device, amp=amp)
-    runtime = start(settings)
-    model = build_model(settings, 10).to(runtime.device)
+    settings = Settings.from_flags(device=device, amp=amp)
+    runtime = init_process(settings.precision, settings.training.seed)
+    model = build_model(settings.network, 10).to(runtime.device)
     if plain:
         use_plain_forms(model)
     batches = EvalBatches(random_images(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
@@ -321,14 +325,16 @@ def measure_ranks(group: Group, device: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from cifarnet.core.device import peak_memory, start
+    from cifarnet.core.device import init_process, peak_memory
 
     ranks = group.ranks
     found = {
         name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
-    gradient = torch.zeros(PARAMETERS, device=start(Settings(device=device), ranks).device)
+    gradient = torch.zeros(
+        PARAMETERS, device=init_process(PrecisionSettings(device=device), ranks=ranks).device
+    )
     alone = ranks.world_size == 1
     found["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)
     if ranks.rank == 0:
@@ -352,8 +358,8 @@ def network_costs(name: str) -> dict[str, int]:
     from cifarnet.networks.cost import multiply_adds
     from model import build_model, parameter_count
 
-    network = build_model(Settings(**NETWORKS[name.removeprefix("network, ")]), 10)
+    network = build_model(NetworkSettings(**NETWORKS[name.removeprefix("network, ")]), 10)
     return {
         "parameters": parameter_count(network),
-        "multiply_adds": multiply_adds(network, Settings().image_size),
+        "multiply_adds": multiply_adds(network, Settings().data.image_size),
     }

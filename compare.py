@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarnet.core.commandline import build_parser, path_argument, run_command
+from cifarnet.core.commandline import path_argument, run_command
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import naming_failures, write_text
 from cifarnet.core.log import say
 from cifarnet.reporting.comparison import as_csv, as_text, compare, mcnemar
 from cifarnet.reporting.past_runs import read_runs
+from cifarnet.settings.parser import build_parser
 
 CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
 

@@ -24,7 +24,6 @@ from cifarnet.core.commandline import lost_workers
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
-from cifarnet.core.settings import Settings
 from cifarnet.images.cifar import CIFAR, read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.folder import read_folder
@@ -37,6 +36,7 @@ from cifarnet.images.imageset import (
     resized,
 )
 from cifarnet.images.normalise import Batch, Normalise
+from cifarnet.settings import Settings
 
 MOST_WORKERS = 4  # by default
 
@@ -49,18 +49,18 @@ def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
     not match the settings.
     """
-    root, size, val = Path(settings.data_dir), settings.image_size, None
-    if settings.dataset != "folder" and settings.labels:
+    root, size, val = Path(settings.data.data_dir), settings.data.image_size, None
+    if settings.data.dataset != "folder" and settings.data.labels:
         raise UserError("--labels names your own images; add --dataset folder")
-    cifar = CIFAR.get(settings.dataset)
+    cifar = CIFAR.get(settings.data.dataset)
     if cifar is not None:
-        train, test = read_cifar(cifar, root, settings.data_url, say)
+        train, test = read_cifar(cifar, root, settings.data.data_url, say)
         train, test = (replace(part, images=resized(part.images, size)) for part in (train, test))
         name = cifar.title
-    elif settings.dataset == "folder":
+    elif settings.data.dataset == "folder":
         train, val, test = read_folder(settings, say)
         name = root.resolve().name
-        if val is not None and settings.val_fraction:
+        if val is not None and settings.data.val_fraction:
             raise UserError(
                 f"{root} has validation images of its own, so --val_fraction would hold back more; "
                 f"leave it out"
@@ -68,15 +68,15 @@ def load_splits(settings: Settings, say: Callable[[str], None]) -> Splits:
     else:
         train, test = read_digits(size)
         name = "digits"
-    train = limited(train, settings.limit_train, "--limit_train")
-    test = limited(test, settings.limit_test, "--limit_test")
+    train = limited(train, settings.data.limit_train, "--limit_train")
+    test = limited(test, settings.data.limit_test, "--limit_test")
     if val is None:
-        train, val = hold_back(train, settings.val_fraction)
+        train, val = hold_back(train, settings.data.val_fraction)
     if cifar is not None:
         mean, std = cifar.mean, cifar.std
     else:
         mean, std = channel_statistics(train.images)
-    return Splits(printable(settings.dataset_name or name), train, val, test, mean, std)
+    return Splits(printable(settings.data.dataset_name or name), train, val, test, mean, std)
 
 
 # --- splits -> batches ---
@@ -86,8 +86,8 @@ def build_engine(
     settings: Settings, mean: tuple[float, float, float], device: torch.device
 ) -> PerImageEngine | BatchedEngine:
     """The engine of --augment_engine with the policy of --augment."""
-    policy = build_policy(settings)
-    if settings.augment_engine == "batched":
+    policy = build_policy(settings.augmentation, settings.data.image_size)
+    if settings.augmentation.augment_engine == "batched":
         return BatchedEngine(policy, mean, device)
     return PerImageEngine(policy, mean)
 
@@ -102,9 +102,9 @@ def augmented_examples(
     some = limited(splits.train, max(8, len(splits.train.classes)), "--preview_augment")
     images, labels = some.images[:8].numpy(), some.labels[:8]
     engine = build_engine(settings, splits.mean, device)
-    versions = [engine(images, settings.seed, epoch) for epoch in range(1, 9)]
-    if settings.mixes:
-        mixing = Mixing(settings, len(some.classes))
+    versions = [engine(images, settings.training.seed, epoch) for epoch in range(1, 9)]
+    if settings.augmentation.mixes:
+        mixing = Mixing(settings.augmentation, settings.training.seed, len(some.classes))
         versions = [
             mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
             for epoch, batch in enumerate(versions, 1)
@@ -135,7 +135,11 @@ class TrainBatches:
         self.waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.normalise = Normalise(mean, std, runtime.device)
         self.order = EpochOrder(
-            len(images), settings.batch_size, settings.seed, runtime.rank, runtime.world_size
+            len(images),
+            settings.training.batch_size,
+            settings.training.seed,
+            runtime.rank,
+            runtime.world_size,
         )
         engine = build_engine(settings, mean, runtime.device)
         if isinstance(engine, BatchedEngine):
@@ -143,10 +147,10 @@ class TrainBatches:
             self.loader = _BatchesOnDevice(images, engine, self.order)
             return
         default = min(MOST_WORKERS, runtime.threads)
-        self.workers = default if settings.num_workers is None else settings.num_workers
+        self.workers = default if settings.data.num_workers is None else settings.data.num_workers
         with _more_workers_than_cores():
             self.loader = DataLoader(
-                _AugmentedBatches(images, engine, settings.seed),
+                _AugmentedBatches(images, engine, settings.training.seed),
                 batch_size=None,  # the data set returns whole batches
                 # Arrays come through a pipe. Tensors would take shared memory and open files, and
                 # the run would hang when either is full.
@@ -351,16 +355,16 @@ def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batch
     mean, std = splits.mean, splits.std
     held_out = splits.test if splits.val is None else splits.val
     clean: EvalBatches | tuple[()] = ()
-    if settings.ema_decay:
+    if settings.training.ema_decay:
         count = max(1024, len(splits.train.classes))
         some = limited(splits.train, count, "--ema_decay")
         alone = replace(runtime, rank=0, world_size=1)
         pixels = len(some) * 32**2  # in a batch: no more memory for larger images
-        batch_size = min(len(some), max(1, pixels // settings.image_size**2))
+        batch_size = min(len(some), max(1, pixels // settings.data.image_size**2))
         clean = EvalBatches(some, batch_size, alone, mean, std)
     return Batches(
         TrainBatches(splits.train, settings, runtime, mean, std),
-        EvalBatches(held_out, settings.eval_batch_size, runtime, mean, std),
+        EvalBatches(held_out, settings.training.eval_batch_size, runtime, mean, std),
         splits.val is not None,
         clean,
     )

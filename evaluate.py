@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import LAST, check_snapshot, find_all_trained
-from cifarnet.core.commandline import (
-    add_tta,
-    build_parser,
-    check_evaluate,
-    path_argument,
-    run_command,
-)
+from cifarnet.core.commandline import path_argument, run_command
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import say
-from cifarnet.core.settings import SNAPSHOTS, Settings, settings_from_dict
+from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings.output import SNAPSHOTS
+from cifarnet.settings.parser import add_tta, build_parser, check_evaluate
 
 if TYPE_CHECKING:  # torch takes seconds to import: the functions below import what they use
     from cifarnet.checkpoints.weights import Weights
@@ -62,7 +58,7 @@ def report_on(
     from model import trained_parameters
 
     check_classes(classifier.classes, splits.test.classes)
-    batches = EvalBatches(splits.test, settings.eval_batch_size, runtime)
+    batches = EvalBatches(splits.test, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.to(runtime.device), batches, runtime)
     members = []
     for one in trained:
@@ -103,14 +99,14 @@ def page_material(
     if len(trained) == 1:
         (alone,) = trained
         of_training = settings_from_dict(alone.config)
-        shows = settings.report and splits.has_statistics(alone.mean, alone.std)
-        if shows and of_training.augments:
+        shows = settings.evaluation.report and splits.has_statistics(alone.mean, alone.std)
+        if shows and of_training.augmentation.augments:
             originals, versions = augmented_examples(splits, of_training, runtime.device)
             known["augmented"] = np.stack([originals, *versions], axis=1)
         known.setdefault("computed_on", alone.config.get("computed_on", ""))
     return Material(
         images=splits.test.images.numpy(),
-        official=settings.dataset == "cifar10" and not settings.limit_test,
+        official=settings.data.dataset == "cifar10" and not settings.data.limit_test,
         paths=splits.test.paths,
         **known,
     )
@@ -135,12 +131,12 @@ def write_evaluation(
 
     try:
         figures = write_report(report, directory, material.paths, last, best)
-        if settings.plot_evaluation:
+        if settings.evaluation.plot_evaluation:
             import plots  # matplotlib takes a second to import
 
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
-        if settings.report:
+        if settings.evaluation.report:
             write_page(report, figures, material, directory)
     except OSError as problem:
         raise RunError(
@@ -211,7 +207,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         trained = [weights_of(state, snapshot, options.evaluate)]
     classifier = build_classifier(trained, options.tta, given.get("amp"))
     settings = settings_for(trained, given, options.pretrained)
-    directory = writable_directory(settings.folder("plot_dir"), "--plot_dir")
+    directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
     runtime = _start(settings, asked_for_amp="amp" in given)
     splits = load_splits(settings, say)
     _warn_of_known_images(trained, splits, settings)
@@ -227,9 +223,9 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 def _start(settings: Settings, asked_for_amp: bool) -> Runtime:
     """The device and precision; a CPU that only emulates bf16 uses float32 unless asked."""
-    from cifarnet.core.device import SLOW_AMP, start, without_amp
+    from cifarnet.core.device import SLOW_AMP, init_process, without_amp
 
-    runtime = start(settings)
+    runtime = init_process(settings.precision, settings.training.seed)
     if runtime.emulates_bf16 and asked_for_amp:
         say(SLOW_AMP)
     elif runtime.emulates_bf16:
@@ -240,8 +236,8 @@ def _start(settings: Settings, asked_for_amp: bool) -> Runtime:
 
 def _warn_of_known_images(trained: Sequence[Weights], splits: Splits, settings: Settings) -> None:
     """Warns if test images that were drawn from a folder may have been trained on."""
-    tree = Path(settings.data_dir)
-    drawn = settings.dataset == "folder" and not (tree / "train").is_dir()
+    tree = Path(settings.data.data_dir)
+    drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
     if drawn and not all(splits.has_statistics(one.mean, one.std) for one in trained):
         say(
             f"warning: the images to train on in {tree} are not those of the training; if the "
@@ -269,17 +265,17 @@ def settings_for(
     """The flags `given`, laid over the settings of the (first) training. Raises `UserError`."""
     first = trained[0]
     of_training = settings_from_dict(first.config)
-    inherited = {name: getattr(of_training, name) for name in OF_THE_RUN}
-    inherited["amp"] = any(settings_from_dict(one.config).amp for one in trained)
-    if given.get("dataset", of_training.dataset) != of_training.dataset:
+    inherited = {name: of_training.flags[name] for name in OF_THE_RUN}
+    inherited["amp"] = any(settings_from_dict(one.config).precision.amp for one in trained)
+    if given.get("dataset", of_training.data.dataset) != of_training.data.dataset:
         del inherited["data_dir"]
     if "dataset" in given or "data_dir" in given:  # other images have another name and number
         for name in ("dataset_name", "limit_test", "limit_train", "val_fraction"):
             del inherited[name]
-        if "data_dir" in given or given["dataset"] != of_training.dataset:
+        if "data_dir" in given or given["dataset"] != of_training.data.dataset:
             del inherited["labels"]
-    settings = Settings(**(inherited | given))
-    if settings.dataset == "folder" and "data_dir" not in given | first.config:
+    settings = Settings.from_flags(**(inherited | given))
+    if settings.data.dataset == "folder" and "data_dir" not in given | first.config:
         raise UserError(
             f"--pretrained {pretrained} learnt from a folder of images, {first.dataset}, and "
             f"does not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"

@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoints.places import check_snapshot, find_trained
-from cifarnet.core.commandline import (
-    build_parser,
-    check_evaluate,
-    check_package,
-    path_argument,
-    run_command,
-)
+from cifarnet.core.commandline import check_package, path_argument, run_command
 from cifarnet.core.errors import RunError, UserError, did_you_mean
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import say
-from cifarnet.core.settings import OF_THE_RESULT, Settings, settings_from_dict
 from cifarnet.reporting.exported_figures import Metrics, read_metrics, with_accuracy
+from cifarnet.settings import OF_THE_RESULT, settings_from_dict
+from cifarnet.settings.parser import build_parser, check_evaluate
+from cifarnet.settings.precision import PrecisionSettings
 from formats import FORMATS, Source
 
 if TYPE_CHECKING:
@@ -159,10 +155,10 @@ def _read(options: argparse.Namespace, metrics: Metrics | None) -> Weights:
     """The network to export. Raises `UserError`."""
     from cifarnet.checkpoints.snapshots import load, read_trained
     from cifarnet.checkpoints.state import weights_of
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from model import restore
 
-    start(Settings(device="cpu"))
+    init_process(PrecisionSettings(device="cpu"))
     if options.pretrained is not None:
         weights = read_trained(options.pretrained)
     else:
@@ -186,8 +182,8 @@ def _images(
     needed = bool(given) or any(FORMATS[name].needs_images for name in names)
     try:
         settings = settings_for([weights], given, pretrained)
-        cifar = CIFAR.get(settings.dataset)
-        if cifar and not needed and not is_at_hand(cifar, Path(settings.data_dir)):
+        cifar = CIFAR.get(settings.data.dataset)
+        if cifar and not needed and not is_at_hand(cifar, Path(settings.data.data_dir)):
             return None  # a download would be a surprise
         splits = load_splits(settings, say)
         check_classes(weights.classes, splits.test.classes)
@@ -210,7 +206,7 @@ def _make(source: Source, made: dict[str, Path]) -> dict[str, str]:
     from model import build_classifier
 
     if source.splits is None:
-        size = settings_from_dict(source.weights.config).image_size
+        size = settings_from_dict(source.weights.config).data.image_size
         pixels, labels = random_images(size), None
         say("the test images of its training are not at hand (--data_dir names them)")
     else:

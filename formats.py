@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifarnet.checkpoints.places import WEIGHTS_FILE
 from cifarnet.core.log import say
-from cifarnet.core.settings import settings_from_dict
+from cifarnet.settings import settings_from_dict
 
 if TYPE_CHECKING:
     from cifarnet.checkpoints.weights import Weights
@@ -108,7 +108,7 @@ def _write_page(source: Source, path: Path) -> None:
     ]
     if weights.accuracy is not None:
         facts.append(f"top-1 accuracy on its test images: {weights.accuracy:.2%}")
-    size = settings_from_dict(weights.config).image_size
+    size = settings_from_dict(weights.config).data.image_size
     write_page(network, About(weights.classes, weights.mean, weights.std, size, facts), path)
 
 

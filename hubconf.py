@@ -27,7 +27,7 @@ def cifarnet(pretrained: str | None = None, tta: str = "none") -> nn.Module:
     if pretrained is None:
         if tta != "none":
             raise model.UserError("tta is for trained networks; name one with pretrained")
-        return model.build_model(model.Settings(), 10)
+        return model.build_model(model.NetworkSettings(), 10)
     network, network.classes, network.normalise = model.load_pretrained(pretrained, tta)
     return network
 

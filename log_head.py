@@ -4,10 +4,10 @@ import math
 
 from cifarnet.core.device import SLOW_AMP, free_memory
 from cifarnet.core.log import RunLog, versions
-from cifarnet.core.settings import FLAGS, without_effect
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side
+from cifarnet.settings import FLAGS, without_effect
 from model import model_table, parameter_count
 from train import Learner
 
@@ -18,9 +18,9 @@ def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> N
     `workers` is the number of processes that augment images.
     """
     settings, runtime = learner.settings, learner.runtime
-    chosen = {name for name, value in vars(settings).items() if value != FLAGS[name].default}
+    chosen = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
     for what, wanted in (("settings", True), ("defaults", False)):
-        shown = (f"{n}={v}" for n, v in vars(settings).items() if (n in chosen) == wanted)
+        shown = (f"{n}={v}" for n, v in settings.flags.items() if (n in chosen) == wanted)
         log.line(f"{what}: {', '.join(shown)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
@@ -37,10 +37,10 @@ def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> N
             f"process may use; more workers than these are no faster"
         )
     if runtime.world_size > 1:
-        share = settings.batch_size // runtime.world_size
+        share = settings.training.batch_size // runtime.world_size
         log.line(
             f"ranks: {runtime.world_size}, each with that many threads and workers, and {share} "
-            f"of the {settings.batch_size} images of a batch"
+            f"of the {settings.training.batch_size} images of a batch"
         )
     if runtime.keeps_memory:
         log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
@@ -52,13 +52,13 @@ def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> N
     )
     for words in describe_classes(splits.train):
         log.line(words)
-    steps = math.ceil(len(splits.train) / settings.batch_size)
-    log.line(f"steps: {steps} an epoch, {steps * settings.epochs:,} in all")
+    steps = math.ceil(len(splits.train) / settings.training.batch_size)
+    log.line(f"steps: {steps} an epoch, {steps * settings.training.epochs:,} in all")
     if splits.val is None:
-        freq = settings.eval_freq
+        freq = settings.evaluation.eval_freq
         when = {0: "at the end only", 1: "every epoch"}.get(freq, f"every {freq} epochs")
         log.line(f"selection: no validation images; the test set is evaluated {when}")
-    log.block(model_table(learner.network, settings.image_size))
+    log.block(model_table(learner.network, settings.data.image_size))
     count = parameter_count(learner.network)
     size = count * 4 / 2**20
     log.line(f"model: {count:,} trainable parameters, {size:.2f} MiB as float32")
@@ -71,22 +71,22 @@ def _say_cost(log: RunLog, learner: Learner) -> None:
     Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
     """
     settings, runtime, network = learner.settings, learner.runtime, learner.network
-    side = settings.image_size
-    if settings.attended:
+    side = settings.data.image_size
+    if settings.network.attended:
         weights = [p for name, p in network.named_parameters() if ".attention." in name]
-        where = ", ".join(f"C{number}" for number in settings.attended)
+        where = ", ".join(f"C{number}" for number in settings.network.attended)
         count = sum(p.numel() for p in weights)
-        log.line(f"attention: {settings.attention} in {where}; {count:,} parameters")
-    depth, width, _ = settings.scaling
-    if settings.scaling != (1, 1, 1):
+        log.line(f"attention: {settings.network.attention} in {where}; {count:,} parameters")
+    depth, width, _ = settings.network.scaling
+    if settings.network.scaling != (1, 1, 1):
         log.line(
             f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
             f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
         )
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
     free = free_memory(runtime.device)
-    part = settings.batch_size // (settings.accumulate * runtime.world_size)
-    needed = part * training_memory(network, max(settings.sizes), runtime.autocast)
+    part = settings.training.batch_size // (settings.training.accumulate * runtime.world_size)
+    needed = part * training_memory(network, max(settings.image_sizes), runtime.autocast)
     if free is not None and needed > free:
         log.line(
             f"warning: a step may need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.places import check_snapshot, find_named, find_trained
-from cifarnet.core.commandline import (
-    check_package,
-    given_flags,
-    print_error,
-    run_command,
-)
+from cifarnet.core.commandline import check_package, print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
 from cifarnet.core.launch import launched_ranks
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
+from cifarnet.settings.parser import given_flags
 
 DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
@@ -33,7 +29,7 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     def read_flags() -> None:
         nonlocal settings, given
         given = given_flags(argv, DESCRIPTION)
-        settings = Settings(**(dict(presets or {}) | given))
+        settings = Settings.from_flags(**(dict(presets or {}) | given))
         check_request(settings)
         import run  # noqa: F401, and torch with it: Ctrl-C ends that in one line too
 
@@ -50,18 +46,21 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
 
 def check_request(settings: Settings) -> None:
     """Raises `UserError` for what can be refused without reading an image or a tensor."""
-    if settings.tensorboard:
+    if settings.output.tensorboard:
         check_package("tensorboard", "--tensorboard")
-    if settings.dataset == "folder":
-        existing_directory(settings.data_dir, "--data_dir")
-    if settings.resume not in (None, "auto"):
-        check_snapshot(Path(settings.resume))
+    if settings.data.dataset == "folder":
+        existing_directory(settings.data.data_dir, "--data_dir")
+    if settings.output.resume not in (None, "auto"):
+        check_snapshot(Path(settings.output.resume))
     for flag in ("init", "teacher"):
-        if getattr(settings, flag) and not settings.resume:
+        if getattr(settings.training, flag) and not settings.output.resume:
             find_named(flag, settings, find_trained)
-    if settings.preview_augment and Path(settings.preview_augment).suffix.lower() != ".png":
+    if (
+        settings.augmentation.preview_augment
+        and Path(settings.augmentation.preview_augment).suffix.lower() != ".png"
+    ):
         raise UserError(
-            f"--preview_augment {settings.preview_augment}: the preview is a PNG file; "
+            f"--preview_augment {settings.augmentation.preview_augment}: the preview is a PNG file; "
             f"end its name in .png"
         )
 

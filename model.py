@@ -19,7 +19,6 @@ from cifarnet.checkpoints.places import find_trained, split_names
 from cifarnet.checkpoints.snapshots import read_trained
 from cifarnet.checkpoints.weights import Weights, weights_from
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.inference.classifier import Augmented, Classifier, Ensemble, TorchClassifier
 from cifarnet.inference.onnx import OnnxClassifier, read_onnx
 from cifarnet.inference.predictor import NetworkInput, PixelInput
@@ -28,6 +27,8 @@ from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
 from cifarnet.networks.residual import ResidualNet
 from cifarnet.networks.scaling import deepen, enlarged, widened
+from cifarnet.settings import settings_from_dict
+from cifarnet.settings.network import NetworkSettings
 
 
 class CIFARNet(nn.Module):
@@ -70,7 +71,7 @@ class CIFARNet(nn.Module):
 Network = CIFARNet | ResidualNet
 
 
-def build_model(settings: Settings, classes: int) -> Network:
+def build_model(settings: NetworkSettings, classes: int) -> Network:
     """The network that --network names, with fresh random weights, in channels_last layout.
 
     Repeats and attention come last: the other weights are those of the published network.
@@ -101,7 +102,7 @@ def restore(trained: Weights) -> Network:
 
     Raises `UserError` if settings and weights are of different networks.
     """
-    model = build_model(settings_from_dict(trained.config), len(trained.classes))
+    model = build_model(settings_from_dict(trained.config).network, len(trained.classes))
     load_weights(model, trained.model)
     return model.eval()
 
@@ -183,9 +184,9 @@ def build_classifier(
             members.append(one.classifier)
             continue
         settings = settings_from_dict(one.config)
-        normalise = NetworkInput(one.mean, one.std, settings.image_size)
-        about = {"classes": one.classes, "size": settings.image_size, "source": one.source}
-        amp_here = settings.amp if amp is None else amp
+        normalise = NetworkInput(one.mean, one.std, settings.data.image_size)
+        about = {"classes": one.classes, "size": settings.data.image_size, "source": one.source}
+        amp_here = settings.precision.amp if amp is None else amp
         members.append(TorchClassifier(restore(one), normalise, **about, amp=amp_here))
     classifier = members[0] if len(members) == 1 else Ensemble(members)
     return classifier if tta == "none" else Augmented(classifier, tta)
@@ -220,7 +221,7 @@ def parameter_count(model: nn.Module) -> int:
 def trained_parameters(trained: Weights) -> int:
     """The number of parameters of the network that `trained` holds, in whatever form."""
     with torch.device("meta"):  # takes neither time nor random numbers
-        model = build_model(settings_from_dict(trained.config), len(trained.classes))
+        model = build_model(settings_from_dict(trained.config).network, len(trained.classes))
     return parameter_count(model)
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifarnet.checkpoints.places import find_all_trained
-from cifarnet.core.commandline import add_tta, build_parser, path_argument, run_command
+from cifarnet.core.commandline import path_argument, run_command
 from cifarnet.core.errors import RunError, UserError, printable
-from cifarnet.core.settings import Settings
 from cifarnet.images.finding import NOT_IMAGES, find_images, ignored
+from cifarnet.settings import Settings
+from cifarnet.settings.parser import add_tta, build_parser
 
 if TYPE_CHECKING:
     from cifarnet.inference.predictor import Outcome, Predictor, Ranking
@@ -71,7 +72,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     if options.top_k < 1:
         raise UserError(f"--top_k {options.top_k} is out of range; name at least one class")
     given = {name: getattr(options, name) for name in ("batch_size", "device") if name in options}
-    settings = Settings(**given)
+    settings = Settings.from_flags(**given)
     options.pretrained = find_all_trained(options.pretrained)
     return options, settings
 
@@ -116,7 +117,7 @@ def _show(
     table = Table(paths, predictor.classifier.classes if predictor else ("",))
     unreadable = 0
     with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
-        step = settings.eval_batch_size
+        step = settings.training.eval_batch_size
         outcomes = predictor.classify(paths, step, bar.update) if predictor else ()
         for path, outcome in itertools.chain(problems, outcomes):
             failed = isinstance(outcome, UserError)
@@ -135,11 +136,11 @@ def _show(
 
 def _predictor(options: argparse.Namespace, settings: Settings) -> Predictor:
     # These import torch.
-    from cifarnet.core.device import start
+    from cifarnet.core.device import init_process
     from cifarnet.inference.predictor import Predictor
     from model import build_classifier, read_network
 
-    device = start(settings).device
+    device = init_process(settings.precision, settings.training.seed).device
     classifier = build_classifier(list(map(read_network, options.pretrained)), options.tta)
     return Predictor(classifier.to(device), device)
 

@@ -18,8 +18,8 @@ from cifarnet.checkpoints.resume import Present, Resumption, check_changes, kept
 from cifarnet.checkpoints.snapshots import find_best, load
 from cifarnet.checkpoints.state import Computed, Progress, TrainState, weights_of
 from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.commandline import build_parser, check_package
-from cifarnet.core.device import Runtime, peak_memory, start
+from cifarnet.core.commandline import check_package
+from cifarnet.core.device import Runtime, init_process, peak_memory
 from cifarnet.core.errors import RunError
 from cifarnet.core.files import exclusive, naming_failures, writable_directory
 from cifarnet.core.log import RunLog, clock, say
@@ -30,13 +30,14 @@ from cifarnet.core.ranks import (
     from_first_rank,
     sum_over_ranks,
 )
-from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Signals
 from cifarnet.images.imageset import Splits
 from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.tensorboard import TensorBoard
+from cifarnet.settings import Settings
+from cifarnet.settings.parser import build_parser
 from cifarnet.training.objective import Objective
 from data import Batches, augmented_examples, build_batches, load_splits
 from evaluate import page_material, report_on, write_evaluation
@@ -79,10 +80,10 @@ class Run:
             kinds.HistoryCsv(log),
             kinds.LogLine(log, settings, self.plan.cost, lambda: self.learner.first_step_seconds),
         ]
-        if settings.plot_training:
+        if settings.evaluation.plot_training:
             draw = partial(self._draw_curves, objective)
             chosen.append(kinds.Curves(settings, self.plot_dir, draw))
-        if settings.tensorboard:
+        if settings.output.tensorboard:
             chosen.append(TensorBoard(log, settings, self._draw_augmented, self._draw_confusion))
         return kinds.Recorders(chosen, log, group.first_only)
 
@@ -93,7 +94,7 @@ class Run:
         return TrainState(
             **self.learner.state(),
             scheduler={"step": plan.first_step(done + 1), "total_steps": plan.total_steps},
-            config=dataclasses.asdict(self.settings) | vars(computed),
+            config=self.settings.flags | vars(computed),
             classes=list(self.splits.train.classes),
             mean=list(self.splits.mean),
             std=list(self.splits.std),
@@ -127,7 +128,7 @@ class Run:
 
         Returns the report, on the first rank.
         """
-        settings, runtime, which = self.settings, self.runtime, self.settings.evaluate
+        settings, runtime, which = self.settings, self.runtime, self.settings.evaluation.evaluate
         if resumption and resumption.finished:  # its own statistics and settings count
             source, state = resumption.source, resumption.state
         else:
@@ -136,11 +137,11 @@ class Run:
             "id": state.run_id,
             "log": self.log.path and self.log.path.name,
             "command": shlex.join(self.command),
-            "settings": vars(settings),
+            "settings": settings.flags,
         }
 
         def report_of(weights: Weights) -> Report:
-            classifier = build_classifier([weights], amp=settings.amp)
+            classifier = build_classifier([weights], amp=settings.precision.amp)
             return report_on(classifier, [weights], self.splits, settings, runtime, about)
 
         trained = weights_of(state, source, which)
@@ -157,7 +158,7 @@ class Run:
         used = sum_over_ranks([sum(os.times()[:4])], runtime)[0]
         if runtime.rank:
             return None
-        chosen = best if settings.select == "best" and best else last
+        chosen = best if settings.evaluation.select == "best" and best else last
         known = {"history": state.history, "files": self._files(source)}
         if not (resumption and resumption.finished):
             known["computed_on"] = f"{runtime.device_name}, {runtime.precision}"
@@ -200,19 +201,20 @@ def run_training(
 
     `given` are the flags that the user set, `command` is what the user typed.
     """
-    if settings.resume not in (None, "auto"):  # flags that are not given keep their values
-        state = from_first_rank(lambda: load(Path(settings.resume)), group.ranks)
-        settings = kept_settings(state, Path(settings.resume), given)
-        if settings.tensorboard:
+    if settings.output.resume not in (None, "auto"):  # flags that are not given keep their values
+        state = from_first_rank(lambda: load(Path(settings.output.resume)), group.ranks)
+        settings = kept_settings(state, Path(settings.output.resume), given)
+        if settings.output.tensorboard:
             check_package("tensorboard", "--tensorboard")
-    runtime = start(settings, group.ranks)
+    settings.check_parts(group.ranks.world_size)
+    runtime = init_process(settings.precision, settings.training.seed, group.ranks)
     first = runtime.rank == 0  # it alone reads snapshots, writes and speaks
-    if settings.preview_augment:
+    if settings.augmentation.preview_augment:
         if first:
             _preview(settings, runtime)
         return
     log_dir, snapshot_dir, plot_dir = (
-        writable_directory(settings.folder(flag), f"--{flag}") if first else Path()
+        writable_directory(settings.output.folder(flag), f"--{flag}") if first else Path()
         for flag in ("log_dir", "snapshot_dir", "plot_dir")
     )
     lock = exclusive(snapshot_dir, "--snapshot_dir") if first else contextlib.nullcontext()
@@ -223,7 +225,7 @@ def run_training(
         settings, runtime = adapted_settings(settings, runtime, given, state, log)
         if state:
             check_changes(state, source, settings)
-        finished = state is not None and state.epoch >= settings.epochs
+        finished = state is not None and state.epoch >= settings.training.epochs
         trained = read_trained_networks(settings, state is None, not finished, runtime)
 
         # images: they may be downloaded, so all else is checked first
@@ -231,7 +233,7 @@ def run_training(
         settings = fit_batch(settings, len(splits.train), runtime, log)
 
         # the network, what it learns from, and how
-        network = build_model(settings, len(splits.train.classes))
+        network = build_model(settings.network, len(splits.train.classes))
         data = build_batches(splits, settings, runtime)
         plan = Plan(settings, len(data.train))
         present = present_run(splits, runtime, plan, trained.get("teacher"))
@@ -311,10 +313,13 @@ def _say_how_to_go_on(run: Run, why: BaseException, group: Group) -> None:
     """Logs why the run ended early, and the command that goes on."""
     progress, command = run.learner.progress, run.command
     stepped = run.learner.first_step_seconds > 0
-    trained_here = stepped or progress.epoch < run.settings.epochs
+    trained_here = stepped or progress.epoch < run.settings.training.epochs
     if trained_here and (run.snapshot_dir / LAST).exists():  # else the same command does it again
         others = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
-        by_path = run.settings.resume not in (None, "auto")  # its flags say only what changed
+        by_path = run.settings.output.resume not in (
+            None,
+            "auto",
+        )  # its flags say only what changed
         command = [*others, "--resume", str(run.snapshot_dir / LAST) if by_path else "auto"]
     run.log.line(f"{why}: ended after epoch {progress.epoch}; go on with:")
     run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
@@ -324,7 +329,7 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     """Plots eight training images, each with eight random augmentations of the policy."""
     import plots
 
-    path = Path(settings.preview_augment)
+    path = Path(settings.augmentation.preview_augment)
     splits = load_splits(settings, say)
     with naming_failures("--preview_augment", path):
         plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)

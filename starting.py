@@ -1,6 +1,5 @@
 """What a run starts from: a snapshot, trained networks, and settings that follow from both."""
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from cifarnet.core.device import Runtime, without_amp
 from cifarnet.core.errors import UserError
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import from_first_rank
-from cifarnet.core.settings import BATCH_SIZE, Settings, settings_from_dict
 from cifarnet.images.imageset import Splits
+from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings.training import BATCH_SIZE
 from cifarnet.training.objective import Distillation, Labels, Mixed, Objective, balanced_weights
 from model import Network, restore, start_from
 from train import Learner, Plan
@@ -26,8 +26,8 @@ def find_source(
     settings: Settings, snapshot_dir: Path, runtime: Runtime, log: RunLog
 ) -> Path | None:
     """The snapshot that --resume means; None: the run starts anew."""
-    if settings.resume != "auto":
-        return Path(settings.resume) if settings.resume else None
+    if settings.output.resume != "auto":
+        return Path(settings.output.resume) if settings.output.resume else None
     source, passed_over = from_first_rank(lambda: find_newest(snapshot_dir), runtime)
     for why in passed_over:
         log.line(f"passed over: {why}")
@@ -44,11 +44,11 @@ def adapted_settings(
     log: RunLog,
 ) -> tuple[Settings, Runtime]:
     """Settings and precision, adapted to the machine and to the resumed run `state`."""
-    if settings.amp and not given.get("amp"):
+    if settings.precision.amp and not given.get("amp"):
         settings, runtime = _amp_that_pays(settings, runtime, state, log)
-    if state and settings.batch_size is None:  # the default, fitted to the images then
-        kept = settings_from_dict(state.config).batch_size
-        settings = dataclasses.replace(settings, batch_size=kept)
+    if state and settings.training.batch_size is None:  # the default, fitted to the images then
+        kept = settings_from_dict(state.config).training.batch_size
+        settings = settings.replace(batch_size=kept)
     return settings, runtime
 
 
@@ -62,11 +62,14 @@ def _amp_that_pays(
             "without bf16 instructions it takes many times longer",
         )
     else:
-        keeps, why = settings_from_dict(state.config).amp, "the run to go on with has none"
+        keeps, why = (
+            settings_from_dict(state.config).precision.amp,
+            "the run to go on with has none",
+        )
     if keeps:
         return settings, runtime
     log.line(f"in float32 instead of --amp: {why}")
-    return dataclasses.replace(settings, amp=False), without_amp(runtime)
+    return settings.replace(amp=False), without_amp(runtime)
 
 
 def read_trained_networks(
@@ -77,7 +80,7 @@ def read_trained_networks(
     return {
         flag: from_first_rank(partial(find_named, flag, settings, read_trained), runtime)
         for flag in flags
-        if getattr(settings, flag)
+        if getattr(settings.training, flag)
     }
 
 
@@ -86,13 +89,13 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
 
     Lowers the default. Raises `UserError` if a --batch_size was given and is too large.
     """
-    if settings.batch_size:
-        if settings.batch_size > count:
+    if settings.training.batch_size:
+        if settings.training.batch_size > count:
             raise UserError(
-                f"--batch_size {settings.batch_size} is above the {count} training images; lower it"
+                f"--batch_size {settings.training.batch_size} is above the {count} training images; lower it"
             )
         return settings
-    parts = settings.accumulate * runtime.world_size
+    parts = settings.training.accumulate * runtime.world_size
     size = min(BATCH_SIZE, count) // parts * parts
     if not size:
         raise UserError(
@@ -102,7 +105,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     if size < BATCH_SIZE:
         smaller = "; a smaller one, such as 32, takes more steps" if size > 32 else ""
         log.line(f"--batch_size is {size}, as there are {count} training images{smaller}")
-    fitted = dataclasses.replace(settings, batch_size=size)
+    fitted = settings.replace(batch_size=size)
     fitted.check_parts(runtime.world_size)
     return fitted
 
@@ -147,8 +150,13 @@ def choose_objective(
     """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
     objective = _unmixed(teacher, splits, present, runtime, log)
     settings = present.settings
-    if settings.mixes:
-        objective = Mixed(objective, Mixing(settings, len(present.classes), runtime.rank))
+    if settings.augmentation.mixes:
+        objective = Mixed(
+            objective,
+            Mixing(
+                settings.augmentation, settings.training.seed, len(present.classes), runtime.rank
+            ),
+        )
         log.line("images are mixed: the training accuracy counts the class of larger share")
     return objective
 
@@ -160,14 +168,14 @@ def _unmixed(
     settings = present.settings
     if teacher is None:
         weights = None
-        if settings.class_weights == "balanced":
+        if settings.training.class_weights == "balanced":
             labels = splits.train.labels
             weights = balanced_weights(labels, len(present.classes)).to(runtime.device)
-        return Labels(settings.smoothing, weights)
+        return Labels(settings.training.smoothing, weights)
     try:
         check_classes(teacher.classes, present.classes)
-        size = settings_from_dict(teacher.config).image_size
-        if size != settings.image_size:
+        size = settings_from_dict(teacher.config).data.image_size
+        if size != settings.data.image_size:
             raise UserError(f"it was trained with --image_size {size}; add that")
         network = restore(teacher)
     except UserError as problem:
@@ -183,7 +191,7 @@ def _unmixed(
 def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -> None:
     """Warns if `trained`, or a network that it learnt from, may have seen validation images."""
     former = settings_from_dict(trained.config)
-    source = former.init or former.teacher
+    source = former.training.init or former.training.teacher
     if may_have_seen(trained, present):
         log.line(
             f"warning: {which} may have trained on the validation images; accuracy on them may be "
@@ -197,7 +205,7 @@ def _warn_of_seen(which: str, trained: Weights, present: Present, log: RunLog) -
 
 
 def _origin(trained: Weights) -> str:
-    epochs = settings_from_dict(trained.config).epochs
+    epochs = settings_from_dict(trained.config).training.epochs
     return f"epoch {trained.epoch} of {epochs} on {trained.dataset}"
 
 
@@ -213,7 +221,7 @@ def take_over(
     for line in resumption.said:
         log.line(line)
     progress = learner.progress
-    if resumption.finished and present.settings.select == "best":
+    if resumption.finished and present.settings.evaluation.select == "best":
         find = partial(find_best, source, source.parent, progress.best_epoch, progress.run_id)
         if not from_first_rank(find, learner.runtime):
             raise UserError(

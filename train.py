@@ -27,9 +27,9 @@ from cifarnet.core.ranks import (
     sum_over_ranks,
 )
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
-from cifarnet.core.settings import Settings
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.reporting.recorders import Recorders
+from cifarnet.settings import Settings
 from cifarnet.training.averaging import MovingAverage, update_bn
 from cifarnet.training.compiling import CompiledForBatches
 from cifarnet.training.objective import Objective
@@ -47,19 +47,19 @@ class Learner:
     def __init__(self, network: nn.Module, settings: Settings, runtime: Runtime) -> None:
         self.settings, self.runtime = settings, runtime
         self.network = network.to(runtime.device)
-        if settings.sync_bn:
+        if settings.precision.sync_bn:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         forward = self.network
-        if settings.compile:
-            forward = CompiledForBatches(self.network, runtime.device, settings.accumulate)
+        if settings.precision.compile:
+            forward = CompiledForBatches(self.network, runtime.device, settings.training.accumulate)
         self.forward = data_parallel(forward, runtime)  # the same weights, in a training step
         self.averaged = None
-        if settings.ema_decay:
-            self.averaged = MovingAverage(self.network, settings.ema_decay)
+        if settings.training.ema_decay:
+            self.averaged = MovingAverage(self.network, settings.training.ema_decay)
         # A fused step passes over the weights once. It does not survive an overflow in fp16.
         fp16 = runtime.amp_dtype is torch.float16
         fused = runtime.device.type in ("cpu", "cuda") and not fp16
-        self.optimizer = build_optimizer(self.network, settings, fused)
+        self.optimizer = build_optimizer(self.network, settings.training, fused)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=fp16)
         self.progress = Progress()
         self.first_step_seconds = 0.0  # with --compile, the compilation
@@ -78,7 +78,9 @@ class Learner:
         images = resized(images, size)
         if len(images):
             return self.forward(images)
-        if self.settings.sync_bn:  # exchanges its statistics too; other ranks send float32
+        if (
+            self.settings.precision.sync_bn
+        ):  # exchanges its statistics too; other ranks send float32
             with torch.autocast(self.runtime.device.type, enabled=False):
                 return self.forward(images)
         self.forward.eval()
@@ -154,9 +156,9 @@ class Plan:
 
     def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
-        self.epochs, self.accumulate = settings.epochs, settings.accumulate
-        self.max_grad_norm = settings.max_grad_norm or math.inf
-        self.total_steps = settings.epochs * steps_per_epoch
+        self.epochs, self.accumulate = settings.training.epochs, settings.training.accumulate
+        self.max_grad_norm = settings.training.max_grad_norm or math.inf
+        self.total_steps = settings.training.epochs * steps_per_epoch
 
     def first_step(self, epoch: int) -> int:
         """The number of the first step of `epoch`."""
@@ -164,7 +166,8 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`."""
-        s, warmup = self.settings, self.settings.warmup_epochs * self.steps_per_epoch
+        s = self.settings.training
+        warmup = s.warmup_epochs * self.steps_per_epoch
         total = self.total_steps
         if s.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
             step, total = step // self.steps_per_epoch, s.epochs + 1
@@ -172,12 +175,12 @@ class Plan:
 
     def image_size(self, epoch: int) -> int:
         """The side of the training images in `epoch`, in pixels."""
-        sizes = self.settings.sizes
+        sizes = self.settings.image_sizes
         return sizes[(epoch - 1) * len(sizes) // self.epochs]
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the network is evaluated after `epoch`."""
-        freq = self.settings.eval_freq
+        freq = self.settings.evaluation.eval_freq
         return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
 
     def cost(self, epoch: int) -> float:
@@ -185,7 +188,7 @@ class Plan:
 
         A teacher adds a quarter of a full-size step: it has no backward pass, and fewer pixels.
         """
-        teacher = self.settings.image_size**2 / 4 if self.settings.teacher else 0
+        teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
 
 
@@ -274,7 +277,7 @@ def run_epoch(
     max_norm = plan.max_grad_norm
     tally = Tally(runtime, learner.scaler.is_enabled())
     own_draws = (runtime.rank,) if runtime.world_size > 1 else ()
-    torch.manual_seed(derived_seed(learner.settings.seed, epoch, DROPOUT, *own_draws))
+    torch.manual_seed(derived_seed(learner.settings.training.seed, epoch, DROPOUT, *own_draws))
     learner.forward.train()
 
     waited, started = 0.0, time.perf_counter()
@@ -369,7 +372,7 @@ def _row(
 ) -> Row:
     """The row of `epoch`, which took `seconds`; `found` are scores on the validation images if
     `on_val`, else on the test images."""
-    chosen = found.get(plan.settings.evaluate)
+    chosen = found.get(plan.settings.evaluation.evaluate)
     val, test = (chosen, None) if on_val else (None, chosen)
     both = {f"{name}_accuracy": found[name].top1 for name in found} if "ema" in found else {}
     return Row(

@@ -1,9 +1,10 @@
 """Policies for tests of augmentation."""
 
 from cifarnet.augment.policy import Policy, build_policy
-from cifarnet.core.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 
 
-def policy_of(augment: str, **settings: object) -> Policy:
+def policy_of(augment: str, image_size: int = 32, **settings: object) -> Policy:
     """The policy of --augment, with probability 0.5 of each step beyond light."""
-    return build_policy(Settings(augment=augment, **{"augment_p": 0.5, **settings}))
+    chosen = AugmentationSettings(augment=augment, **{"augment_p": 0.5, **settings})
+    return build_policy(chosen, image_size)

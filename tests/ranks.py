@@ -44,7 +44,7 @@ def trained(ranks: Ranks, name: str) -> dict:
             module.eval().train = lambda mode=True, module=module: module
     if name == "taught":
         torch.manual_seed(1)
-        teacher, given = build_model(run.settings, 3), (run.splits.mean, run.splits.std)
+        teacher, given = build_model(run.settings.network, 3), (run.splits.mean, run.splits.std)
         run.objective = Distillation(teacher, run.runtime, ((0.4,) * 3, (0.2,) * 3), given)
     rows = run.fit()
     return {

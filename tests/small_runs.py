@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from cifarnet.checkpoints.state import Progress, Row, TrainState
-from cifarnet.core.device import Runtime, start
+from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import Settings
 from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.settings import Settings
 from cifarnet.training.objective import Labels, Objective
 from data import Batches, build_batches
 from model import build_model
@@ -76,7 +76,7 @@ class SmallRun:
     def state(self) -> TrainState:
         """What a snapshot would hold, but for the settings."""
         splits = self.splits
-        about = {"scheduler": {}, "config": vars(self.settings), "dataset": splits.name}
+        about = {"scheduler": {}, "config": self.settings.flags, "dataset": splits.name}
         names = {"classes": list(splits.train.classes), "mean": [0.5] * 3, "std": [0.3] * 3}
         return TrainState(**self.learner.state(), **about, **names)
 
@@ -90,12 +90,12 @@ def small_run(
 ) -> SmallRun:
     quick = {"device": "cpu", "num_workers": 0, "batch_size": 10, "epochs": 2, "augment": "none"}
     quick["label_smoothing"] = 0.0
-    chosen, splits = Settings(**{**quick, **settings}), splits or small_splits()
-    runtime = start(chosen, ranks)
+    chosen, splits = Settings.from_flags(**{**quick, **settings}), splits or small_splits()
+    runtime = init_process(chosen.precision, chosen.training.seed, ranks)
     if autocast_to:
         runtime = replace(runtime, amp_dtype=autocast_to)
     data = build_batches(splits, chosen, runtime)
-    learner = Learner(build_model(chosen, len(splits.train.classes)), chosen, runtime)
-    objective = objective or Labels(chosen.smoothing)
+    learner = Learner(build_model(chosen.network, len(splits.train.classes)), chosen, runtime)
+    objective = objective or Labels(chosen.training.smoothing)
     plan = Plan(chosen, len(data.train))
     return SmallRun(chosen, runtime, splits, data, learner, plan, objective)

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from cifarnet.checkpoints.state import Row, TrainState
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 
 
 def make_row(epoch: int = 1, **changes: object) -> Row:
@@ -16,7 +16,7 @@ def make_row(epoch: int = 1, **changes: object) -> Row:
 
 
 def make_state(epoch: int = 3, **changes: object) -> TrainState:
-    settings = dataclasses.asdict(Settings(epochs=10, amp=True))
+    settings = Settings.from_flags(epochs=10, amp=True).flags
     fields = {
         "model": {"weight": torch.arange(3.0)},
         "optimizer": {

@@ -6,14 +6,14 @@ import pytest
 import bench
 import bench_inference
 import bench_training
-from cifarnet.core.settings import Settings
 from cifarnet.inference import speed
+from cifarnet.settings.network import NetworkSettings
 from formats import FORMATS
 from model import build_model, parameter_count
 
 
 def test_the_gradients_exchanged_are_this_networks():
-    assert parameter_count(build_model(Settings(), 10)) == bench_training.PARAMETERS
+    assert parameter_count(build_model(NetworkSettings(), 10)) == bench_training.PARAMETERS
 
 
 def test_wrong_requests_are_one_line(capsys):

@@ -16,8 +16,8 @@ import compare
 from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.state import Progress
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import FLAGS, Settings
 from cifarnet.reporting.recorders import HistoryCsv
+from cifarnet.settings import FLAGS, Settings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -46,7 +46,7 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 
 def leave_run(folder: Path, accuracies=(0.5, 0.7, 0.6), report=True, **changes) -> Path:
     """What a run with the settings `changes` leaves in `folder`: log, history and report."""
-    settings = Settings(**{"epochs": len(accuracies), **changes})
+    settings = Settings.from_flags(**{"epochs": len(accuracies), **changes})
     log_dir, plot_dir = folder / "log", folder / "plots_complete"
     for directory in (log_dir, plot_dir):
         directory.mkdir(parents=True)
@@ -58,13 +58,13 @@ def leave_run(folder: Path, accuracies=(0.5, 0.7, 0.6), report=True, **changes) 
         for what, wanted in (("settings", False), ("defaults", True)):
             shown = (
                 f"{name}={value}"
-                for name, value in vars(settings).items()
+                for name, value in settings.flags.items()
                 if (value == FLAGS[name].default) == wanted
             )
             log.line(f"{what}: {', '.join(shown)}")
         log.line("model: 1,234 trainable parameters, 0.01 MiB as float32")
         HistoryCsv(log).start(progress)
-    run = {"log": log.path.name, "settings": vars(settings)}
+    run = {"log": log.path.name, "settings": settings.flags}
     if report:
         figures = {
             "top1": accuracies[-1],

@@ -16,8 +16,9 @@ from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.policy import draw
 from cifarnet.checkpoints import snapshots
-from cifarnet.core.settings import Settings
 from cifarnet.networks.attention import ATTENTION
+from cifarnet.settings import Settings
+from cifarnet.settings.network import NetworkSettings
 from model import build_model, load_pretrained
 
 pytestmark = [
@@ -53,7 +54,7 @@ def loss_and_gradients(model, images, labels) -> tuple[float, dict[str, torch.Te
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_forward_and_backward_equal_the_cpus(changes, training):
     torch.manual_seed(0)
-    here = build_model(Settings(dropout=0, **changes), 10).train(training)
+    here = build_model(NetworkSettings(dropout=0, **changes), 10).train(training)
     there = copy.deepcopy(here).to(CUDA)
     images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
     loss, gradients = loss_and_gradients(here, images, labels)
@@ -114,7 +115,7 @@ def test_the_batched_engine_gives_the_pixels_of_the_cpu():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_gives_the_images_of_the_cpu_and_never_waits_for_the_device(kind):
-    mix = Mixing(Settings(**{kind: 1.0}), 10)
+    mix = Mixing(Settings.from_flags(**{kind: 1.0}), 10)
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     here = mix(images, labels, (1, 0, 0))
     images, labels = images.to(CUDA), labels.to(CUDA)

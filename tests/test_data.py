@@ -11,10 +11,11 @@ import data
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
-from cifarnet.core.device import start
+from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.images.imageset import ImageSet, Splits, channel_statistics
+from cifarnet.settings import Settings
+from cifarnet.settings.precision import PrecisionSettings
 from data import EvalBatches, TrainBatches, build_engine, load_splits
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -31,8 +32,10 @@ def numbered_images(count: int) -> ImageSet:
 
 
 def batches_of(images, **settings) -> TrainBatches:
-    chosen = Settings(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
-    return TrainBatches(images, chosen, start(chosen), MEAN, STD)
+    chosen = Settings.from_flags(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
+    return TrainBatches(
+        images, chosen, init_process(chosen.precision, chosen.training.seed), MEAN, STD
+    )
 
 
 def noise(count: int) -> ImageSet:
@@ -42,7 +45,7 @@ def noise(count: int) -> ImageSet:
 
 
 def load(said=None, **settings) -> Splits:
-    return load_splits(Settings(**settings), (said if said is not None else []).append)
+    return load_splits(Settings.from_flags(**settings), (said if said is not None else []).append)
 
 
 def test_importing_data_loads_no_library_that_a_run_may_not_need():
@@ -171,16 +174,16 @@ def test_a_class_with_one_image_is_not_held_back(tree):
     ("engine", "kind"), [("albumentations", PerImageEngine), ("batched", BatchedEngine)]
 )
 def test_the_engine_is_the_one_of_the_settings(engine, kind):
-    settings = Settings(augment_engine=engine, augment="light")
+    settings = Settings.from_flags(augment_engine=engine, augment="light")
     assert type(build_engine(settings, MEAN, torch.device("cpu"))) is kind
 
 
 def test_the_engine_has_the_policy_of_the_settings():
-    settings = Settings(
+    settings = Settings.from_flags(
         augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0
     )
     policy = build_engine(settings, MEAN, torch.device("cpu")).policy
-    assert policy == build_policy(settings)
+    assert policy == build_policy(settings.augmentation, settings.data.image_size)
     assert (policy.affine_p, policy.jitter_p, policy.hole_p) == (0.1, 0.2, 0.0)
 
 
@@ -298,7 +301,9 @@ def test_the_global_generator_is_left_alone(engine):
 
 
 def test_evaluation_shows_each_image_once_in_order():
-    held_out = EvalBatches(numbered_images(50), 16, start(Settings(device="cpu")), MEAN, STD)
+    held_out = EvalBatches(
+        numbered_images(50), 16, init_process(PrecisionSettings(device="cpu")), MEAN, STD
+    )
     for _ in range(2):
         labels = torch.cat([labels for _, labels in held_out])
         assert labels.tolist() == list(range(50))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cifarnet.core.settings import Settings
 from cifarnet.reporting.html import PUBLISHED
+from cifarnet.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -15,9 +15,9 @@ import export
 import model
 from cifarnet.checkpoints.weights import fingerprint, read_weights
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.inference.onnx import read_onnx
 from cifarnet.inference.readback import compare
+from cifarnet.settings import Settings
 from formats import FORMATS, Format
 
 
@@ -134,7 +134,9 @@ def test_without_the_images_of_the_training_random_ones_are_compared(command, tr
 
 
 def test_cifar10_is_not_downloaded_unasked(command, trained, monkeypatch):
-    monkeypatch.setattr(evaluate, "settings_for", lambda *given: Settings(data_dir="nowhere"))
+    monkeypatch.setattr(
+        evaluate, "settings_for", lambda *given: Settings.from_flags(data_dir="nowhere")
+    )
     done = command("export", "--snapshot", trained.snapshot)
     assert (done.code, done.err) == (0, "")
     assert "on 100 random images" in done.out

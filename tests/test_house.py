@@ -13,13 +13,14 @@ PACKAGE = ROOT / "cifarnet"
 # A folder, and the folders that its files may import from besides their own.
 FLOORS = {
     "core": set(),
-    "images": {"core"},
-    "augment": {"core", "images"},
-    "networks": set(),
-    "training": {"core", "networks"},
-    "checkpoints": {"core"},
-    "reporting": {"core", "checkpoints"},
-    "inference": {"core", "images", "networks"},
+    "settings": {"core"},
+    "images": {"core", "settings"},
+    "augment": {"core", "settings", "images"},
+    "networks": {"settings"},
+    "training": {"core", "settings", "networks"},
+    "checkpoints": {"core", "settings"},
+    "reporting": {"core", "settings", "checkpoints"},
+    "inference": {"core", "settings", "images", "networks"},
 }
 COMMANDS = sorted(
     path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")

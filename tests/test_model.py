@@ -8,13 +8,14 @@ import torch.nn.functional as F
 
 from cifarnet.checkpoints import places
 from cifarnet.checkpoints.weights import read_weights
-from cifarnet.core.device import start
+from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.images.imageset import ImageSet
 from cifarnet.images.pictures import read_image
 from cifarnet.networks.fast import use_fast_forms
 from cifarnet.reporting.metrics import predict
+from cifarnet.settings.network import NetworkSettings
+from cifarnet.settings.precision import PrecisionSettings
 from data import EvalBatches
 from model import (
     CIFARNet,
@@ -113,12 +114,15 @@ def test_fast_and_plain_forms_are_the_same_function():
 
 
 def test_each_block_has_its_dropout_in_training_only():
-    model = build_model(Settings(dropout="0.5,0.4,0.3,0.2"), 10)
+    model = build_model(NetworkSettings(dropout="0.5,0.4,0.3,0.2"), 10)
     images = torch.randn(2, 3, 32, 32)
     blocks = (model.c1, model.c2, model.c3, model)
     assert [block.dropout.p for block in blocks] == [0.5, 0.4, 0.3, 0.2]
     assert model.c4.dropout.p == 0
-    assert build_model(Settings(network="residual", dropout="0.5,0.4,0.3,0.2"), 10).dropout.p == 0.2
+    assert (
+        build_model(NetworkSettings(network="residual", dropout="0.5,0.4,0.3,0.2"), 10).dropout.p
+        == 0.2
+    )
     dropped = (model.c1(images) == 0).all(dim=3).all(dim=2)  # [B, channels]
     assert 0.3 < dropped.float().mean() < 0.7
     model.eval()
@@ -131,7 +135,7 @@ def test_logits_are_32_bit_under_autocast():
 
 
 def test_the_table_changes_nothing():
-    model = build_model(Settings(), 10).train()
+    model = build_model(NetworkSettings(), 10).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     table = model_table(model)
     assert "Total params: 174,762" in table
@@ -142,7 +146,9 @@ def test_the_table_changes_nothing():
 
 @pytest.mark.parametrize("classes", [2, 100])
 def test_the_head_follows_the_data(classes):
-    assert parameter_count(build_model(Settings(), classes)) == 174_762 - 3_850 + 385 * classes
+    assert (
+        parameter_count(build_model(NetworkSettings(), classes)) == 174_762 - 3_850 + 385 * classes
+    )
 
 
 # --- trained networks ---
@@ -175,7 +181,7 @@ def test_the_logits_of_one_network_are_not_changed_by_a_bit(trained, dtype):
     held = read_weights(str(trained.weights))
     pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
     images = ImageSet(pixels, torch.arange(10) % 3, tuple(held.classes))
-    runtime = dataclasses.replace(start(Settings(device="cpu")), amp_dtype=dtype)
+    runtime = dataclasses.replace(init_process(PrecisionSettings(device="cpu")), amp_dtype=dtype)
     normalised = EvalBatches(images, 4, runtime, tuple(held.mean), tuple(held.std))
     expected, _ = predict(restore(held), normalised, runtime)
     classifier = build_classifier([held], amp=dtype is not None)
@@ -251,7 +257,7 @@ def test_another_networks_weights_are_refused(trained):
 def test_a_start_from_weights_keeps_the_rows_of_the_head_of_known_classes(trained, classes):
     held = read_weights(str(trained.weights))
     assert held.classes == ["bar", "disc", "star"]
-    model = build_model(Settings(), len(classes))
+    model = build_model(NetworkSettings(), len(classes))
     fresh = copy.deepcopy(model.state_dict())
     left = start_from(model, held, classes)
     known = set(classes) & set(held.classes)
@@ -273,7 +279,7 @@ def test_a_start_takes_what_fits_by_name_and_shape_and_names_the_rest(trained):
     name = "c4.conv.1.weight"
     weights[name] = torch.zeros(2, 2)
     weights["unknown.weight"] = weights.pop("c1.bn.bias")
-    model = build_model(Settings(), 3)
+    model = build_model(NetworkSettings(), 3)
     fresh = copy.deepcopy(model.state_dict())
     left = start_from(model, dataclasses.replace(held, model=weights), held.classes)
     assert sorted(left) == ["c1.bn.bias", name]
@@ -287,4 +293,4 @@ def test_a_start_from_which_nothing_fits_is_refused(trained, classes, other):
     """A head belongs to the blocks before it: its bias alone is no start."""
     held = read_weights(str(trained.weights))
     with pytest.raises(UserError, match=r"no weights of .* fit this (ResidualNet|CIFARNet)"):
-        start_from(build_model(Settings(**other), 3), held, classes)
+        start_from(build_model(NetworkSettings(**other), 3), held, classes)

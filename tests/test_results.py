@@ -11,7 +11,7 @@ from PIL import Image
 
 from cifarnet.checkpoints import places
 from cifarnet.checkpoints.weights import read_weights
-from cifarnet.core.commandline import read_recipe
+from cifarnet.settings.parser import read_recipe
 from model import load_pretrained, parameter_count
 
 NAMES = sorted(path.parent.name for path in places.RESULTS.glob(f"*/{places.WEIGHTS_FILE}"))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ranks import noisy_run, trained
 from test_data import MEAN, STD, batches_of, numbered_images
 
-from cifarnet.core.device import start
+from cifarnet.core.device import init_process
 from cifarnet.core.launch import ALONE
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 from data import EpochOrder, EvalBatches, TrainBatches
 
 # --- shares ---
@@ -37,12 +37,15 @@ def test_shares_of_an_epoch_are_disjoint_complete_and_even(images, share, world_
 
 
 def ranks_of(world_size: int, config: Settings):
-    return [replace(start(config), rank=rank, world_size=world_size) for rank in range(world_size)]
+    return [
+        replace(init_process(config.precision), rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
 
 
 @given(images=st.integers(1, 60), batch_size=st.integers(1, 25), world_size=st.integers(1, 6))
 def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_size):
-    config, seen = Settings(device="cpu"), []
+    config, seen = Settings.from_flags(device="cpu"), []
     for runtime in ranks_of(world_size, config):
         batches = EvalBatches(numbered_images(images), batch_size, runtime, MEAN, STD)
         part = [labels.tolist() for _, labels in batches]
@@ -50,13 +53,15 @@ def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_siz
         seen += part
     alone = [
         labels.tolist()
-        for _, labels in EvalBatches(numbered_images(images), batch_size, start(config), MEAN, STD)
+        for _, labels in EvalBatches(
+            numbered_images(images), batch_size, init_process(config.precision), MEAN, STD
+        )
     ]
     assert seen == alone
 
 
 def shares_of(images, engine: str, world_size: int) -> list[list[torch.Tensor]]:
-    config = Settings(device="cpu", num_workers=0, batch_size=16, augment_engine=engine)
+    config = Settings.from_flags(device="cpu", num_workers=0, batch_size=16, augment_engine=engine)
     trains = [
         TrainBatches(images, config, runtime, MEAN, STD) for runtime in ranks_of(world_size, config)
     ]

@@ -8,9 +8,9 @@ from small_runs import small_run, small_splits
 
 from cifarnet.checkpoints.state import evaluated_weights
 from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.settings import Settings
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict, scores
+from cifarnet.settings import Settings
 from cifarnet.training.schedule import learning_rate
 from model import CIFARNet
 from train import Plan
@@ -215,7 +215,7 @@ def test_image_sizes_change_what_the_network_trains_on_and_not_the_evaluation():
 
 
 def test_the_parts_of_a_run_by_image_size():
-    plan = Plan(Settings(epochs=7, image_sizes="16,24,32"), 10)
+    plan = Plan(Settings.from_flags(epochs=7, image_sizes="16,24,32"), 10)
     assert [plan.image_size(epoch) for epoch in range(1, 8)] == [16, 16, 16, 24, 24, 32, 32]
 
 
@@ -223,7 +223,7 @@ def test_the_parts_of_a_run_by_image_size():
     ("freq", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5]), (9, [5])]
 )
 def test_the_epochs_that_are_evaluated(freq, evaluated):
-    plan = Plan(Settings(epochs=5, eval_freq=freq), 10)
+    plan = Plan(Settings.from_flags(epochs=5, eval_freq=freq), 10)
     assert [epoch for epoch in range(1, 6) if plan.evaluates(epoch)] == evaluated
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarnet.core.seeds import MIXING, derived_seed
-from cifarnet.core.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 
 
 class Pairs(NamedTuple):
@@ -29,8 +29,10 @@ class Mixing:
     place of the batch in the run, and the rank: one share and one permutation for each batch.
     """
 
-    def __init__(self, settings: Settings, classes: int, rank: int = 0) -> None:
-        self.probability, self.seed = settings.mix_p, settings.seed
+    def __init__(
+        self, settings: AugmentationSettings, seed: int, classes: int, rank: int = 0
+    ) -> None:
+        self.probability, self.seed = settings.mix_p, seed
         self.alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
         self.kinds = [name for name, alpha in self.alphas.items() if alpha]
         self.classes, self.rank = classes, rank

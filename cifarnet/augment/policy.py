@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from cifarnet.core.seeds import derived_seed
-from cifarnet.core.settings import Settings, numbers_in
 from cifarnet.images.imageset import SIZE
+from cifarnet.settings.augmentation import AugmentationSettings
+from cifarnet.settings.flags import numbers_in
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of `Draws.factors`; 0 is the brightness
 
@@ -53,19 +54,19 @@ class Policy:
         return int(self.shift * self.size + 1e-9)
 
 
-def build_policy(settings: Settings) -> Policy:
+def build_policy(settings: AugmentationSettings, size: int) -> Policy:
     """The policy of --augment: full (all steps), light (crop and flip) or none.
 
     --auto_augment adds its policy to each, and takes the place of the affine step and the jitter.
 
     --pad and --hole are pixels of a 32x32 image: the same share of images of another size.
     """
-    grown = settings.image_size / SIZE
+    grown = size / SIZE
     moved = 0.0 if settings.augment == "none" else 1.0
     chosen = settings.probabilities
     brightness, contrast, saturation, hue = numbers_in(settings.jitter)
     return Policy(
-        size=settings.image_size,
+        size=size,
         crop_p=moved,
         pad=round(settings.pad * grown),
         border=settings.border,

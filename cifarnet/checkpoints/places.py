@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarnet.core.commandline import check_package, path_argument
 from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 
 LAST, BEST = "last.pth", "best_model.pth"
 ROOT = Path(__file__).parents[2]
@@ -119,9 +119,9 @@ def _weights_in(folder: Path) -> Path:
 
 def find_named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
     """`read(name)`, where --init or --teacher gives the name. Its errors name flag and recipe."""
-    name = getattr(settings, flag)
+    name = getattr(settings.training, flag)
     path = Path(name)
-    in_run = path.resolve().parent == settings.folder("snapshot_dir").resolve()
+    in_run = path.resolve().parent == settings.output.folder("snapshot_dir").resolve()
     if path.suffix == ".pth" and in_run:
         raise UserError(
             f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "

@@ -11,7 +11,8 @@ from cifarnet.checkpoints.snapshots import move_aside, save
 from cifarnet.checkpoints.state import TrainState, check_classes
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import SNAPSHOTS, Settings, changed_settings, settings_from_dict
+from cifarnet.settings import Settings, changed_settings, settings_from_dict
+from cifarnet.settings.output import SNAPSHOTS
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,16 @@ def check_changes(
     Raises `UserError` for changes that would alter the result, unless --resume_override.
     """
     former = settings_from_dict(state.config)
-    ignored = {name: getattr(settings, name) for name in ("resume", "resume_override")}
-    if former.teacher and settings.teacher:  # a teacher is known by its weights
-        ignored["teacher"] = settings.teacher
-    allowed, altering = changed_settings(dataclasses.replace(former, **ignored), settings)
+    ignored = {name: settings.flags[name] for name in ("resume", "resume_override")}
+    if former.training.teacher and settings.training.teacher:  # a teacher is known by its weights
+        ignored["teacher"] = settings.training.teacher
+    allowed, altering = changed_settings(former.replace(**ignored), settings)
     _refuse(altering, source, settings)
     return allowed, altering
 
 
 def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
-    if altering and not settings.resume_override:
+    if altering and not settings.output.resume_override:
         raise UserError(
             f"{', '.join(altering)} would alter the result of the run in {source}; use the old "
             f"value, or add --resume_override to continue anyway"
@@ -107,17 +108,17 @@ def plan_resumption(state: TrainState, source: Path, present: Present) -> Resump
     if not keeps_momenta:
         said.append("the optimizer's momenta start anew: the snapshot's fit other settings")
     said += _other_machine(state, present)
-    finished = state.epoch >= settings.epochs
-    if settings.epochs > former.epochs and not finished:
+    finished = state.epoch >= settings.training.epochs
+    if settings.training.epochs > former.training.epochs and not finished:
         said.append(
-            f"--epochs {settings.epochs} stretches the schedule and --image_sizes: the learning "
+            f"--epochs {settings.training.epochs} stretches the schedule and --image_sizes: the learning "
             f"rate was {state.history[-1].lr:.3g} at the end of epoch {state.epoch} and goes on at "
-            f"{present.rate_after(state.epoch):.3g}; a run that had {settings.epochs} epochs from "
+            f"{present.rate_after(state.epoch):.3g}; a run that had {settings.training.epochs} epochs from "
             f"the start would end elsewhere"
         )
     if finished:
         said.append(
-            f"{source} has finished epoch {state.epoch} of the {settings.epochs} asked for: "
+            f"{source} has finished epoch {state.epoch} of the {settings.training.epochs} asked for: "
             f"evaluating only"
         )
     measured = [
@@ -136,9 +137,9 @@ def _other_data(
     other = []
     if same_flags and not present.same_statistics(state.mean, state.std):
         other.append("the training images (their channel statistics are others)")
-    taught = former.teacher and present.teacher_sha256
+    taught = former.training.teacher and present.teacher_sha256
     if taught and present.teacher_sha256 != state.config["teacher_sha256"]:
-        other.append(f"the teacher {present.settings.teacher} (its weights are others)")
+        other.append(f"the teacher {present.settings.training.teacher} (its weights are others)")
     return other
 
 
@@ -168,7 +169,7 @@ def may_have_seen(trained: TrainState | Weights, present: Present) -> bool:
     """
     former = settings_from_dict(trained.config)
     before, now = (
-        (settings.dataset, settings.val_fraction, settings.limit_train)
+        (settings.data.dataset, settings.data.val_fraction, settings.data.limit_train)
         for settings in (former, present.settings)
     )
     same_split = before == now and present.same_statistics(trained.mean, trained.std)
@@ -177,19 +178,19 @@ def may_have_seen(trained: TrainState | Weights, present: Present) -> bool:
 
 def _optimizer_kind(settings: Settings) -> tuple[Any, ...]:
     """The settings that say what an optimizer keeps of each weight."""
-    return settings.optimizer, settings.decay_norms
+    return settings.training.optimizer, settings.training.decay_norms
 
 
 def _judged_on(settings: Settings) -> tuple[Any, ...]:
     """The settings that say on which images, and with which weights, accuracy is measured."""
-    limit = settings.limit_train if settings.val_fraction else settings.limit_test
+    limit = settings.data.limit_train if settings.data.val_fraction else settings.data.limit_test
     return (
-        settings.evaluate,
-        settings.dataset,
-        settings.skip_bad_images,
-        settings.test_fraction,
-        settings.image_size,
-        settings.val_fraction,
+        settings.evaluation.evaluate,
+        settings.data.dataset,
+        settings.data.skip_bad_images,
+        settings.data.test_fraction,
+        settings.data.image_size,
+        settings.data.val_fraction,
         limit,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cifarnet.checkpoints.places import BEST
 from cifarnet.checkpoints.weights import Weights
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings, settings_from_dict
+from cifarnet.settings import Settings, settings_from_dict
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def weights_of(
     such weights.
     """
     settings = settings_from_dict(state.config)
-    which = which or settings.evaluate
+    which = which or settings.evaluation.evaluate
     measured = [row.test_accuracy for row in state.history if row.epoch == state.epoch]
-    accuracy = measured[0] if measured and which == settings.evaluate else None
+    accuracy = measured[0] if measured and which == settings.evaluation.evaluate else None
     measured_at = f"the run's history, epoch {state.epoch}"
     return Weights(
         model=evaluated_weights(state, which),
@@ -151,9 +151,11 @@ def weights_of(
 
 def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
     """How the epoch of a snapshot was chosen, and what the test set had to do with it."""
-    validated = settings.val_fraction > 0 or any(row.val_accuracy is not None for row in history)
+    validated = settings.data.val_fraction > 0 or any(
+        row.val_accuracy is not None for row in history
+    )
     looks = [row.epoch for row in history if row.test_accuracy is not None]
-    at_end_only = looks == [settings.epochs]
+    at_end_only = looks == [settings.training.epochs]
     looked = "at the end only" if at_end_only else "during the run" if looks else "never so far"
     if best and validated:
         return "best by validation accuracy"

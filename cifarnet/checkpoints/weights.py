@@ -16,7 +16,7 @@ from cifarnet.checkpoints.checks import check_fields, check_finite
 from cifarnet.checkpoints.places import find_weights
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import write_atomically
-from cifarnet.core.settings import settings_from_dict
+from cifarnet.settings import settings_from_dict
 
 
 @dataclass(frozen=True)

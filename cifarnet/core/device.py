@@ -10,13 +10,13 @@ import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
-from cifarnet.core.settings import Settings
 
 CGROUP = Path("/sys/fs/cgroup")  # where containers see their own
 
@@ -53,35 +53,45 @@ class Runtime:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-def start(settings: Settings, ranks: Ranks | None = None) -> Runtime:
+class Precision(Protocol):
+    """The settings that `init_process` needs: see `PrecisionSettings`."""
+
+    device: str
+    amp: bool
+    amp_dtype: str
+    sync_bn: bool
+    keep_memory: bool
+    deterministic: bool
+
+
+def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None) -> Runtime:
     """Sets up this process; call it before the first tensor exists.
 
-    `ranks` is its place among several processes; None: the command cannot run as several. Raises
-    `UserError` if the device or its precision is missing, or if the batch cannot be shared evenly.
+    `seed` is that of the initial weights. `ranks` is the place of this process among several; None:
+    the command cannot run as several. Raises `UserError` if the device or its precision is missing.
     """
     if ranks is None and launched_ranks().world_size > 1:
         raise UserError("this command runs as one process; start it with python, without torchrun")
     ranks = ranks or ALONE
-    settings.check_parts(ranks.world_size)
-    device = _pick_device(settings.device, ranks)
-    if settings.sync_bn and device.type != "cuda":
+    device = _pick_device(precision.device, ranks)
+    if precision.sync_bn and device.type != "cuda":
         raise UserError(f"--sync_bn needs CUDA, but the device is {device.type}; leave it out")
-    amp_dtype = _pick_amp_dtype(settings, device)
-    keeps_memory = settings.keep_memory and device.type == "cpu" and _keep_freed_memory()
+    amp_dtype = _pick_amp_dtype(precision, device)
+    keeps_memory = precision.keep_memory and device.type == "cpu" and _keep_freed_memory()
     threads = max(1, available_cores() // ranks.local_world_size)
     threads = min(threads, _threads_asked_for(ranks))
     torch.set_num_threads(threads)
-    if settings.deterministic:
+    if precision.deterministic:
         # cuBLAS requires this in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # scikit-learn brings joblib, which would warn of a /dev/shm that takes no locks.
     os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
-    if settings.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(settings.deterministic)  # takes a second to import
-    torch.backends.cudnn.benchmark = not settings.deterministic
+    if precision.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(precision.deterministic)  # takes a second to import
+    torch.backends.cudnn.benchmark = not precision.deterministic
     # Matrix products in TF32 on CUDA. torch's default does this for convolutions only.
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
-    torch.manual_seed(derived_seed(settings.seed, 0, INITIAL_WEIGHTS))
+    torch.manual_seed(derived_seed(seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     place = ranks.rank, ranks.world_size
     emulates = amp_dtype is torch.bfloat16 and device.type == "cpu" and not has_bf16_instructions()
@@ -113,11 +123,11 @@ def _pick_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
-def _pick_amp_dtype(settings: Settings, device: torch.device) -> torch.dtype | None:
-    wanted = settings.amp_dtype
+def _pick_amp_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    wanted = precision.amp_dtype
     if wanted == "fp16" and device.type != "cuda":
         raise UserError(f"--amp_dtype fp16 needs CUDA, but the device is {device.type}; use bf16")
-    if not settings.amp:
+    if not precision.amp:
         return None
     if wanted == "auto" and device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

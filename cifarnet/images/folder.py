@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import remove_leftovers, write_atomically
-from cifarnet.core.settings import Settings
 from cifarnet.images.imageset import ImageSet, held_back
 from cifarnet.images.layout import File, read_layout
 from cifarnet.images.pictures import read_images
+from cifarnet.settings import Settings
 
 CACHE_NAME = ".cifarnet_{0}x{0}.npz"  # the images decoded to a size, in --data_dir
 
@@ -35,9 +35,9 @@ def read_folder(
     are in two parts. With --skip_bad_images it is told of unreadable images too, which are left
     out. Raises `UserError` for an unreadable image otherwise, and for a tree of another form.
     """
-    root, size = Path(settings.data_dir), settings.image_size
+    root, size = Path(settings.data.data_dir), settings.data.image_size
     try:
-        labels_file = Path(settings.labels) if settings.labels else None
+        labels_file = Path(settings.data.labels) if settings.data.labels else None
         classes, files = read_layout(root, labels_file, say)
         paths = [os.path.relpath(file.path, root) for file in files]
         fingerprint = _fingerprint(paths, files)
@@ -47,7 +47,7 @@ def read_folder(
             f"cannot read {problem.filename} ({problem.strerror}); repair or remove it"
         ) from None
     labels = torch.tensor([file.label for file in files])
-    parts = _parts(root, files, labels, settings.test_fraction, say)
+    parts = _parts(root, files, labels, settings.data.test_fraction, say)
     cache = root / CACHE_NAME.format(size)
     images, bad = _decoded(cache, fingerprint, files, settings, say)
     good = np.ones(len(files), dtype=bool)
@@ -107,7 +107,7 @@ def _decoded(
     Takes what the cache holds, decodes the rest and writes the cache again. Raises `UserError` for
     unreadable ones unless --skip_bad_images.
     """
-    images, missing = _load_cache(cache, fingerprint, len(files), settings.image_size)
+    images, missing = _load_cache(cache, fingerprint, len(files), settings.data.image_size)
     problems = _decode(images, missing, files, say)
     bad = np.fromiter(problems, np.int64)
     if len(bad) < len(missing):
@@ -117,7 +117,7 @@ def _decoded(
         except OSError as problem:
             why = problem.strerror
             say(f"cannot write {cache} ({why}): the next run decodes again")
-    if problems and not settings.skip_bad_images:
+    if problems and not settings.data.skip_bad_images:
         first = next(iter(problems.values()))
         raise UserError(
             f"{first}, or add --skip_bad_images; {len(problems)} of the {len(files)} images cannot "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from cifarnet.core.commandline import TTA
 from cifarnet.core.errors import UserError
+from cifarnet.settings.evaluation import TTA
 
 SHIFTS = tuple((down, right) for down in (0, -1, 1) for right in (0, -1, 1))  # in pixels
 

@@ -1,6 +1,6 @@
 """A wider, deeper or finer CIFARNet: more channels, repeated blocks, enlarged images.
 
-Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `Settings.scaling` has
+Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `NetworkSettings.scaling` has
 their factors.
 """
 

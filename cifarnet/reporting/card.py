@@ -11,8 +11,8 @@ from cifarnet.checkpoints.places import HUB_CONFIG, HUB_WEIGHTS
 from cifarnet.checkpoints.weights import Weights, write_weights
 from cifarnet.core.errors import printable
 from cifarnet.core.files import write_text
-from cifarnet.core.settings import Settings, settings_from_dict
 from cifarnet.core.templates import read_template
+from cifarnet.settings import Settings, settings_from_dict
 
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # by --dataset
 BICUBIC = 3  # as Pillow and the hub number the ways to resize
@@ -32,8 +32,8 @@ def write_hub(
     write_weights(weights, folder / HUB_WEIGHTS)
     config = {
         "architectures": [type(network).__name__],
-        "model_type": settings.network,
-        "image_size": settings.image_size,
+        "model_type": settings.network.network,
+        "image_size": settings.data.image_size,
         "num_channels": 3,
         "num_labels": len(weights.classes),
         "id2label": dict(enumerate(weights.classes)),
@@ -42,7 +42,7 @@ def write_hub(
     preprocessor = {
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": settings.image_size, "width": settings.image_size},
+        "size": {"height": settings.data.image_size, "width": settings.data.image_size},
         "resample": BICUBIC,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -58,7 +58,7 @@ def write_hub(
 def model_card(weights: Weights, network: nn.Module, figures: Mapping[str, Any] | None) -> str:
     """The README.md of the folder: front matter, and what a user should know of the network."""
     settings = settings_from_dict(weights.config)
-    usual = vars(Settings())
+    usual = Settings().flags
     filters = {"text": _markdown, "percent": "{:.2%}".format}
     template = read_template(Path(__file__).with_name("card.md.j2"), escape=False, **filters)
     return template.render(
@@ -68,7 +68,7 @@ def model_card(weights: Weights, network: nn.Module, figures: Mapping[str, Any] 
         architecture=type(network).__name__,
         parameters=sum(values.numel() for values in network.parameters()),
         figures=figures,
-        on_the_hub=ON_THE_HUB.get(settings.dataset),
+        on_the_hub=ON_THE_HUB.get(settings.data.dataset),
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.log import clock
-from cifarnet.core.settings import FLAGS, OF_THE_RESULT
 from cifarnet.reporting.past_runs import PastRun, read_table
+from cifarnet.settings import FLAGS, OF_THE_RESULT
 
 # These two change the speed only.
 COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cifarnet.checkpoints.state import Row
-from cifarnet.core.commandline import flags_of, shown_default
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock, versions
-from cifarnet.core.settings import FLAGS, settings_from_dict
 from cifarnet.core.templates import read_template
 from cifarnet.reporting import charts
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import reliability
 from cifarnet.reporting.report_files import PAGE, REPORT_FILES
 from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
+from cifarnet.settings import FLAGS, settings_from_dict
+from cifarnet.settings.parser import flags_of, shown_default
 
 LIMIT = 4_000_000  # bytes of a page: it can be sent by mail
 ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB

@@ -5,7 +5,8 @@ import re
 from dataclasses import Field
 from typing import Any
 
-from cifarnet.core.settings import FLAGS, value_type
+from cifarnet.settings import FLAGS
+from cifarnet.settings.flags import value_type
 
 # The columns of a history that are read here.
 COLUMNS = (

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import FLAGS, PLOTS, numbers_in
 from cifarnet.reporting.log_text import COLUMNS, EpochRow, facts_in, history_in, number, settings_in
 from cifarnet.reporting.report_files import read_report
+from cifarnet.settings import FLAGS
+from cifarnet.settings.flags import numbers_in
+from cifarnet.settings.output import PLOTS
+from cifarnet.settings.parser import read_recipe
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # not trained
 

@@ -18,8 +18,8 @@ from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.state import COLUMNS, Progress, Row, TrainState
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog, clock
-from cifarnet.core.settings import Settings
 from cifarnet.reporting.metrics import Report
+from cifarnet.settings import Settings
 
 
 class Recorder:
@@ -112,7 +112,10 @@ class Snapshots(Recorder):
         content = snapshots.pack(self.state())
         if self.settings.keeps_best and progress.best_epoch == progress.epoch:
             self.unsaved[self.directory / BEST] = content
-        if self.settings.snapshot_freq and progress.epoch % self.settings.snapshot_freq == 0:
+        if (
+            self.settings.output.snapshot_freq
+            and progress.epoch % self.settings.output.snapshot_freq == 0
+        ):
             self.unsaved[numbered(self.directory, progress.epoch)] = content
         self.unsaved[self.directory / LAST] = content
         self._write()
@@ -128,7 +131,7 @@ class Snapshots(Recorder):
                 del self.unsaved[path]
             except OSError as failed:
                 problem = failed
-        snapshots.prune(self.directory, self.settings.keep_snapshots)
+        snapshots.prune(self.directory, self.settings.output.keep_snapshots)
         if problem:
             raise problem
 
@@ -186,14 +189,16 @@ class LogLine(Recorder):
 
     def row(self, progress: Progress) -> None:
         row = progress.history[-1]
-        if self.settings.compile and row.epoch == self.epochs_before + 1:
+        if self.settings.precision.compile and row.epoch == self.epochs_before + 1:
             self.log.line(f"compiled in the first step, which took {self.first_step():.0f} s")
         self.log.line(self._line(row, progress))
-        waits = row.data_wait > 0.1 and self.settings.augment_engine == "albumentations"
+        waits = (
+            row.data_wait > 0.1 and self.settings.augmentation.augment_engine == "albumentations"
+        )
         if waits and not self.told_of_wait:
             self.told_of_wait = True  # once a run
             other = ", or use --augment_engine batched"
-            if self.settings.auto_augment != "none":
+            if self.settings.augmentation.auto_augment != "none":
                 other = ""
             self.log.line(
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
@@ -202,7 +207,7 @@ class LogLine(Recorder):
 
     def _line(self, row: Row, progress: Progress) -> str:
         parts = [
-            f"epoch {row.epoch}/{self.settings.epochs}",
+            f"epoch {row.epoch}/{self.settings.training.epochs}",
             f"lr {row.lr:.3g}",
             f"train {row.train_loss:.4f} {row.train_accuracy:.2%}",
         ]
@@ -229,7 +234,7 @@ class LogLine(Recorder):
             sum(self.cost(epoch) for epoch in epochs)
             for epochs in (
                 range(self.epochs_before + 1, epoch + 1),
-                range(epoch + 1, self.settings.epochs + 1),
+                range(epoch + 1, self.settings.training.epochs + 1),
             )
         )
         return (time.perf_counter() - self.started) * left / done
@@ -246,8 +251,8 @@ class Curves(Recorder):
         self.failure = f"the curves could not be drawn in {directory}"
 
     def row(self, progress: Progress) -> None:
-        freq = self.settings.plot_freq
-        if freq and progress.epoch % freq == 0 and progress.epoch < self.settings.epochs:
+        freq = self.settings.evaluation.plot_freq
+        if freq and progress.epoch % freq == 0 and progress.epoch < self.settings.training.epochs:
             self.draw(progress)
 
     def end(self, progress: Progress) -> None:

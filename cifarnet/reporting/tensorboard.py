@@ -13,9 +13,9 @@ import numpy as np
 
 from cifarnet.checkpoints.state import Progress, Row
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import OF_THE_RESULT, Settings
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorder
+from cifarnet.settings import OF_THE_RESULT, Settings
 
 if TYPE_CHECKING:  # an optional package
     from torch.utils.tensorboard import SummaryWriter
@@ -117,7 +117,7 @@ class TensorBoard(Recorder):
 
 def _compared(settings: Settings) -> dict[str, Any]:
     """The settings that change the result."""
-    return {name: value for name, value in vars(settings).items() if name in OF_THE_RESULT}
+    return {name: value for name, value in settings.flags.items() if name in OF_THE_RESULT}
 
 
 def _with_times(history: Sequence[Row]) -> list[tuple[Row, float]]:

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarnet.core.settings import Settings
 from cifarnet.networks.blocks import DenseConv2d
+from cifarnet.settings.training import TrainingSettings
 
 
-def build_optimizer(network: nn.Module, settings: Settings, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, settings: TrainingSettings, fused: bool
+) -> torch.optim.Optimizer:
     """The optimizer that `settings` asks for.
 
     The learning rate of a group is that of the step times the group's "rate_factor".
@@ -26,7 +28,11 @@ def build_optimizer(network: nn.Module, settings: Settings, fused: bool) -> torc
     groups: list[dict[str, Any]] = [{"params": decayed, "rate_factor": 1.0}]
     if spared:
         groups.append({"params": spared, "rate_factor": 1.0, "weight_decay": 0.0})
-    lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
+    lr, momentum, decay = (
+        settings.lr,
+        settings.momentum,
+        settings.weight_decay,
+    )
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=fused)
     kind = torch.optim.SGD

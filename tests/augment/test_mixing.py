@@ -7,13 +7,13 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from cifarnet.augment.mixing import Mixing, Pairs, mixed
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 
 CLASSES = 4
 
 
 def mixing(rank: int = 0, **settings: object) -> Mixing:
-    return Mixing(Settings(**settings), CLASSES, rank)
+    return Mixing(Settings.from_flags(**settings), CLASSES, rank)
 
 
 def batch(count: int = 6, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -172,8 +172,8 @@ def test_building_the_engine_asks_no_server():
         "socket.getaddrinfo = socket.create_connection = refuse\n"
         "from cifarnet.augment.per_image import PerImageEngine\n"
         "from cifarnet.augment.policy import build_policy\n"
-        "from cifarnet.core.settings import Settings\n"
-        "PerImageEngine(build_policy(Settings()), (0.5, 0.5, 0.5))\n"
+        "from cifarnet.settings import Settings\n"
+        "PerImageEngine(build_policy(AugmentationSettings()), (0.5, 0.5, 0.5))\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     run = subprocess.run(

@@ -6,7 +6,7 @@ import torch
 from policies import policy_of
 
 from cifarnet.augment.policy import Draws, Policy, build_policy, draw
-from cifarnet.core.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 
 POLICY = policy_of("full")
 
@@ -15,8 +15,8 @@ def probabilities(policy: Policy) -> dict[str, float]:
     return {f.name: getattr(policy, f.name) for f in fields(policy) if f.name.endswith("_p")}
 
 
-def of(**settings: object) -> Policy:
-    return build_policy(Settings(**settings))
+def of(image_size: int = 32, **settings: object) -> Policy:
+    return build_policy(AugmentationSettings(**settings), image_size)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.resume import Present, make_room, may_have_seen, plan_resumption
 from cifarnet.checkpoints.snapshots import load, pack, save
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 
 SOURCE = Path("snapshots/last.pth")
 
@@ -19,7 +19,7 @@ def present(same_images: bool = True, **changes) -> Present:
     own = {field.name for field in dataclasses.fields(Present)}
     settings = {name: value for name, value in changes.items() if name not in own}
     fields = {
-        "settings": Settings(**{"epochs": 10, "amp": True} | settings),
+        "settings": Settings.from_flags(**{"epochs": 10, "amp": True} | settings),
         "classes": ("a", "ü"),
         "same_statistics": lambda mean, std: same_images,
         "validates": False,

@@ -17,7 +17,7 @@ from cifarnet.checkpoints.places import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import find_best, find_newest, load, move_aside, pack, prune
 from cifarnet.checkpoints.state import Row, TrainState
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.settings import FLAGS
+from cifarnet.settings import FLAGS
 
 
 def save(state: TrainState, path) -> None:

@@ -14,22 +14,17 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cifarnet.core.commandline import (
-    build_parser,
-    flags_of,
-    flags_table,
-    given_flags,
-    print_error,
-    run_command,
-)
+from cifarnet.core.commandline import print_error, run_command
 from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.settings import FLAGS, GROUPS, Settings, settings_from_dict, value_type
+from cifarnet.settings import FLAGS, GROUPS, Settings, settings_from_dict
+from cifarnet.settings.flags import value_type
+from cifarnet.settings.parser import build_parser, flags_of, flags_table, given_flags
 
 ROOT = Path(__file__).parents[2]
 
 
 def parse(*argv):
-    return Settings(**given_flags(argv, "a test"))
+    return Settings.from_flags(**given_flags(argv, "a test"))
 
 
 # --- imports ---
@@ -90,9 +85,9 @@ def test_a_misspelt_flag_is_answered_with_the_nearest():
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
 def test_every_switch_has_both_forms(name):
-    assert getattr(parse(f"--{name}"), name) is True
-    assert getattr(parse(f"--no-{name}"), name) is False
-    assert getattr(parse(f"--{name}", f"--no-{name}"), name) is False  # the last one wins
+    assert parse(f"--{name}").flags[name] is True
+    assert parse(f"--no-{name}").flags[name] is False
+    assert parse(f"--{name}", f"--no-{name}").flags[name] is False  # the last one wins
 
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
@@ -110,7 +105,7 @@ def test_every_path_flag_knows_the_home_directory(monkeypatch, recipe):
     for settings in (
         *(parse(f"--{name}=~/x.png") for name in paths), parse("--recipe", recipe(text))
     ):  # fmt: skip
-        changed = {getattr(settings, name) for name in paths}
+        changed = {settings.flags[name] for name in paths}
         assert "/home/me/x.png" in changed
         assert not any(str(value).startswith("~") for value in changed)
     assert parse("--dataset_name", "~").dataset_name == "~"
@@ -121,10 +116,9 @@ def test_help_shows_every_flag_in_its_group_with_its_default(capsys):
         parse("--help")
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, flag in FLAGS.items():
+    for name in FLAGS:
         assert f"--{name}" in text
-        assert flag.metadata["group"] in GROUPS
-    assert all(f"{title}:" in text for title in GROUPS.values())
+    assert all(f"{title}:" in text for title in GROUPS)
     assert text.count("(default: ") == len(FLAGS)
 
 
@@ -168,8 +162,10 @@ def recipe(tmp_path):
 def test_the_command_line_wins_over_the_recipe(recipe):
     path = recipe('epochs = 12\nlr = 1\naugment = "light"\n')
     settings = parse("--epochs", "3", "--recipe", path)
-    assert settings == Settings(recipe=path, epochs=3, lr=1, augment="light")
-    assert type(settings.lr) is float  # as from the command line: optimizers treat ints differently
+    assert settings == Settings.from_flags(recipe=path, epochs=3, lr=1, augment="light")
+    assert (
+        type(settings.training.lr) is float
+    )  # as from the command line: optimizers treat ints differently
 
 
 @pytest.mark.parametrize(
@@ -197,7 +193,7 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, said):
 def test_a_recipe_of_a_windows_editor(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text("epochs = 3\n", encoding="utf-8-sig")
-    assert parse("--recipe", str(path)).epochs == 3
+    assert parse("--recipe", str(path)).training.epochs == 3
 
 
 def test_a_recipe_that_is_not_there():
@@ -208,10 +204,10 @@ def test_a_recipe_that_is_not_there():
 def test_what_a_recipe_names_can_be_switched_off(recipe):
     path = recipe('teacher = "a.pth"\ninit = "b.pth"\n')
     settings = parse("--recipe", path, "--teacher", "off", "--init", "off")
-    assert (settings.teacher, settings.init) == (None, None)
+    assert (settings.training.teacher, settings.training.init) == (None, None)
     assert parse("--recipe", "off") == Settings()
     settings = parse("--recipe", recipe('teacher = "off"\ninit = "b.pth"\n'))
-    assert (settings.teacher, settings.init) == (None, "b.pth")
+    assert (settings.training.teacher, settings.training.init) == (None, "b.pth")
 
 
 # --- how a command runs ---
@@ -363,7 +359,7 @@ def command_line(given: dict) -> list[str]:
 )
 def test_any_settings_survive_a_snapshot_and_a_command_line(given):
     try:
-        settings = Settings(**given)
+        settings = Settings.from_flags(**given)
     except UserError as problem:
         # No value is wrong alone; these contradict another.
         together = (
@@ -372,14 +368,16 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
         )
         assert re.match(together, str(problem))
         assume(False)
-    assert settings_from_dict(dataclasses.asdict(settings)) == settings
+    assert settings_from_dict(settings.flags) == settings
     assert parse(*command_line(given)) == settings
-    anew = dataclasses.replace(settings, resume=None, resume_override=False)
+    anew = settings.replace(resume=None, resume_override=False)
     assert parse(*flags_of(settings)) == anew
 
 
 def test_the_command_line_of_settings_names_what_differs():
-    settings = Settings(epochs=3, amp=True, keep_memory=False, dataset_name="-x", recipe="a.toml")
+    settings = Settings.from_flags(
+        epochs=3, amp=True, keep_memory=False, dataset_name="-x", recipe="a.toml"
+    )
     expected = ["--dataset_name=-x", "--epochs", "3", "--amp", "--no-keep_memory"]
     assert flags_of(settings) == expected
 

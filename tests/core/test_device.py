@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cifarnet.core import device as device_module
-from cifarnet.core.device import available_cores, start
+from cifarnet.core.device import available_cores, init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
+from cifarnet.settings.precision import PrecisionSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,17 +20,17 @@ ROOT = Path(__file__).parents[2]
 def test_the_seed_decides_the_initial_draws():
     draws = []
     for seed in (1, 1, 2):
-        start(Settings(device="cpu", seed=seed))
+        init_process(PrecisionSettings(device="cpu", seed=seed))
         draws.append(torch.rand(3))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
 def test_precision():
-    assert start(Settings(device="cpu")).amp_dtype is None
-    assert start(Settings(device="cpu", amp=True)).amp_dtype is torch.bfloat16
+    assert init_process(PrecisionSettings(device="cpu")).amp_dtype is None
+    assert init_process(PrecisionSettings(device="cpu", amp=True)).amp_dtype is torch.bfloat16
     with pytest.raises(UserError, match="fp16 needs CUDA"):
-        start(Settings(device="cpu", amp=True, amp_dtype="fp16"))
+        init_process(PrecisionSettings(device="cpu", amp=True, amp_dtype="fp16"))
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -40,9 +41,9 @@ def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
         lambda including_emulation=True: native or including_emulation,
     )
     cuda = torch.device("cuda")
-    assert device_module._pick_amp_dtype(Settings(amp=True), cuda) is dtype
+    assert device_module._pick_amp_dtype(Settings.from_flags(amp=True), cuda) is dtype
     for name, wanted in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        settings = Settings(amp=True, amp_dtype=name)
+        settings = Settings.from_flags(amp=True, amp_dtype=name)
         assert device_module._pick_amp_dtype(settings, cuda) is wanted
 
 
@@ -55,7 +56,7 @@ def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
     ],
 )
 def test_device_and_precision_in_words(device, dtype, words):
-    here = start(Settings(device="cpu"))
+    here = init_process(PrecisionSettings(device="cpu"))
     there = dataclasses.replace(here, device=torch.device(device), amp_dtype=dtype)
     assert there.computed_on == words
 
@@ -63,7 +64,7 @@ def test_device_and_precision_in_words(device, dtype, words):
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"--device cuda is not available here; use .*cpu"):
-        start(Settings(device="cuda"))
+        init_process(PrecisionSettings(device="cuda"))
 
 
 def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
@@ -100,12 +101,12 @@ def test_no_more_threads_than_omp_num_threads(monkeypatch, asked, ranks, threads
     monkeypatch.setattr(device_module, "available_cores", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert start(Settings(device="cpu"), ranks).threads == threads
+    assert init_process(PrecisionSettings(device="cpu"), ranks=ranks).threads == threads
 
 
 def test_bf16_without_instructions_is_noticed(monkeypatch):
     def emulates(amp: bool = True) -> bool:
-        return start(Settings(device="cpu", amp=amp)).emulates_bf16
+        return init_process(PrecisionSettings(device="cpu", amp=amp)).emulates_bf16
 
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     monkeypatch.setattr(device_module.platform, "machine", lambda: "x86_64")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cifarnet.core.device import _pick_device, available_cores, start
+from cifarnet.core.device import _pick_device, available_cores, init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
 from cifarnet.core.ranks import (
@@ -23,8 +23,9 @@ from cifarnet.core.ranks import (
     micro_batches,
     run_on_ranks,
 )
-from cifarnet.core.settings import Settings
 from cifarnet.core.signals import Interrupted, Signals
+from cifarnet.settings import Settings
+from cifarnet.settings.precision import PrecisionSettings
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "x",
@@ -94,7 +95,9 @@ def test_exchanges(started):
 def test_gradients_are_exchanged_once_a_step():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        model = data_parallel(nn.Linear(2, 2), replace(start(Settings(device="cpu")), world_size=2))
+        model = data_parallel(
+            nn.Linear(2, 2), replace(init_process(PrecisionSettings(device="cpu")), world_size=2)
+        )
         parts = micro_batches(model, torch.zeros(5, 2), torch.zeros(5), 3)
         assert [(len(x), model.require_backward_grad_sync) for x, _ in parts] == [
             (2, False),
@@ -220,7 +223,9 @@ def test_on_cuda_ranks_ask_each_other_every_50th_step(monkeypatch):
     asked = []
     monkeypatch.setattr(dist, "all_reduce", lambda received, how: asked.append(received.add_(15)))
     for device, steps in (("cpu", 1), ("cuda", 50)):
-        runtime = replace(start(Settings(device="cpu")), world_size=2, device=torch.device(device))
+        runtime = replace(
+            init_process(PrecisionSettings(device="cpu")), world_size=2, device=torch.device(device)
+        )
         check = agreed_check(Signals(), runtime)
         for _ in range(steps - 1):
             check()
@@ -243,8 +248,8 @@ def test_torchruns_environment(monkeypatch):
     assert ranks.launcher == "torchrun ..."
     assert replace(ranks, local_world_size=6).launcher == "torchrun --nproc_per_node=6"
     with pytest.raises(UserError, match="without torchrun"):
-        start(Settings(device="cpu"))
-    runtime = start(Settings(device="cpu", batch_size=12), ranks)
+        init_process(PrecisionSettings(device="cpu"))
+    runtime = init_process(PrecisionSettings(device="cpu"), ranks=ranks)
     assert (runtime.rank, runtime.world_size) == (5, 6)
     assert runtime.threads == max(1, available_cores() // 2)
 
@@ -260,16 +265,15 @@ def test_torchrun_out_of_reach_is_one_line(monkeypatch, capsys):
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
-    three = Ranks(0, 3, 0, 3)
-    start(Settings(device="cpu", batch_size=24, accumulate=4), three)
+    Settings.from_flags(batch_size=24, accumulate=4).check_parts(3)
     with pytest.raises(
         UserError, match=r"size 32 cannot be divided evenly by 3 processes; .* of 3, such as 30"
     ):
-        start(Settings(device="cpu", batch_size=32), three)
+        Settings.from_flags(batch_size=32).check_parts(3)
     with pytest.raises(UserError, match=r"3 processes and --accumulate 4; .* of 12, such as 12"):
-        start(Settings(device="cpu", batch_size=20, accumulate=4), three)
+        Settings.from_flags(batch_size=20, accumulate=4).check_parts(3)
     with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
-        start(Settings(device="cpu", batch_size=2), three)
+        Settings.from_flags(batch_size=2).check_parts(3)
 
 
 def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
@@ -286,4 +290,4 @@ def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
 
 def test_sync_bn_is_refused_on_the_cpu():
     with pytest.raises(UserError, match="--sync_bn needs CUDA"):
-        start(Settings(device="cpu", sync_bn=True))
+        init_process(PrecisionSettings(device="cpu", sync_bn=True))

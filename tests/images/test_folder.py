@@ -12,16 +12,16 @@ from conftest import draw_tree
 from PIL import Image
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.images import folder, pictures
 from cifarnet.images.folder import CACHE_NAME, read_folder
 from cifarnet.images.imageset import ImageSet, channel_statistics, limited
+from cifarnet.settings import Settings
 
 CACHE = CACHE_NAME.format(32)
 
 
 def read_parts(root, said=None, **settings) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    chosen = Settings(dataset="folder", data_dir=str(root), **settings)
+    chosen = Settings.from_flags(dataset="folder", data_dir=str(root), **settings)
     return read_folder(chosen, (said if said is not None else []).append)
 
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as some
 from torch import nn
 
-from cifarnet.core.commandline import TTA
 from cifarnet.core.errors import UserError
 from cifarnet.inference.classifier import (
     Augmented,
@@ -19,6 +18,7 @@ from cifarnet.inference.classifier import (
     log_mean,
     views,
 )
+from cifarnet.settings.evaluation import TTA
 
 CLASSES = ("ant", "bee", "cat")
 NOISE = torch.Generator().manual_seed(0)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.onnx import _seal, read_onnx, write_int8, write_onnx
 from cifarnet.inference.predictor import NetworkInput
+from cifarnet.settings.network import NetworkSettings
 from model import build_model
 
 CLASSES = ("bar", "disc", "star")
@@ -26,7 +26,7 @@ METADATA = {"classes": json.dumps(CLASSES), "epoch": "7", "source": '"ü"'}
 def classifier(size: int = 32, **changes: object) -> TorchClassifier:
     """A network as training leaves one: no running statistic or factor is 0 or 1."""
     torch.manual_seed(0)
-    model = build_model(Settings(**changes), len(CLASSES)).eval()
+    model = build_model(NetworkSettings(**changes), len(CLASSES)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values, low, high in (

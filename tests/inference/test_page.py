@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import Settings
 from cifarnet.images.digits import read_digits
 from cifarnet.images.pictures import read_image, to_pixels
 from cifarnet.inference.page import About, read_page, write_page
 from cifarnet.inference.predictor import NetworkInput
+from cifarnet.settings.network import NetworkSettings
 from model import build_model, load_pretrained
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
@@ -57,7 +57,7 @@ def made(kind: str) -> tuple[nn.Module, int]:
         return Weighed().eval(), 13
     network, size = kind.split()
     how = {"attention": "se", "depth": 2.0} if network == "grown" else {"network": network}
-    model = build_model(Settings(**how, image_size=int(size)), 3).eval()
+    model = build_model(NetworkSettings(**how), 3).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.running_mean, module.bias.data):

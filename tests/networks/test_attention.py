@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifarnet.core.settings import FLAGS
 from cifarnet.networks.attention import ATTENTION, add_attention
 from cifarnet.networks.blocks import SeparableBlock
 from cifarnet.networks.scaling import deepen
+from cifarnet.settings import FLAGS
 from model import CIFARNet, parameter_count
 
 PARAMETERS = {  # in CIFARNet, of 128, 240 and 384 channels

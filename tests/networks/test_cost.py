@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cifarnet.core.settings import Settings
 from cifarnet.networks.cost import multiply_adds, training_memory
+from cifarnet.settings.network import NetworkSettings
 from model import build_model, parameter_count
 
 # Blocks of CIFARNet: channels in and out, side of the output, kernels 1x1 (two with a shortcut).
@@ -39,7 +39,7 @@ def by_hand(blocks, first=(40, 32), head=384) -> int:
     ids=str,
 )
 def test_multiply_adds_of_cifarnet(changes, expected):
-    assert multiply_adds(build_model(Settings(**changes), 10), 32) == expected
+    assert multiply_adds(build_model(NetworkSettings(**changes), 10), 32) == expected
 
 
 def test_the_published_network_has_100_million():
@@ -61,14 +61,14 @@ def test_memory_is_measured_without_a_word_to_other_ranks(monkeypatch):
 
 def test_attention_and_size_need_more_memory():
     settings = [{}, {"attention": "se"}, {"attention": "cbam"}, {"compound_scale": 2.0}]
-    found = [training_memory(build_model(Settings(**each), 10), 32) for each in settings]
+    found = [training_memory(build_model(NetworkSettings(**each), 10), 32) for each in settings]
     assert found == sorted(found)
     # 4.0 MiB are kept: input, output and ReLU of each block
     assert 7 * 2**20 < found[0] < 9 * 2**20
 
 
 def test_looking_changes_nothing():
-    model = build_model(Settings(compound_scale=1.0, dropout=0.5), 10).train()
+    model = build_model(NetworkSettings(compound_scale=1.0, dropout=0.5), 10).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     multiply_adds(model, 32)
     training_memory(model, 32)
@@ -80,6 +80,6 @@ def test_looking_changes_nothing():
 def test_the_figures_in_the_guide_are_these():
     guide = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     for scale in (0, 1, 2):
-        model = build_model(Settings(compound_scale=scale), 10)
+        model = build_model(NetworkSettings(compound_scale=scale), 10)
         count, work = parameter_count(model), multiply_adds(model, 32) / 1e6
         assert re.search(rf"^\| {scale} \| .* \| {count:,} \| {work:.1f} million \|$", guide, re.M)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarnet.core.settings import Settings
 from cifarnet.networks.blocks import SeparableBlock
 from cifarnet.networks.scaling import deepen, enlarged, enlarged_side, repeats, widened
+from cifarnet.settings import Settings
+from cifarnet.settings.network import NetworkSettings
 from model import build_model
 
 
@@ -73,10 +74,12 @@ def test_images_are_enlarged_as_others_do():
 
 
 def test_the_compound_scale_is_efficientnets():
-    assert Settings().scaling == (1, 1, 1)
-    assert Settings(width=0.5, depth=2).scaling == (2, 0.5, 1)
-    assert Settings(compound_scale=2).scaling == pytest.approx((1.44, 1.21, 1.3225))
-    model = build_model(Settings(compound_scale=2), 10)
+    assert Settings().network.scaling == (1, 1, 1)
+    assert Settings.from_flags(width=0.5, depth=2).network.scaling == (2, 0.5, 1)
+    assert Settings.from_flags(compound_scale=2).network.scaling == pytest.approx(
+        (1.44, 1.21, 1.3225)
+    )
+    model = build_model(NetworkSettings(compound_scale=2), 10)
     channels = [m.bn.num_features for m in (model.c1, model.c2, model.c3, model.c4)]
     assert channels == [48, 152, 288, 464]  # 40, 128, 240, 384 times 1.21
     assert [len(m.repeats) for m in (model.c2, model.c3, model.c4)] == [0, 1, 1]
@@ -91,7 +94,7 @@ def test_all_else_equal_the_other_weights_start_the_same():
     states = []
     for changes in ({}, {"attention": "cbam", "depth": 2.0}):
         torch.manual_seed(0)
-        states.append(build_model(Settings(**changes), 10).state_dict())
+        states.append(build_model(NetworkSettings(**changes), 10).state_dict())
     published, grown = states
     assert len(grown) > len(published)
     assert all(torch.equal(grown[name], value) for name, value in published.items())

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from cifarnet.checkpoints.weights import Weights
-from cifarnet.core.settings import Settings
 from cifarnet.reporting.card import write_hub
+from cifarnet.settings import Settings
 from model import build_model, load_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +24,8 @@ FIGURES = {
 
 
 def made(network: str = "cifarnet", classes=CLASSES, **changes) -> tuple[Weights, torch.nn.Module]:
-    settings = Settings(network=network, dataset="cifar100", epochs=7)
-    model = build_model(settings, len(classes)).eval()
+    settings = Settings.from_flags(network=network, dataset="cifar100", epochs=7)
+    model = build_model(settings.network, len(classes)).eval()
     weights = Weights(
         model=model.state_dict(),
         epoch=3,

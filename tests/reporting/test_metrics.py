@@ -6,10 +6,10 @@ import pytest
 import sklearn.metrics
 import torch
 
-from cifarnet.core.device import start
-from cifarnet.core.settings import Settings
+from cifarnet.core.device import init_process
 from cifarnet.reporting.metrics import build_report, predict, scores
 from cifarnet.reporting.report_files import move_other_report, write_report
+from cifarnet.settings.precision import PrecisionSettings
 
 ABOUT = {
     "dataset": "noise",
@@ -93,7 +93,7 @@ def test_classes_that_are_absent_or_never_predicted_score_0():
 
 
 def test_the_pass_evaluates_and_leaves_the_mode_alone():
-    runtime = start(Settings(device="cpu"))
+    runtime = init_process(PrecisionSettings(device="cpu"))
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(12, 3), torch.nn.Dropout(0.9)
     ).train()

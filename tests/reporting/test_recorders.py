@@ -12,9 +12,9 @@ from cifarnet.checkpoints import snapshots
 from cifarnet.checkpoints.state import COLUMNS, Progress
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import Settings
 from cifarnet.reporting import recorders
 from cifarnet.reporting.recorders import Curves, HistoryCsv, LogLine, Recorder, Recorders, Snapshots
+from cifarnet.settings import Settings
 
 
 class Lines:
@@ -110,7 +110,7 @@ def names(directory: Path) -> list[str]:
 
 
 def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
-    settings = Settings(save_best=True, snapshot_freq=2)
+    settings = Settings.from_flags(save_best=True, snapshot_freq=2)
     now = Progress()
     kept = Snapshots(tmp_path, settings, lambda: make_state(now.epoch))
     all_of_them = told(kept)
@@ -143,7 +143,7 @@ def test_the_best_is_written_before_the_last(tmp_path, monkeypatch):
     """A crash in between is then repeated by the resumed run."""
     written = []
     monkeypatch.setattr(snapshots, "save", lambda content, path: written.append(path.name))
-    kept = Snapshots(tmp_path, Settings(save_best=True, snapshot_freq=1), make_state)
+    kept = Snapshots(tmp_path, Settings.from_flags(save_best=True, snapshot_freq=1), make_state)
     kept.row(progress_of(make_row(1)))
     assert written[-1] == "last.pth"
     assert sorted(written) == ["best_model.pth", "last.pth", "snapshot_epoch_0001.pth"]
@@ -212,7 +212,7 @@ def test_the_time_left_knows_that_larger_images_take_longer(monkeypatch, before,
     clock = iter((100.0, 110.0))
     monkeypatch.setattr(recorders.time, "perf_counter", lambda: next(clock))
     log = Lines()
-    line = LogLine(log, Settings(epochs=4), (0, 1, 4, 4, 4).__getitem__, lambda: 0.0)
+    line = LogLine(log, Settings.from_flags(epochs=4), (0, 1, 4, 4, 4).__getitem__, lambda: 0.0)
     line.start(progress_of(*(make_row(n) for n in range(1, before + 1))))
     line.row(progress_of(make_row(epoch)))
     assert re.search(r"left (.*)", log.lines[-1])[1] == left
@@ -247,7 +247,7 @@ def test_waiting_for_data_is_told_once():
 
 def test_the_compilation_is_told_after_the_first_epoch():
     log = Lines()
-    line = LogLine(log, Settings(compile=True), lambda epoch: 1, lambda: 31.4)
+    line = LogLine(log, Settings.from_flags(compile=True), lambda epoch: 1, lambda: 31.4)
     line.start(Progress())
     for epoch in (1, 2):
         line.row(progress_of(make_row(epoch)))
@@ -258,7 +258,9 @@ def test_the_compilation_is_told_after_the_first_epoch():
 def test_curves_are_drawn_now_and_then_and_at_the_end():
     drawn = []
     curves = Curves(
-        Settings(epochs=6, plot_freq=2), Path(), lambda progress: drawn.append(progress.epoch)
+        Settings.from_flags(epochs=6, plot_freq=2),
+        Path(),
+        lambda progress: drawn.append(progress.epoch),
     )
     for epoch in range(1, 7):
         curves.row(progress_of(make_row(epoch)))

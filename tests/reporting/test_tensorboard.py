@@ -19,10 +19,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from cifarnet.checkpoints.snapshots import load
 from cifarnet.checkpoints.state import COLUMNS, Progress
 from cifarnet.core.log import RunLog
-from cifarnet.core.settings import FLAGS, Settings
 from cifarnet.reporting.metrics import build_report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.tensorboard import TensorBoard
+from cifarnet.settings import FLAGS, Settings
 
 PICTURE = np.arange(3 * 8 * 6, dtype=np.uint8).reshape(8, 6, 3)
 
@@ -64,7 +64,7 @@ def log(tmp_path):
 
 
 def test_all_columns_pictures_and_figures(log):
-    progress, board = Progress(), recorder(log, Settings(lr=0.25))
+    progress, board = Progress(), recorder(log, Settings.from_flags(lr=0.25))
     board.start(progress)
     for epoch in (1, 2):
         progress.add(make_row(epoch, test_top5=None, train_loss=1 / epoch))

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from small_runs import small_run, small_splits
 
-from cifarnet.core.device import start
-from cifarnet.core.settings import Settings
+from cifarnet.core.device import init_process
+from cifarnet.settings.network import NetworkSettings
+from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.training.objective import (
     Distillation,
     Labels,
@@ -22,7 +23,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 def trained_network(**settings):
     """Random weights, and the running statistics of some batches."""
     torch.manual_seed(3)
-    model = build_model(Settings(dropout=0.0, **settings), 2).train()
+    model = build_model(NetworkSettings(dropout=0.0, **settings), 2).train()
     for _ in range(30):
         model(torch.randn(16, 3, 32, 32))
     return model.eval()
@@ -109,9 +110,11 @@ def test_a_mix_is_told_its_place_and_its_loss_has_a_name():
 
 def test_a_teacher_sees_the_mixed_images():
     teacher = trained_network()
-    objective = Distillation(teacher, start(Settings(device="cpu")), (MEAN, STD), (MEAN, STD))
+    objective = Distillation(
+        teacher, init_process(PrecisionSettings(device="cpu")), (MEAN, STD), (MEAN, STD)
+    )
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 2
-    student = build_model(Settings(dropout=0.0), 2).eval()
+    student = build_model(NetworkSettings(dropout=0.0), 2).eval()
     loss, _ = Mixed(objective, halves)(student, images, labels)
     mixed = 0.7 * images + 0.3 * images.roll(1, 0)
     expected = distillation_loss(student(mixed), teacher(mixed))
@@ -129,7 +132,9 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
     other = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     with torch.no_grad():
         expected = teacher(normalised(MEAN, STD))
-    objective = Distillation(teacher, start(Settings(device="cpu")), (MEAN, STD), other)
+    objective = Distillation(
+        teacher, init_process(PrecisionSettings(device="cpu")), (MEAN, STD), other
+    )
     logits = objective.teacher_logits(normalised(*other))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -137,7 +142,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
 
 def test_a_share_without_images_has_a_loss_of_zero():
     objective = Distillation(
-        trained_network(), start(Settings(device="cpu")), (MEAN, STD), (MEAN, STD)
+        trained_network(), init_process(PrecisionSettings(device="cpu")), (MEAN, STD), (MEAN, STD)
     )
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     loss, logits = objective(network, torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64))
@@ -164,10 +169,13 @@ def test_a_step_goes_down_the_gradient_of_the_divergence_from_what_the_teacher_s
     teacher, splits = trained_network(), dataclasses.replace(small_splits(), mean=MEAN, std=STD)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     objective = Distillation(
-        teacher, start(Settings(device="cpu")), (MEAN, STD), (splits.mean, splits.std)
+        teacher,
+        init_process(PrecisionSettings(device="cpu")),
+        (MEAN, STD),
+        (splits.mean, splits.std),
     )
     run = small_run(splits, objective=objective, **settings)
-    student = build_model(Settings(dropout=0.0), 2)
+    student = build_model(NetworkSettings(dropout=0.0), 2)
     student.load_state_dict(run.learner.network.state_dict())
     images, _ = next(run.data.train.epoch(1))
     with torch.no_grad():

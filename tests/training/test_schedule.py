@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from cifarnet.core.settings import Settings
+from cifarnet.settings import Settings
 from cifarnet.training.schedule import learning_rate
 from train import Plan
 
@@ -61,7 +61,7 @@ def test_the_linear_schedule_equals_torchs():
 
 def test_per_epoch_the_rate_is_that_of_torchs_scheduler_stepped_after_each_epoch():
     """As in the author's code: 250 epochs, T_max 250."""
-    plan = Plan(Settings(schedule_per="epoch"), 98)
+    plan = Plan(Settings.from_flags(schedule_per="epoch"), 98)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=250, eta_min=1e-6)
     for epoch in range(1, 251):
@@ -73,5 +73,5 @@ def test_per_epoch_the_rate_is_that_of_torchs_scheduler_stepped_after_each_epoch
 
 
 def test_per_step_the_rate_ends_at_the_lowest():
-    plan = Plan(Settings(epochs=3), 10)
+    plan = Plan(Settings.from_flags(epochs=3), 10)
     assert (plan.rate(0), plan.rate(29)) == (0.1, 1e-6)

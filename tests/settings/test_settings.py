@@ -5,16 +5,11 @@ from pathlib import Path
 import pytest
 
 from cifarnet.augment.policy import build_policy
-from cifarnet.core.commandline import read_recipe
 from cifarnet.core.errors import UserError
-from cifarnet.core.settings import (
-    FLAGS,
-    Interval,
-    Settings,
-    changed_settings,
-    settings_from_dict,
-    without_effect,
-)
+from cifarnet.settings import FLAGS, Settings, changed_settings, settings_from_dict, without_effect
+from cifarnet.settings.augmentation import AugmentationSettings
+from cifarnet.settings.flags import Interval
+from cifarnet.settings.parser import read_recipe
 
 
 def test_the_published_recipe_is_the_default():
@@ -29,7 +24,7 @@ def test_the_published_recipe_is_the_default():
         "dataset": "cifar10", "data_dir": "./data", "val_fraction": 0, "augment": "full",
         "amp_dtype": "auto",
     }  # fmt: skip
-    assert {name: getattr(settings, name) for name in published} == published
+    assert {name: settings.flags[name] for name in published} == published
 
 
 @pytest.mark.parametrize(
@@ -37,19 +32,23 @@ def test_the_published_recipe_is_the_default():
     [("log_dir", "log"), ("snapshot_dir", "snapshots_complete"), ("plot_dir", "plots_complete")],
 )
 def test_folders_lie_in_the_run_unless_named(flag, name):
-    assert Settings().folder(flag) == Path(name)
-    assert Settings(run_dir="runs/a").folder(flag) == Path("runs/a", name)
-    assert Settings(run_dir="runs/a", **{flag: "there"}).folder(flag) == Path("there")
+    assert Settings().output.folder(flag) == Path(name)
+    assert Settings.from_flags(run_dir="runs/a").output.folder(flag) == Path("runs/a", name)
+    assert Settings.from_flags(run_dir="runs/a", **{flag: "there"}).output.folder(flag) == Path(
+        "there"
+    )
 
 
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     folder = Path(__file__).parents[2] / "recipes"
-    recipes = {path.stem: Settings(**read_recipe(path)) for path in folder.glob("*.toml")}
+    recipes = {
+        path.stem: Settings.from_flags(**read_recipe(path)) for path in folder.glob("*.toml")
+    }
     spelled_out = recipes["published"]
     unset = {"affine_p": None, "hole_p": None, "jitter_p": None, "label_smoothing": None}
-    assert replace(spelled_out, **unset) == Settings(amp=True, batch_size=512)
-    assert build_policy(spelled_out) == build_policy(Settings())
-    assert spelled_out.smoothing == Settings().smoothing
+    assert replace(spelled_out, **unset) == Settings.from_flags(amp=True, batch_size=512)
+    assert build_policy(spelled_out) == build_policy(AugmentationSettings())
+    assert spelled_out.smoothing == Settings().training.smoothing
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
         for needed in filter(None, (recipe.init, recipe.teacher)):
@@ -93,20 +92,22 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     ],
 )
 def test_flags_that_do_nothing_are_named(given, idle):
-    named = [sentence.split()[0] for sentence in without_effect(Settings(**given))]
+    named = [sentence.split()[0] for sentence in without_effect(Settings.from_flags(**given))]
     assert named == [f"--{name}" for name in idle.split()]
 
 
 def test_settings_survive_a_snapshot():
-    settings = Settings(lr=0.25, amp=True, num_workers=3, dataset_name="Ä $x$")
-    assert settings_from_dict(dataclasses.asdict(settings)) == settings
-    assert settings_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == Settings(epochs=3)
+    settings = Settings.from_flags(lr=0.25, amp=True, num_workers=3, dataset_name="Ä $x$")
+    assert settings_from_dict(settings.flags) == settings
+    assert settings_from_dict({"epochs": 3, "a_flag_of_tomorrow": 1}) == Settings.from_flags(
+        epochs=3
+    )
 
 
 def test_a_snapshot_from_before_the_flag_pad_keeps_its_probabilities():
     former = {"augment": "full", "augment_p": None, "hole_p": 0.3}
     expected = {"affine_p": 0.5, "hole_p": 0.3, "jitter_p": 0.5}
-    assert settings_from_dict(former).probabilities == expected
+    assert settings_from_dict(former).augmentation.probabilities == expected
     assert settings_from_dict(former | {"pad": 4, "augment_p": 0.2}).augment_p == 0.2
 
 
@@ -128,7 +129,7 @@ def test_intervals(text, inside, outside):
 
 
 def test_what_a_resumed_run_may_change():
-    before = Settings(epochs=10)
+    before = Settings.from_flags(epochs=10)
     assert changed_settings(before, before) == ([], [])
     now = dataclasses.replace(
         before, num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True
@@ -164,26 +165,29 @@ def test_only_flags_that_leave_the_result_alone_may_change():
 def test_wrong_ways_to_mix_and_augment_are_refused(given):
     (flag,) = given
     with pytest.raises(UserError, match=f"--{flag} .* (is out of range|is not one of)"):
-        Settings(**given)
+        Settings.from_flags(**given)
 
 
 def test_one_image_a_batch_is_fine_where_none_is_mixed():
-    assert not Settings(batch_size=1).mixes
-    assert not Settings(batch_size=1, mixup=0.2, mix_p=0.0).mixes
-    assert Settings(batch_size=2, mixup=0.2).mixes
+    assert not Settings.from_flags(batch_size=1).augmentation.mixes
+    assert not Settings.from_flags(batch_size=1, mixup=0.2, mix_p=0.0).augmentation.mixes
+    assert Settings.from_flags(batch_size=2, mixup=0.2).augmentation.mixes
 
 
 def test_image_sizes():
-    assert Settings().sizes == (32,)
-    assert Settings(epochs=7, image_sizes="16, 24,32").sizes == (16, 24, 32)
-    assert Settings(image_size=128).sizes == (128,)
-    assert Settings(epochs=7, image_size=128, image_sizes="96,128").sizes == (96, 128)
+    assert Settings().image_sizes == (32,)
+    assert Settings.from_flags(epochs=7, image_sizes="16, 24,32").image_sizes == (16, 24, 32)
+    assert Settings.from_flags(image_size=128).image_sizes == (128,)
+    assert Settings.from_flags(epochs=7, image_size=128, image_sizes="96,128").image_sizes == (
+        96,
+        128,
+    )
 
 
 @pytest.mark.parametrize("size", [16, 40, 144])
 def test_an_image_size_is_a_multiple_of_16_from_32_to_128(size):
     with pytest.raises(UserError, match=f"--image_size {size} is "):
-        Settings(image_size=size)
+        Settings.from_flags(image_size=size)
 
 
 @pytest.mark.parametrize(
@@ -191,17 +195,17 @@ def test_an_image_size_is_a_multiple_of_16_from_32_to_128(size):
 )
 def test_wrong_image_sizes_are_refused(sizes):
     with pytest.raises(UserError, match="--image_sizes"):
-        Settings(image_sizes=sizes)
+        Settings.from_flags(image_sizes=sizes)
 
 
 def test_a_batch_is_a_whole_number_of_equal_parts():
-    assert Settings(batch_size=512, accumulate=4).eval_batch_size == 128
+    assert Settings.from_flags(batch_size=512, accumulate=4).training.eval_batch_size == 128
     for batch_size, nearest in ((10, 8), (3, 4)):
         with pytest.raises(
             UserError,
             match=f"--batch_size {batch_size} cannot .* by --accumulate 4; .* {nearest}$",
         ):
-            Settings(batch_size=batch_size, accumulate=4)
+            Settings.from_flags(batch_size=batch_size, accumulate=4)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +230,13 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
 )
 def test_flags_that_contradict_each_other_are_refused(given, fix):
     with pytest.raises(UserError, match=fix):
-        Settings(**given)
+        Settings.from_flags(**given)
 
 
 def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
     assert not Settings().keeps_best
-    assert Settings(save_best=True).keeps_best
-    assert Settings(select="best").keeps_best
+    assert Settings.from_flags(save_best=True).keeps_best
+    assert Settings.from_flags(select="best").keeps_best
 
 
 @pytest.mark.parametrize(
@@ -245,12 +249,16 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
     ],
 )
 def test_dropout_is_one_rate_or_one_a_block(given, rates):
-    assert Settings(dropout=given).dropouts == rates
-    assert Settings(dropout=given) == Settings(dropout=Settings(dropout=given).dropout)
+    assert Settings.from_flags(dropout=given).network.dropouts == rates
+    assert Settings.from_flags(dropout=given) == Settings.from_flags(
+        dropout=Settings.from_flags(dropout=given).network.dropout
+    )
 
 
 def test_equal_lists_of_numbers_are_equal_settings():
-    assert Settings(dropout="0.050,.1, 1e-1,0.0") == Settings(dropout="0.05,0.1,0.1,0")
+    assert Settings.from_flags(dropout="0.050,.1, 1e-1,0.0") == Settings.from_flags(
+        dropout="0.05,0.1,0.1,0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +266,7 @@ def test_equal_lists_of_numbers_are_equal_settings():
 )
 def test_other_lists_of_rates_are_refused(wrong):
     with pytest.raises(UserError, match=r"--dropout .* is not a list of 1 or 4 numbers in"):
-        Settings(dropout=wrong)
+        Settings.from_flags(dropout=wrong)
 
 
 @pytest.mark.parametrize(
@@ -266,22 +274,22 @@ def test_other_lists_of_rates_are_refused(wrong):
     [({}, 0.1), ({"teacher": "t.pth"}, 0.0), ({"label_smoothing": 0.0}, 0.0)],
 )
 def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing):
-    assert Settings(**settings).smoothing == smoothing
+    assert Settings.from_flags(**settings).training.smoothing == smoothing
 
 
 @pytest.mark.parametrize(("given", "blocks"), [("2,3,4", (2, 3, 4)), ("4, 2", (4, 2)), (3, (3,))])
 def test_blocks_with_attention(given, blocks):
-    assert Settings(attention="se", attention_at=given).attended == blocks
-    assert Settings(attention_at=given).attended == ()
+    assert Settings.from_flags(attention="se", attention_at=given).network.attended == blocks
+    assert Settings.from_flags(attention_at=given).network.attended == ()
 
 
 @pytest.mark.parametrize("wrong", ["", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True])
 def test_other_lists_of_blocks_are_refused(wrong):
     with pytest.raises(UserError, match=r"--attention_at .*; write it like 2,"):
-        Settings(attention="se", attention_at=wrong)
+        Settings.from_flags(attention="se", attention_at=wrong)
 
 
 def test_a_hue_beyond_half_a_turn_is_refused():
-    Settings(jitter="0.2,0.2,0.2,0.5")
+    Settings.from_flags(jitter="0.2,0.2,0.2,0.5")
     with pytest.raises(UserError, match=r"hue moves by 0\.5 turns at most"):
-        Settings(jitter="0.2,0.2,0.2,0.6")
+        Settings.from_flags(jitter="0.2,0.2,0.2,0.6")

@@ -1,0 +1,111 @@
+"""Settings of the augmentation: which steps, how likely, how far they go."""
+
+from dataclasses import dataclass
+
+from cifarnet.core.errors import UserError
+from cifarnet.settings.flags import Group, flag, numbers_in
+
+# Defaults that follow from other flags.
+PROBABILITIES = {"affine_p": 0.05, "hole_p": 0.05, "jitter_p": 0.1}  # docs/recipes.md
+REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
+
+
+@dataclass(frozen=True)
+class AugmentationSettings(Group):
+    """How training images are changed."""
+
+    # fmt: off
+    augment: str = flag("full",
+        "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.",
+        choices=("full", "light", "none"))
+    augment_p: float | None = flag(None,
+        "Probability of each step that full adds to light: affine, hole and jitter.",
+        within="[0, 1]", unset="the three flags below")
+    affine_p: float | None = flag(None,
+        "Probability of the shift, scale and rotation of full.",
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['affine_p']}, or 0 with --auto_augment")
+    hole_p: float | None = flag(None,
+        "Probability of the hole of full.",
+        within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['hole_p']}")
+    jitter_p: float | None = flag(None,
+        "Probability of the colour jitter of full.",
+        within="[0, 1]",
+        unset=f"--augment_p, else {PROBABILITIES['jitter_p']}, or 0 with --auto_augment")
+    pad: int = flag(4,
+        "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
+        "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
+        within="[0, 16]")
+    shift: float = flag(0.0625,
+        "Largest shift along each axis, as a share of the image. Whole pixels are shifted.",
+        within="[0, 1)")
+    scale: float = flag(0.1,
+        "Largest change of scale: 0.1 scales by 0.9 to 1.1.",
+        within="[0, 1)")
+    degrees: float = flag(15.0,
+        "Largest rotation, either way, in degrees.",
+        within="[0, 180]")
+    hole: int = flag(16,
+        "Height and width of the hole, in pixels. It has the mean colour of the data set.",
+        within="[1, 32]")
+    jitter: str = flag("0.2,0.2,0.2,0.02",
+        "Largest change of brightness, contrast and saturation, as a share, and of hue, in turns "
+        "of the colour wheel.",
+        within="[0, 1)", numbers=(4,), metavar="B,C,S,H")
+    border: str = flag("mean",
+        "Colour that comes in from outside the image: the mean of the data set, or black.",
+        choices=("mean", "black"))
+    auto_augment: str = flag("none",
+        "Change each image by a published policy, after crop and flip and before the hole: "
+        "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as torchvision "
+        "has them. Affine and jitter are then off, unless their probabilities are given.",
+        choices=("none", "autoaugment", "randaugment", "trivialaugment"))
+    mixup: float = flag(0.0,
+        "Average the images of a batch in pairs, and their labels too. Their shares are drawn "
+        "from Beta(ALPHA, ALPHA), once a batch. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    cutmix: float = flag(0.0,
+        "Paste a rectangle of one image of a batch into another, and mix the labels by area. "
+        "The area is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each batch "
+        "draws one of the two. 0: off.",
+        within="[0, 100]", metavar="ALPHA")
+    mix_p: float = flag(1.0,
+        "Probability that a batch is mixed by --mixup or --cutmix. With --accumulate or several "
+        "processes, each part of a batch is mixed within itself.",
+        within="[0, 1]")
+    augment_engine: str = flag("albumentations",
+        "albumentations: one image at a time, in --num_workers processes. batched: the same "
+        "policy on whole batches, on the device, without workers.",
+        choices=("albumentations", "batched"))
+    preview_augment: str | None = flag(None,
+        "Draw images before and after augmentation, at --image_size, into this PNG file, then "
+        "stop.",
+        unset="off", on_resume="any")
+    # fmt: on
+
+    def check(self) -> None:
+        if numbers_in(self.jitter)[3] > 0.5:
+            raise UserError(f"--jitter {self.jitter}: hue moves by 0.5 turns at most; lower it")
+        if self.auto_augment != "none" and self.augment_engine == "batched":
+            raise UserError(
+                f"--auto_augment {self.auto_augment} works on one image at a time; leave it or "
+                f"--augment_engine batched out"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed with one another."""
+        return self.mix_p > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at all."""
+        return self.augment != "none" or self.auto_augment != "none" or self.mixes
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each step that --augment full adds to light."""
+        replaced = REPLACED if self.auto_augment != "none" else ()
+        defaults = PROBABILITIES | dict.fromkeys(replaced, 0.0)
+        chosen = {step: (getattr(self, step), self.augment_p, defaults[step]) for step in defaults}
+        return {step: next(p for p in given if p is not None) for step, given in chosen.items()}

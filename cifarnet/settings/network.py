@@ -1,0 +1,82 @@
+"""Settings of the network: with the class count and image size, all that is needed to build it."""
+
+from dataclasses import dataclass
+
+from cifarnet.core.errors import UserError
+from cifarnet.settings.flags import Group, flag, numbers_in
+
+# How depth, width and image side grow with each step of --compound_scale, so that the work about
+# doubles: the alpha, beta and gamma of EfficientNet (Tan & Le 2019, arXiv 1905.11946).
+COMPOUND = (1.2, 1.1, 1.15)
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Group):
+    """The architecture."""
+
+    # fmt: off
+    network: str = flag("cifarnet",
+        "residual is a larger network, meant to be a --teacher.",
+        choices=("cifarnet", "residual"))
+    attention: str = flag("none",
+        "Add attention to the separable blocks of cifarnet. eca and se weigh channels, spatial "
+        "weighs places, cbam both. simam weighs each value and has no parameters.",
+        choices=("none", "eca", "se", "simam", "cbam", "spatial"))
+    attention_at: str = flag("2,3,4",
+        "Blocks of cifarnet that get the attention, with their repeats.",
+        within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N")
+    width: float = flag(1.0,
+        "Multiply the channels of cifarnet, rounded to multiples of 8.",
+        within="[0.1, 8]")
+    depth: float = flag(1.0,
+        "Multiply the number of separable blocks of cifarnet (three), rounded up: 1.2 repeats the "
+        "last block, 2 repeats each. A repeat adds its input to its output.",
+        within="[1, 8]")
+    compound_scale: float = flag(0.0,
+        "Grow cifarnet by X steps of EfficientNet's rule. Each multiplies the depth by 1.2, the "
+        "width by 1.1 and the side of the images by 1.15, and about doubles the work. The images "
+        "are enlarged on the device, in evaluation too.",
+        within="[0, 10]")
+    dropout: str = flag("0.05,0.1,0.1,0.02",
+        "Share of the channels that dropout sets to zero: one rate, or one for each of the four "
+        "blocks. --network residual uses the last one, before its head.",
+        within="[0, 1)", numbers=(1, 4), metavar="P|P,P,P,P")
+    # fmt: on
+
+    def check(self) -> None:
+        blocks = numbers_in(self.attention_at)
+        if any(block % 1 for block in blocks) or len(set(blocks)) < len(blocks):
+            raise UserError(
+                f"--attention_at {self.attention_at} does not name blocks 2, 3 and 4, each once; "
+                f"write it like 2,4"
+            )
+        names = ("attention", "width", "depth", "compound_scale")
+        changed = [name for name in names if getattr(self, name) != self.defaults()[name]]
+        if self.network == "residual" and changed:
+            raise UserError(
+                f"--{changed[0]} changes cifarnet only; leave it or --network residual out"
+            )
+        if self.compound_scale and (self.width, self.depth) != (1, 1):
+            raise UserError(
+                "--compound_scale sets width and depth itself; leave it, or --width and --depth, "
+                "out"
+            )
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """The numbers of the blocks with attention."""
+        return tuple(map(int, numbers_in(self.attention_at))) if self.attention != "none" else ()
+
+    @property
+    def scaling(self) -> tuple[float, float, float]:
+        """How many times the published depth, width and image side the network has."""
+        if self.compound_scale:
+            depth, width, side = (factor**self.compound_scale for factor in COMPOUND)
+            return depth, width, side
+        return self.depth, self.width, 1.0
+
+    @property
+    def dropouts(self) -> tuple[float, float, float, float]:
+        """The dropout rates of the four blocks."""
+        rates = numbers_in(self.dropout)
+        return rates * 4 if len(rates) == 1 else rates

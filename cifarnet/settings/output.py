@@ -1,0 +1,54 @@
+"""Settings of the output: snapshots, resuming, and the folders of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifarnet.settings.flags import Group, flag
+
+# The folders of a run, in --run_dir, by the flag that names another place.
+SNAPSHOTS, PLOTS = "snapshots_complete", "plots_complete"
+FOLDERS = {"log_dir": "log", "snapshot_dir": SNAPSHOTS, "plot_dir": PLOTS}
+
+
+@dataclass(frozen=True)
+class OutputSettings(Group):
+    """What a run writes, and where."""
+
+    # fmt: off
+    save_best: bool = flag(False,
+        "Keep best_model.pth; it is replaced only when the accuracy improves.",
+        on_resume="any")
+    snapshot_freq: int = flag(5,
+        "Epochs between numbered snapshots; last.pth is written every epoch. 0: no numbered ones.",
+        within="[0, 1000000]", on_resume="any")
+    keep_snapshots: int = flag(0,
+        "Keep only this many numbered snapshots, the newest ones. 0: all.",
+        within="[0, inf)", on_resume="any")
+    resume: str | None = flag(None,
+        "Continue from this snapshot. auto: from the newest one in --snapshot_dir, or start a new "
+        "run if there is none.",
+        unset="off", metavar="PATH|auto", on_resume="any")
+    resume_override: bool = flag(False,
+        "Let --resume continue with flags that change the result.",
+        on_resume="any")
+    run_dir: str = flag(".",
+        "Folder of the run: the next three lie in it.", on_resume="any")
+    log_dir: str | None = flag(None,
+        "Folder for the log and the history of each run.",
+        unset="log, in --run_dir", on_resume="any")
+    snapshot_dir: str | None = flag(None,
+        "Folder for snapshots.",
+        unset="snapshots_complete, in --run_dir", on_resume="any")
+    plot_dir: str | None = flag(None,
+        "Folder for figures, metrics.json and classification_report.txt.",
+        unset="plots_complete, in --run_dir", on_resume="any")
+    tensorboard: bool = flag(False,
+        "Also write the history, pictures and the final figures for TensorBoard, into a folder "
+        "beside the log. Needs the package tensorboard.",
+        on_resume="any")
+    # fmt: on
+
+    def folder(self, flag: str) -> Path:
+        """The folder of `flag`: log_dir, snapshot_dir or plot_dir."""
+        given = getattr(self, flag)
+        return Path(self.run_dir) / FOLDERS[flag] if given is None else Path(given)

@@ -1,0 +1,131 @@
+"""Settings of the training: length, optimizer, schedule, loss, and what the run starts from."""
+
+from dataclasses import dataclass
+
+from cifarnet.core.errors import UserError
+from cifarnet.settings.flags import Group, flag
+
+SMOOTHING = 0.1  # label smoothing, unless a teacher replaces the labels
+BATCH_SIZE = 512  # images; lowered if there are fewer training images
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Group):
+    """How the network is trained."""
+
+    # fmt: off
+    recipe: str | None = flag(None,
+        "Read flags from this TOML file. Flags on the command line win.",
+        unset="off", on_resume="any")
+    epochs: int = flag(250,
+        "Passes over the training images.",
+        within="[1, 1000000]", on_resume="larger")
+    batch_size: int | None = flag(None,
+        "Images per step, over all devices together.",
+        within="[1, 1000000]", unset="512, or all training images if they are fewer")
+    accumulate: int = flag(1,
+        "Compute the share of each process in this many parts, one after the other, to save "
+        "memory. Batch normalisation then uses the statistics of each part.",
+        within="[1, 1000000]")
+    image_sizes: str | None = flag(None,
+        "Sizes of the training images in pixels, such as 16,20,24,28,32: each for an equal part "
+        "of the run. Evaluation always uses --image_size.",
+        unset="--image_size throughout", metavar="N,N,...")
+    optimizer: str = flag("sgd",
+        "muon: orthogonalised updates for the dense convolutions, sgd for the rest.",
+        choices=("sgd", "adamw", "muon"))
+    lr: float = flag(0.1,
+        "Learning rate of the first batch, or of the first one after the warm-up.",
+        within="(0, inf)")
+    min_lr: float = flag(1e-6,
+        "Learning rate of the last batch.",
+        within="[0, inf)")
+    schedule: str = flag("cosine",
+        "How the learning rate falls from --lr to --min_lr.",
+        choices=("cosine", "linear"))
+    schedule_per: str = flag("step",
+        "When the learning rate falls: after each step, or after each epoch. Per epoch, --min_lr "
+        "is the rate that would follow the last epoch.",
+        choices=("step", "epoch"))
+    warmup_epochs: int = flag(0,
+        "Epochs of linear warm-up before the schedule.",
+        within="[0, 1000000]")
+    momentum: float = flag(0.9,
+        "Nesterov momentum of sgd (0: none), first beta of adamw.",
+        within="[0, 1)")
+    muon_lr: float = flag(0.1,
+        "Learning rate of the convolutions that muon updates, in place of --lr.",
+        within="(0, inf)")
+    muon_momentum: float = flag(0.6,
+        "Nesterov momentum of the convolutions that muon updates.",
+        within="[0, 1)")
+    weight_decay: float = flag(5e-4,
+        "L2 penalty; decoupled with adamw. Convolutions that muon updates get none: each row of "
+        "their weights is kept at length 1.",
+        within="[0, inf)")
+    decay_norms: bool = flag(True,
+        "Apply weight decay to normalisation layers and biases too.")
+    label_smoothing: float | None = flag(None,
+        "Share of each training label that is spread evenly over all classes. The training loss "
+        "is computed with the smoothed labels, the test loss with the labels as they are.",
+        within="[0, 1)", unset=f"{SMOOTHING}; with --teacher 0")
+    class_weights: str = flag("none",
+        "balanced: weight the loss of each image by the inverse frequency of its class, so that "
+        "all classes count the same.",
+        choices=("none", "balanced"))
+    ema_decay: float = flag(0.0,
+        "Also keep averaged weights: an exponential moving average with this decay per step. "
+        "0: none.",
+        within="[0, 1)")
+    max_grad_norm: float = flag(1.0,
+        "Scale the gradient down to this norm when it is larger. 0: off.",
+        within="[0, inf)")
+    teacher: str | None = flag(None,
+        "Learn from the predictions of a trained network with the same classes, instead of from "
+        "the labels: the name of a result, a .safetensors file or a .pth snapshot. The training "
+        "loss is then the divergence from the predictions.",
+        unset="off", metavar="NAME|PATH")
+    init: str | None = flag(None,
+        "Start from trained weights: the name of a result, a .safetensors file or a .pth "
+        "snapshot. What does not fit starts fresh, and so do the classes that it does not know. "
+        "The images are still normalised with their own statistics.",
+        unset="off", metavar="NAME|PATH")
+    seed: int = flag(42,
+        "Seed of the initial weights, the image order, augmentation and dropout.",
+        within="[0, 4294967295]")
+    # fmt: on
+
+    def check(self) -> None:
+        if self.warmup_epochs and self.schedule_per == "epoch":
+            raise UserError(
+                "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
+            )
+        if self.min_lr > self.lr:
+            raise UserError(
+                f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; lower it or raise --lr"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} "
+                f"for the schedule; lower it or raise --epochs"
+            )
+        if self.teacher and self.label_smoothing:
+            raise UserError(
+                "--teacher replaces the labels, so --label_smoothing does nothing; leave one out"
+            )
+        if self.teacher and self.class_weights != "none":
+            raise UserError(
+                "--teacher replaces the labels, so --class_weights does nothing; leave one out"
+            )
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing of the training loss."""
+        if self.label_smoothing is None:
+            return 0.0 if self.teacher else SMOOTHING
+        return self.label_smoothing
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images per evaluation batch: one part of --accumulate, to need no more memory than it."""
+        return (self.batch_size or BATCH_SIZE) // self.accumulate
