@@ -99,7 +99,7 @@ def page_material(
     if len(trained) == 1:
         (alone,) = trained
         of_training = settings_from_dict(alone.config)
-        shows = settings.evaluation.report and splits.has_statistics(alone.mean, alone.std)
+        shows = settings.evaluation.report and splits.same_normalization(alone.mean, alone.std)
         if shows and of_training.augmentation.augments:
             originals, versions = augmented_examples(splits, of_training, runtime.device)
             known["augmented"] = np.stack([originals, *versions], axis=1)
@@ -238,7 +238,7 @@ def _warn_of_known_images(trained: Sequence[Weights], splits: Splits, settings: 
     """Warns if test images that were drawn from a folder may have been trained on."""
     tree = Path(settings.data.data_dir)
     drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
-    if drawn and not all(splits.has_statistics(one.mean, one.std) for one in trained):
+    if drawn and not all(splits.same_normalization(one.mean, one.std) for one in trained):
         say(
             f"warning: the images to train on in {tree} are not those of the training; if the "
             f"network learnt from this folder, it knows some of the test images"

@@ -115,7 +115,7 @@ def present_run(splits: Splits, runtime: Runtime, plan: Plan, teacher: Weights |
     return Present(
         settings=plan.settings,
         classes=splits.train.classes,
-        same_statistics=splits.has_statistics,
+        same_statistics=splits.same_normalization,
         validates=splits.val is not None,
         teacher_sha256=teacher and fingerprint(teacher.model),
         computed_on=runtime.computed_on,

@@ -71,9 +71,9 @@ def test_digits_are_split_as_the_settings_say():
     part = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3, seed=7)
     assert (len(part.train), len(part.val), len(part.test)) == (70, 30, 20)
     limited = load(dataset="digits", limit_train=100)
-    assert limited.has_statistics(*channel_statistics(limited.train.images))
-    assert part.has_statistics(*channel_statistics(part.train.images))  # without held-out images
-    assert not part.has_statistics(limited.mean, limited.std)
+    assert limited.same_normalization(*channel_statistics(limited.train.images))
+    assert part.same_normalization(*channel_statistics(part.train.images))  # without held-out images
+    assert not part.same_normalization(limited.mean, limited.std)
 
 
 def test_other_seeds_and_calls_split_in_the_same_way():
@@ -109,7 +109,7 @@ def test_cifar_has_the_published_statistics(monkeypatch, dataset, name, mean, st
     splits = load(dataset=dataset, data_dir="there", data_url="file:///x")
     assert asked[0][1:3] == (Path("there"), "file:///x")
     assert asked[0][0].title == splits.name == name
-    assert splits.has_statistics(mean, std)
+    assert splits.same_normalization(mean, std)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])

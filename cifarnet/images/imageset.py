@@ -51,7 +51,7 @@ class Splits:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def has_statistics(self, mean: Sequence[float], std: Sequence[float]) -> bool:
+    def same_normalization(self, mean: Sequence[float], std: Sequence[float]) -> bool:
         """Compares channel statistics, up to rounding: other statistics mean other images."""
         return np.allclose([*self.mean, *self.std], [*mean, *std], rtol=1e-6, atol=0)
 

@@ -47,9 +47,9 @@ def test_statistics_are_those_of_the_pixels():
 def test_statistics_are_compared_up_to_rounding(digits):
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     splits = Splits("x", digits, None, digits, mean, std)
-    assert splits.has_statistics([float(np.float32(x)) for x in mean], std)
-    assert not splits.has_statistics((0.1, 0.2, 0.30001), std)
-    assert not replace(splits, std=(0.4, 0.5, 0.60001)).has_statistics(mean, std)
+    assert splits.same_normalization([float(np.float32(x)) for x in mean], std)
+    assert not splits.same_normalization((0.1, 0.2, 0.30001), std)
+    assert not replace(splits, std=(0.4, 0.5, 0.60001)).same_normalization(mean, std)
 
 
 def test_a_limited_part_is_balanced_and_fixed(digits):
