@@ -1,47 +1,42 @@
-"""The entry point of torch.hub.
+"""The entry points of torch.hub.
 
 `torch.hub.load("<clone>", "cifarnet", pretrained="long", source="local")`
 """
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 from torch import nn
+
+from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.paths import split_names
+from cifarnet.inference.classifier import Classifier
+from cifarnet.inference.load import load_classifier
+from cifarnet.inference.pixels import NetworkInput
+from cifarnet.networks.build import build_model
+from cifarnet.settings.network import NetworkSettings
 
 dependencies = ["torch", "numpy", "PIL", "safetensors"]
 
 
-def cifarnet(pretrained: str | None = None, tta: str = "none") -> nn.Module:
-    """Returns CIFARNet; with `pretrained`, the name of a result or a path, a trained network.
+def cifarnet(pretrained: str | None = None) -> nn.Module:
+    """Returns a network: images float32 [B,3,H,W], normalised -> logits float32 [B,classes].
 
-    Several names and paths, separated by commas, give an ensemble. `tta` is the test-time
-    augmentation of a trained network: "none", "flip" or "shift". Raises `UserError`.
-
-    A trained network is in evaluation mode and has two more attributes: `classes`, the names of its
-    outputs, and `normalise`, which turns a PIL image or a tensor of pixels into its input.
-    Without `pretrained`: CIFARNet for ten classes with fresh random weights.
+    Without `pretrained` it is CIFARNet for ten classes with fresh random weights. `pretrained` is
+    the name of a result or a path. A trained network is in evaluation mode and has two more
+    attributes: `classes`, the names of its outputs, and `normalise`, which turns a PIL image or a
+    tensor of pixels into its input. Raises `UserError`.
     """
-    model = _model_module()
     if pretrained is None:
-        if tta != "none":
-            raise model.UserError("tta is for trained networks; name one with pretrained")
-        return model.build_model(model.NetworkSettings(), 10)
-    network, network.classes, network.normalise = model.load_pretrained(pretrained, tta)
+        return build_model(NetworkSettings(), 10)
+    trained = load_trained(pretrained)
+    network = trained.build()
+    network.classes = trained.classes
+    network.normalise = NetworkInput(trained.mean, trained.std, trained.image_size)
     return network
 
 
-def _model_module() -> ModuleType:
-    """Imports model.py of this repository under a name of its own.
+def classifier(pretrained: str, tta: str = "none") -> Classifier:
+    """Returns a trained classifier: pixels uint8 [N,3,S,S] -> probabilities float32 [N,classes].
 
-    The caller's folder may have a `model` too: neither must hide the other. torch.hub takes the
-    repository off `sys.path` after loading, but the package `cifarnet` stays importable.
+    Several names and paths in `pretrained`, separated by commas, give an ensemble. `tta` is the
+    test-time augmentation: "none", "flip" or "shift". Raises `UserError`.
     """
-    name = "cifarnet_model"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("model.py"))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module  # pickling the network needs it there
-    return sys.modules[name]
+    return load_classifier(split_names(pretrained), tta)

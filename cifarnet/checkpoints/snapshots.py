@@ -1,70 +1,175 @@
-"""Snapshot files: packing, writing, checking, finding, and keeping those of earlier runs."""
+"""Snapshots: all that a run needs to go on, in one file."""
 
-import contextlib
 import dataclasses
-import hashlib
 import io
-import math
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cifarnet.checkpoints.checks import check_fields, check_finite
-from cifarnet.checkpoints.places import (
-    BEST,
-    LAST,
-    all_numbered,
-    check_snapshot,
-    epoch_of_numbered,
-    numbered,
+from cifarnet.checkpoints.history import Progress, Row
+from cifarnet.checkpoints.paths import BEST, check_snapshot
+from cifarnet.checkpoints.trained import (
+    FORMAT,
+    ModelInfo,
+    Origin,
+    TrainedModel,
+    check_format,
+    fingerprint,
+    model_info,
+    trained_model,
 )
-from cifarnet.checkpoints.state import Computed, Row, TrainState, weights_of
-from cifarnet.checkpoints.weights import Weights, check_network, read_weights
-from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import dated_folder, write_atomically
-
-# The comment that ends the zip archive which a snapshot is: this, and 64 hexadecimal digits.
-SEAL = b"sha256:"
-SEAL_LENGTH = len(SEAL) + 64
+from cifarnet.core.errors import UserError
+from cifarnet.core.files import write_atomically
+from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
+from cifarnet.settings import Settings, settings_from_dict
 
 
-def pack(state: TrainState) -> bytes:
-    """`state` as the content of a snapshot file: a copy, which later training does not change.
+@dataclass(frozen=True)
+class RunState:
+    """What a snapshot holds beside the model: the run, with the types that the file has."""
+
+    optimizer: dict[str, Any]
+    scheduler: dict[str, int]
+    scaler: dict[str, float]
+    averaged: dict[str, Tensor]  # of torch's AveragedModel; empty: none are kept
+    random_state: dict[str, Tensor | list[Tensor]]
+    run_id: str
+    history: list[Row]
+    comparable_after: int  # see `Progress`
+    world_size: int
+    teacher_sha256: str | None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run had come, as a copy."""
+        return Progress(self.run_id, list(self.history), self.comparable_after)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after some epochs: its model with the raw weights, and its state."""
+
+    model: TrainedModel
+    state: RunState
+
+    @property
+    def epoch(self) -> int:
+        """The number of finished epochs."""
+        return self.model.origin.epoch
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the run."""
+        return settings_from_dict(self.model.origin.settings)
+
+    def trained(self, weights: str | None = None, best: bool = False) -> TrainedModel:
+        """The model to evaluate or to use, with its origin.
+
+        `weights` is "raw" or "ema"; None: the kind that its run evaluates. `best` says that its
+        epoch is the best one, as the name of the file may say too. Raises `UserError` where there
+        are no such weights.
+        """
+        kind = weights or self.settings.evaluation.evaluate
+        tensors = self.model.weights if kind == "raw" else self._averaged()
+        best = best or Path(self.model.source).name == BEST
+        origin = describe_origin(self.model.origin, self.state.history, kind, best)
+        sha256 = self.model.sha256 if kind == "raw" else fingerprint(tensors)
+        return dataclasses.replace(self.model, weights=tensors, origin=origin, sha256=sha256)
+
+    def _averaged(self) -> dict[str, Tensor]:
+        if not self.state.averaged:
+            raise UserError(
+                "the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw"
+            )
+        prefix = "module."
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.state.averaged.items()
+            if name.startswith(prefix)
+        }
+
+
+def describe_origin(origin: Origin, history: list[Row], weights: str, best: bool) -> Origin:
+    """`origin` of the `weights`, "raw" or "ema", with what `history` says of them.
+
+    `best` says that the epoch is the best one.
+    """
+    settings = settings_from_dict(origin.settings)
+    measured = [row.test_accuracy for row in history if row.epoch == origin.epoch]
+    accuracy = measured[0] if measured and weights == settings.evaluation.evaluate else None
+    measured_at = f"the run's history, epoch {origin.epoch}"
+    return dataclasses.replace(
+        origin,
+        weights=weights,
+        selected_by=_selected_by(settings, history, best),
+        accuracy=accuracy,
+        accuracy_from="not measured" if accuracy is None else measured_at,
+    )
+
+
+def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
+    """How the epoch of a snapshot was chosen, and what the test set had to do with it."""
+    validated = settings.data.val_fraction > 0 or any(
+        row.val_accuracy is not None for row in history
+    )
+    looks = [row.epoch for row in history if row.test_accuracy is not None]
+    at_end_only = looks == [settings.training.epochs]
+    looked = "at the end only" if at_end_only else "during the run" if looks else "never so far"
+    if best and validated:
+        return "best by validation accuracy"
+    if best:
+        return f"best by test accuracy, evaluated {looked}"
+    if validated:
+        return "last epoch; chosen without test images"
+    return f"last epoch; the test set was evaluated {looked}"
+
+
+def pack(snapshot: Snapshot) -> bytes:
+    """`snapshot` as the content of a file: a copy, which later training does not change.
 
     The content is what `torch.save` writes, then a checksum of it, where zip archives have room
     for a comment. `torch.load` alone would not notice a weight that changed on the disk.
     """
-    fields = {spec.name: getattr(state, spec.name) for spec in dataclasses.fields(state)}
+    model, state = snapshot.model, snapshot.state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     fields["history"] = [dataclasses.asdict(row) for row in state.history]
     buffer = io.BytesIO()
-    torch.save(fields, buffer)
-    # An archive ends with the length of its comment.
-    archive = buffer.getvalue()[:-2] + SEAL_LENGTH.to_bytes(2, "little")
-    return archive + _seal(archive)
+    torch.save({"format": FORMAT, **model.fields(), "weights": model.weights, **fields}, buffer)
+    comment = PLACEHOLDER.encode()
+    return seal(buffer.getvalue()[:-2] + len(comment).to_bytes(2, "little") + comment)
 
 
-def _seal(archive: bytes) -> bytes:
-    return SEAL + hashlib.sha256(archive).hexdigest().encode()
-
-
-def save(content: bytes, path: Path) -> None:
+def write_snapshot(content: bytes, path: Path) -> None:
     """Writes what `pack` made to `path`, whole or not at all. Raises `OSError`."""
     write_atomically(path, lambda file: file.write(content))
 
 
-def load(path: Path) -> TrainState:
-    """Reads the snapshot `path`, onto the CPU. Raises `UserError` for any other file.
+class DamagedSnapshotError(UserError):
+    """A file that can be read, but holds no intact snapshot of this version."""
 
-    Only tensors and plain values are read: a file that would run code is refused.
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads the snapshot `path`, onto the CPU.
+
+    Only tensors and plain values are read: a file that would run code is refused. Raises
+    `DamagedSnapshotError` for any other file, and `UserError` where it cannot be read.
     """
     check_snapshot(path)
-    content = path.read_bytes()
-    archive, seal = content[:-SEAL_LENGTH], content[-SEAL_LENGTH:]
-    if seal != _seal(archive):
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
         raise UserError(
-            f"{path} is damaged, or no snapshot of this version: its checksum does not fit; "
+            f"the snapshot {path} cannot be read ({problem.strerror}); use another one"
+        ) from None
+    if not is_sealed(content):
+        raise DamagedSnapshotError(
+            f"{path} is damaged, or not a snapshot of this version: its checksum does not fit; "
             f"use another one"
         )
     try:
@@ -72,117 +177,41 @@ def load(path: Path) -> TrainState:
             warnings.simplefilter("ignore")  # the error below says it in one line
             fields = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # a crafted file can raise anything
-        raise UserError(f"{path} is refused: it holds more than data; use another one") from None
+        raise DamagedSnapshotError(
+            f"{path} is refused: it holds more than data; use another one"
+        ) from None
     try:
-        return _restored(fields)
+        return _snapshot(fields, str(path))
     except (UserError, ValueError) as problem:
-        raise UserError(
+        raise DamagedSnapshotError(
             f"{path} is not usable ({problem}); use a snapshot that a run wrote"
         ) from None
 
 
-def _restored(fields: Any) -> TrainState:
-    """The state made of `fields`. Raises `ValueError` or `UserError` for what no run writes."""
+def _snapshot(fields: Any, source: str) -> Snapshot:
+    """The snapshot of `fields`. Raises `ValueError` or `UserError` for what no run writes."""
     if not isinstance(fields, dict):
         raise ValueError("it holds no fields")
-    check_fields(TrainState, fields)
-    check_fields(Computed, fields["config"])
-    names = [spec.name for spec in dataclasses.fields(TrainState)]
-    state = TrainState(**{name: fields[name] for name in names})
-    state.history = [Row(**row) for row in state.history]
-    state.dataset = printable(state.dataset)
-    check_network(state)
-    check_finite(state.model | state.averaged)
+    check_format(fields)
+    check_fields(RunState, fields)
+    check_fields(_Weights, fields)
+    info: ModelInfo = model_info(fields, source)
+    state = RunState(**{field.name: fields[field.name] for field in dataclasses.fields(RunState)})
+    state = dataclasses.replace(state, history=[Row(**row) for row in state.history])
+    check_finite(state.averaged)
     epochs = [row.epoch for row in state.history]
+    epoch = info.origin.epoch
     if not (
-        epochs == sorted({*epochs, state.epoch})  # each once, this one last
-        and 1 <= epochs[0] <= epochs[-1] == state.epoch
-        and 0 <= state.best_epoch <= state.epoch
-        and 0 <= state.best_accuracy <= 1
+        epochs == sorted({*epochs, epoch})  # each once, this one last
+        and 1 <= epochs[0] <= epochs[-1] == epoch
+        and 0 <= state.comparable_after <= epoch
     ):
         raise ValueError("its history does not fit together")
-    return state
+    return Snapshot(trained_model(info, fields["weights"]), state)
 
 
-def read_trained(name: str) -> Weights:
-    """A trained network: the snapshot `name` (.pth), or weights as `find_weights` finds them.
+@dataclass(frozen=True)
+class _Weights:
+    """The tensors of the model in the file."""
 
-    Raises `UserError`.
-    """
-    path = Path(name)
-    return weights_of(load(path), path) if path.suffix == ".pth" else read_weights(name)
-
-
-def prune(directory: Path, keep: int) -> None:
-    """Removes the numbered snapshots in `directory` except the `keep` newest; 0: none.
-
-    Raises `OSError`.
-    """
-    for path in all_numbered(directory)[:-keep] if keep else ():
-        path.unlink()
-
-
-def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The intact snapshot of the highest epoch in `directory`, and why others were passed over.
-
-    None where there is none. best_model.pth is taken only where no other is intact.
-    """
-    passed_over, newest, newest_epoch = [], None, 0
-    for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:
-        if (path.name == BEST and newest) or not path.exists():
-            continue
-        if path.name not in (LAST, BEST) and epoch_of_numbered(path) <= newest_epoch:
-            continue
-        try:
-            epoch = load(path).epoch
-        except UserError as problem:
-            passed_over.append(str(problem))
-            continue
-        if epoch > newest_epoch:
-            newest, newest_epoch = path, epoch
-    if newest and newest.name == BEST:
-        passed_over.append(f"{LAST} and numbered snapshots: none is intact in {directory}")
-    return newest, passed_over
-
-
-def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | None:
-    """The snapshot of `epoch` of the run `run_id`: in `directory`, `source`, or beside it.
-
-    None where there is none.
-    """
-    places = (directory, source.parent)
-    best = [place / BEST for place in places]
-    for path in (*best, source, *(numbered(place, epoch) for place in places)):
-        with contextlib.suppress(UserError):
-            state = load(path)
-            if (state.run_id, state.epoch) == (run_id, epoch):
-                return path
-    return None
-
-
-def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | None:
-    """Moves snapshots into a new dated subfolder of `directory`.
-
-    Moves last.pth and numbered snapshots newer than `keep_up_to`, and best_model.pth if its epoch
-    is not `best_epoch`. With `keep_up_to` 0 it moves all. A last.pth that cannot be read is moved
-    too. Returns the subfolder, or None if there was nothing to move. Raises `OSError`.
-    """
-    later = [path for path in all_numbered(directory) if epoch_of_numbered(path) > keep_up_to]
-    last, best = directory / LAST, directory / BEST
-    if last.exists() and (keep_up_to == 0 or (_epoch_of(last) or math.inf) > keep_up_to):
-        later.append(last)
-    if best.exists() and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
-        later.append(best)
-    if not later:
-        return None
-    folder = dated_folder(directory)
-    for path in later:
-        path.replace(folder / path.name)
-    return folder
-
-
-def _epoch_of(path: Path) -> int | None:
-    try:
-        return load(path).epoch
-    except UserError:
-        return None
+    weights: dict[str, Tensor]

@@ -1,52 +1,80 @@
-"""Classifiers: pixels in, logits out. One network, an ensemble, and test-time augmentation."""
+"""Classifiers: pixels in, probabilities out. One network, an ensemble, and averaged views."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from cifarnet.checkpoints.trained import ModelInfo, TrainedModel
 from cifarnet.core.errors import UserError
+from cifarnet.images.normalise import Normalise
+from cifarnet.inference.pixels import to_batch
 from cifarnet.settings.evaluation import TTA
 
 SHIFTS = tuple((down, right) for down in (0, -1, 1) for right in (0, -1, 1))  # in pixels
 
 
 class Classifier(nn.Module):
-    """Pixels uint8 [N,3,S,S] -> logits float32 [N,C], on the device of the pixels.
+    """Pixels uint8 [N,3,S,S] -> probabilities float32 [N,C], on the device of the pixels.
 
-    It normalises inside and is in evaluation mode. `classes` name the logits, in their order.
-    `size` is S, the side of its training images in pixels. `source` names it in reports and errors.
+    It normalises inside and is in evaluation mode. `classes` name the probabilities, in their
+    order. `image_size` is S, the side of its training images in pixels. `source` names it in
+    reports and errors. `members` are the single models that it is made of, each with its `info`.
     """
 
     tta = "none"
 
-    def __init__(self, classes: Sequence[str], size: int, source: str) -> None:
+    def __init__(self, classes: Sequence[str], image_size: int, source: str) -> None:
         super().__init__()
         self.eval()
-        self.classes, self.size, self.source = tuple(classes), size, source
-
-
-class TorchClassifier(Classifier):
-    """One network, on the device of the pixels, and `normalise`, which turns them into its input.
-
-    An autocast around it has no effect where `amp` is false.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        normalise: Callable[[Tensor], Tensor],
-        classes: Sequence[str],
-        size: int,
-        source: str,
-        amp: bool = True,
-    ) -> None:
-        super().__init__(classes, size, source)
-        self.network, self.normalise, self.amp = network.eval(), normalise, amp
+        self.classes, self.image_size, self.source = tuple(classes), image_size, source
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = self.normalise(pixels)
+        return self.logits(pixels).softmax(dim=1)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits float32 [N,C] of the probabilities, for pixels uint8 [N,3,S,S]."""
+        raise NotImplementedError
+
+    @property
+    def members(self) -> list["SingleModel"]:
+        """The single models that it is made of."""
+        raise NotImplementedError
+
+    def pixels(self, picture: Image.Image | Tensor) -> Tensor:
+        """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats."""
+        batch = to_batch(picture, self.image_size)
+        return batch.round().to(torch.uint8) if batch.is_floating_point() else batch
+
+
+class SingleModel(Classifier):
+    """A classifier of one trained model; `info` is all that is known of the model."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        super().__init__(info.classes, info.image_size, info.source)
+        self.info = info
+
+    @property
+    def members(self) -> list["SingleModel"]:
+        return [self]
+
+
+class TorchClassifier(SingleModel):
+    """One network in PyTorch.
+
+    An autocast around it has no effect where `amp` is false. None: only models that were trained
+    with --amp are autocast. Raises `UserError` if the weights do not fit.
+    """
+
+    def __init__(self, model: TrainedModel, amp: bool | None = None) -> None:
+        super().__init__(model)
+        self.network = model.build()
+        self.amp = model.origin.settings.get("amp", False) if amp is None else amp
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        images = Normalise(self.info.mean, self.info.std, pixels.device)(pixels)
         if self.amp:
             return self.network(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -54,37 +82,45 @@ class TorchClassifier(Classifier):
 
 
 class Ensemble(Classifier):
-    """Several classifiers: the logarithm of the mean of their probabilities.
+    """Several classifiers: the mean of their probabilities.
 
-    Raises `UserError` unless all have the same classes, in the same order, and the same size.
+    Raises `UserError` unless all have the same classes, in the same order, and the same image size.
     """
 
-    def __init__(self, members: Sequence[Classifier]) -> None:
-        first = members[0]
-        super().__init__(first.classes, first.size, ",".join(one.source for one in members))
-        for other in members[1:]:
+    def __init__(self, parts: Sequence[Classifier]) -> None:
+        first = parts[0]
+        super().__init__(first.classes, first.image_size, ",".join(one.source for one in parts))
+        for other in parts[1:]:
             _check_alike(first, other)
-        self.members = nn.ModuleList(members).eval()
+        self.parts = nn.ModuleList(parts).eval()
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return log_mean(member(pixels) for member in self.members)
+    def logits(self, pixels: Tensor) -> Tensor:
+        return log_mean(part.logits(pixels) for part in self.parts)
+
+    @property
+    def members(self) -> list[SingleModel]:
+        return [member for part in self.parts for member in part.members]
 
 
 class Augmented(Classifier):
-    """Test-time augmentation: the logarithm of the mean of the probabilities of `views`.
+    """Test-time augmentation: the mean of the probabilities of `views`.
 
     The views pass one after the other: they take time, but no more memory. Raises `UserError` for
     an unknown `tta`.
     """
 
     def __init__(self, classifier: Classifier, tta: str) -> None:
-        super().__init__(classifier.classes, classifier.size, classifier.source)
+        super().__init__(classifier.classes, classifier.image_size, classifier.source)
         if tta not in TTA:
             raise UserError(f"there is no test-time augmentation {tta!r}; use {', '.join(TTA)}")
         self.classifier, self.tta = classifier, tta
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return log_mean(self.classifier(view) for view in views(pixels, self.tta))
+    def logits(self, pixels: Tensor) -> Tensor:
+        return log_mean(self.classifier.logits(view) for view in views(pixels, self.tta))
+
+    @property
+    def members(self) -> list[SingleModel]:
+        return self.classifier.members
 
 
 def log_mean(logits: Iterable[Tensor]) -> Tensor:
@@ -117,8 +153,8 @@ def _shifted(pixels: Tensor, down: int, right: int) -> Tensor:
 
 def _check_alike(first: Classifier, other: Classifier) -> None:
     """Raises `UserError` unless both take the same images and name the same classes."""
-    if first.size != other.size:
-        why = f"takes images of {first.size} pixels, {other.source} of {other.size}"
+    if first.image_size != other.image_size:
+        why = f"takes images of {first.image_size} pixels, {other.source} of {other.image_size}"
     elif len(first.classes) != len(other.classes):
         why = f"knows {len(first.classes)} classes, {other.source} {len(other.classes)}"
     elif first.classes != other.classes:

@@ -1,12 +1,9 @@
-"""Where snapshots and weights lie, by name.
+"""Where snapshots and trained models lie, by name. Imports no torch: a wrong name fails at once."""
 
-Nothing here needs torch: a wrong name is refused at once.
-"""
-
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cifarnet.core.commandline import check_package, path_argument
 from cifarnet.core.errors import UserError, did_you_mean
@@ -31,13 +28,13 @@ def epoch_of_numbered(path: Path) -> int:
 
 def all_numbered(directory: Path) -> list[Path]:
     """The numbered snapshots in `directory`, the oldest first."""
-    found = directory.glob("snapshot_epoch_*.pth")
-    named = [path for path in found if path.stem.rpartition("_")[2].isdecimal()]
+    paths = directory.glob("snapshot_epoch_*.pth")
+    named = [path for path in paths if path.stem.rpartition("_")[2].isdecimal()]
     return sorted(named, key=epoch_of_numbered)
 
 
 def split_names(text: str) -> list[str]:
-    """The names and paths of trained networks in `text`, separated by commas.
+    """The names and paths of trained models in `text`, separated by commas.
 
     The path of an existing file or folder stays whole if it contains commas.
     """
@@ -52,25 +49,36 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def find_all_trained(text: str) -> list[str]:
-    """The names that `split_names` finds. Raises `UserError` where one is of no trained network."""
-    names = split_names(text)
-    for name in names:
-        if find_trained(name).suffix == ".onnx":
-            check_package("onnxruntime", name)
-    return names
+def resolve_model_path(name: str) -> Path:
+    """The file of the trained model `name`: a result, a snapshot, a weights file or a hub folder.
 
-
-def find_trained(name: str) -> Path:
-    """The file of a trained network: the snapshot `name` (.pth), or what `find_weights` finds.
-
-    Raises `UserError` where there is none.
+    A name with a separator, as in `./hour`, is always a path. Raises `UserError` if there is no
+    such file, if it cannot be opened, or if its format needs a package that is not installed.
     """
-    path = Path(name)
-    if path.suffix != ".pth":
-        return find_weights(name)
-    check_snapshot(path)
-    return path
+    if Path(name).suffix == ".pth":
+        check_snapshot(Path(name))
+        return Path(name)
+    candidates = [Path(name)] if "/" in name else [RESULTS / name / WEIGHTS_FILE, Path(name)]
+    for path in candidates:
+        try:
+            if path.is_file():
+                path.open("rb").close()
+                if path.suffix == ".onnx":
+                    check_package("onnxruntime", name)
+                return path
+            if name and path.is_dir():
+                return _weights_in(path)
+        except PermissionError as problem:
+            raise UserError(
+                f"{path} cannot be read ({problem.strerror}); change its permissions"
+            ) from None
+        except OSError:  # a name too long for a file
+            continue
+    results = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
+    hint = did_you_mean(name, results)
+    available = f"available by name: {', '.join(results)}; else" if results else ""
+    hints = f"{hint} {available} name a file that export.py wrote".lstrip()
+    raise UserError(f"there are no weights {name!r}; {hints}")
 
 
 def check_snapshot(path: Path) -> None:
@@ -84,30 +92,8 @@ def check_snapshot(path: Path) -> None:
         ) from None
 
 
-def find_weights(name: str) -> Path:
-    """The weights file that `name` means: that of the result `name`, else the path `name`.
-
-    A path may be a folder for the hub. A name with a separator, as in `./hour`, is always a path.
-    Raises `UserError`.
-    """
-    candidates = [Path(name)] if "/" in name else [RESULTS / name / WEIGHTS_FILE, Path(name)]
-    for path in candidates:
-        try:
-            if path.is_file():
-                return path
-            if name and path.is_dir():
-                return _weights_in(path)
-        except OSError:  # a name too long for a file
-            continue
-    there = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
-    hint = did_you_mean(name, there)
-    known = f"known by name: {', '.join(there)}; else" if there else f"{RESULTS} holds none;"
-    hints = f"{hint} {known} name a file that export.py wrote".lstrip()
-    raise UserError(f"there are no weights {name!r}; {hints}")
-
-
 def _weights_in(folder: Path) -> Path:
-    """The weights in a folder for the hub. Raises `UserError` if it is none."""
+    """The weights in a folder for the hub. Raises `UserError` if it is not such a folder."""
     for needed in (HUB_CONFIG, HUB_WEIGHTS):
         if not (folder / needed).is_file():
             raise UserError(
@@ -117,9 +103,14 @@ def _weights_in(folder: Path) -> Path:
     return folder / HUB_WEIGHTS
 
 
-def find_named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any:
-    """`read(name)`, where --init or --teacher gives the name. Its errors name flag and recipe."""
-    name = getattr(settings.training, flag)
+@contextlib.contextmanager
+def model_flag(flag: str, settings: Settings) -> Iterator[str]:
+    """The name of the trained model that `flag`, init or teacher, gives; errors name the flag.
+
+    Raises `UserError` for a snapshot that the run would replace. A `UserError` in the block is
+    raised again with the flag, and with the recipe that trains such a model, if there is one.
+    """
+    name: str = settings.flags[flag]
     path = Path(name)
     in_run = path.resolve().parent == settings.output.folder("snapshot_dir").resolve()
     if path.suffix == ".pth" and in_run:
@@ -128,7 +119,7 @@ def find_named(flag: str, settings: Settings, read: Callable[[str], Any]) -> Any
             f"choose another folder"
         )
     try:
-        return read(name)
+        yield name
     except UserError as problem:
         recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
         trains_it = f" (recipes/{recipe.name} trains one; --{flag} off does without)"

@@ -1,0 +1,50 @@
+"""Pictures as tensors: the input of a classifier or of a network."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.normalise import Normalise
+from cifarnet.images.pictures import to_pixels
+
+
+def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
+    """The picture as a batch [B,3,H,W], uint8 or floats in [0, 255].
+
+    Takes a PIL image of any size and mode and resizes it to `size` as in training (B is 1); or a
+    tensor [3,H,W] or [B,3,H,W], uint8 or floats in [0, 1], on any device, and keeps its size.
+    Raises `UserError` for other tensors.
+    """
+    is_tensor = isinstance(picture, Tensor)
+    pixels = picture if is_tensor else torch.from_numpy(to_pixels(picture, size))
+    is_float = pixels.is_floating_point()
+    fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3
+    if not fits or not (is_float or pixels.dtype is torch.uint8):
+        shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+        raise UserError(
+            f"a tensor {shown} is not a picture; "
+            f"give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]"
+        )
+    if is_float and not ((pixels >= 0) & (pixels <= 1)).all():
+        raise UserError(
+            "a tensor of floats outside [0,1] is not a picture; divide by 255, or give uint8"
+        )
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    return pixels * 255 if is_float else pixels
+
+
+class NetworkInput:
+    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised.
+
+    Takes what `to_batch` takes. `mean` and `std` of the three channels are in [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
+
+    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        batch = to_batch(picture, self.size)
+        return Normalise(self.mean, self.std, batch.device)(batch)
