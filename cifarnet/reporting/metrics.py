@@ -1,13 +1,13 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifarnet.core.device import Runtime
 from cifarnet.core.ranks import gathered
@@ -22,20 +22,20 @@ from cifarnet.reporting.predictions import (
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime
+    compute_logits: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    runtime: Runtime,
 ) -> tuple[Tensor, Tensor]:
     """Logits float32 [N,C] and labels int64 [N] of all batches and ranks, on the CPU.
 
-    The images of the first rank come first. The network's mode is left as it was.
+    `compute_logits` is a network in evaluation mode, or a classifier's `logits`. The images of the
+    first rank come first.
     """
-    was_training = network.training
-    network.eval()
     logits, labels = [], []
     for images, targets in batches:
         with runtime.autocast():
-            logits.append(network(images))
+            logits.append(compute_logits(images))
         labels.append(targets)
-    network.train(was_training)
     parts = gathered(
         (torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime
     )

@@ -1,0 +1,221 @@
+"""Evaluates a classifier on test images, and writes the report. A run uses the first functions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import plots
+from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.checkpoints.trained import ModelInfo, check_classes
+from cifarnet.core.device import SLOW_AMP, Runtime, init_process, without_amp
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.files import writable_directory
+from cifarnet.core.log import say
+from cifarnet.images.imageset import Splits
+from cifarnet.inference.classifier import Classifier, TorchClassifier
+from cifarnet.inference.load import combine, load_classifier
+from cifarnet.reporting.html import Material, write_page
+from cifarnet.reporting.metrics import Report, about_network, build_report, predict
+from cifarnet.reporting.report_files import move_other_report, write_report
+from cifarnet.settings import Settings, settings_from_dict
+from data import EvalBatches, augmented_examples, load_splits
+
+OF_THE_RUN = (
+    *("limit_train", "val_fraction"),  # what is left over is the same
+    *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "limit_test"),
+    *("skip_bad_images", "image_size", "batch_size", "amp"),
+)
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    splits: Splits,
+    settings: Settings,
+    runtime: Runtime,
+    run: dict[str, Any] | None = None,
+) -> Report:
+    """The report on `classifier` on the test images of `splits`.
+
+    `run` says which run the model comes from: its id, command, log and settings. Raises
+    `UserError` if the classes differ.
+    """
+    check_classes(classifier.classes, splits.test.classes)
+    batches = EvalBatches(splits.test, settings.training.eval_batch_size, runtime)
+    logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
+    infos = [member.info for member in classifier.members]
+    return build_report(
+        logits,
+        labels,
+        splits.test.classes,
+        dataset=splits.name,
+        **about_network([_about(info, splits) for info in infos]),
+        parameters=sum(info.parameters for info in infos),
+        tta=classifier.tta,
+        run=run or {},
+    )
+
+
+def _about(info: ModelInfo, splits: Splits) -> dict[str, Any]:
+    """What metrics.json says of a model that was evaluated on `splits`."""
+    origin = info.origin
+    elsewhere = "" if splits.name == origin.dataset else f"; trained on {origin.dataset}"
+    return {
+        "snapshot": info.source,
+        "epoch": origin.epoch,
+        "weights": origin.weights,
+        "selected_by": origin.selected_by + elsewhere,
+        "sha256": info.sha256,
+    }
+
+
+def report_data(
+    infos: Sequence[ModelInfo], splits: Splits, settings: Settings, runtime: Runtime, **facts: Any
+) -> Material:
+    """What report.html shows beside the report on the models `infos`.
+
+    `splits` hold the test images, `settings` name them. `facts` are fields of `Material` that the
+    run knows. Training and device of several models are left out.
+    """
+    if len(infos) == 1:
+        (info,) = infos
+        of_training = settings_from_dict(info.origin.settings)
+        same = splits.same_normalization(info.mean, info.std)
+        if settings.evaluation.report and same and of_training.augmentation.augments:
+            originals, versions = augmented_examples(splits, of_training, runtime.device)
+            facts["augmented"] = np.stack([originals, *versions], axis=1)
+        facts.setdefault("computed_on", info.origin.computed_on)
+    return Material(
+        images=splits.test.images.numpy(),
+        official=settings.data.dataset == "cifar10" and not settings.data.limit_test,
+        paths=splits.test.paths,
+        **facts,
+    )
+
+
+def write_evaluation(
+    report: Report,
+    settings: Settings,
+    directory: Path,
+    material: Material,
+    last: Report | None = None,
+    best: Report | None = None,
+) -> None:
+    """Writes metrics.json, classification_report.txt and predictions.csv.
+
+    With --plot_evaluation also two pictures, with --report a page that shows `material` too. `last`
+    and `best` are the reports of a run's last and best model, where there are such. Raises
+    `RunError` where the disk does not take the files.
+    """
+    try:
+        figures = write_report(report, directory, material.paths, last, best)
+        if settings.evaluation.plot_evaluation:
+            plots.confusion_matrix(report, directory / "confusion_matrix.png")
+            plots.class_metrics(report, directory / "class_metrics.png")
+        if settings.evaluation.report:
+            write_page(report, figures, material, directory)
+    except OSError as problem:
+        raise RunError(
+            f"the evaluation files could not be written to {directory} ({problem.strerror})"
+        ) from None
+
+
+# --- evaluate.py ---
+
+
+def run_evaluation(
+    options: dict[str, Any], flags: dict[str, Any], command: str, names: Sequence[str] | None
+) -> None:
+    """What evaluate.py does once its flags are read.
+
+    `options` are snapshot, pretrained, tta and evaluate; `flags` those of `Settings` that the user
+    gave. `names` are the models of --pretrained; None: the snapshot is evaluated. Raises
+    `UserError`, and `RunError` where the disk does not take the files.
+    """
+    run: dict[str, Any] = {"id": None, "log": None, "command": command}
+    facts: dict[str, Any] = {}
+    if names is None:
+        snapshot = read_snapshot(Path(options["snapshot"]))
+        run["id"], facts["history"] = snapshot.state.run_id, snapshot.state.history
+        trained = snapshot.trained(options["evaluate"])
+        classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
+    else:
+        classifier = load_classifier(names, options["tta"], flags.get("amp"))
+    infos = [member.info for member in classifier.members]
+    settings = evaluation_settings(infos, flags)
+    directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
+    runtime = _init(settings, amp_is_given="amp" in flags)
+    splits = load_splits(settings, say)
+    _warn_of_training_images(infos, splits, settings)
+    run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
+    report = evaluate_classifier(classifier, splits, settings, runtime, run)
+    _move_other_report(directory, report)
+    write_evaluation(
+        report, settings, directory, report_data(infos, splits, settings, runtime, **facts)
+    )
+    about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
+    say(f"{report.dataset}, {about}: {report.summary()}")
+    say(f"written to {directory}")
+
+
+def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Settings:
+    """The `flags` that the user gave, over the settings of the (first) training.
+
+    Raises `UserError`.
+    """
+    first = infos[0]
+    of_training = settings_from_dict(first.origin.settings)
+    inherited = {name: of_training.flags[name] for name in OF_THE_RUN}
+    inherited["amp"] = any(info.origin.settings.get("amp") for info in infos)
+    other_data = flags.get("dataset", inherited["dataset"]) != inherited["dataset"]
+    if other_data:
+        del inherited["data_dir"]
+    if "dataset" in flags or "data_dir" in flags:  # other images have another name and number
+        for name in ("dataset_name", "limit_test", "limit_train", "val_fraction"):
+            del inherited[name]
+        if "data_dir" in flags or other_data:
+            del inherited["labels"]
+    settings = Settings.from_flags(**(inherited | flags))
+    if settings.data.dataset == "folder" and "data_dir" not in flags | first.origin.settings:
+        raise UserError(
+            f"{first.source} was trained on a folder of images, {first.origin.dataset}, and does "
+            f"not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
+        )
+    return settings
+
+
+def _init(settings: Settings, amp_is_given: bool) -> Runtime:
+    """The device and precision; a CPU that only emulates bf16 uses float32 unless --amp is given"""
+    runtime = init_process(settings.precision, settings.training.seed)
+    if runtime.emulates_bf16 and amp_is_given:
+        say(SLOW_AMP)
+    elif runtime.emulates_bf16:
+        say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
+        return without_amp(runtime)
+    return runtime
+
+
+def _warn_of_training_images(
+    infos: Sequence[ModelInfo], splits: Splits, settings: Settings
+) -> None:
+    """Warns if test images that were drawn from a folder may have been trained on."""
+    tree = Path(settings.data.data_dir)
+    drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
+    if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
+        say(
+            f"warning: the images to train on in {tree} are not those of the training; if the "
+            f"network learnt from this folder, it knows some of the test images"
+        )
+
+
+def _move_other_report(directory: Path, report: Report) -> None:
+    """Moves the report of another network or other images aside. Raises `RunError`."""
+    try:
+        moved = move_other_report(directory, report)
+    except OSError as problem:
+        raise RunError(
+            f"the report in {directory} could not be moved aside ({problem.strerror})"
+        ) from None
+    if moved:
+        say(f"moved the report of another network or other images to {moved}")
