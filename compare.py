@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifarnet.comparing.comparison import as_csv, as_text, compare
+from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.commandline import path_argument, run_command
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import naming_failures, write_text
 from cifarnet.core.log import say
-from cifarnet.reporting.comparison import as_csv, as_text, compare, mcnemar
-from cifarnet.reporting.past_runs import read_runs
 from cifarnet.settings.parser import build_parser
 
 CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
@@ -40,40 +40,48 @@ def _compare(argv: Sequence[str]) -> None:
         parser.add_argument(
             f"--{kind}", type=path_argument, metavar="FILE", help=f"write {what} to this file"
         )
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     for flag, begins in (("csv", CSV_BEGINS), ("html", PAGE_BEGINS)):
-        if getattr(given, flag) is not None:
-            _check_place(Path(getattr(given, flag)), f"--{flag}", begins)
-    runs, passed_over = read_runs(given.runs)
-    for name in passed_over:
-        print(printable(f"passed over: {name} is no log, history or snapshot"), file=sys.stderr)
+        if getattr(options, flag) is not None:
+            _check_target(Path(getattr(options, flag)), f"--{flag}", begins)
+    runs, passed_over = read_runs(options.runs)
+    for reason in passed_over:
+        print(printable(f"passed over: {reason}"), file=sys.stderr)
     if not runs:
         raise UserError("no run is named; name a log, a history, a snapshot or a folder")
-    found = compare(runs)
-    print(as_text(found, shutil.get_terminal_size((120, 0)).columns))
-    predicted = [run for run in runs if run.predictions]
-    tested = mcnemar(*predicted) if len(predicted) == 2 else ""
-    if tested:
-        print()
-        say(tested)
-    if given.csv is not None:
-        _write(Path(given.csv), "--csv", as_csv(found))
-    if given.html is not None:
-        from cifarnet.reporting.comparison_page import page
+    comparison = compare(runs)
+    print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
+    test = _test([run for run in runs if run.predictions])
+    if options.csv is not None:
+        _write(Path(options.csv), "--csv", as_csv(comparison))
+    if options.html is not None:
+        from cifarnet.comparing.page import comparison_page
 
-        _write(Path(given.html), "--html", page(found, PAGE_BEGINS, tested))
+        _write(Path(options.html), "--html", comparison_page(comparison, PAGE_BEGINS, test))
 
 
-def _check_place(path: Path, flag: str, begins: str) -> None:
-    """Raises `UserError` if the file `path` is no comparison: a history must not be replaced."""
+def _test(runs: Sequence[PastRun]) -> str:
+    """McNemar's test in words, also printed, if these are two `runs`; else empty."""
+    if len(runs) != 2:
+        return ""
+    from cifarnet.comparing.mcnemar import mcnemar  # scipy takes a second to import
+
+    test = mcnemar(*runs)
+    print()
+    say(test)
+    return test
+
+
+def _check_target(path: Path, flag: str, begins: str) -> None:
+    """Raises `UserError` if the file `path` is not a comparison: a history must not be replaced."""
     try:
-        there = path.read_bytes()[: len(begins)]
+        start = path.read_bytes()[: len(begins)]
     except FileNotFoundError:
         return
     except OSError as problem:
         raise UserError(f"{flag} {path}: {problem.strerror}; name another file") from None
-    if there != begins.encode():
-        raise UserError(f"{flag} {path} is there already, and no comparison; name another file")
+    if start != begins.encode():
+        raise UserError(f"{flag} {path} exists and is not a comparison; name another file")
 
 
 def _write(path: Path, flag: str, text: str) -> None:

@@ -16,9 +16,9 @@ from cifarnet.core.log import say
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
-from cifarnet.reporting.html import Material, write_page
-from cifarnet.reporting.metrics import Report, about_network, build_report, predict
-from cifarnet.reporting.report_files import move_other_report, write_report
+from cifarnet.reporting.html import ReportData, write_page
+from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
+from cifarnet.reporting.report_files import move_other_report, remove_other_pictures, write_report
 from cifarnet.settings import Settings, settings_from_dict
 from data import EvalBatches, augmented_examples, load_splits
 
@@ -44,38 +44,23 @@ def evaluate_classifier(
     check_classes(classifier.classes, splits.test.classes)
     batches = EvalBatches(splits.test, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
-    infos = [member.info for member in classifier.members]
     return build_report(
         logits,
         labels,
         splits.test.classes,
         dataset=splits.name,
-        **about_network([_about(info, splits) for info in infos]),
-        parameters=sum(info.parameters for info in infos),
+        **describe_network([member.info for member in classifier.members], splits.name),
         tta=classifier.tta,
         run=run or {},
     )
 
 
-def _about(info: ModelInfo, splits: Splits) -> dict[str, Any]:
-    """What metrics.json says of a model that was evaluated on `splits`."""
-    origin = info.origin
-    elsewhere = "" if splits.name == origin.dataset else f"; trained on {origin.dataset}"
-    return {
-        "snapshot": info.source,
-        "epoch": origin.epoch,
-        "weights": origin.weights,
-        "selected_by": origin.selected_by + elsewhere,
-        "sha256": info.sha256,
-    }
-
-
 def report_data(
     infos: Sequence[ModelInfo], splits: Splits, settings: Settings, runtime: Runtime, **facts: Any
-) -> Material:
+) -> ReportData:
     """What report.html shows beside the report on the models `infos`.
 
-    `splits` hold the test images, `settings` name them. `facts` are fields of `Material` that the
+    `splits` hold the test images, `settings` name them. `facts` are fields of `ReportData` that the
     run knows. Training and device of several models are left out.
     """
     if len(infos) == 1:
@@ -86,7 +71,7 @@ def report_data(
             originals, versions = augmented_examples(splits, of_training, runtime.device)
             facts["augmented"] = np.stack([originals, *versions], axis=1)
         facts.setdefault("computed_on", info.origin.computed_on)
-    return Material(
+    return ReportData(
         images=splits.test.images.numpy(),
         official=settings.data.dataset == "cifar10" and not settings.data.limit_test,
         paths=splits.test.paths,
@@ -98,23 +83,25 @@ def write_evaluation(
     report: Report,
     settings: Settings,
     directory: Path,
-    material: Material,
+    data: ReportData,
     last: Report | None = None,
     best: Report | None = None,
 ) -> None:
     """Writes metrics.json, classification_report.txt and predictions.csv.
 
-    With --plot_evaluation also two pictures, with --report a page that shows `material` too. `last`
+    Removes page and pictures of another network or other images: they must not stand beside these.
+    With --plot_evaluation also two pictures, with --report a page that shows `data` too. `last`
     and `best` are the reports of a run's last and best model, where there are such. Raises
     `RunError` where the disk does not take the files.
     """
     try:
-        figures = write_report(report, directory, material.paths, last, best)
+        remove_other_pictures(directory, report)
+        figures = write_report(report, directory, data.paths, last, best)
         if settings.evaluation.plot_evaluation:
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
         if settings.evaluation.report:
-            write_page(report, figures, material, directory)
+            write_page(report, figures, data, directory)
     except OSError as problem:
         raise RunError(
             f"the evaluation files could not be written to {directory} ({problem.strerror})"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # the functions below import it: a run without a page does wi
 def read_template(
     path: Path, *, escape: bool = True, **filters: Callable[..., str]
 ) -> jinja2.Template:
-    """The template in the file `path`. It may include files of its folder.
+    """The template in the file `path`.
+
+    It may include files of its folder, and of others in the package, as `folder/name`.
 
     A name that is not given is an error. `escape`: values become plain text in HTML. Its filters
     are `filters`, and `sha256`: the name of an inline script or style in a content security policy.
@@ -23,7 +25,7 @@ def read_template(
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
+        loader=jinja2.FileSystemLoader([path.parent, path.parents[1]]),
         autoescape=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,26 +1,42 @@
-"""The geometry of report.html's line charts, in the units of an SVG picture."""
-
-from __future__ import annotations
+"""Line charts as SVG: where curves, dots and ticks lie. charts.html.j2 draws them."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # compare.py does without torch
-    from cifarnet.checkpoints.state import Row
+from cifarnet.checkpoints.history import Row
 
-WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 44, 350, 10, 176  # the edges of the data
-MOST_POINTS = 500  # epochs in a chart
-FEW_POINTS = 30  # up to these, each is marked
+MOST_ROWS = 500  # of a history in a chart
+FEW_POINTS = 30  # a curve of up to so many points shows each as a dot
+X_TICKS, Y_TICKS = 8, 6  # at most
 
 
-class Line(NamedTuple):
-    """A line: its name in the legend, its colour's name, and where it runs."""
+class Box(NamedTuple):
+    """The size of a drawing, and the edges of its data, in the units of the drawing."""
+
+    width: float = 360
+    height: float = 216
+    left: float = 44
+    right: float = 350
+    top: float = 10
+    bottom: float = 176
+
+
+class Curve(NamedTuple):
+    """Values to draw: points (x, y). A y that is None or not finite is left out."""
 
     name: str
-    colour: str
-    points: list[tuple[float, float]]
+    style: str  # CSS classes
+    points: Sequence[tuple[float, float | None]]
+
+
+class Axis(NamedTuple):
+    """How the values of an axis are written, and where it begins."""
+
+    label: str = ""
+    form: Callable[[float], str] = "{:g}".format
+    unit: float = 1  # ticks are round multiples of it
+    from_zero: bool = False
 
 
 class Tick(NamedTuple):
@@ -30,96 +46,74 @@ class Tick(NamedTuple):
     label: str
 
 
+class Dot(NamedTuple):
+    """A point of a curve, and its values in words."""
+
+    x: float
+    y: float
+    words: str
+
+
+class DrawnCurve(NamedTuple):
+    """A curve as it is drawn."""
+
+    name: str
+    style: str
+    path: str  # of SVG
+    dots: list[Dot]
+
+
 class Chart(NamedTuple):
-    """One chart over the epochs."""
+    """A chart as it is drawn."""
 
     title: str
-    lines: list[Line]
+    x_label: str
+    curves: list[DrawnCurve]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    marks: bool  # whether points are marked
+    box: Box = Box()
 
 
-def thinned(history: Sequence[Row]) -> list[Row]:
-    """At most about `MOST_POINTS` rows at equal distances; the last one is among them."""
-    step = math.ceil(len(history) / MOST_POINTS)
-    return list(history[::-1][:: max(1, step)][::-1])
-
-
-def training_charts(history: Sequence[Row]) -> list[Chart]:
-    """Loss, accuracy, learning rate and speed of each epoch of `history`, not empty."""
-    parts = (("training", "blue", "train"), ("validation", "green", "val"), ("test", "red", "test"))
-    charts = []
-    for what in ("loss", "accuracy"):
-        columns = [(name, colour, f"{part}_{what}") for name, colour, part in parts]
-        charts.append(_chart(what, columns, history, percent=what == "accuracy"))
-    charts.append(_chart("learning rate", [("", "blue", "lr")], history, from_zero=True))
-    speed = [("", "blue", "images_per_second")]
-    charts.append(_chart("training images a second", speed, history, from_zero=True))
-    return charts
-
-
-def epoch_words(history: Sequence[Row]) -> list[tuple[float, str]]:
-    """Where each epoch of `history` is in a chart, and its figures in words."""
-    if not history:
-        return []
-    at = _across(history)
-    return [(at(row.epoch), _in_words(row)) for row in history]
-
-
-def _in_words(row: Row) -> str:
-    parts = [f"epoch {row.epoch}"]
-    for name, part in (("training", "train"), ("validation", "val"), ("test", "test")):
-        loss, accuracy = (getattr(row, f"{part}_{what}") for what in ("loss", "accuracy"))
-        if loss is not None:
-            parts.append(f"{name} loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
-    parts += [f"learning rate {row.lr:.3g}", f"{row.images_per_second:.0f} images a second"]
-    return " \N{MIDDLE DOT} ".join([*parts, f"{row.seconds:.1f} s"])
-
-
-def _across(history: Sequence[Row]) -> Callable[[float], float]:
-    """From an epoch to its place from left to right."""
-    first, last = history[0].epoch, history[-1].epoch
-    return lambda epoch: round(LEFT + (RIGHT - LEFT) * (epoch - first) / max(1, last - first), 1)
-
-
-def _chart(
-    title: str,
-    columns: Sequence[tuple[str, str, str]],
-    history: Sequence[Row],
-    percent: bool = False,
-    from_zero: bool = False,
-) -> Chart:
-    """A chart of `columns`: name, colour and field of the rows."""
-    found = [
-        (name, colour, [(row.epoch, getattr(row, field)) for row in history])
-        for name, colour, field in columns
-    ]
+def line_chart(title: str, curves: Sequence[Curve], x_axis: Axis, y_axis: Axis) -> Chart:
+    """Lays out `curves`, all over the same axes. Curves without a point are left out."""
     measured = [
-        (name, colour, pairs)
-        for name, colour, all_pairs in found
-        if (pairs := [(a, b) for a, b in all_pairs if b is not None and math.isfinite(b)])
+        curve._replace(points=points)
+        for curve in curves
+        if (points := [(x, y) for x, y in curve.points if y is not None and math.isfinite(y)])
     ]
-    values = [y for _, _, pairs in measured for _, y in pairs]
-    low, high = 0.0 if from_zero else min(values), max(values)
-    y_ticks = nice_ticks(low, high)
-    low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-    first, last, x = history[0].epoch, history[-1].epoch, _across(history)
+    xs = [x for curve in measured for x, _ in curve.points] or [0, 1]
+    ys = [y for curve in measured for _, y in curve.points] or [0, 1]
+    box = Box()
+    low, high = 0 if x_axis.from_zero else min(xs), max(xs)
+    x_ticks = [x_axis.unit * t for t in nice_ticks(low / x_axis.unit, high / x_axis.unit, X_TICKS)]
+    x_at = place(low, high, box.left, box.right)
+    y_ticks = nice_ticks(0 if y_axis.from_zero else min(ys), max(ys), Y_TICKS)
+    y_at = place(y_ticks[0], y_ticks[-1], box.bottom, box.top)
 
-    def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low), 1)
+    def drawn(curve: Curve) -> DrawnCurve:
+        dots = [
+            Dot(x_at(x), y_at(y), f"{curve.name}: {y_axis.form(y)} at {x_axis.form(x)}")
+            for x, y in curve.points
+        ]
+        path = "M" + "L".join(f"{dot.x:g} {dot.y:g}" for dot in dots)
+        return DrawnCurve(curve.name, curve.style, path, dots if len(dots) <= FEW_POINTS else [])
 
-    whole = [tick for tick in nice_ticks(first, last, 8) if tick == int(tick) and tick >= first]
     return Chart(
         title,
-        [Line(name, colour, [(x(a), y(b)) for a, b in pairs]) for name, colour, pairs in measured],
-        [Tick(x(tick), f"{tick:g}") for tick in whole if tick <= last],
-        [Tick(y(tick), f"{100 * tick:g} %" if percent else f"{tick:g}") for tick in y_ticks],
-        len(history) <= FEW_POINTS,
+        x_axis.label,
+        [drawn(curve) for curve in measured],
+        [Tick(x_at(x), label) for x in x_ticks if low <= x <= high and (label := x_axis.form(x))],
+        [Tick(y_at(y), y_axis.form(y)) for y in y_ticks],
     )
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+def place(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """From a value in [low, high] to its place in [start, end], to a tenth."""
+    span = (high - low) or 1
+    return lambda value: round(start + (end - start) * (value - low) / span, 1)
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """Two to `most` round numbers at equal distances.
 
     The first is `low` or below it, the last is `high` or above it, by less than a distance each.
@@ -132,3 +126,62 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
         if end - start < most:
             return [float(f"{n * step:.12g}") for n in range(start, end + 1)]
     raise AssertionError("a step of twenty tenths is enough")
+
+
+# --- the history of one run ---
+
+
+def whole(value: float) -> str:
+    """A whole number in words; empty for others."""
+    return f"{value:g}" if value == int(value) else ""
+
+
+def percent(share: float) -> str:
+    """A share in percent, with up to four digits."""
+    return f"{100 * share:.4g} %"
+
+
+def thinned(history: Sequence[Row]) -> list[Row]:
+    """At most about `MOST_ROWS` rows at equal distances; the last one is among them."""
+    step = math.ceil(len(history) / MOST_ROWS)
+    return list(history[::-1][:: max(1, step)][::-1])
+
+
+def training_charts(history: Sequence[Row]) -> list[Chart]:
+    """Loss, accuracy, learning rate and speed of each epoch of `history`, not empty."""
+    parts = (("training", "blue", "train"), ("validation", "green", "val"), ("test", "red", "test"))
+    epochs = Axis("epoch", whole)
+
+    def curve(name: str, style: str, column: str) -> Curve:
+        return Curve(name, style, [(row.epoch, getattr(row, column)) for row in history])
+
+    charts = [
+        line_chart(what, [curve(name, s, f"{part}_{what}") for name, s, part in parts], epochs, y)
+        for what, y in (("loss", Axis()), ("accuracy", Axis(form=percent)))
+    ]
+    for title, column in (
+        ("learning rate", "lr"),
+        ("training images per second", "images_per_second"),
+    ):
+        curves = [curve(title, "blue", column)]
+        charts.append(line_chart(title, curves, epochs, Axis(from_zero=True)))
+    return charts
+
+
+def epoch_words(history: Sequence[Row]) -> list[tuple[float, str]]:
+    """Where each epoch of `history` is in a chart, and its figures in words."""
+    if not history:
+        return []
+    box = Box()
+    at = place(history[0].epoch, history[-1].epoch, box.left, box.right)
+    return [(at(row.epoch), _in_words(row)) for row in history]
+
+
+def _in_words(row: Row) -> str:
+    parts = [f"epoch {row.epoch}"]
+    for name, part in (("training", "train"), ("validation", "val"), ("test", "test")):
+        loss, accuracy = (getattr(row, f"{part}_{what}") for what in ("loss", "accuracy"))
+        if loss is not None:
+            parts.append(f"{name} loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
+    parts += [f"learning rate {row.lr:.3g}", f"{row.images_per_second:.0f} images per second"]
+    return " \N{MIDDLE DOT} ".join([*parts, f"{row.seconds:.1f} s"])

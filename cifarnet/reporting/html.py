@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifarnet.checkpoints.state import Row
+from cifarnet.checkpoints.history import Row
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock, versions
 from cifarnet.core.templates import read_template
-from cifarnet.reporting import charts
+from cifarnet.reporting.charts import epoch_words, thinned, training_charts
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import reliability
 from cifarnet.reporting.report_files import PAGE, REPORT_FILES
@@ -26,7 +26,7 @@ from cifarnet.settings.parser import flags_of, shown_default
 LIMIT = 4_000_000  # bytes of a page: it can be sent by mail
 ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB
 MOST_CLASSES = 100  # in the matrix: 10,000 cells are still quick
-WRITTEN_CLASSES = 20  # up to these, counts stand in the cells
+WRITTEN_CLASSES = 20  # at most, where cells show their counts
 PAIRS = 3  # of classes, that a sentence names
 FEW = 20  # images in a bin of probability: with fewer, its accuracy means little
 
@@ -35,21 +35,22 @@ PUBLISHED = {"top1": 0.8788, "top3": 0.9774, "top5": 0.9931, "macro_f1": 0.8781,
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 MEANINGS = {  # of the files that a run leaves, by name or by suffix
-    "metrics.json": "all figures of this page, for programs",
+    "metrics.json": "all figures, for programs",
     "classification_report.txt": "the main figures, as text",
     "predictions.csv": "the prediction for each test image",
     PAGE: "this page",
-    ".png": "a picture for a README or a talk",
-    ".log": "settings and versions, then one line an epoch",
-    ".csv": "the history: one row an epoch",
-    ".pth": "a snapshot: the network, and all that is needed to go on with the run",
+    ".png": "a figure",
+    ".log": "settings, versions, and one line per epoch",
+    ".csv": "the history: one row per epoch",
+    ".json": "settings, device, data set and figures of the run, for programs",
+    ".pth": "a snapshot: the network, and all that is needed to resume the run",
     ".safetensors": "the trained network",
 }
 
 
 @dataclass(frozen=True)
-class Material:
-    """What the page shows beside the report. A part that is not known is left out.
+class ReportData:
+    """What the page shows beside the report. The page leaves out what is not known.
 
     `augmented` uint8 [R,V,3,S,S] holds R training images, each followed by augmented versions.
     `files` are what the run left in other folders.
@@ -64,19 +65,17 @@ class Material:
     files: Sequence[Path] = ()
 
 
-def write_page(
-    report: Report, figures: dict[str, Any], material: Material, directory: Path
-) -> None:
+def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
     """Writes report.html into `directory`. `figures` is what metrics.json says. Raises `OSError`.
 
     The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
     """
     template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
-    content = _about(report, figures, material, directory) | _results(report, material)
-    room = ROOM // tile_side(material.images.shape[-1]) ** 2
+    content = _about(report, figures, data, directory) | _results(report, data)
+    room = ROOM // tile_side(data.images.shape[-1]) ** 2
     while True:
-        shown = _pictures(report, material, choose(report.predictions, room))
-        page = template.render(content | shown).encode(errors="backslashreplace")
+        pictures = _pictures(report, data, choose(report.predictions, room))
+        page = template.render(content | pictures).encode(errors="backslashreplace")
         if len(page) < LIMIT or not room:
             break
         room = room * 9 * LIMIT // (10 * len(page))
@@ -91,32 +90,36 @@ def _percent(share: float, digits: int = 2) -> str:
 
 
 def _about(
-    report: Report, figures: dict[str, Any], material: Material, directory: Path
+    report: Report, figures: dict[str, Any], data: ReportData, directory: Path
 ) -> dict[str, Any]:
     """The network, its run, its settings and files."""
     run = figures["run"]
-    kept = {name: value for name, value in run.get("settings", {}).items() if name in FLAGS}
-    kept.pop("resume", None)  # says nothing of the result
-    differs = [name for name, value in kept.items() if value != FLAGS[name].default]
+    flags = {name: value for name, value in run.get("settings", {}).items() if name in FLAGS}
+    flags.pop("resume", None)  # does not change the result
+    differs = [name for name, value in flags.items() if value != FLAGS[name].default]
     files = [directory / name for name in REPORT_FILES]
-    there = [path for path in files if path.name == PAGE or path.is_file()]
-    settings = settings_from_dict(kept)
+    files = [path for path in files if path.name == PAGE or path.is_file()]
+    settings = settings_from_dict(flags)
+    steps = settings.augmentation
+    augmenting = ["augment", *(["auto_augment"] if steps.auto_augment != "none" else [])]
+    augmenting += [name for name in ("mixup", "cutmix") if steps.mixes and getattr(steps, name)]
     return {
         "report": report,
         "date": time.strftime("%Y-%m-%d"),
         "models": [(name, figures[name]) for name in ("last", "best") if figures[name]],
         "published": PUBLISHED if list(report.per_class) == CIFAR10 else None,
-        "official": material.official,
-        "computed_on": material.computed_on,
+        "official": data.official,
+        "computed_on": data.computed_on,
         "settings": settings,
-        "differing": [(name, _shown(kept[name]), shown_default(FLAGS[name])) for name in differs],
-        "defaults": [(name, _shown(value)) for name, value in kept.items() if name not in differs],
+        "augmenting": augmenting,
+        "differing": [(name, _shown(flags[name]), shown_default(FLAGS[name])) for name in differs],
+        "defaults": [(name, _shown(value)) for name, value in flags.items() if name not in differs],
         "typed": run.get("command"),
         "evaluated_by": figures.get("evaluated_by"),
         "command": shlex.join(["python", "main.py", *flags_of(settings)]),
-        "without_paths": "data_dir" not in kept,
+        "without_paths": "data_dir" not in flags,
         "versions": versions(),
-        "files": [(path, _meaning(path)) for path in (*material.files, *there)],
+        "files": [(path, _meaning(path)) for path in (*data.files, *files)],
     }
 
 
@@ -132,9 +135,9 @@ def _meaning(path: Path) -> str:
     return MEANINGS.get(path.name) or MEANINGS.get(path.suffix, "")
 
 
-def _results(report: Report, material: Material) -> dict[str, Any]:
+def _results(report: Report, data: ReportData) -> dict[str, Any]:
     """The figures of the network, and the curves of its training."""
-    history = charts.thinned(material.history)
+    history = thinned(data.history)
     return {
         "classes": list(report.per_class),
         "mean_probability": report.predictions.p_predicted.mean(),
@@ -143,27 +146,26 @@ def _results(report: Report, material: Material) -> dict[str, Any]:
         "written": len(report.per_class) <= WRITTEN_CLASSES,
         "bins": reliability(report.predictions),
         "few": FEW,
-        "side": material.images.shape[-1],
-        "charts": charts.training_charts(history) if history else [],
-        "shape": charts,
-        "history": history,
-        "epoch_words": charts.epoch_words(history),
-        "epochs": len(material.history),
-        "seconds": sum(row.train_seconds for row in material.history),
+        "side": data.images.shape[-1],
+        "charts": training_charts(history) if history else [],
+        "plotted": len(history),
+        "epoch_words": epoch_words(history),
+        "epochs": len(data.history),
+        "seconds": sum(row.train_seconds for row in data.history),
         "clock": clock,
     }
 
 
-def _pictures(report: Report, material: Material, choice: Choice) -> dict[str, Any]:
+def _pictures(report: Report, data: ReportData, choice: Choice) -> dict[str, Any]:
     """The pictures, and what the page's script needs to know of each."""
-    tiles = material.images[choice.images]
+    tiles = data.images[choice.images]
     rows = versions = 0
-    if material.augmented is not None:
-        rows, versions = material.augmented.shape[:2]
-        tiles = np.concatenate([tiles, material.augmented.reshape(-1, *tiles.shape[1:])])
+    if data.augmented is not None:
+        rows, versions = data.augmented.shape[:2]
+        tiles = np.concatenate([tiles, data.augmented.reshape(-1, *tiles.shape[1:])])
     p = report.predictions
-    said = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
-    columns = (choice.images, *(values[choice.images] for values in said))
+    parts = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
+    columns = (choice.images, *(values[choice.images] for values in parts))
     columns = (np.round(values, 4).tolist() for values in columns)
     return {
         "choice": choice,
@@ -172,13 +174,13 @@ def _pictures(report: Report, material: Material, choice: Choice) -> dict[str, A
         "tile": tile_side(tiles.shape[-1]),
         "tile_columns": COLUMNS,
         "shown": [list(row) for row in zip(*columns, strict=True)],
-        "names": None if material.paths is None else [material.paths[i] for i in choice.images],
+        "names": None if data.paths is None else [data.paths[i] for i in choice.images],
         "augmented": {"first": len(choice.images), "rows": rows, "columns": versions},
     }
 
 
 class Pair(NamedTuple):
-    """Two classes, by index, and how many images of each were taken for the other."""
+    """Two classes, by index, and how many images of each were predicted as the other."""
 
     one: int
     other: int
@@ -189,15 +191,14 @@ class Pair(NamedTuple):
 def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
     """The pairs of classes that were confused at all, the most confused first.
 
-    In each pair, the first class is the one that was taken for the other more often.
+    In each pair, more images of the first class were predicted as the second than the reverse.
     """
     counts = np.array(matrix)
     together = np.triu(counts + counts.T, 1)
     order = np.argsort(-together, axis=None, kind="stable")[: np.count_nonzero(together)]
     pairs = []
-    for a, b in zip(
-        *(found.tolist() for found in np.unravel_index(order, counts.shape)), strict=True
-    ):
+    rows, columns = np.unravel_index(order, counts.shape)
+    for a, b in zip(rows.tolist(), columns.tolist(), strict=True):
         one, other = (a, b) if counts[a, b] >= counts[b, a] else (b, a)
         pairs.append(Pair(one, other, int(counts[one, other]), int(counts[other, one])))
     return pairs
@@ -214,7 +215,7 @@ class Shaded(NamedTuple):
 
 
 def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
-    """The confusion matrix with shades; of more than `most` classes, those with most mistakes.
+    """The confusion matrix with shades; of more than `most` classes, the most often confused.
 
     A shade is the share of the true class, in tenths. For mistakes it is the root of the share, so
     that rare ones can be seen too.

@@ -1,14 +1,16 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from sklearn import metrics
 from torch import Tensor
 
+from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.core.device import Runtime
 from cifarnet.core.ranks import gathered
 from cifarnet.reporting.predictions import (
@@ -91,7 +93,7 @@ class Report:
     sha256: str  # of the weights and running statistics
     table: str  # scikit-learn's classification report
     predictions: Predictions
-    members: list[dict[str, Any]] = field(default_factory=list)  # see `about_network`
+    members: list[dict[str, Any]] = field(default_factory=list)  # see `describe_network`
     tta: str = "none"  # test-time augmentation
     parameters: int | None = None  # of all networks together
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
@@ -100,6 +102,10 @@ class Report:
         """One summary line, in percent."""
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
+
+    def kind_of_weights(self) -> str:
+        """Which weights were evaluated, in words."""
+        return self.weights.replace("raw", "weights").replace("ema", "averaged weights")
 
     def network(self) -> str:
         """The network in words, with its test-time augmentation."""
@@ -117,32 +123,45 @@ class Report:
         return {name: getattr(self, name) for name in names}
 
 
-def about_network(members: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields of a report that describe its network, or an ensemble of several.
+def describe_network(infos: Sequence[ModelInfo], dataset: str) -> dict[str, Any]:
+    """The fields of a report on `dataset` that describe its network, or an ensemble of several.
 
-    Each of `members` says snapshot, epoch, weights, selected_by and sha256. The sha256 of an
-    ensemble is that of its members' sha256, in their order.
+    The sha256 of an ensemble is that of its members' sha256, in their order.
     """
+    parameters = sum(info.parameters for info in infos)
+    members = [_describe_member(info, dataset) for info in infos]
     if len(members) == 1:
-        return members[0]
-    said = {name: [str(member[name]) for member in members] for name in members[0]}
+        return {**members[0], "parameters": parameters}
+    values = {name: [str(member[name]) for member in members] for name in members[0]}
     return {
-        "snapshot": ",".join(said["snapshot"]),
-        "epoch": ", ".join(said["epoch"]),
-        "weights": " and ".join(dict.fromkeys(said["weights"])),
-        "selected_by": "; ".join(dict.fromkeys(said["selected_by"])),
-        "sha256": hashlib.sha256("".join(said["sha256"]).encode()).hexdigest(),
+        "snapshot": ",".join(values["snapshot"]),
+        "epoch": ", ".join(values["epoch"]),
+        "weights": " and ".join(dict.fromkeys(values["weights"])),
+        "selected_by": "; ".join(dict.fromkeys(values["selected_by"])),
+        "sha256": hashlib.sha256("".join(values["sha256"]).encode()).hexdigest(),
         "members": members,
+        "parameters": parameters,
+    }
+
+
+def _describe_member(info: ModelInfo, dataset: str) -> dict[str, Any]:
+    origin = info.origin
+    elsewhere = "" if dataset == origin.dataset else f"; trained on {origin.dataset}"
+    return {
+        "snapshot": info.source,
+        "epoch": origin.epoch,
+        "weights": origin.weights,
+        "selected_by": origin.selected_by + elsewhere,
+        "sha256": info.sha256,
     }
 
 
 def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
     """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` says which model and images: dataset, and what `about_network` says, at least.
+    `about` are the fields of a report that do not follow from logits and labels: dataset, and
+    those of `describe_network`, at least.
     """
-    from sklearn import metrics  # takes a second to import
-
     loss, top1, top3, top5 = scores(logits, labels)
     predictions = build_predictions(logits, labels, _ranked(logits))
     true, predicted = predictions.true, predictions.predicted

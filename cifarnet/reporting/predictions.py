@@ -1,4 +1,4 @@
-"""What a network predicts for each image, how sure it is, and how far it can be trusted."""
+"""Predictions for each image, their calibration, and the interval of an accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Z = 1.959963984540054  # of the normal distribution: 95 % lie within this many d
 
 
 class Predictions(NamedTuple):
-    """One value an image, in the order of the test set: classes int64 [N], probabilities [N].
+    """One value per image, in the order of the test set: classes int64 [N], probabilities [N].
 
     Probabilities are float64 in [0, 1].
     """
@@ -52,11 +52,11 @@ class Bin(NamedTuple):
 def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
     """The images, sorted by the predicted probability into `bins` of equal width."""
     edges = np.arange(bins + 1) / bins
-    inner, sure = edges[1:-1], predictions.p_predicted
-    at = np.searchsorted(inner, sure, side="left")
+    p = predictions.p_predicted
+    at = np.searchsorted(edges[1:-1], p, side="left")
     hits = (predictions.true == predictions.predicted).astype(float)
     counts, confidences, right = (
-        np.bincount(at, weights, bins) for weights in (None, sure, hits)
+        np.bincount(at, weights, bins) for weights in (None, p, hits)
     )  # 3 of [bins]
     least = np.maximum(counts, 1)
     columns = (edges[:-1], edges[1:], counts, confidences / least, right / least)
@@ -64,7 +64,7 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error in [0, 1]: the mean gap of probability and accuracy.
+    """The expected calibration error in [0, 1]: the mean gap between probability and accuracy.
 
     Guo et al., On Calibration of Modern Neural Networks, 2017.
     """

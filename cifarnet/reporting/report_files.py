@@ -40,7 +40,6 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
-    Removes page and pictures of another network or other images: they must not stand beside these.
     `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
     there are such. Returns what metrics.json says.
     """
@@ -48,39 +47,38 @@ def write_report(
         name: value for name, value in vars(report).items() if name not in ("table", "predictions")
     }
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
-    there = _report_in(directory)
-    same = _is_same(there, report)
-    if not last and same:  # evaluated again: what the run said stays
-        figures |= {name: there[name] for name in ("last", "best", "run") if there.get(name)}
+    former = _report_in(directory)
+    if not last and _is_same(former, report):  # evaluated again: keep what the run wrote
+        figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
     write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-
-    low, high = report.interval
-    tops = "".join(f"top-{k} accuracy: {share:.4f}\n" for k, share in report.tops().items())
-    about = f"epoch {report.epoch}, {report.weights} weights, {report.selected_by}"
-    count = report.parameters
-    parameters = "" if count is None else f"parameters: {count:,}\n"
-    head = (
-        f"{report.dataset}: {report.images} test images\n"
-        f"snapshot: {report.network()} ({about})\n"
-        f"{parameters}"
-        f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n"
-        f"{tops}95 % interval of top-1: {low:.4f} to {high:.4f}\n"
-        f"loss: {report.loss:.4f}\ncalibration error: {report.calibration_error:.4f}\n\n"
-    )
-    write_text(directory / "classification_report.txt", head + report.table)
-    if not same:
-        for name in (PAGE, *PICTURES):
-            (directory / name).unlink(missing_ok=True)
+    write_text(directory / "classification_report.txt", _main_figures(report) + report.table)
     path = directory / "predictions.csv"
     write_predictions(report.predictions, list(report.per_class), paths, path)
     return figures
 
 
+def _main_figures(report: Report) -> str:
+    low, high = report.interval
+    about = f"epoch {report.epoch}, {report.kind_of_weights()}, {report.selected_by}"
+    lines = [
+        f"{report.dataset}: {report.images} test images",
+        f"snapshot: {report.network()} ({about})",
+        *([] if report.parameters is None else [f"parameters: {report.parameters:,}"]),
+        f"evaluated: {time.strftime('%Y-%m-%d %H:%M:%S')}",
+        "",
+        *(f"top-{k} accuracy: {share:.4f}" for k, share in report.tops().items()),
+        f"95 % interval of top-1: {low:.4f} to {high:.4f}",
+        f"loss: {report.loss:.4f}",
+        f"calibration error: {report.calibration_error:.4f}",
+    ]
+    return "\n".join([*lines, "", ""])
+
+
 def write_predictions(
     predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
 ) -> None:
-    """Writes a row an image as CSV, with `PREDICTION_COLUMNS`. Raises `OSError`.
+    """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. Raises `OSError`.
 
     `paths` name the images; None: they are numbered from 0.
     """
@@ -97,6 +95,16 @@ def write_predictions(
     write_text(path, text.getvalue())
 
 
+def remove_other_pictures(directory: Path, report: Report) -> None:
+    """Removes page and pictures in `directory`, unless metrics.json there is the same report.
+
+    Call it before `write_report`. Raises `OSError`.
+    """
+    if not _is_same(_report_in(directory), report):
+        for name in (PAGE, *PICTURES):
+            (directory / name).unlink(missing_ok=True)
+
+
 def move_other_report(directory: Path, report: Report) -> Path | None:
     """Moves the report in `directory`, with its pictures, into a new dated subfolder.
 
@@ -104,10 +112,11 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
     nothing was moved. Raises `OSError`.
     """
     files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
-    there = _report_in(directory)
-    if not there or _is_same(there, report):
+    former = _report_in(directory)
+    if not former or _is_same(former, report):
         return None
-    if there.get("run", {}).get("id") and there["run"]["id"] == report.run.get("id"):
+    run_id = former.get("run", {}).get("id")
+    if run_id and run_id == report.run.get("id"):
         files = [path for path in files if path.name not in CURVES]  # those of this run
     folder = dated_folder(directory)
     for path in files:
@@ -116,10 +125,9 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What the metrics.json `path` says.
+    """The content of the metrics.json `path`. Earlier versions wrote fewer keys.
 
-    Shares, epochs and settings in it have their types. Earlier versions wrote fewer keys. Raises
-    `UserError`.
+    Accuracies, losses, epochs and settings have their types. Raises `UserError`.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +144,7 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(
-            f"{path} is no metrics.json of main.py or evaluate.py; evaluate.py writes one"
+            f"{path} is not a metrics.json of main.py or evaluate.py; evaluate.py writes one"
         ) from None
     return report
 
@@ -148,8 +156,8 @@ def _report_in(directory: Path) -> dict[str, Any]:
     return {}
 
 
-def _is_same(there: dict[str, Any], report: Report) -> bool:
-    """Whether the report `there` is of the same weights, views and images as `report`."""
-    there = {"tta": "none"} | there  # reports of earlier versions lack it
+def _is_same(former: dict[str, Any], report: Report) -> bool:
+    """Whether the report `former` is of the same weights, views and images as `report`."""
+    former = {"tta": "none"} | former  # reports of earlier versions lack it
     same = ("sha256", "tta", "dataset", "images")
-    return all(there.get(name) == getattr(report, name) for name in same)
+    return all(former.get(name) == getattr(report, name) for name in same)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from cifarnet.reporting.predictions import Predictions
 
@@ -16,22 +17,22 @@ COLUMNS = 40  # tiles side by side
 
 
 class Choice(NamedTuple):
-    """The images to show. Lists hold places in `images`."""
+    """The images to show. The lists hold positions in `images`."""
 
-    images: np.ndarray  # int64 [K]: indices of images, sorted by cell, the surest first
+    images: np.ndarray  # int64 [K]: indices of images, by cell, the most confident first
     per_cell: int  # no cell has more images than this, `hits` apart
-    mistakes: list[int]  # the surest mistakes, the surest first
-    hits: list[int]  # the least sure hits, the least sure first
+    mistakes: list[int]  # the most confident mistakes, the most confident first
+    hits: list[int]  # the least confident hits, the least confident first
 
 
 def choose(predictions: Predictions, room: int) -> Choice:
-    """The surest images of each cell of the confusion matrix, up to `MOST` and `room` in all.
+    """The most confident images of each cell of the confusion matrix: up to `MOST`, `room` in all.
 
     If `room` is too small, all cells get fewer. The two lists are always complete.
     """
-    true, predicted, sure = predictions.true, predictions.predicted, predictions.p_predicted
+    true, predicted, p = predictions.true, predictions.predicted, predictions.p_predicted
     cells = true * (1 + max(true.max(), predicted.max())) + predicted
-    order = np.lexsort((-sure, cells))
+    order = np.lexsort((-p, cells))
     ordered = cells[order]
     rank = np.empty(len(order), dtype=np.int64)  # in its cell, from 0
     rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
@@ -41,13 +42,13 @@ def choose(predictions: Predictions, room: int) -> Choice:
 
     wrong = np.flatnonzero(true != predicted)
     right = np.flatnonzero(true == predicted)
-    mistakes = wrong[np.argsort(-sure[wrong], kind="stable")][:MOST]
-    hits = right[np.argsort(sure[right], kind="stable")][:MOST]
+    mistakes = wrong[np.argsort(-p[wrong], kind="stable")][:MOST]
+    hits = right[np.argsort(p[right], kind="stable")][:MOST]
     wanted = np.zeros(len(true), dtype=bool)
     wanted[np.concatenate([taken, mistakes, hits])] = True
     images = order[wanted[order]]
     place = {image: at for at, image in enumerate(images.tolist())}
-    lists = ([place[image] for image in some.tolist()] for some in (mistakes, hits))
+    lists = ([place[image] for image in listed.tolist()] for listed in (mistakes, hits))
     return Choice(images, int(rank[taken].max(initial=-1)) + 1, *lists)
 
 
@@ -60,10 +61,8 @@ def sheet(images: np.ndarray) -> bytes:
     """A JPEG file with `images` uint8 [K,3,S,S], K > 0, as tiles, `COLUMNS` in a row.
 
     JPEG needs a quarter of PNG's bytes for photographs. It works in blocks of 8 pixels. Sides are
-    multiples of 8, so no tile shows in its neighbour.
+    multiples of 8, so no tile shows in the next one.
     """
-    from PIL import Image  # here: a run without a page does without
-
     count, channels, size, _ = images.shape
     side, rows = tile_side(size), math.ceil(count / COLUMNS)
     if side < size:

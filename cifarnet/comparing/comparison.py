@@ -8,17 +8,19 @@ import io
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from cifarnet.core.errors import UserError, printable
+from cifarnet.comparing.past_runs import PastRun
+from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
-from cifarnet.reporting.past_runs import PastRun, read_table
 from cifarnet.settings import FLAGS, OF_THE_RESULT
 
 # These two change the speed only.
 COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
-FACTS = {"images": lambda run: run.dataset, "machine": lambda run: run.machine}  # no flags
+FACTS = {  # that are not flags
+    "images": lambda run: run.record.dataset,
+    "machine": lambda run: run.record.machine,
+}
 UNKNOWN = "?"
 
 
@@ -45,11 +47,11 @@ def _plainly(number: float) -> str:
 
 OUTCOMES = (
     Outcome("top1", "top-1", lambda run: run.top1, _percent),
-    Outcome("best", "best", lambda run: run.best and run.best[0], _percent),
-    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best[1], _plainly),
+    Outcome("best", "best", lambda run: run.best and run.best.held_out_accuracy, _percent),
+    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, _plainly),
     Outcome("seconds", "time", lambda run: run.seconds, clock),
     Outcome("images_per_second", "images/s", lambda run: run.images_per_second, _count),
-    Outcome("parameters", "parameters", lambda run: run.parameters, _count),
+    Outcome("parameters", "parameters", lambda run: run.record.parameters, _count),
 )
 BEST_ON = "best on"  # the images that the best epoch was chosen by
 
@@ -80,11 +82,10 @@ class Line:
 
     def figure(self, outcome: Outcome) -> Figure:
         """The figure of those runs that have it."""
-        found = [outcome.of(run) for run in self.runs]
-        found = [value for value in found if value is not None]
+        values = [value for run in self.runs if (value := outcome.of(run)) is not None]
         return Figure(
-            statistics.mean(found) if found else None,
-            statistics.stdev(found) if len(found) > 1 else None,
+            statistics.mean(values) if values else None,
+            statistics.stdev(values) if len(values) > 1 else None,
         )
 
 
@@ -125,7 +126,7 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
         same = tuple(_shown(run, name) for name in (*COMPARED, "images") if name != "seed")
         key, seed = (same, run.epochs_done), _shown(run, "seed")
         if seed == UNKNOWN or seed in lines.get(key, {}):
-            key = run.source  # a seed that ran twice says nothing of other seeds
+            key = run.source  # a seed that ran twice is not two seeds
         lines.setdefault(key, {})[seed] = run
     return Comparison(
         tuple(Line(tuple(by_seed.values())) for by_seed in lines.values()),
@@ -159,7 +160,7 @@ def _figure_in_words(figure: Figure, outcome: Outcome) -> str:
 
 def _best_on(line: Line) -> str:
     """The images that the best epoch was chosen by."""
-    return ", ".join(dict.fromkeys(run.best[2] for run in line.runs if run.best))
+    return ", ".join(dict.fromkeys(run.best_on for run in line.runs if run.best))
 
 
 def as_text(comparison: Comparison, width: int) -> str:
@@ -217,41 +218,3 @@ def as_csv(comparison: Comparison) -> str:
         epochs = line.runs[0].epochs_done, line.setting("epochs")
         writer.writerow([line.name, len(line.runs), *settings, *figures, *epochs, _best_on(line)])
     return text.getvalue()
-
-
-def mcnemar(one: PastRun, other: PastRun) -> str:
-    """Compares two runs with predictions by McNemar's exact test; returns one line of text.
-
-    By chance alone, each run would be the right one on half of the images that only one of them
-    has right (binomial, two-sided). McNemar 1947, doi 10.1007/BF02295996.
-    """
-    from scipy.stats import binomtest  # takes a second to import
-
-    answers = [_answers(run.predictions) for run in (one, other)]
-    true = [{image: label for image, (label, _) in found.items()} for found in answers]
-    first_name, second_name = (
-        f"{run.name} ({run.predicted_by})" if run.predicted_by else run.name for run in (one, other)
-    )
-    if true[0] != true[1]:
-        return (
-            f"McNemar's test: refused, as {one.name} and {other.name} were not tested on the same "
-            f"images; evaluate both on one data set"
-        )
-    right = [
-        {image for image, (label, said) in found.items() if label == said} for found in answers
-    ]
-    first, second = len(right[0] - right[1]), len(right[1] - right[0])
-    p = binomtest(first, first + second).pvalue if first + second else 1.0
-    return (
-        f"McNemar's test on {len(true[0])} images: only {first_name} is right on {first}, only "
-        f"{second_name} on {second}; p = {p:.3g} (exact, two-sided)"
-    )
-
-
-def _answers(path: Path) -> dict[str, tuple[str, str]]:
-    """True and predicted class by image. Raises `UserError`."""
-    rows = read_table(path, ("image", "true", "predicted"))
-    answers = {row["image"]: (row["true"], row["predicted"]) for row in rows}
-    if not rows or len(answers) < len(rows):
-        raise UserError(f"{path} names no image, or one twice; make it again by evaluate.py")
-    return answers

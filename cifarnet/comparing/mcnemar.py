@@ -1,0 +1,42 @@
+"""McNemar's test: whether two runs differ by more than chance, image by image."""
+
+from pathlib import Path
+
+from scipy.stats import binomtest
+
+from cifarnet.comparing.past_runs import PastRun
+from cifarnet.comparing.run_files import read_table
+from cifarnet.core.errors import UserError
+
+
+def mcnemar(one: PastRun, other: PastRun) -> str:
+    """Compares two runs with predictions by McNemar's exact test; returns one line of text.
+
+    By chance alone, each run would be right on half of the images on which only one of them is
+    right (binomial, two-sided). McNemar 1947, doi 10.1007/BF02295996. Raises `UserError`.
+    """
+    (first_true, first_right), (second_true, second_right) = map(_answers, (one, other))
+    if first_true != second_true:
+        return (
+            f"McNemar's test: refused, because {one.name} and {other.name} were tested on "
+            f"different images; evaluate both on one data set"
+        )
+    names = [
+        f"{run.name} ({run.predicted_by})" if run.predicted_by else run.name for run in (one, other)
+    ]
+    first, second = len(first_right - second_right), len(second_right - first_right)
+    p = binomtest(first, first + second).pvalue if first + second else 1.0
+    return (
+        f"McNemar's test on {len(first_true)} images: only {names[0]} is right on {first}, only "
+        f"{names[1]} on {second}; p = {p:.3g} (exact, two-sided)"
+    )
+
+
+def _answers(run: PastRun) -> tuple[dict[str, str], set[str]]:
+    """The true class by image, and the images that `run` predicts correctly."""
+    path: Path = run.predictions
+    rows = read_table(path, ("image", "true", "predicted"))
+    true = {row["image"]: row["true"] for row in rows}
+    if not rows or len(true) < len(rows):
+        raise UserError(f"{path} names no image, or one twice; write it again by evaluate.py")
+    return true, {row["image"] for row in rows if row["true"] == row["predicted"]}

@@ -1,0 +1,72 @@
+"""A comparison of runs as one HTML page: the table, and the curves of all runs in common charts.
+
+The page holds no script and fetches nothing. Check boxes hide curves, by CSS alone.
+"""
+
+from pathlib import Path
+
+from cifarnet.comparing.comparison import Comparison
+from cifarnet.comparing.past_runs import PastRun
+from cifarnet.core.errors import printable
+from cifarnet.core.log import clock
+from cifarnet.core.templates import read_template
+from cifarnet.reporting.charts import Axis, Chart, Curve, line_chart, percent, whole
+
+COLORS = (
+    *("#3b82c4", "#d9534f", "#2f9e69", "#b86fb3", "#d98324"),
+    *("#1aa3b3", "#94705a", "#7a8f2c", "#7d78d8", "#d0528f"),
+)
+EPOCHS = Axis("epoch", whole, from_zero=True)
+
+
+def comparison_page(comparison: Comparison, begins: str, tests: str = "") -> str:
+    """The page, which begins with `begins`. `tests` is a sentence on the runs, or empty."""
+    template = read_template(Path(__file__).with_name("page.html.j2"))
+    return template.render(
+        begins=begins,
+        names=[printable(name) for name in comparison.names()],
+        columns=comparison.results() | comparison.settings(),
+        settings=len(comparison.differing),
+        colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
+        charts=[
+            _chart(comparison, what, by_time)
+            for what in ("accuracy", "loss")
+            for by_time in (False, True)
+        ],
+        tests=printable(tests),
+    )
+
+
+def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
+    """The curves of `what`, "accuracy" or "loss", by epoch or by time."""
+    curves = [
+        curve
+        for at, line in enumerate(comparison.lines)
+        for run in line.runs
+        for curve in _curves(at, run, what, by_time)
+    ]
+    longest = max((x for curve in curves for x, _ in curve.points), default=0)
+    y_axis = Axis(form=percent if what == "accuracy" else "{:.4g}".format)
+    title = f"{what} by {'time' if by_time else 'epoch'}"
+    return line_chart(title, curves, _time_axis(longest) if by_time else EPOCHS, y_axis)
+
+
+def _time_axis(longest: float) -> Axis:
+    """An axis of `longest` seconds: in hours, whose ticks are round, from one hour on."""
+    if longest < 3600:
+        return Axis("minutes:seconds", lambda s: f"{s // 60:.0f}:{s % 60:02.0f}", 60, True)
+    return Axis("hours:minutes", lambda s: clock(s)[:-3], 3600, True)
+
+
+def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
+    """The curves of one run, on line `at`: on held-out images and on training images."""
+    xs, seconds = [], 0.0
+    for row in run.history:
+        seconds += row.seconds
+        xs.append(seconds if by_time else row.epoch)
+    curves = []
+    for kind, part in (("train", "train"), ("held", run.best_on or "test")):
+        ys = [getattr(row, f"{part}_{what}") for row in run.history]
+        name = printable(f"{run.name}, {part}")
+        curves.append(Curve(name, f"{kind} c{at}", list(zip(xs, ys, strict=True))))
+    return curves

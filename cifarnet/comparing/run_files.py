@@ -1,0 +1,116 @@
+"""Reads the files that a run leaves for other programs: run.json, the history, and other tables.
+
+Nothing here imports torch.
+"""
+
+import csv
+import dataclasses
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cifarnet.checkpoints.history import COLUMNS, Row
+from cifarnet.core.errors import UserError
+from cifarnet.settings import FLAGS
+from cifarnet.settings.flags import value_type
+
+FORMAT = 1  # of run.json
+RECORD = ".run.json"  # stands in place of a log's .log
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json says of a run, as far as a comparison needs it. None: not known."""
+
+    run_id: str | None = None
+    started: str | None = None  # in ISO 8601
+    settings: dict[str, Any] = field(default_factory=dict)  # by flag; older ones lack some
+    machine: str | None = None  # the device, in words
+    dataset: str | None = None
+    test_images: int | None = None
+    parameters: int | None = None
+    epochs_done: int = 0
+    top1: float | None = None  # of the last model on the test images, in [0, 1]
+    plot_dir: str | None = None
+
+
+def read_record(path: Path) -> RunRecord:
+    """Reads the run.json `path`. Raises `UserError` for another file."""
+    text = read_text(path)
+    try:
+        keys = json.loads(text)
+        parts = ("device", "dataset", "model", "figures")
+        device, dataset, model, figures = (keys[name] or {} for name in parts)
+        record = RunRecord(
+            run_id=keys["run_id"],
+            started=keys["started"],
+            settings={name: value for name, value in keys["settings"].items() if name in FLAGS},
+            machine=f"{device['type']} ({device['name']})" if device else None,
+            dataset=dataset.get("name"),
+            test_images=dataset.get("test"),
+            parameters=model.get("parameters"),
+            epochs_done=keys["epochs_done"],
+            top1=(figures.get("last") or {}).get("top1"),
+            plot_dir=keys["plot_dir"],
+        )
+        specs = [spec for spec in dataclasses.fields(record) if spec.name != "settings"]
+        typed = all(isinstance(getattr(record, spec.name), spec.type) for spec in specs)
+        if keys["format"] != FORMAT or not typed:
+            raise ValueError("another format")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise UserError(
+            f"{path} is not a run.json of this version; name the history (.csv) instead"
+        ) from None
+    return record
+
+
+def read_history(path: Path) -> list[Row]:
+    """The rows of the history `path`, a CSV file. Raises `UserError`."""
+    specs = dataclasses.fields(Row)
+    try:
+        return [
+            Row(**{spec.name: _cell(spec, row[spec.name]) for spec in specs})
+            for row in read_table(path, COLUMNS)
+        ]
+    except ValueError as problem:
+        raise UserError(
+            f"{path} is not a history ({problem}); name a file that a run wrote"
+        ) from None
+
+
+def _cell(spec: Field, text: str) -> float | None:
+    """The value of a cell; a column of optional values may be blank. Raises `ValueError`."""
+    if not text and type(None) in typing.get_args(spec.type):
+        return None
+    return value_type(spec)(text)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of the CSV file `path`, which must have `columns`. Raises `UserError`.
+
+    A last row that is not whole, because it is being written, is left out.
+    """
+    try:
+        reader = csv.DictReader(read_text(path).splitlines())
+        rows = list(reader)
+    except csv.Error as problem:
+        raise UserError(f"{path} is not a CSV file ({problem}); name another one") from None
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing)}; name a file that a run wrote"
+        )
+    if rows and None in rows[-1].values():
+        rows.pop()
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """The text of the file `path`, what is no UTF-8 as escapes. Raises `UserError`."""
+    try:
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None
