@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: smoke test test-slow test-cuda train lint clean
 
 smoke: .venv/run.ok
-	$(BIN)/python main.py --dataset digits --epochs 10 --batch_size 64 --lr 0.3 --dropout 0
+	$(BIN)/python main.py --recipe recipes/digits.toml
 
 # Most tests wait for processes that they start: three at a time, of one thread each, suit two cores.
 test: .venv/dev.ok
