@@ -1,7 +1,7 @@
 """Figures, as PNG files, from a history or a report.
 
-All are 8 inches wide and have one style. The title says what is shown; the line below it names
-the data.
+All are 8 inches wide and have one style. The title says what the figure shows; the line below it
+names the data.
 """
 
 import functools
@@ -12,23 +12,19 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifarnet.checkpoints.state import Row
-from cifarnet.core.errors import printable
+from cifarnet.checkpoints.history import Row, best_row
 from cifarnet.core.files import write_atomically
-from cifarnet.core.log import say
+from cifarnet.reporting.fonts import FONT, drawable, set_fonts
 from cifarnet.reporting.metrics import Report
 
 WIDTH, DPI = 8, 120  # inches, pixels per inch: readable where it is shown 800 pixels wide
 BLUE, RED, GREEN = "#1f6fb4", "#d1495b", "#3f9c6b"
-FONT = "DejaVu Sans"  # comes with matplotlib
 STYLE = {
     **{"text.parse_math": False, "font.family": FONT, "font.size": 10},  # `$` begins no formula
     **{"figure.titlesize": 12, "axes.titlesize": 11, "legend.frameon": False},
@@ -37,9 +33,9 @@ STYLE = {
 }
 GAP = 2  # pixels around each image of a mosaic
 MOST_NUMBERED = 12  # classes, for shares and counts in the cells of a confusion matrix
-MOST_SHARES = 20  # classes, for shares alone
+MOST_SHARES = 20  # classes, for shares without counts
 MOST_NAMES = 30  # beside an axis of a confusion matrix
-MOST_ROWS = 100  # classes, in the picture of each class
+MOST_ROWS = 100  # classes, in the figure of the metrics per class
 
 
 def _styled(draw: Callable[..., None]) -> Callable[..., None]:
@@ -53,63 +49,14 @@ def _styled(draw: Callable[..., None]) -> Callable[..., None]:
 
 def _figure(height: float, title: str, about: str) -> Figure:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    figure.suptitle("\n".join([title, *([_shortened(_drawable(about), 90)] if about else [])]))
-    return figure
-
-
-def _finish(figure: Figure) -> Figure:
-    """Gives all texts the fonts that their letters need."""
-    texts = figure.findobj(Text)
-    fonts = {FONT: None} | {_font_of(letter): None for text in texts for letter in text.get_text()}
-    for text in texts:
-        text.set_fontfamily([name for name in fonts if name])
+    figure.suptitle("\n".join([title, *([_shortened(drawable(about), 90)] if about else [])]))
     return figure
 
 
 def _write(figure: Figure, path: Path) -> None:
-    _finish(figure)
+    set_fonts(figure)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     gc.collect()  # figures refer to themselves: without this their memory would pile up
-
-
-def _drawable(text: str) -> str:
-    """`text`, with escapes for letters that no installed font has: they would be empty boxes."""
-    missing = [letter for letter in printable(text) if not _font_of(letter)]
-    if missing:
-        _warn_of_missing_letters()
-    escapes = {ord(letter): letter.encode("unicode_escape").decode() for letter in missing}
-    return printable(text).translate(escapes)
-
-
-@functools.cache
-def _warn_of_missing_letters() -> None:
-    """Says once that pictures show escapes."""
-    say(
-        "warning: no installed font has some letters of these names, so the pictures show their "
-        "numbers (\\uXXXX); install a font that has them, such as Noto"
-    )
-
-
-@functools.cache
-def _font_of(letter: str) -> str | None:
-    """The name of the first installed font that can draw `letter`; None: there is none."""
-    if letter.isascii() or ord(letter) in _letters_of(font_manager.findfont(FONT)):
-        return FONT
-    for name in sorted({entry.name for entry in font_manager.fontManager.ttflist}):
-        stand_in = "lastresort" in name.lower().replace(" ", "")  # it has a box for each letter
-        if not stand_in and ord(letter) in _letters_of(font_manager.findfont(name)):
-            return name
-    return None
-
-
-@functools.cache
-def _letters_of(path: str) -> frozenset[int]:
-    """The numbers of the letters of a font; none where it cannot be drawn with."""
-    try:
-        font = font_manager.get_font(path)
-    except (OSError, RuntimeError):  # removed or damaged since matplotlib listed it
-        return frozenset()
-    return frozenset(font.get_charmap()) if font.scalable else frozenset()  # else: bitmaps
 
 
 def _epoch_axis(axes: Axes, epochs: int) -> None:
@@ -130,14 +77,14 @@ def training_curves(
     train_loss: str = "train",
     train_accuracy: str = "train",
 ) -> None:
-    """Loss and accuracy over the epochs, in training and on held-out images; the best is marked.
+    """Loss and accuracy over the epochs, in training and on held-out images; marks the best epoch.
 
-    `title` names the run. `train_loss` and `train_accuracy` stand in the legends: training may
-    measure another loss and accuracy than evaluation. Raises `OSError`.
+    `title` names the run. `train_loss` and `train_accuracy` are names for the legends: training
+    may measure another loss and accuracy than evaluation. Raises `OSError`.
     """
     tested = [row for row in history if row.test_loss is not None]
     validated = [row for row in history if row.val_loss is not None]
-    # A resumed run may have changed what it holds out: the last one measured counts.
+    # A resumed run may hold out other images than before: the last ones measured count.
     uses_val = validated and (not tested or validated[-1].epoch > tested[-1].epoch)
     part, name, measured = (
         ("val", "validation", validated) if uses_val else ("test", "test", tested)
@@ -156,17 +103,17 @@ def training_curves(
         axes.set_title(what)
         _epoch_axis(axes, history[-1].epoch)
         if what == "accuracy":
-            _mark_best(axes, measured, f"{part}_accuracy", name)
+            _mark_best(axes, measured, name)
         _legend_below(axes, columns=2)
     _write(figure, path)
 
 
-def _mark_best(axes: Axes, measured: Sequence[Row], column: str, name: str) -> None:
-    """Marks the first row of the highest accuracy, and shows shares as percent."""
+def _mark_best(axes: Axes, measured: Sequence[Row], name: str) -> None:
+    """Marks the best row, and writes the ticks in percent."""
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    if measured:
-        best = max(measured, key=lambda row: getattr(row, column))
-        accuracy = getattr(best, column)
+    best = best_row(measured)
+    if best:
+        accuracy = best.held_out_accuracy
         which = f"best {name}" if len(measured) > 1 else name  # a single one is not chosen
         label = f"{which}: {accuracy:.2%}, epoch {best.epoch}"
         axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
@@ -183,8 +130,8 @@ def learning_rate_schedule(
     shown = np.unique(np.linspace(0, steps - 1, 2000).astype(int))
     rates = np.array([rate(int(step)) for step in shown])
     at = shown * epochs / steps
-    about = f"--lr is {rates.max():.3g} at its highest and {rates[-1]:.3g} at the end"
-    figure = _figure(3.8, "Learning rate over the run", about)
+    about = f"highest {rates.max():.3g}, last {rates[-1]:.3g}"
+    figure = _figure(3.8, "Learning rate schedule", about)
     axes = figure.subplots()
     axes.plot(at, rates, color=BLUE, label="learning rate")
     axes.fill_between(
@@ -207,27 +154,25 @@ def learning_rate_schedule(
 def confusion_matrix(report: Report, path: Path) -> None:
     """Draws the confusion matrix. A cell shows its share of the true class, and below it the count.
 
-    Up to 12 classes have numbers in the cells, up to 20 have the shares alone. Raises `OSError`.
+    Above 12 classes the counts are left out, above 20 the shares too. Raises `OSError`.
     """
     _write(_confusion_figure(report), path)
 
 
 def confusion_pixels(report: Report) -> np.ndarray:
-    """The picture that `confusion_matrix` writes, as uint8 [H,W,3]."""
+    """The figure that `confusion_matrix` writes, as uint8 [H,W,3]."""
     with mpl.rc_context(STYLE):
-        canvas = FigureCanvasAgg(_finish(_confusion_figure(report)))
+        canvas = FigureCanvasAgg(set_fonts(_confusion_figure(report)))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def _confusion_figure(report: Report) -> Figure:
-    names = [_drawable(name) for name in report.per_class]
+    names = [drawable(name) for name in report.per_class]
     counts = np.array(report.confusion_matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = _figure(
-        min(6.9, 3 + 0.4 * len(names)), "What the network took each class for", _about(report)
-    )
-    figure.set_layout_engine("compressed")  # no room beside the square
+    figure = _figure(min(6.9, 3 + 0.4 * len(names)), "Confusion matrix", _about(report))
+    figure.set_layout_engine("compressed")  # no empty space beside the square
     axes = figure.subplots()
     # The square root shows rare mistakes too.
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
@@ -250,10 +195,7 @@ def _confusion_figure(report: Report) -> Figure:
 
 
 def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
-    """Writes the share in percent into each cell that is not empty.
-
-    Writes the count below it, if there are few classes.
-    """
+    """Writes the share in percent into each cell that is not empty, and the count if both fit."""
     size = 9.5 if len(shares) <= 10 else 8
     both = len(shares) <= MOST_NUMBERED
     for (row, column), share in np.ndenumerate(shares):
@@ -280,8 +222,10 @@ def _shortened(name: str, limit: int) -> str:
 
 @_styled
 def class_metrics(report: Report, path: Path) -> None:
-    """Precision, recall and F1 of each class, a row each. Of more than 100 classes, the 100 with
-    the lowest F1. Raises `OSError`."""
+    """Precision, recall and F1 of each class, a row each.
+
+    Of more than 100 classes, those with the lowest F1. Raises `OSError`.
+    """
     each = list(report.per_class.items())
     title = "Precision, recall and F1 of each class"
     if len(each) > MOST_ROWS:
@@ -300,11 +244,11 @@ def class_metrics(report: Report, path: Path) -> None:
         axes.plot(values[key], at, marker, color=color, label=label, ms=5, clip_on=False)
     mean = report.macro["f1"]
     axes.axvline(mean, color="k", lw=1, ls="--", label=f"macro F1 {mean:.4f}", zorder=0)
-    lowest = min(found.min() for found in values.values())
+    lowest = min(column.min() for column in values.values())
     axes.set_xlim(np.floor(lowest * 20 - 0.2) / 20 if lowest > 0.05 else 0, 1)
     axes.set_ylim(len(each) - 0.4, -0.6)
     small = {"fontsize": 10 if len(each) <= 20 else 8}
-    axes.set_yticks(at, [_shortened(_drawable(name), 24) for name, _ in each], **small)
+    axes.set_yticks(at, [_shortened(drawable(name), 24) for name, _ in each], **small)
     right = axes.secondary_yaxis("right")
     right.set_yticks(at, [f"{value:.3f}" for value in values["f1"]], color=RED, **small)
     for side in (axes, right):
@@ -334,7 +278,7 @@ def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: P
     """
     pixels = mosaic(originals, versions)
     height = 1 + WIDTH * pixels.shape[0] / pixels.shape[1]
-    figure = _figure(height, "Training images, and what augmentation makes of them", "")
+    figure = _figure(height, "Training images and augmented versions", "")
     axes = figure.subplots()
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()

@@ -103,9 +103,10 @@ class Report:
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
 
-    def kind_of_weights(self) -> str:
-        """Which weights were evaluated, in words."""
-        return self.weights.replace("raw", "weights").replace("ema", "averaged weights")
+    def epoch_in_words(self) -> str:
+        """The epoch, and whether the weights are averaged ones."""
+        averaged = ", averaged weights" if self.weights == "ema" else ", some weights averaged"
+        return f"epoch {self.epoch}" + ("" if self.weights == "raw" else averaged)
 
     def network(self) -> str:
         """The network in words, with its test-time augmentation."""

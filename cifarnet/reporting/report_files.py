@@ -60,7 +60,7 @@ def write_report(
 
 def _main_figures(report: Report) -> str:
     low, high = report.interval
-    about = f"epoch {report.epoch}, {report.kind_of_weights()}, {report.selected_by}"
+    about = f"{report.epoch_in_words()}; {report.selected_by}"
     lines = [
         f"{report.dataset}: {report.images} test images",
         f"snapshot: {report.network()} ({about})",
