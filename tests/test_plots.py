@@ -8,7 +8,7 @@ import torch
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from states import make_row
+from support.snapshots import make_row
 
 import plots
 from cifarnet.reporting.metrics import build_report

@@ -3,7 +3,7 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from states import make_row
+from support.snapshots import make_row
 
 from cifarnet.reporting import charts
 from cifarnet.reporting.charts import epoch_words, nice_ticks, thinned, training_charts

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from states import make_row
+from support.snapshots import make_row
 
 from cifarnet.reporting.html import (
     CIFAR10,
