@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import console, fetched, open_page
 from conftest import QUICK, draw_tree, from_folder
 from PIL import Image
+from support.browser import console, fetched, open_page
 
 PLOTS = Path("plots_complete")
 

@@ -17,7 +17,8 @@ from torchvision import datasets
 
 from cifarnet.core.errors import UserError
 from cifarnet.images import download
-from cifarnet.images.cifar import CIFAR, read_cifar
+from cifarnet.images.cifar import CIFAR, CIFAR10_MEAN, CIFAR10_STD, read_cifar
+from cifarnet.images.imageset import channel_statistics
 
 
 def read(root, url=None, said=None, which="cifar10"):
@@ -204,3 +205,11 @@ def test_without_network_and_data_the_answer_says_what_to_do(tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         read(tmp_path / "file")
+
+
+def test_the_official_images(cifar10_dir):
+    train, test = read(cifar10_dir)
+    assert (len(train), len(test), len(train.classes)) == (50_000, 10_000, 10)
+    mean, std = channel_statistics(train.images)
+    np.testing.assert_allclose(mean, CIFAR10_MEAN, atol=1e-4)
+    np.testing.assert_allclose(std, CIFAR10_STD, atol=1e-4)

@@ -14,7 +14,7 @@ from PIL import Image
 from cifarnet.core.errors import UserError
 from cifarnet.images import folder, pictures
 from cifarnet.images.folder import CACHE_NAME, read_folder
-from cifarnet.images.imageset import ImageSet, channel_statistics, limited
+from cifarnet.images.imageset import ImageSet, limited
 from cifarnet.settings import Settings
 
 CACHE = CACHE_NAME.format(32)
@@ -60,14 +60,6 @@ def test_the_test_images_know_their_files(tree):
     for image, path in zip(few.images, few.paths, strict=True):
         pixels = np.asarray(Image.open(tree / path.encode().decode("unicode_escape")))
         assert (image.numpy() == pixels.transpose(2, 0, 1)).all()
-
-
-def test_the_real_images(real_images):
-    train, test = read(real_images)
-    assert (len(train), len(test), len(train.classes)) == (50_000, 10_000, 10)
-    mean, std = channel_statistics(train.images)
-    np.testing.assert_allclose(mean, (0.4913, 0.4821, 0.4465), atol=1e-3)
-    np.testing.assert_allclose(std, (0.2452, 0.2428, 0.2606), atol=1e-3)
 
 
 def test_resized_images_are_told_once(tmp_path):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from browser import console, fetched, open_page
 from PIL import Image
+from support.browser import console, fetched, open_page
 from torch import nn
 
 from cifarnet.core.errors import UserError
+from cifarnet.images.cifar import CIFAR, read_cifar
 from cifarnet.images.digits import read_digits
-from cifarnet.images.pictures import read_image, to_pixels
+from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.page import About, read_page, write_page
 from cifarnet.inference.predictor import NetworkInput
 from cifarnet.settings.network import NetworkSettings
@@ -110,11 +111,11 @@ def test_the_browser_computes_what_torch_does(browser, tmp_path):
 
 
 def some_images(count: int) -> torch.Tensor:
-    """Test images of CIFAR-10 where the machine has them, else digits: uint8 [N,3,32,32]."""
-    if "CIFAR10_IMAGES" not in os.environ:
+    """Test images of CIFAR-10 if the machine has them, else digits: uint8 [N,3,32,32]."""
+    if "CIFAR10_DIR" not in os.environ:
         return read_digits(32)[1].images[:count]
-    paths = sorted(Path(os.environ["CIFAR10_IMAGES"]).glob("test/*/*"))[:: 10_000 // count]
-    return torch.from_numpy(np.stack([read_image(path)[0] for path in paths[:count]]))
+    _, test = read_cifar(CIFAR["cifar10"], Path(os.environ["CIFAR10_DIR"]), None, print)
+    return test.images[:count]
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
