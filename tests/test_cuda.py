@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK
 from policies import policy_of
 from small_runs import small_run
+from support.commands import QUICK
 
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_tree
+from cifarnet.checkpoints.weights import fingerprint, read_weights
 from PIL import Image
+from support.pictures import draw_tree
 
 import bench
 import evaluate
 import export
 import model
-from cifarnet.checkpoints.weights import fingerprint, read_weights
 from cifarnet.core.errors import UserError
 from cifarnet.inference.onnx import read_onnx
 from cifarnet.inference.readback import compare

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import QUICK
 from PIL import Image
+from support.commands import QUICK
 
 from train import Tally
 

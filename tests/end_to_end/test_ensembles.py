@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifarnet.checkpoints.weights import read_weights, write_weights
 from PIL import Image
-from test_runs import figures
+from support.outputs import figures
 
 import hubconf
-from cifarnet.checkpoints.weights import read_weights, write_weights
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, draw_tree
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.commands import QUICK
+from support.pictures import draw_tree
 
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.checkpoints import weights

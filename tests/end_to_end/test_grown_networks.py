@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
-from test_runs import assert_same_state, figures, log_text, snapshot
+from cifarnet.checkpoints.state import weights_of
+from support.commands import QUICK
+from support.outputs import assert_same_state, figures, log_text, snapshot
 
 import hubconf
 import log_head
 import main
 from cifarnet.checkpoints.snapshots import load, pack, save
-from cifarnet.checkpoints.state import weights_of
 from model import load_pretrained, restore
 
 GROWN = ("--attention", "cbam", "--attention_at", "2,4", "--compound_scale", "1")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, draw_tree, from_folder
-from test_pretrained import metadata
-from test_runs import figures, snapshot
+from support.commands import QUICK, from_folder
+from support.outputs import figures, metadata, snapshot
+from support.pictures import draw_tree
 
 import plots
 

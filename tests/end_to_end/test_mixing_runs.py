@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
-from test_runs import assert_same_state, log_text, rows_of, snapshot
+from support.commands import QUICK
+from support.outputs import assert_same_state, log_text, rows_of, snapshot
 
 import plots
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_tree
 from PIL import Image
+from support.pictures import draw_tree
 
 import hubconf
 

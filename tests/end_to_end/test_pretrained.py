@@ -11,22 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, draw_tree, seen_by_others
+from cifarnet.checkpoints.weights import fingerprint
 from PIL import Image
 from safetensors import safe_open
+from support.commands import QUICK
+from support.outputs import figures, log_text, metadata, snapshot
+from support.pictures import draw_tree, seen_by_others
 from test_model import reference_forward
-from test_runs import figures, log_text, snapshot
 
 from cifarnet.checkpoints import places
-from cifarnet.checkpoints.weights import fingerprint
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = ("bar", "disc", "star")  # in the fixture `trained`
-
-
-def metadata(path: Path) -> dict:
-    with safe_open(path, "pt") as file:
-        return {name: json.loads(text) for name, text in file.metadata().items()}
 
 
 # --- export ---

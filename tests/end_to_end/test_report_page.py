@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, draw_tree, from_folder
 from PIL import Image
 from support.browser import console, fetched, open_page
+from support.commands import QUICK, from_folder
+from support.pictures import draw_tree
 
 PLOTS = Path("plots_complete")
 

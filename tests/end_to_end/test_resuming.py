@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, from_folder
 from PIL import Image
-from test_runs import figures, rows_of, snapshot
+from support.commands import QUICK, from_folder
+from support.outputs import figures, rows_of, snapshot
 
 from cifarnet.checkpoints import snapshots
 

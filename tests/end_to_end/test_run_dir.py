@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, draw_tree, from_folder
+from support.commands import QUICK, from_folder
+from support.pictures import draw_tree
 
 from cifarnet.checkpoints import snapshots
 

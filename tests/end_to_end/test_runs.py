@@ -1,7 +1,5 @@
 """Whole runs, through the command line, as a user starts them."""
 
-import csv
-import json
 import multiprocessing
 import os
 import signal
@@ -13,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DRAWN, QUICK, draw_tree, from_folder
 from PIL import Image
+from support.commands import DRAWN, QUICK, from_folder
+from support.outputs import assert_same_state, figures, log_text, rows_of, snapshot
+from support.pictures import draw_tree
 
 from data import EvalBatches
 
@@ -22,41 +22,6 @@ ROOT = Path(__file__).parent.parent.parent
 CURVES = {"training_curves.png", "learning_rate_schedule.png"}
 FIGURES = {"confusion_matrix.png", "class_metrics.png"}
 NUMBERS = {"metrics.json", "classification_report.txt", "predictions.csv"}
-TIMINGS = {"seconds", "train_seconds", "images_per_second", "data_wait"}
-
-
-def rows_of(log_dir: Path) -> list[dict]:
-    """The newest history."""
-    with max(log_dir.glob("*.csv")).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def log_text(log_dir: Path = Path("log")) -> str:
-    return max(log_dir.glob("*.log")).read_text(encoding="utf-8")
-
-
-def figures(plot_dir: Path = Path("plots_complete")) -> dict:
-    return json.loads((plot_dir / "metrics.json").read_text(encoding="utf-8"))
-
-
-def snapshot(name: str, directory: str = "snapshots_complete") -> dict:
-    return torch.load(Path(directory) / name, weights_only=True)
-
-
-def assert_same_state(a, b, where=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key not in TIMINGS:
-                assert_same_state(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same_state(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
 
 
 def names_in(directory: str | Path) -> set[str]:

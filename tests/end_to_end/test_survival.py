@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DRAWN, QUICK
 from PIL import Image
-from test_runs import assert_same_state, log_text, rows_of, snapshot
+from support.commands import DRAWN, QUICK
+from support.outputs import assert_same_state, log_text, rows_of, snapshot
 
 import main
 import plots

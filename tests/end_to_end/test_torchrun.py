@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
 from ranks import SETTINGS, trained
-from test_runs import ROOT, figures, log_text, rows_of
+from support.commands import QUICK
+from support.outputs import figures, log_text, rows_of
 
 from cifarnet.checkpoints import snapshots
 from cifarnet.core.launch import ALONE
 
+ROOT = Path(__file__).parents[2]
 MAIN = str(ROOT / "main.py")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_tree
 from PIL import Image
+from support.pictures import draw_tree
 
 from cifarnet.core.errors import UserError
 from cifarnet.images import folder, pictures

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_tree, seen_by_others
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.pictures import draw_tree, seen_by_others
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.pictures import read_image, read_images
