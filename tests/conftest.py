@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, configuration, settings
 from support.browser import browser  # noqa: F401, a fixture
-from support.commands import DRAWN, QUICK, from_folder, run  # noqa: F401
-from support.pictures import draw_tree, seen_by_others  # noqa: F401
+from support.commands import QUICK, from_folder, run
+from support.pictures import draw_tree
 
 _hypothesis = tempfile.TemporaryDirectory()  # else it keeps a folder in the working directory
 configuration.set_hypothesis_home_dir(_hypothesis.name)
