@@ -145,6 +145,7 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         and len(mean) == len(std) == 3
         and min(std) > 0
         and 16 <= fields["image_size"] <= 1024
+        and origin.weights in ("raw", "ema")
         and (origin.accuracy is None or 0 <= origin.accuracy <= 1)
     ):
         raise ValueError("its figures do not fit together")

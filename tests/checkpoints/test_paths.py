@@ -1,0 +1,132 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from cifarnet.checkpoints import paths
+from cifarnet.checkpoints.paths import (
+    WEIGHTS_FILE,
+    all_numbered,
+    model_flag,
+    numbered,
+    resolve_model_path,
+    split_names,
+)
+from cifarnet.core.errors import UserError
+from cifarnet.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working and home directory; results/ lies elsewhere and is empty."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(elsewhere))
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    return elsewhere
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def refused(name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve_model_path(name)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("long", ["long"]),
+        ("long,hour,long", ["long", "hour", "long"]),
+        ("a,b.safetensors", ["a,b.safetensors"]),
+        ("c,a,b.safetensors,v1,2/last.pth,hour", ["c", "a,b.safetensors", "v1,2/last.pth", "hour"]),
+        ("d,b.safetensors", ["d", "b.safetensors"]),
+        ("~/c,~/a,b.safetensors", ["HOME/c", "HOME/a,b.safetensors"]),
+        ("long,", ["long", ""]),
+        ("a" * 5000 + ",c", ["a" * 5000, "c"]),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_names_are_separated_by_commas_and_paths_of_files_stay_whole(text, names, folder):
+    touch("v1,2/last.pth", "a,b.safetensors", "b.safetensors", "c")
+    assert split_names(text) == [name.replace("HOME", str(folder)) for name in names]
+
+
+def test_numbered_snapshots_are_in_the_order_of_their_epochs(folder):
+    for epoch in (10_000, 9_999, 2):
+        numbered(folder, epoch).touch()
+    touch("snapshot_epoch_old.pth", "last.pth")
+    assert all_numbered(folder) == [numbered(folder, epoch) for epoch in (2, 9_999, 10_000)]
+
+
+def test_the_results_lie_beside_the_package():
+    spec = importlib.util.find_spec("cifarnet")
+    assert Path(spec.origin).resolve().parents[1] == paths.ROOT
+
+
+def test_a_name_is_a_result_before_it_is_a_path(folder):
+    assert "name a file that export.py wrote" in refused("hour")
+    touch(*(f"{paths.RESULTS}/{name}/{WEIGHTS_FILE}" for name in ("hour", "long")))
+    result = paths.RESULTS / "hour" / WEIGHTS_FILE
+    assert resolve_model_path("hour") == result
+    words = refused("huor")
+    assert "did you mean hour?" in words
+    assert "available by name: hour, long; else" in words
+    touch("mine", "hour")
+    assert resolve_model_path("mine").resolve() == folder / "mine"
+    assert resolve_model_path("hour") == result
+    assert resolve_model_path("./hour").resolve() == folder / "hour"
+
+
+@pytest.mark.parametrize("name", ["", ".", "nothing.safetensors", "a" * 5000, "two\nlines"])
+def test_a_name_of_nothing_is_refused_in_one_line(name):
+    refused(name)
+
+
+def test_a_folder_for_the_hub_is_known_by_its_files():
+    touch("hub/config.json")
+    assert "has no model.safetensors" in refused("hub")
+    touch("hub/model.safetensors")
+    assert resolve_model_path("hub") == Path("hub/model.safetensors")
+
+
+def test_a_snapshot_is_never_a_result():
+    touch(f"{paths.RESULTS}/x.pth/{WEIGHTS_FILE}")
+    assert "the snapshot x.pth cannot be read (No such file" in refused("x.pth")
+    touch("x.pth")
+    assert resolve_model_path("x.pth") == Path("x.pth")
+
+
+def test_an_onnx_file_needs_its_package(monkeypatch):
+    touch("x.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs the package onnxruntime" in refused("x.onnx")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_file_of_another_user_is_not_called_missing(monkeypatch, name):
+    def refuse(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    touch(name)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert f"{name} cannot be read (Permission denied)" in refused(name)
+
+
+def test_an_error_names_the_flag_and_the_recipe_that_trains_such_a_model():
+    settings = Settings.from_flags(teacher="snapshots_teacher/last.pth")
+    with pytest.raises(UserError) as caught, model_flag("teacher", settings) as name:
+        resolve_model_path(name)
+    for words in ("--teacher: the snapshot", "recipes/teacher.toml", "--teacher off"):
+        assert words in str(caught.value)
+    settings = Settings.from_flags(init="own/last.pth", snapshot_dir="own")
+    with pytest.raises(UserError, match=r"--init own/last\.pth is in this run's --snapshot_dir"):
+        with model_flag("init", settings):
+            pass

@@ -1,0 +1,287 @@
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from support.snapshots import make_trained
+
+from cifarnet.checkpoints.paths import WEIGHTS_FILE as FILE
+from cifarnet.checkpoints.trained import (
+    FORMAT,
+    TrainedModel,
+    check_classes,
+    fingerprint,
+    load_weights,
+    read_weights,
+    write_weights,
+)
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.seal import PLACEHOLDER, seal
+from cifarnet.networks.build import build_model
+from cifarnet.settings.network import NetworkSettings
+
+WEIGHTS = {
+    "conv": torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+    "count": torch.tensor(7),
+}
+SMALL = NetworkSettings(width=0.1)
+
+
+def same(one: TrainedModel, other: TrainedModel) -> bool:
+    plain = [dataclasses.replace(model, weights={}, source="") for model in (one, other)]
+    return (
+        plain[0] == plain[1]
+        and one.weights.keys() == other.weights.keys()
+        and all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+    )
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_weights(path, "some name")
+    assert str(path) in str(caught.value)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def rewrite(path: Path, **changes: str) -> None:
+    """Changes metadata of a weights file; its checksum fits again."""
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), **changes, "checksum": PLACEHOLDER}
+    content = safetensors.torch.save(safetensors.torch.load_file(path), metadata)
+    path.write_bytes(seal(content))
+
+
+# --- the file ---
+
+
+def test_other_programs_read_the_file(tmp_path):
+    """By the library alone: every tensor, and the fields as JSON."""
+    model = make_trained(WEIGHTS)
+    write_weights(model, tmp_path / FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    tensors = safetensors.torch.load_file(tmp_path / FILE)
+    assert tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in tensors)
+    with safe_open(tmp_path / FILE, "np") as file:
+        metadata = file.metadata()
+    metadata.pop("checksum")
+    assert {name: json.loads(text) for name, text in metadata.items()} == {
+        "format": FORMAT,
+        "network": dataclasses.asdict(model.network),
+        "image_size": 32,
+        "classes": ["a", "ü"],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.3, 0.2, 0.1],
+        "origin": dataclasses.asdict(model.origin),
+        "sha256": fingerprint(WEIGHTS),
+    }
+
+
+@given(
+    st.lists(st.text(), min_size=2, max_size=4, unique=True).map(tuple),
+    st.none() | st.floats(0, 1),
+    st.integers(1, 10**6),
+)
+def test_a_model_comes_back_as_it_was(tmp_path, classes, accuracy, epoch):
+    origin = {"accuracy": accuracy, "epoch": epoch}
+    model = make_trained(WEIGHTS, {"lr": 0.3}, origin, classes=classes, network=SMALL)
+    write_weights(model, tmp_path / FILE)
+    back = read_weights(tmp_path / FILE, "some name")
+    assert same(back, model)
+    assert back.source == "some name"
+
+
+def test_a_disk_that_fails_leaves_the_former_file(tmp_path, monkeypatch):
+    write_weights(make_trained(), tmp_path / FILE)
+    before = (tmp_path / FILE).read_bytes()
+
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_weights(make_trained(WEIGHTS), tmp_path / FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+# --- damaged files, and files that somebody made ---
+
+
+@given(st.sampled_from(["length", "header", "tensors"]), st.floats(0, 1), st.integers(0, 7))
+def test_a_changed_bit_is_refused_wherever_it_lies(tmp_path, region, place, bit):
+    write_weights(make_trained(WEIGHTS), tmp_path / FILE)
+    content = bytearray((tmp_path / FILE).read_bytes())
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    start, end = {
+        "length": (0, 8), "header": (8, header_end), "tensors": (header_end, len(content))
+    }[region]  # fmt: skip
+    content[min(end - 1, start + int(place * (end - start)))] ^= 1 << bit
+    (tmp_path / FILE).write_bytes(content)
+    refused(tmp_path / FILE)
+
+
+def test_a_changed_weight_is_called_damage(tmp_path):
+    write_weights(make_trained(WEIGHTS), tmp_path / FILE)
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    safetensors.torch.load_file(tmp_path / FILE)  # alone, it notices nothing
+    assert "is damaged: its checksum does not fit" in refused(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", None], ids=["", "text", "cut"])
+def test_other_files_are_refused(tmp_path, content):
+    write_weights(make_trained(), tmp_path / FILE)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[:-9] if content is None else content)
+    assert "not a safetensors file" in refused(tmp_path / FILE)
+
+
+def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
+    write_weights(make_trained(), tmp_path / FILE)
+    with safe_open(tmp_path / FILE, "pt") as file:
+        metadata = file.metadata()
+    less = {name: text for name, text in metadata.items() if name != "mean"}
+    for kept, words in ((None, "not a safetensors file of export.py"), (less, "'mean'")):
+        safetensors.torch.save_file({"weight": torch.ones(3)}, tmp_path / FILE, kept)
+        assert words in refused(tmp_path / FILE)
+
+
+def test_another_format_is_refused_by_its_number(tmp_path):
+    write_weights(make_trained(), tmp_path / FILE)
+    for number in (1, FORMAT + 1):
+        rewrite(tmp_path / FILE, format=str(number))
+        assert f"it has the format {number} of another version" in refused(tmp_path / FILE)
+    rewrite(tmp_path / FILE, format=json.dumps("\n" + "long" * 100))
+    assert len(refused(tmp_path / FILE)) < 200 + len(str(tmp_path))
+
+
+def test_a_file_that_may_not_be_read_has_the_systems_reason(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert "cannot be read (Permission denied)" in refused(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("crafted", "words"),
+    [
+        ({"std": (0.3, 0.2, 0.0)}, "do not fit"), ({"std": (0.3, 0.2)}, "do not fit"),
+        ({"classes": ("a", "a")}, "do not fit"), ({"classes": ("a",)}, "do not fit"),
+        ({"classes": (1, 2)}, "classes"), ({"mean": (1, float("nan"), 1)}, "mean"),
+        ({"mean": (1, 10**400, 1)}, "mean"), ({"image_size": 8}, "do not fit"),
+        ({"image_size": 32.5}, "image_size"), ({"sha256": "0" * 64}, "of another model"),
+        ({"weights": {"w": torch.tensor([1.0, float("inf")])}}, "not finite: w"),
+        ({"origin": {"epoch": "3"}}, "origin"), ({"origin": {"epoch": True}}, "origin"),
+        ({"origin": {"epoch": 0}}, "do not fit"), ({"origin": {"epoch": 10**400}}, "do not fit"),
+        ({"origin": {"accuracy": float("nan")}}, "origin"),
+        ({"origin": {"accuracy": 7.5}}, "do not fit"),
+        ({"origin": {"weights": "both"}}, "do not fit"),
+        ({"origin": {"dataset": None}}, "origin"), ({"origin": {"settings": []}}, "origin"),
+        ({"origin": {"settings": {"lr": "fast"}}}, "--lr 'fast'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_fields_are_refused_though_the_checksum_fits(tmp_path, crafted, words):
+    write_weights(make_trained(**crafted), tmp_path / FILE)
+    assert words in refused(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"layers": 3}, "unknown setting, layers"),
+        ({"network": "vgg"}, "--network 'vgg' is not one of"),
+        ({"width": [1]}, "--width"),
+    ],
+)
+def test_a_network_that_no_flags_describe_is_refused(tmp_path, network, words):
+    write_weights(make_trained(), tmp_path / FILE)
+    rewrite(tmp_path / FILE, network=json.dumps(network))
+    assert words in refused(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[" * 50_000, "9" * 5000, "\x1b"])
+@pytest.mark.parametrize("name", ["origin", "classes"])
+def test_metadata_that_are_not_json_are_refused(tmp_path, name, text):
+    write_weights(make_trained(), tmp_path / FILE)
+    rewrite(tmp_path / FILE, **{name: text})
+    assert "is not usable" in refused(tmp_path / FILE)
+
+
+@given(st.text())
+def test_words_of_a_file_are_one_printable_line(tmp_path, text):
+    words = ("dataset", "selected_by", "accuracy_from", "computed_on")
+    write_weights(make_trained(origin=dict.fromkeys(words, text)), tmp_path / FILE)
+    origin = read_weights(tmp_path / FILE, "some name").origin
+    assert {getattr(origin, name) for name in words} == {printable(text)}
+
+
+# --- the model ---
+
+
+def test_a_model_builds_its_network():
+    torch.manual_seed(0)
+    trained = build_model(SMALL, 2)
+    model = make_trained(trained.state_dict(), network=SMALL)
+    network = model.build()
+    images = torch.randn(2, 3, 32, 32)
+    assert not network.training
+    assert torch.equal(network(images), trained.eval()(images))
+    assert model.parameters == sum(p.numel() for p in trained.parameters())
+
+
+def test_counting_parameters_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    assert make_trained(classes=tuple("0123456789")).parameters == 174_762
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_of_another_network_are_refused():
+    network = build_model(SMALL, 2)
+    weights = network.state_dict()
+    name = "c1.conv.weight"
+    for changed in (
+        {},
+        {"weight": torch.ones(3)},
+        weights | {name: weights[name][:, :2]},
+        weights | {name: weights[name].to(torch.complex64)},
+        {f"module.{key}": value for key, value in weights.items()},
+    ):
+        with pytest.raises(UserError, match="do not fit this CIFARNet"):
+            load_weights(network, changed)
+        with pytest.raises(UserError, match="do not fit this CIFARNet"):
+            make_trained(changed, network=SMALL).build()
+
+
+def test_a_fingerprint_is_of_names_and_values():
+    rows = {name: value.contiguous() for name, value in reversed(WEIGHTS.items())}
+    changed = WEIGHTS | {"count": torch.tensor(8)}
+    renamed = {"conv": WEIGHTS["conv"], "counts": WEIGHTS["count"]}
+    assert fingerprint(rows) == fingerprint(WEIGHTS)
+    assert len({fingerprint(each) for each in (WEIGHTS, changed, renamed)}) == 3
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize(
+    ("trained", "classes", "words"),
+    [
+        ("ab", "xyz", "knows 2 (a, b); the data set has 3 (x, y, z)"),
+        ("abcdefgh", "abcdxfgh", "8 (..., c, d, e, ...); the data set has 8 (..., c, d, x, ...)"),
+    ],
+)
+def test_class_names_that_differ_are_shown(trained, classes, words):
+    check_classes(list(trained), tuple(trained))
+    with pytest.raises(UserError) as caught:
+        check_classes(trained, classes)
+    assert words in str(caught.value)
