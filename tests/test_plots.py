@@ -4,14 +4,13 @@ import itertools
 import matplotlib as mpl
 import numpy as np
 import pytest
-import torch
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from support.reports import make_report
 from support.snapshots import make_row
 
 import plots
-from cifarnet.reporting.metrics import build_report
+from cifarnet.reporting.fonts import set_fonts
 from cifarnet.training.schedule import learning_rate
 
 STRANGE = ("$x_{", "<b>&", "100%", "a" * 80, "_^\\")
@@ -44,28 +43,18 @@ def size_of(path):
 def figures(monkeypatch):
     """The figures that plots.py would write, kept instead."""
     kept = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: kept.append(plots._finish(figure)))
+    monkeypatch.setattr(plots, "_write", lambda figure, path: kept.append(set_fonts(figure)))
     return kept
 
 
-def a_report(names, dataset="pictures", images=400):
-    count = len(names)
-    labels = torch.arange(images) % count
-    logits = torch.randn(images, count) + 3 * torch.eye(count)[labels]
-    about = {"snapshot": "a.pth", "epoch": 1, "weights": "raw"}
-    about |= {"selected_by": "by chance", "sha256": "0"}
-    return build_report(logits, labels, tuple(names), dataset=dataset, **about)
-
-
 def draw_all(report, path):
-    """Draws each kind of picture, and returns how many."""
+    """Draws each kind of figure, and returns how many."""
     plots.training_curves(history(60), "run", path)
     plots.learning_rate_schedule(lambda step: 1 - step / 60, 60, 60, 30, path)
     plots.confusion_matrix(report, path)
     plots.class_metrics(report, path)
-    plots.augmentations(
-        np.zeros((2, 3, 32, 32), np.uint8), [np.zeros((2, 3, 32, 32), np.uint8)] * 8, path
-    )
+    black = np.zeros((2, 3, 32, 32), np.uint8)
+    plots.augmentations(black, [black] * 8, path)
     return 5
 
 
@@ -114,23 +103,23 @@ def test_schedule(tmp_path, epochs, done):
     assert size_of(path) == (960, 456)
 
 
-def test_titles_say_what_one_sees_and_of_what(tmp_path, figures):
-    count = draw_all(a_report("abc", dataset="My pictures"), tmp_path / "picture.png")
+def test_titles_name_the_figure_and_its_data(tmp_path, figures):
+    count = draw_all(make_report("abc", dataset="My pictures"), tmp_path / "picture.png")
     titles = [figure.get_suptitle().split("\n") for figure in figures]
     assert titles == [
         ["Loss and accuracy after each epoch", "run"],
-        ["Learning rate over the run", "--lr is 1 at its highest and 0.0167 at the end"],
-        ["What the network took each class for", titles[2][1]],
+        ["Learning rate schedule", "highest 1, last 0.0167"],
+        ["Confusion matrix", titles[2][1]],
         ["Precision, recall and F1 of each class", titles[2][1]],
-        ["Training images, and what augmentation makes of them"],
+        ["Training images and augmented versions"],
     ]
-    assert titles[2][1].startswith("My pictures: 400 test images, top-1 ")
+    assert titles[2][1].startswith("My pictures: 60 test images, top-1 ")
     assert len(figures) == count
     assert {figure.get_figwidth() * figure.dpi for figure in figures} == {960}
 
 
 def test_legends_are_off_the_data(tmp_path, figures):
-    draw_all(a_report("abc"), tmp_path / "picture.png")
+    draw_all(make_report("abc"), tmp_path / "picture.png")
     legends = 0
     for figure in figures:
         with mpl.rc_context(plots.STYLE):
@@ -151,7 +140,7 @@ def cells_of(figure):
 
 
 def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, figures):
-    report = a_report("abc", images=10)
+    report = make_report("abc", images=10)
     report.confusion_matrix[:] = [[3, 1, 0], [0, 0, 4], [0, 0, 2]]
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     assert len(figures[0].axes) == 2  # the matrix, and its colours
@@ -163,7 +152,7 @@ def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, fig
 
 
 def test_the_pixels_are_those_of_the_file(tmp_path):
-    report = a_report("abc")
+    report = make_report("abc")
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as image:
         assert (np.asarray(image.convert("RGB")) == plots.confusion_pixels(report)).all()
@@ -172,7 +161,7 @@ def test_the_pixels_are_those_of_the_file(tmp_path):
 @pytest.mark.parametrize("classes", [2, 20, 100, 120])
 def test_many_classes_stay_readable(tmp_path, figures, classes):
     """No two names beside an axis overlap, and none is smaller than 8 points."""
-    report = a_report([f"class {i}" for i in range(classes)])
+    report = make_report([f"class {i}" for i in range(classes)])
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     plots.class_metrics(report, tmp_path / "classes.png")
     assert bool(cells_of(figures[0])) == (classes <= plots.MOST_SHARES)
@@ -191,52 +180,12 @@ def test_many_classes_stay_readable(tmp_path, figures, classes):
 @pytest.mark.parametrize("classes", [5, 21])
 def test_strange_names_are_drawn_as_they_are(tmp_path, classes):
     names = [(STRANGE[i] if i < len(STRANGE) else f"class {i}") for i in range(classes)]
-    report = a_report(names, dataset="$pictures_{")
+    report = make_report(names, dataset="$pictures_{")
     for draw in (plots.confusion_matrix, plots.class_metrics):
         draw(report, tmp_path / "picture.png")
         width, height = size_of(tmp_path / "picture.png")
         assert width == 960
         assert 300 < height < 1000
-
-
-@pytest.fixture
-def fresh_fonts():
-    """Forgets which letters were looked up, and that a warning was given."""
-    kept = (plots._font_of, plots._letters_of, plots._warn_of_missing_letters)
-    for function in kept:
-        function.cache_clear()
-    yield
-    for function in kept:
-        function.cache_clear()
-
-
-def test_another_font_draws_what_the_usual_one_lacks(tmp_path, fresh_fonts, capsys):
-    """STIXGeneral comes with matplotlib. A missing glyph would be a warning, and fail here."""
-    usual, other = (
-        font_manager.get_font(font_manager.findfont(name)).get_charmap()
-        for name in (plots.FONT, "STIXGeneral")
-    )
-    letter = next(chr(n) for n in sorted(set(other) - set(usual)) if chr(n).isalpha())
-    plots.class_metrics(a_report(["plain", letter * 3]), tmp_path / "picture.png")
-    assert plots._drawable(letter) == letter
-    assert capsys.readouterr().out == ""
-
-
-def test_letters_that_no_font_has_are_escapes_with_one_warning(
-    tmp_path, fresh_fonts, monkeypatch, figures, capsys
-):
-    ours = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", ours)  # whatever is installed here
-    names = ["고양이", "naïve 猫", "\u2028 is no \u2028", "😀\U0001f9a9"]
-    report = a_report([name.replace("\\u2028", "\u2028") for name in names], dataset="猫")
-    draw_all(report, tmp_path / "picture.png")
-    shown = [label.get_text() for label in figures[3].axes[0].get_yticklabels()]
-    escapes = ["\\uace0\\uc591\\uc774", "naïve \\u732b", "\\u2028 is no \\u2028"]
-    assert shown[:3] == escapes
-    assert figures[2].get_suptitle().split("\n")[1].startswith("\\u732b: 400 test images")
-    told = capsys.readouterr().out
-    assert told.count("warning: no installed font has some letters") == 1
-    assert len(told.splitlines()) == 1
 
 
 def test_augmentations(tmp_path):

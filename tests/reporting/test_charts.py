@@ -5,10 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.snapshots import make_row
 
-from cifarnet.reporting import charts
-from cifarnet.reporting.charts import epoch_words, nice_ticks, thinned, training_charts
+from cifarnet.reporting.charts import (
+    FEW_POINTS,
+    MOST_ROWS,
+    Axis,
+    Box,
+    Curve,
+    epoch_words,
+    line_chart,
+    nice_ticks,
+    thinned,
+    training_charts,
+)
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
+BOX = Box()
 
 
 @given(numbers, numbers, st.integers(3, 9))
@@ -29,39 +40,56 @@ def test_ticks_are_round_and_reach_around_the_data(a, b, most):
 @given(st.integers(1, 5000))
 def test_a_long_history_is_thinned_and_keeps_its_end(epochs):
     rows = thinned([make_row(epoch) for epoch in range(1, epochs + 1)])
-    assert len(rows) <= charts.MOST_POINTS
+    assert len(rows) <= MOST_ROWS
     assert rows[-1].epoch == epochs
     assert len({b.epoch - a.epoch for a, b in itertools.pairwise(rows)}) <= 1
 
 
-def test_lines_are_what_was_measured():
+whole_numbers = st.integers(0, 10**6)
+
+
+@given(st.lists(st.tuples(whole_numbers, whole_numbers), max_size=40), st.booleans())
+def test_points_and_ticks_lie_in_the_box(points, from_zero):
+    chart = line_chart("", [Curve("", "", points)], Axis(from_zero=from_zero), Axis())
+    assert all(BOX.left <= tick.at <= BOX.right for tick in chart.x_ticks)
+    assert all(BOX.top <= tick.at <= BOX.bottom for tick in chart.y_ticks)
+    assert len(chart.curves) == bool(points)
+    for curve in chart.curves:
+        ends = [end.split() for end in curve.path.removeprefix("M").split("L")]
+        assert len(ends) == len(points)
+        assert all(BOX.left <= float(x) <= BOX.right for x, _ in ends)
+        assert all(BOX.top <= float(y) <= BOX.bottom for _, y in ends)
+        assert len(curve.dots) == (len(points) if len(points) <= FEW_POINTS else 0)
+
+
+def test_curves_are_what_was_measured():
     history = [
         make_row(1, test_loss=None, test_accuracy=None, train_loss=2.0),
         make_row(2, test_loss=1.0, test_accuracy=0.5, train_loss=1.0),
         make_row(3, test_loss=math.inf, test_accuracy=0.75, train_loss=0.5),
     ]
     loss, accuracy, rate, speed = training_charts(history)
-    assert [line.name for line in loss.lines] == ["training", "test"]
-    middle = (charts.LEFT + charts.RIGHT) / 2
-    assert [x for x, _ in loss.lines[0].points] == [charts.LEFT, middle, charts.RIGHT]
-    assert [x for x, _ in loss.lines[1].points] == [middle]  # what is not finite has no place
-    assert [len(line.points) for line in accuracy.lines] == [3, 2]
-    for chart in (loss, accuracy, rate, speed):
-        for line in chart.lines:
-            assert all(charts.TOP <= y <= charts.BOTTOM for _, y in line.points)
-    heights = [y for _, y in loss.lines[0].points]
+    assert [curve.name for curve in loss.curves] == ["training", "test"]
+    assert [len(chart.curves) for chart in (rate, speed)] == [1, 1]
+    middle = (BOX.left + BOX.right) / 2
+    training, test = (curve.dots for curve in loss.curves)
+    assert [dot.x for dot in training] == [BOX.left, middle, BOX.right]
+    assert [dot.x for dot in test] == [middle]  # what is not finite has no place
+    assert [len(curve.dots) for curve in accuracy.curves] == [3, 2]
+    assert accuracy.curves[1].dots[1].words == "test: 75 % at 3"
+    heights = [dot.y for dot in training]
     assert heights == sorted(heights)  # a falling loss goes down: y grows
     assert [tick.label for tick in loss.x_ticks] == ["1", "2", "3"]
 
 
 def test_one_epoch_has_charts_too():
-    assert all(chart.lines[0].points for chart in training_charts([make_row(7)]))
+    assert all(len(chart.curves[0].dots) == 1 for chart in training_charts([make_row(7)]))
 
 
-def test_an_epoch_in_words_says_what_was_measured():
+def test_an_epoch_in_words_names_what_was_measured():
     rows = [make_row(1, val_loss=0.25, val_accuracy=0.75), make_row(2, test_loss=None)]
     (first, words), (last, others) = epoch_words(rows)
-    assert (first, last) == (charts.LEFT, charts.RIGHT)
+    assert (first, last) == (BOX.left, BOX.right)
     assert words.startswith(
         "epoch 1 · training loss 0.5000, accuracy 50.00 % · validation loss 0.2500, "
     )

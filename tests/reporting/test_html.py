@@ -9,28 +9,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from support.reports import ABOUT, make_report
 from support.snapshots import make_row
 
 from cifarnet.reporting.html import (
     CIFAR10,
     LIMIT,
-    Material,
+    ReportData,
     confused_pairs,
     shaded,
     write_page,
 )
 from cifarnet.reporting.metrics import build_report
-
-ABOUT = {"snapshot": "a.pth", "epoch": 3, "weights": "raw", "selected_by": "by chance"}
-
-
-def report_of(names, images=60, dataset="noise", spread=1.0, **run):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(images) % len(names)
-    logits = spread * torch.randn(images, len(names), generator=generator)
-    logits[torch.arange(images), labels] += 1.5
-    about = {**ABOUT, "dataset": dataset, "sha256": "0", "parameters": 1234, "run": run}
-    return build_report(logits, labels, tuple(names), **about)
 
 
 def noise(count: int, size: int = 32) -> np.ndarray:
@@ -41,7 +31,7 @@ def page_of(directory, report, official=False, best=None, **known) -> str:
     figures = {"run": report.run, "last": report.headline(), "best": best}
     pixels = known.pop("images", None)
     images = noise(report.images) if pixels is None else pixels
-    write_page(report, figures, Material(images=images, official=official, **known), directory)
+    write_page(report, figures, ReportData(images=images, official=official, **known), directory)
     return (directory / "report.html").read_text(encoding="utf-8")
 
 
@@ -72,9 +62,11 @@ HOSTILE = ("</script><script>alert(1)</script>", "\"q'&<!--", "漢字", "مرح�
 
 
 def test_hostile_names_are_text(tmp_path):
-    plain = Elements(page_of(tmp_path, report_of(["a", "b", "c", "d", "e"]))).names
+    plain = Elements(page_of(tmp_path, make_report(["a", "b", "c", "d", "e"]))).names
     settings = {"dataset_name": HOSTILE[0], "augment": "none"}
-    report = report_of(HOSTILE, dataset=HOSTILE[0], command=HOSTILE[1], settings=settings)
+    report = make_report(
+        HOSTILE, dataset=HOSTILE[0], run={"command": HOSTILE[1], "settings": settings}
+    )
     report = replace(report, snapshot="\udcff.pth")  # a name that is no text
     paths = [f"{HOSTILE[i % 5]}.png" for i in range(60)]
     page = page_of(tmp_path, report, paths=paths)
@@ -88,7 +80,7 @@ def test_hostile_names_are_text(tmp_path):
 
 
 def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
-    page = page_of(tmp_path, report_of("ab"), history=[make_row(1)])
+    page = page_of(tmp_path, make_report("ab"), history=[make_row(1)])
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
     rules = dict(rule.split(None, 1) for rule in policy.split("; "))
     assert rules["default-src"] == "'none'"
@@ -110,61 +102,67 @@ def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
     ("classes", "images", "size"), [(10, 3000, 128), (100, 8000, 32), (300, 3000, 32)]
 )
 def test_a_page_stays_small(tmp_path, classes, images, size):
-    report = report_of([f"class {i}" for i in range(classes)], images)
+    report = make_report([f"class {i}" for i in range(classes)], images)
     pixels = np.resize(noise(500, size), (images, 3, size, size))  # the largest as JPEG
     page = page_of(tmp_path, report, images=pixels)
     assert len(page.encode()) < LIMIT == 4_000_000
     text, shown = words(page), len(data_of(page)["shown"])
-    assert f"The page shows {shown:,} of the {images:,} images, at most " in text
-    assert ("100 of 300 classes with most mistakes" in text) == (classes == 300)
+    assert f"the page shows {shown:,} of the {images:,} images, at most " in text
+    assert ("100 of 300 classes with the most mistakes" in text) == (classes == 300)
 
 
 def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
-    bare = words(page_of(tmp_path, report_of("ab")))
+    bare = words(page_of(tmp_path, make_report("ab")))
+    run = {"command": "main.py", "settings": {"augment": "light", "lr": 0.25}}
     full = page_of(
         tmp_path,
-        report_of("ab", command="main.py", settings={"augment": "light", "lr": 0.25}),
+        make_report("ab", run=run),
         history=[make_row(1), make_row(2)],
         computed_on="a machine",
         augmented=noise(6).reshape(2, 3, 3, 32, 32),
     )
-    known = words(full)
-    for there, absent in (
-        ("2 epochs in 0:00:01 of training on a machine", "The curves are left out"),
-        ("On the left, training images as they are", "are not at hand"),
-        ("trained ona machine", "Its training time and device are not known"),
-        ("--lr0.250.1", "All settings have their defaults"),
+    text = words(full)
+    for present, absent in (
+        ("2 epochs in 0:00:01 of training on a machine", "No curves"),
+        ("augmented versions, as in training (--augment light)", "No examples"),
+        ("trained ona machine", "Training time and device are not known"),
+        ("--lr0.250.1", "All settings have their default values"),
     ):
-        assert (there in known, absent in known) == (True, False)
-        assert (there in bare, absent in bare) == (False, True)
+        assert (present in text, absent in text) == (True, False)
+        assert (present in bare, absent in bare) == (False, True)
     assert data_of(full)["augmented"]["rows"] == 2
-    unchanged = report_of("ab", settings={"augment": "none"})
-    assert "it was trained on the images as they are" in words(page_of(tmp_path, unchanged))
-    changed = report_of("abc", settings={"augment": "none", "mixup": 0.2})
-    assert "the images that it was trained on are not at hand" in words(page_of(tmp_path, changed))
+    unchanged = make_report("ab", run={"settings": {"augment": "none"}})
+    assert "trained without augmentation" in words(page_of(tmp_path, unchanged))
 
 
-def test_the_page_of_an_ensemble_says_nothing_of_one_training(tmp_path):
+def test_mixing_is_a_part_of_augmentation(tmp_path):
+    mixed = make_report("abc", run={"settings": {"augment": "none", "mixup": 0.2}})
+    assert "No examples" in words(page_of(tmp_path, mixed))
+    text = words(page_of(tmp_path, mixed, augmented=noise(6).reshape(2, 3, 3, 32, 32)))
+    assert "(--augment none, --mixup 0.2)" in text
+
+
+def test_the_page_of_an_ensemble_shows_no_single_training(tmp_path):
     members = [{"snapshot": name} for name in ("a.pth", "b.pth")]
-    text = words(page_of(tmp_path, replace(report_of("abc"), members=members)))
-    assert "Each member has its own settings" in text
-    for wrong in ("All settings have their defaults", "To repeat the training", "PATH.pth", "hand"):
+    text = words(page_of(tmp_path, replace(make_report("abc"), members=members)))
+    assert "The report on each member shows its settings" in text
+    for wrong in ("All settings have", "Repeat the training", "PATH.pth", "not available"):
         assert wrong not in text
 
 
 def test_the_published_run_stands_beside_cifar_10_only(tmp_path):
-    assert "published run" not in words(page_of(tmp_path, report_of("ab")))
-    report = report_of(CIFAR10, dataset="CIFAR-10, squeezed")
+    assert "published run" not in words(page_of(tmp_path, make_report("ab")))
+    report = make_report(CIFAR10, dataset="CIFAR-10, squeezed")
     text = words(page_of(tmp_path, report))
     assert "60, CIFAR-10, squeezed10,000, official" in text
-    assert "These images are others" in text
+    assert "not the official test images" in text
     assert f"{100 * (report.top1 - 0.8788):+.2f} points" in text
-    assert "These images are others" not in words(page_of(tmp_path, report, official=True))
+    assert "not the official test images" not in words(page_of(tmp_path, report, official=True))
 
 
 def test_figures_and_command_of_the_run(tmp_path):
     settings = {"epochs": 3, "lr": 0.25, "seed": 42}
-    report = report_of("abcde", settings=settings, command="main.py --lr 0.25")
+    report = make_report("abcde", run={"settings": settings, "command": "main.py --lr 0.25"})
     best = {"epoch": 2, "top1": 0.75, "loss": 0.5}
     text = words(page_of(tmp_path, report, best=best)).replace("\N{NO-BREAK SPACE}", " ")
     low, high = report.interval
@@ -183,12 +181,12 @@ def test_figures_and_command_of_the_run(tmp_path):
 
 
 def test_without_mistakes_or_hits_a_sentence_says_so(tmp_path):
-    sure = build_report(torch.eye(2), torch.arange(2), ("a", "b"), dataset="x", sha256="0", **ABOUT)
-    assert "It makes no mistake" in words(page_of(tmp_path, sure))
-    wrong = build_report(
-        torch.eye(2), torch.tensor([1, 0]), ("a", "b"), dataset="x", sha256="0", **ABOUT
-    )
-    assert "There are none on these images." in words(page_of(tmp_path, wrong))
+    for labels, sentence in (
+        (torch.tensor([0, 1]), "No image is classified wrongly."),
+        (torch.tensor([1, 0]), "There are none."),
+    ):
+        report = build_report(torch.eye(2), labels, ("a", "b"), **ABOUT)
+        assert sentence in words(page_of(tmp_path, report))
 
 
 def test_pairs_are_counted_both_ways():
@@ -198,8 +196,8 @@ def test_pairs_are_counted_both_ways():
 
 
 def test_shades_are_shares_of_the_true_class():
-    found = shaded([[9, 1, 0], [0, 0, 4], [0, 0, 0]], 3)
-    assert [[shade for _, shade in row] for row in found.rows] == [
+    matrix = shaded([[9, 1, 0], [0, 0, 4], [0, 0, 0]], 3)
+    assert [[shade for _, shade in row] for row in matrix.rows] == [
         ["h9", "m4", "m0"],
         ["m0", "h0", "m10"],
         ["m0", "m0", "h0"],

@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+from support.runs import leave_predictions, leave_run
+
+from cifarnet.comparing.mcnemar import mcnemar
+from cifarnet.comparing.past_runs import read_runs
+from cifarnet.core.errors import UserError
+
+
+def runs_with(folder, one: str, other: str, image="{}"):
+    for name, right in (("one", one), ("other", other)):
+        leave_predictions(leave_run(folder / name), right, image if name == "other" else "{}")
+    return read_runs([str(folder / "one"), str(folder / "other")])[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "p"), [("yyyyyy", "nnnnnn", 2 * 0.5**6), ("yn", "ny", 1.0), ("yy", "yy", 1.0)]
+)
+def test_the_line_names_counts_and_probability(tmp_path, one, other, p):
+    only = sum(a > b for a, b in zip(one, other, strict=True))
+    line = mcnemar(*runs_with(tmp_path, one, other))
+    assert line.startswith(f"McNemar's test on {len(one)} images: only one is right on {only}, ")
+    assert f"p = {p:.3g} " in line
+
+
+def test_the_model_is_named_where_it_is_not_the_last(tmp_path):
+    one, other = runs_with(tmp_path, "yyn", "yyn")
+    line = mcnemar(one, replace(other, predicted_by="epoch 2"))
+    assert "only one is right on 0, only other (epoch 2) on 0;" in line
+
+
+def test_other_images_are_not_compared(tmp_path):
+    assert "refused" in mcnemar(*runs_with(tmp_path, "yyn", "yyn", "test/{}.png"))
+
+
+def test_predictions_that_do_not_fit_are_refused(tmp_path):
+    one, other = runs_with(tmp_path, "yy", "yy", "same")
+    with pytest.raises(UserError, match="names no image, or one twice"):
+        mcnemar(one, other)
+    one.predictions.write_text("image,true\n1,a\n")
+    with pytest.raises(UserError, match="lacks the columns predicted"):
+        mcnemar(one, other)

@@ -1,0 +1,160 @@
+"""Which runs a name means, and which files are theirs."""
+
+import json
+import shutil
+
+import pytest
+from support.runs import leave_predictions, leave_run, write_metrics
+from support.snapshots import make_row, make_snapshot
+
+from cifarnet.checkpoints.snapshots import pack, write_snapshot
+from cifarnet.comparing.past_runs import read_runs
+from cifarnet.core.errors import UserError
+
+SECOND = "training_complete_20260102-000000"
+
+
+def runs_of(*names):
+    runs, passed_over = read_runs([str(name) for name in names])
+    assert passed_over == []
+    return runs
+
+
+def log_of(run):
+    return next(run.glob("log/*.log"))
+
+
+def test_a_run_is_one_by_whatever_name(tmp_path):
+    run = leave_run(tmp_path / "run")
+    log = log_of(run)
+    names = (run, log, log.with_suffix(".csv"), log.parent)
+    for named in ([name] for name in names), [names]:
+        for group in named:
+            (found,) = runs_of(*group)
+            assert (found.epochs_done, found.top1, found.record.run_id) == (3, 0.6, "run")
+
+
+def test_a_history_alone_has_no_settings(tmp_path):
+    shutil.copy(log_of(leave_run(tmp_path / "run")).with_suffix(".csv"), tmp_path / "lr0.1.csv")
+    (run,) = runs_of(tmp_path / "lr0.1.csv")
+    assert (run.name, run.epochs_done, run.top1, run.settings) == ("lr0.1", 3, 0.6, {})
+
+
+def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "old.log").touch()
+    with pytest.raises(UserError, match=r"has no old\.run\.json beside it"):
+        read_runs([str(logs / "old.log")])
+    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
+    assert [run.name for run in runs] == ["run"]
+    assert len(passed_over) == 1 and "1 logs without" in passed_over[0]
+
+
+def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
+    """Epoch 2 ran again after a crash, so the first history is not a part of the second."""
+    folder = tmp_path / "run"
+    leave_run(folder, (0.5, 0.6), epochs=4)
+    leave_run(folder, (0.5, 0.7, 0.8, 0.9), SECOND)
+    leave_run(folder, (0.1,), "training_complete_20260103-000000", {"run_id": "other"})
+    by_run = {run.record.run_id: run.epochs_done for run in runs_of(folder / "log")}
+    assert by_run == {"run": 4, "other": 1}
+    assert [run.epochs_done for run in runs_of(folder)] == [1]  # the newest run
+
+
+def test_a_run_that_goes_on_in_another_folder_is_one_but_forks_are_two(tmp_path):
+    same = {"run_id": "same"}
+    start = leave_run(tmp_path / "start", (0.5,), record=same, epochs=2)
+    one = leave_run(tmp_path / "one", (0.5, 0.6), SECOND, same)
+    other = leave_run(tmp_path / "other", (0.5, 0.7), SECOND.replace("02-", "03-"), same)
+    assert [run.name for run in runs_of(start, one)] == ["one"]
+    assert [run.name for run in runs_of(start, one, other)] == ["one", "other"]
+
+
+@pytest.mark.parametrize(
+    "folders", [("lr1/seed", "lr2/seed"), ("x/y/seed", "y/x/seed"), ("a/seed", "b/c/seed")]
+)
+@pytest.mark.parametrize("as_snapshots", [False, True])
+def test_runs_of_one_name_are_told_apart(tmp_path, folders, as_snapshots):
+    names = [tmp_path / folder for folder in folders]
+    for lr, name in enumerate(names, 1):
+        if as_snapshots:
+            name.mkdir(parents=True)
+            write_snapshot(pack(make_snapshot(settings={"lr": lr / 10})), name / "last.pth")
+        else:
+            leave_run(name, record={"run_id": str(lr)}, lr=lr / 10)
+    runs = runs_of(*(name / "last.pth" if as_snapshots else name for name in names))
+    assert [run.settings["lr"] for run in runs] == [0.1, 0.2]
+    assert runs[0].name != runs[1].name
+    for run, folder in zip(runs, folders, strict=True):
+        assert set(folder.split("/")[:-1]) <= set(run.name.split("/"))
+
+
+def test_a_snapshot_has_settings_history_and_parameters(tmp_path):
+    history = [make_row(1, test_accuracy=0.5), make_row(3, val_accuracy=0.25)]
+    snapshot = make_snapshot(3, settings={"epochs": 20}, history=history)
+    write_snapshot(pack(snapshot), tmp_path / "a.pth")
+    (run,) = runs_of(tmp_path / "a.pth")
+    assert (run.settings["epochs"], run.epochs_done, run.record.parameters) == (20, 3, 171_682)
+    assert (run.record.dataset, run.best.epoch, run.best_on) == ("pictures", 3, "val")
+
+
+def test_a_run_under_way(tmp_path):
+    run, waiting = (
+        leave_run(tmp_path / name, accuracies, epochs=9)
+        for name, accuracies in (("run", (0.5, 0.7)), ("waiting", ()))
+    )
+    under_way, not_begun = runs_of(run, waiting)
+    assert (under_way.epochs_done, under_way.top1, under_way.seconds) == (2, 0.7, 8)
+    assert (not_begun.epochs_done, not_begun.top1, not_begun.best) == (0, None, None)
+
+
+OF_OTHERS = {  # reports that evaluate.py writes into the folder of a run
+    "another run": {"run": {"id": "b", "settings": {}}},
+    "a weights file": {"run": {"id": None, "settings": {}}},
+    "other views": {"tta": "flip"},
+    "fewer images": {"images": 20},
+    "averaged weights": {"weights": "ema"},
+}
+
+
+@pytest.mark.parametrize("change", [{}, *OF_OTHERS.values()], ids=["this run", *OF_OTHERS])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["run_dir", "plot_dir"])
+def test_a_report_belongs_to_the_run_that_it_names(tmp_path, change, elsewhere):
+    """The run was stopped, and evaluate.py wrote a report on its last snapshot, or another one."""
+    record = {"plot_dir": str(tmp_path / "plots")} if elsewhere else {}
+    run = leave_run(tmp_path / "run", (0.5, 0.7), record=record, epochs=9)
+    write_metrics(run, {"epoch": 2, "top1": 0.75, "run": {"id": "run", "settings": {}}} | change)
+    leave_predictions(run, "yn")
+    if elsewhere:
+        (run / "plots_complete").rename(tmp_path / "plots")
+    (found,) = runs_of(run)
+    assert (found.top1, found.predictions is None) == ((0.7, True) if change else (0.75, False))
+
+
+def test_predictions_of_another_epoch_are_named(tmp_path):
+    run = leave_run(tmp_path / "run", (0.5, 0.7, 0.6))
+    leave_predictions(run, "yn")
+    assert runs_of(run)[0].predicted_by == ""
+    path = run / "plots_complete" / "metrics.json"
+    report = json.loads(path.read_text())  # with --select best
+    last = {name: report[name] for name in ("epoch", "top1", "loss")}
+    path.write_text(json.dumps(report | {"epoch": 2, "top1": 0.7, "last": last}))
+    assert (runs_of(run)[0].predicted_by, runs_of(run)[0].top1) == ("epoch 2", 0.6)
+
+
+def test_a_report_alone_is_a_run_too(tmp_path):
+    run = leave_run(tmp_path / "run", lr=0.2)
+    leave_predictions(run, "yn")
+    (found,) = runs_of(run / "plots_complete")
+    assert (found.top1, found.settings["lr"], found.record.dataset) == (0.6, 0.2, "bars")
+    assert found.predictions
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("missing", "does not exist"), ("empty", "holds no run")]
+)
+def test_what_is_no_run_is_refused(tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=words):
+        read_runs([str(tmp_path / name)])

@@ -1,0 +1,34 @@
+"""Reports on random predictions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarnet.reporting.metrics import Report, build_report
+
+ABOUT = {
+    "dataset": "noise",
+    "snapshot": "a.pth",
+    "epoch": 3,
+    "weights": "raw",
+    "selected_by": "last epoch",
+    "sha256": "0",
+}
+
+
+def random_logits(
+    classes: int, images: int = 60, seed: int = 0, spread: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N,C], half of them right, and labels int64 [N]."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(images, classes, generator=generator)
+    labels = torch.arange(images) % classes
+    logits[torch.arange(images), labels] += 1.5 * spread
+    return logits, labels
+
+
+def make_report(names: Any, images: int = 60, **about: Any) -> Report:
+    """A report for classes with these `names`; `about` are fields of it."""
+    logits, labels = random_logits(len(names), images)
+    return build_report(logits, labels, tuple(names), **{**ABOUT, "parameters": 1234, **about})
