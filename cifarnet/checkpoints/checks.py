@@ -25,7 +25,7 @@ def check_fields(kind: type, values: Mapping[str, Any]) -> None:
             raise ValueError(f"it lacks {name!r}")
         if not has_type(values[name], annotation):
             shown = getattr(annotation, "__name__", annotation)
-            raise ValueError(f"{name} is no {shown if annotation is not Tensor else 'tensor'}")
+            raise ValueError(f"{name!r} is not of type {shown}")
 
 
 def has_type(value: Any, kind: Any) -> bool:

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -96,20 +95,6 @@ def test_a_model_comes_back_as_it_was(tmp_path, classes, accuracy, epoch):
     back = read_weights(tmp_path / FILE, "some name")
     assert same(back, model)
     assert back.source == "some name"
-
-
-def test_a_disk_that_fails_leaves_the_former_file(tmp_path, monkeypatch):
-    write_weights(make_trained(), tmp_path / FILE)
-    before = (tmp_path / FILE).read_bytes()
-
-    def fail(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_weights(make_trained(WEIGHTS), tmp_path / FILE)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    assert (tmp_path / FILE).read_bytes() == before
 
 
 # --- damaged files, and files that somebody made ---
