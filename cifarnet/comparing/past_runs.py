@@ -69,7 +69,7 @@ class PastRun:
 
 
 def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
-    """The runs that `names` mean, each once, and in words which names mean none.
+    """The runs that `names` mean, each once, and for each name without a run the reason.
 
     A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
     Several logs of one resumed run are one run. Raises `UserError` for what does not exist or
@@ -113,18 +113,17 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
     """The runs in `folder`, and how many logs in it have no run.json."""
     if any((folder / name).is_file() for name in ("run.json", "history.csv", "metrics.json")):
         return [_from_result(folder)], 0
-    of_run_dir, logs = sorted(folder.glob("log/*.log")), sorted(folder.glob("*.log"))
-    recorded = [log for log in of_run_dir or logs if log.with_suffix(RECORD).is_file()]
+    of_run_dir = sorted(folder.glob("log/*.log"))
+    logs = of_run_dir or sorted(folder.glob("*.log"))
+    if not logs:
+        raise UserError(
+            f"{folder} holds no run; name a folder with log/*.log, *.log, run.json, history.csv "
+            f"or metrics.json"
+        )
+    recorded = [log for log in logs if log.with_suffix(RECORD).is_file()]
     if of_run_dir and recorded:  # named by their dates: the last one is of the newest run
         return [_from_log(recorded[-1], folder.resolve().name)], 0
-    if of_run_dir or logs:
-        return [_from_log(log, log.stem) for log in recorded], len(of_run_dir or logs) - len(
-            recorded
-        )
-    raise UserError(
-        f"{folder} holds no run; name a folder with log/*.log, *.log, run.json, history.csv or "
-        f"metrics.json"
-    )
+    return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
 
 
 def _from_result(folder: Path) -> PastRun:
@@ -174,7 +173,7 @@ def _is_of(run: PastRun, report: dict[str, Any]) -> bool:
 
 
 def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> PastRun:
-    """`run` with what `report` tells beside its own record, and with its predictions."""
+    """`run` with its `predictions`, and with what `report` adds to its record."""
     last = report.get("last") or report
     record, epoch = run.record, report["epoch"]
     if record.top1 is None and last["epoch"] == (run.epochs_done or last["epoch"]):
