@@ -136,10 +136,10 @@ def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
     assert figures(Path("21"))["sha256"] != both["sha256"]
     assert figures(Path("21"))["loss"] == pytest.approx(both["loss"])
     text = Path("12/classification_report.txt").read_text()
-    assert f"snapshot: ensemble of 2: {one},{two} (epoch 4, 7, raw weights, not selected" in text
+    assert f"snapshot: ensemble of 2: {one},{two} (epoch 4, 7; last epoch" in text
     assert f"parameters: {both['parameters']:,}\n" in text
     page = Path("12/report.html").read_text(encoding="utf-8")
-    assert f"<code>ensemble of 2: {one},{two}</code>, epoch 4, 7, raw weights" in page
+    assert f"<code>ensemble of 2: {one},{two}</code>, epoch 4, 7; last epoch" in page
 
     refused = command("export", "--snapshot", trained.snapshot, "--metrics", "12/metrics.json")
     assert (refused.code, refused.out) == (2, "")

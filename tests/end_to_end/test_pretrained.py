@@ -129,7 +129,7 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         )
         assert done.code == 0
         text = Path(which, "classification_report.txt").read_text()
-        assert f"{which} weights, not selected" in text
+        assert ("averaged weights; last epoch" in text) == (which == "ema")
     wrong = command(
         "export",
         "--snapshot",
@@ -415,7 +415,7 @@ def test_evaluate_repeats_the_accuracy_of_the_weights(command, trained):
     assert differing <= {"last", "best", "snapshot", "run"}
     assert again["snapshot"] == str(trained.weights)
     text = Path("plots_complete/classification_report.txt").read_text()
-    assert f"snapshot: {trained.weights} (epoch 4, raw weights, not selected" in text
+    assert f"snapshot: {trained.weights} (epoch 4; last epoch" in text
     assert str(trained.weights) in done.out
 
 

@@ -143,7 +143,7 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
     assert final["test_accuracy"] == final["ema_accuracy"] != ""
     assert figures()["top1"] == float(final["ema_accuracy"])
     assert figures()["weights"] == "ema"
-    assert figures()["selected_by"] == "not selected; the test set was evaluated at the end only"
+    assert figures()["selected_by"] == "last epoch; the test set was evaluated at the end only"
     assert "averaged" in log_text()
     assert "the test set is evaluated at the end only" in log_text()
 
