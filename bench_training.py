@@ -325,7 +325,8 @@ def measure_ranks(group: Group, device: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from cifarnet.core.device import init_process, peak_memory
+    from cifarnet.core.device import init_process
+    from cifarnet.core.memory import peak_memory
 
     ranks = group.ranks
     found = {

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from cifarnet.comparing.comparison import as_csv, as_text, compare
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.core.commandline import path_argument, run_command
+from cifarnet.core.arguments import path_argument
+from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import naming_failures, write_text
-from cifarnet.core.log import say
+from cifarnet.core.log import print_line
 from cifarnet.settings.parser import build_parser
 
 CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
@@ -68,7 +69,7 @@ def _test(runs: Sequence[PastRun]) -> str:
 
     test = mcnemar(*runs)
     print()
-    say(test)
+    print_line(test)
     return test
 
 
@@ -87,7 +88,7 @@ def _check_target(path: Path, flag: str, begins: str) -> None:
 def _write(path: Path, flag: str, text: str) -> None:
     with naming_failures(flag, path):
         write_text(path, text)
-    say(f"written to {path}")
+    print_line(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import Draws, build_policy, draw
-from cifarnet.core.commandline import lost_workers
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import UserError, printable
+from cifarnet.core.errors import UserError, lost_workers, printable
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.images.cifar import CIFAR, read_cifar
 from cifarnet.images.digits import read_digits

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.paths import LAST, check_snapshot, resolve_model_path, split_names
-from cifarnet.core.commandline import path_argument, run_command
+from cifarnet.core.arguments import path_argument
+from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.settings.output import SNAPSHOTS
 from cifarnet.settings.parser import add_tta, build_parser, check_evaluate

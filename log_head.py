@@ -2,8 +2,10 @@
 
 import math
 
-from cifarnet.core.device import SLOW_AMP, free_memory
-from cifarnet.core.log import RunLog, versions
+from cifarnet.core.device import SLOW_AMP
+from cifarnet.core.log import RunLog
+from cifarnet.core.memory import free_memory
+from cifarnet.core.packages import versions
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side

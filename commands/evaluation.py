@@ -12,7 +12,7 @@ from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.core.device import SLOW_AMP, Runtime, init_process, without_amp
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import writable_directory
-from cifarnet.core.log import say
+from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
@@ -133,7 +133,7 @@ def run_evaluation(
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
     runtime = _init(settings, amp_is_given="amp" in flags)
-    splits = load_splits(settings, say)
+    splits = load_splits(settings, print_line)
     _warn_of_training_images(infos, splits, settings)
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
@@ -142,8 +142,8 @@ def run_evaluation(
         report, settings, directory, report_data(infos, splits, settings, runtime, **facts)
     )
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
-    say(f"{report.dataset}, {about}: {report.summary()}")
-    say(f"written to {directory}")
+    print_line(f"{report.dataset}, {about}: {report.summary()}")
+    print_line(f"written to {directory}")
 
 
 def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Settings:
@@ -176,9 +176,9 @@ def _init(settings: Settings, amp_is_given: bool) -> Runtime:
     """The device and precision; a CPU that only emulates bf16 uses float32 unless --amp is given"""
     runtime = init_process(settings.precision, settings.training.seed)
     if runtime.emulates_bf16 and amp_is_given:
-        say(SLOW_AMP)
+        print_line(SLOW_AMP)
     elif runtime.emulates_bf16:
-        say("in float32, not with --amp as in training: this CPU has no bf16 instructions")
+        print_line("in float32, not with --amp as in training: this CPU has no bf16 instructions")
         return without_amp(runtime)
     return runtime
 
@@ -190,7 +190,7 @@ def _warn_of_training_images(
     tree = Path(settings.data.data_dir)
     drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
-        say(
+        print_line(
             f"warning: the images to train on in {tree} are not those of the training; if the "
             f"network learnt from this folder, it knows some of the test images"
         )
@@ -205,4 +205,4 @@ def _move_other_report(directory: Path, report: Report) -> None:
             f"the report in {directory} could not be moved aside ({problem.strerror})"
         ) from None
     if moved:
-        say(f"moved the report of another network or other images to {moved}")
+        print_line(f"moved the report of another network or other images to {moved}")

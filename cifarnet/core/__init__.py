@@ -1,1 +1,1 @@
-"""Settings, command line, device, ranks, files and log: imports nothing else of this project."""
+"""Errors, command line, device, seeds, signals, ranks, files, log: the lowest floor."""

@@ -1,7 +1,9 @@
 """Errors that a command reports in one line, and their exit codes."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -14,7 +16,7 @@ class UserError(Exception):
 
 
 class RunError(UserError):
-    """The request was right, but the run failed. One line says why. Exit code 1."""
+    """The request was valid, but the run failed. One line says why. Exit code 1."""
 
     exit_code = 1
 
@@ -22,12 +24,42 @@ class RunError(UserError):
 def printable(text: str) -> str:
     """Returns `text` with every invisible character (line break, terminal command) as an escape.
 
-    File names can hold any character; printed as they are, they could break a line or a terminal.
+    File names can hold any character. Printed unchanged, they could break a line or a terminal.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns "did you mean X?" with the closest word in `known`, or "" if none is close."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {near[0]}?" if near else ""
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns "did you mean X?" with the closest word in `choices`, or "" if none is close."""
+    closest = difflib.get_close_matches(word, choices, 1)
+    return f"did you mean {closest[0]}?" if closest else ""
+
+
+def lost_workers(why: str) -> RunError:
+    """The error for processes that augment images and cannot start or have died."""
+    return RunError(
+        f"the processes that augment images failed: {why}; "
+        f"use --num_workers 0 or --augment_engine batched"
+    )
+
+
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turns out-of-memory errors and dead workers into `RunError`.
+
+    torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so
+    its message decides.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        text = str(problem)
+        if isinstance(problem, MemoryError) or any(
+            phrase in text for phrase in ("out of memory", "can't allocate memory")
+        ):
+            raise RunError(
+                "out of memory; lower --batch_size, or raise --accumulate in training"
+            ) from None
+        if re.match(r"DataLoader worker \(pid", text):
+            raise lost_workers("one of them was killed, or ran out of memory") from None
+        raise

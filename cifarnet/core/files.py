@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and locks on folders."""
+"""Files that are written completely or not at all, and locks on folders."""
 
 import contextlib
 import errno
@@ -17,14 +17,14 @@ from cifarnet.core.errors import RunError, UserError
 def writable_directory(path: str | Path, flag: str) -> Path:
     """Creates the directory `path` if needed and checks that `write_atomically` works there.
 
-    Removes what killed writers left in it. Raises `UserError` that names `flag`; `RunError` if
-    the disk is full.
+    Removes the unfinished files of killed writers. Raises a `UserError` that names `flag`, or a
+    `RunError` if the disk is full.
     """
     directory = Path(path)
-    trial = directory / f".trial.{os.getpid():08}.part"  # `remove_leftovers` knows it, after a kill
+    trial = directory / f".trial.{os.getpid():08}.part"  # `remove_leftovers` finds it after a kill
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):  # the second one replaces the first, as a later snapshot does
+        for _ in range(2):  # the second write replaces the first, as later snapshots do
             write_atomically(trial, lambda file: file.write(bytes(4096)))
         trial.unlink(missing_ok=True)  # another process may have removed it
     except OSError as problem:
@@ -45,34 +45,34 @@ def dated_folder(directory: Path) -> Path:
     names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(1)))
     while True:
         folder = directory / f"before_{next(names)}"
-        with contextlib.suppress(FileExistsError):  # another one within the same second
+        with contextlib.suppress(FileExistsError):  # another one in the same second
             folder.mkdir()
             return folder
 
 
 def existing_directory(path: str | Path, flag: str) -> Path:
-    """`path` as a directory to read from. Raises `UserError` that names `flag`."""
+    """`path` as a directory to read from. Raises a `UserError` that names `flag`."""
     directory = Path(path)
     try:
         if directory.is_dir():
             return directory
-        what = "is a file" if directory.exists() else "is not there"
-    except OSError as problem:  # a name too long, or a parent that cannot be read
-        what = f"cannot be read ({problem.strerror})"
-    raise UserError(f"{flag} {path} {what}; name a folder")
+        reason = "is a file" if directory.exists() else "does not exist"
+    except OSError as problem:  # the name is too long, or a parent cannot be read
+        reason = f"cannot be read ({problem.strerror})"
+    raise UserError(f"{flag} {path} {reason}; name a folder")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes the file `path` completely or not at all. Raises `OSError`.
 
-    `write` fills a file beside it, which is flushed to disk and then renamed. Whatever happens,
-    `path` holds either its former content or all of the new one.
+    `write` fills a file beside it, which is flushed to disk and then renamed. So `path` always
+    holds either its former content or all of the new one.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            # The lock tells `remove_leftovers` that the writer lives.
+            # The lock tells `remove_leftovers` that the writer is running.
             with contextlib.suppress(OSError):  # the file system may have no locks
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
@@ -91,7 +91,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as `write_atomically` does. Raises `OSError`.
 
-    Bytes in the name of a file that are no text become escapes.
+    Bytes of file names that are not text become escapes.
     """
     content = text.encode(errors="backslashreplace")
     write_atomically(path, lambda file: file.write(content))
@@ -109,10 +109,10 @@ def naming_failures(flag: str, path: Path) -> Iterator[None]:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Flushes the names in `directory` to disk; without it a power loss can undo a renaming.
+    """Flushes the names in `directory` to disk. Otherwise a power loss can undo a renaming.
 
-    The file itself is flushed already. So a directory that cannot be opened for reading, or a file
-    system that does not flush directories, is no failure.
+    The file itself is flushed already, so errors are ignored: the directory may not be readable, or
+    the file system may not flush directories.
     """
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
@@ -134,10 +134,10 @@ def remove_leftovers(directory: Path) -> None:
 def exclusive(directory: Path, flag: str) -> Iterator[None]:
     """Locks `directory` against other processes that use it for the same `flag`.
 
-    Raises `UserError` that names `flag` if another process holds the lock. It is a POSIX record
-    lock: it ends with the process, however that ends, and child processes do not inherit it.
+    Raises a `UserError` that names `flag` if another process holds the lock. It is a POSIX record
+    lock: it ends with the process in any case, and child processes do not inherit it.
     """
-    # One lock per flag: one folder may serve several.
+    # One lock per flag: several flags may name the same folder.
     path = directory / f".{flag.removeprefix('--')}.lock"
     while True:
         try:
@@ -148,7 +148,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
             ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:  # any other error: the file system has no locks
+        except OSError as problem:  # other errors: the file system has no locks
             if problem.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 holder = file.read() or "just started"
@@ -160,7 +160,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 break
-        file.close()  # its former holder removed it after we opened it and before we locked it
+        file.close()  # its former holder removed it between our opening and our locking
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()}")

@@ -1,4 +1,4 @@
-"""This process's place among the ranks that torchrun started."""
+"""The place of this process among the ranks that torchrun started."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process, and how many there are; by default it is the only one."""
+    """Rank of this process, and the number of ranks. By default it is the only one."""
 
     rank: int = 0
     world_size: int = 1
@@ -20,8 +20,10 @@ class Ranks:
         """The words before `main.py` in the command line."""
         if self.world_size == 1:
             return "python"
-        several = self.local_world_size < self.world_size
-        return "torchrun ..." if several else f"torchrun --nproc_per_node={self.world_size}"
+        several_machines = self.local_world_size < self.world_size
+        return (
+            "torchrun ..." if several_machines else f"torchrun --nproc_per_node={self.world_size}"
+        )
 
 
 ALONE = Ranks()

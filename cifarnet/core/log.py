@@ -1,27 +1,26 @@
 """The log file of a run, and the terminal."""
 
 import contextlib
-import platform
 import sys
 import time
 import traceback
 import types
-from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
 from cifarnet.core.errors import RunError, UserError, printable
+from cifarnet.core.packages import versions  # noqa: F401
 
 
 class RunLog:
     """Writes lines to the terminal and to the log file of one run.
 
-    `open()` creates the file and writes the lines so far, so a request that is refused before
-    leaves no file. Each line reaches the file at once: `tail -f` can follow it. The lines do not
-    break a progress bar. With `quiet` (ranks other than the first) nothing is written. What a full
-    disk refuses is kept, and tried again with the next line.
+    `open()` creates the file and writes the lines so far. A request that is refused earlier leaves
+    no file. Each line is written at once, so `tail -f` can follow it. Lines do not break a progress
+    bar. With `quiet` (ranks other than 0) nothing is written. If the disk is full, the text is kept
+    and written with the next line.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -36,29 +35,29 @@ class RunLog:
         try:
             self.path, self._file = _new_log_file(directory)
         except OSError as problem:
-            raise RunError(f"no log can be made in {directory} ({problem.strerror})") from None
+            raise RunError(f"cannot create a log in {directory} ({problem.strerror})") from None
         self._write("")
 
     def line(self, text: str) -> None:
         """Writes `text` as one line to the log, with the time, and to the terminal.
 
-        What is not printable becomes an escape: a name from a file cannot forge a line.
+        Characters that are not printable become escapes, so a file name cannot forge a line.
         """
-        self._say(printable(text), time.strftime("%H:%M:%S "))
+        self._emit(printable(text), time.strftime("%H:%M:%S "))
 
     def block(self, text: str) -> None:
-        """Writes `text`, several lines of our own, to the log and the terminal."""
-        self._say(text)
+        """Writes `text`, several lines that need no escapes, to the log and the terminal."""
+        self._emit(text)
 
     def check(self) -> None:
         """Raises `RunError` if a part of the log could not be written."""
         if self._file and self._unwritten:
             raise RunError(f"the log could not be written to {self.path}; free the disk")
 
-    def _say(self, text: str, time: str = "") -> None:
+    def _emit(self, text: str, prefix: str = "") -> None:
         if not self.quiet:
             self._print(text, sys.stdout)
-            self._write(f"{time}{text}\n")
+            self._write(f"{prefix}{text}\n")
 
     def _print(self, text: str, stream: TextIO) -> None:
         # A closed terminal, a closed pipe or a full disk does not end the run.
@@ -66,7 +65,7 @@ class RunLog:
             tqdm.write(text, stream)
 
     def _write(self, text: str) -> None:
-        """Writes what is left of earlier texts, then `text`. Warns once if the disk is full."""
+        """Writes the unwritten text, then `text`. Warns once if the disk is full."""
         self._unwritten += text.encode(errors="backslashreplace")
         try:
             while self._file and self._unwritten:
@@ -96,15 +95,12 @@ class RunLog:
             self._file.close()
 
 
-def say(text: str) -> None:
-    """Prints `text` as one line; what is not printable becomes an escape."""
+def print_line(text: str) -> None:
+    """Prints `text` as one line. Characters that are not printable become escapes."""
     print(printable(text))
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that bear on the figures of a run."""
-    packages = ("torch", "torchvision", "numpy", "albumentations", "scikit-learn")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+say = print_line
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Several processes as one run, under torchrun: order of work, errors, sums and means."""
+"""One run in several processes, under torchrun: order of work, errors, signals, exchanges."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cifarnet.core.commandline import print_error, run_command
+from cifarnet.core.command import print_error, run_command
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.launch import Ranks, launched_ranks
@@ -22,9 +22,9 @@ from cifarnet.core.signals import Interrupted, Signals
 
 T = TypeVar("T")
 
-START_TIMEOUT = timedelta(minutes=30)  # until all ranks have started: file systems can be slow
-EXCHANGE_TIMEOUT = timedelta(seconds=50)  # after which a missing rank counts as hanging
-SIGN_OF_LIFE = 0.5  # seconds from one to the next
+START_TIMEOUT = timedelta(minutes=30)  # for the start of all ranks: file systems can be slow
+EXCHANGE_TIMEOUT = timedelta(seconds=50)  # after it a missing rank counts as hanging
+HEARTBEAT = 0.5  # seconds from one to the next
 
 
 class LostContactError(RunError):
@@ -32,9 +32,9 @@ class LostContactError(RunError):
 
 
 class Group:
-    """The ranks of one run: who works first, and who prints an error.
+    """The ranks of one run: which one works first, and which one prints an error.
 
-    `store` is torchrun's, shared by all ranks. A single process needs none, and never waits.
+    `store` is torchrun's, shared by all ranks. A single process needs none and never waits.
     """
 
     def __init__(self, ranks: Ranks, store: dist.Store | None = None) -> None:
@@ -54,49 +54,49 @@ class Group:
             world_size=ranks.world_size,
             timeout=EXCHANGE_TIMEOUT,
         )
-        self._wait_for_all(lambda: None)  # else one that fails now disturbs those still connecting
+        self._wait_for_all(lambda: None)  # a rank that fails now would disturb those that connect
 
     def first_only(self, work: Callable[[], None]) -> None:
-        """Runs `work` on the first rank; returns when it is done."""
+        """Runs `work` on rank 0. Returns when it is done."""
         self._wait_for_all(work if self.ranks.rank == 0 else lambda: None)
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Runs `work` on the first rank, then on one rank of each other machine, then on the rest.
+        """Runs `work` on rank 0, then on one rank of each other machine, then on the others.
 
-        So a machine downloads once, and machines can share a disk. Returns when all are done.
+        So each machine downloads once, and machines can share a disk. Returns when all are done.
         """
-        mine = 0 if self.ranks.rank == 0 else 1 if self.ranks.local_rank == 0 else 2
+        own_turn = 0 if self.ranks.rank == 0 else 1 if self.ranks.local_rank == 0 else 2
         for turn in range(3):
-            if turn == mine:
+            if turn == own_turn:
                 result = self._wait_for_all(work)
             else:
                 self._wait_for_all(lambda: None)
         return result
 
     def _wait_for_all(self, work: Callable[[], T]) -> T:
-        """Runs `work`, without exchanges, and waits until all ranks are done with theirs.
+        """Runs `work`, which exchanges nothing, and waits until all ranks have finished theirs.
 
-        Work may take long: meanwhile a thread exchanges signs of life, which time out if a rank
-        hangs. Signals are noticed, as the main thread does not wait inside torch.
+        The work may take long. Meanwhile a thread exchanges heartbeats, which time out if a rank
+        hangs. The main thread does not wait inside torch, so signals are handled.
         """
         if self.ranks.world_size == 1:
             return work()
         done, over = threading.Event(), threading.Event()
 
-        def live() -> None:
+        def beat() -> None:
             all_done = torch.tensor(0)
             while not all_done:
-                all_done.fill_(done.wait(SIGN_OF_LIFE))
+                all_done.fill_(done.wait(HEARTBEAT))
                 if over.is_set():
                     return
                 dist.all_reduce(all_done, dist.ReduceOp.MIN)
 
         with ThreadPoolExecutor(1) as pool, self.contact():
-            life = pool.submit(live)
+            heartbeats = pool.submit(beat)
             try:
                 result = work()
                 done.set()
-                life.result()
+                heartbeats.result()
             finally:
                 over.set()
         return result
@@ -112,35 +112,35 @@ class Group:
             lost = LostContactError(
                 "lost contact with another rank: it ended, hangs, or its machine is gone"
             )
-            self.tell(lost)  # now: torchrun is about to stop this rank
+            self.report(lost)  # now: torchrun is about to stop this rank
             raise lost from None
 
-    def tell(self, problem: UserError) -> None:
-        """Prints one line on stderr, unless another rank has printed the cause or the same."""
-        if self._is_news(problem):
+    def report(self, problem: UserError) -> None:
+        """Prints `problem` in one line, unless another rank has printed it, or its cause."""
+        if self._is_first(problem):
             print_error(type(problem)(f"rank {self.ranks.rank}: {problem}"))
 
-    def _is_news(self, problem: UserError) -> bool:
+    def _is_first(self, problem: UserError) -> bool:
         try:
             count = self._store.add("errors", 1)
-            if not isinstance(problem, LostContactError):  # the cause of those
+            if not isinstance(problem, LostContactError):  # other errors cause those
                 count = self._store.add(f"error: {problem}", 1)
-        except RuntimeError:  # the store's machine is gone
+        except RuntimeError:  # the machine of the store is gone
             return True
         return count == 1
 
 
 def _is_lost_contact(problem: RuntimeError) -> bool:
-    """Whether torch raised `problem` because of another rank: gloo has no error class."""
+    """Whether torch raised `problem` because of another rank. gloo has no error class."""
     text = str(problem)
     return isinstance(problem, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
 def run_on_ranks(command: Callable[[Group], None]) -> int:
-    """Runs `command` as one of torchrun's ranks, or alone; returns `run_command`'s exit code.
+    """Runs `command` as one of torchrun's ranks, or alone. Returns the exit code of `run_command`.
 
-    A rank that ends early ends the others: at once where it was killed or failed, after
-    `EXCHANGE_TIMEOUT` where it hangs. One rank prints why.
+    A rank that is killed or fails ends the others at once, one that hangs after `EXCHANGE_TIMEOUT`.
+    One rank prints why.
     """
     ranks = launched_ranks()
     if ranks.world_size == 1:
@@ -149,7 +149,7 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
         store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
     except dist.DistError:
         return print_error(LostContactError("torchrun cannot be reached; check MASTER_ADDR"))
-    # torchrun keeps its store: restarted ranks must not read what the former ones wrote
+    # torchrun keeps its store. Restarted ranks must not read what the former ones wrote.
     group = Group(ranks, dist.PrefixStore(f"attempt {ranks.attempt}", store))
 
     def run() -> None:
@@ -159,13 +159,13 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
 
     code = 1
     try:
-        code = run_command(run, group.tell, patient=True)
+        code = run_command(run, group.report, patient=True)
     except Exception as bug:  # its traceback follows
-        group.tell(RunError(f"{type(bug).__name__}: {bug}"))
+        group.report(RunError(f"{type(bug).__name__}: {bug}"))
         raise
     finally:
-        # Disconnect after the error is printed: the others notice at once. gloo left connected
-        # can abort Python's exit (SIGABRT); NCCL would wait for ranks that are gone.
+        # Disconnect after the error is printed, because the others notice at once. gloo can abort
+        # Python's exit (SIGABRT) if it stays connected. NCCL would wait for ranks that are gone.
         if dist.is_initialized() and (code == 0 or not torch.cuda.is_available()):
             dist.destroy_process_group()
     return code
@@ -174,8 +174,8 @@ def run_on_ranks(command: Callable[[Group], None]) -> int:
 def agreed_check(signals: Signals, runtime: Runtime) -> Callable[[], None]:
     """`signals.check` for several ranks: raises `Interrupted` on all of them at the same call.
 
-    All ranks must call it equally often. On CUDA only every 50th call asks the other ranks:
-    asking makes the host wait, and the device would run out of work.
+    All ranks must call it equally often. On CUDA only every 50th call asks the other ranks, because
+    the host waits for the answer and the device would run out of work.
     """
     if runtime.world_size == 1:
         return signals.check
@@ -191,17 +191,20 @@ def agreed_check(signals: Signals, runtime: Runtime) -> Callable[[], None]:
     return check
 
 
-def from_first_rank(make: Callable[[], T], runtime: Runtime) -> T:
-    """Calls `make` on the first rank and returns its result on all ranks."""
+def broadcast_from_rank0(make: Callable[[], T], runtime: Runtime) -> T:
+    """Calls `make` on rank 0 and returns its result on all ranks."""
     if runtime.world_size == 1:
         return make()
-    made = [make() if runtime.rank == 0 else None]
-    dist.broadcast_object_list(made)
-    return made[0]
+    results = [make() if runtime.rank == 0 else None]
+    dist.broadcast_object_list(results)
+    return results[0]
+
+
+from_first_rank = broadcast_from_rank0
 
 
 def gathered(part: T, runtime: Runtime) -> list[T]:
-    """The `part` of each rank, in the order of ranks."""
+    """The `part` of each rank, in the order of the ranks."""
     parts = [part] * runtime.world_size
     if runtime.world_size > 1:
         dist.all_gather_object(parts, part)
@@ -214,8 +217,8 @@ def sum_over_ranks(numbers: list[float], runtime: Runtime) -> list[float]:
 
 
 def earliest_over_ranks(step: int, runtime: Runtime) -> int:
-    """The lowest `step` of all ranks; -1 stands for none."""
-    return min((found for found in gathered(step, runtime) if found >= 0), default=-1)
+    """The lowest `step` of all ranks; -1 means none."""
+    return min((value for value in gathered(step, runtime) if value >= 0), default=-1)
 
 
 @torch.no_grad()
@@ -239,7 +242,7 @@ def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
     if runtime.world_size == 1:
         return model
     devices = None if runtime.device.type == "cpu" else [runtime.device.index]
-    # raised for weights that end in sides of length 1, where strides mean nothing
+    # torch warns of weights whose last sides have length 1. Strides mean nothing there.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers
@@ -258,6 +261,6 @@ def micro_batches(
     for place, part in enumerate(
         zip(images.tensor_split(count), labels.tensor_split(count), strict=True), 1
     ):
-        stays = place < count and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if stays else contextlib.nullcontext():
+        skips = place < count and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if skips else contextlib.nullcontext():
             yield part

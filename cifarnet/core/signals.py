@@ -20,12 +20,12 @@ class Signals:
     """A `with` block in which SIGINT and SIGTERM raise `Interrupted`.
 
     They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
-    process at once. Python drops what is raised inside a destructor: then the next `check()` or the
-    end of the block raises it again.
+    process at once. Python drops an exception inside a destructor. Then the next `check()`, or the
+    end of the block, raises it again.
 
-    With `patient` further signals are ignored, also after the block has ended by `Interrupted`:
-    torchrun can pass on a signal that the process already got, and that one would change the exit
-    code. A process that does not end is killed by torchrun.
+    With `patient`, further signals are ignored, also after the block has ended by `Interrupted`.
+    torchrun can pass on a signal that the process already received, which would change the exit
+    code. torchrun kills a process that does not end.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -56,20 +56,20 @@ class Signals:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
-        # Data loader workers get the signal too; torch's SIGCHLD handler raises when they end.
-        # SIG_DFL would not do: Python complains if it is set while a SIGCHLD waits to be handled.
+        # Data loader workers receive the signal too, and torch's SIGCHLD handler raises when they
+        # end. Python complains if SIG_DFL is set while a SIGCHLD is pending, so set a function.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         if not self._deferred:
             raise Interrupted(signum)
 
     def _on_dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
-        """Python's hook for what was raised where nothing can catch it: a stop is not printed."""
+        """Python's hook for exceptions that nothing can catch. Does not print `Interrupted`."""
         if not isinstance(dropped.exc_value, Interrupted):
             self._former_hook(dropped)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside this block a signal raises only at `check()`; the end of the block checks too."""
+        """Inside this block a signal raises only at `check()`. The end of the block checks too."""
         self._deferred = True
         try:
             yield
@@ -79,7 +79,7 @@ class Signals:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside this block, within `deferred()`, a signal raises at once: nothing is half done."""
+        """Inside this block, within `deferred()`, a signal raises at once."""
         self._deferred = False
         try:
             self.check()
@@ -88,6 +88,6 @@ class Signals:
             self._deferred = True
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal has come."""
+        """Raises `Interrupted` if a signal was received."""
         if self.received:
             raise Interrupted(self.received)

@@ -1,15 +1,11 @@
 """Pages and cards from Jinja templates: one set-up for all of them."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the functions below import it: a run without a page does without
-    import jinja2
+import jinja2
 
 
 def read_template(
@@ -22,8 +18,6 @@ def read_template(
     A name that is not given is an error. `escape`: values become plain text in HTML. Its filters
     are `filters`, and `sha256`: the name of an inline script or style in a content security policy.
     """
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([path.parent, path.parents[1]]),
         autoescape=escape,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cifarnet.core.commandline import check_package
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import write_atomically
+from cifarnet.core.packages import check_package
 from cifarnet.inference.classifier import Classifier
 from cifarnet.networks.fast import use_plain_forms
 

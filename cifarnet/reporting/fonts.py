@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cifarnet.core.errors import printable
-from cifarnet.core.log import say
+from cifarnet.core.log import print_line
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 
@@ -33,7 +33,7 @@ def drawable(text: str) -> str:
 @functools.cache
 def warn_of_missing_letters() -> None:
     """Prints once that figures show escapes."""
-    say(
+    print_line(
         "warning: no installed font has some letters of these names, so the figures show their "
         "numbers (\\uXXXX); install a font that has them, such as Noto"
     )

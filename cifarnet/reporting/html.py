@@ -13,7 +13,8 @@ import numpy as np
 
 from cifarnet.checkpoints.history import Row
 from cifarnet.core.files import write_atomically
-from cifarnet.core.log import clock, versions
+from cifarnet.core.log import clock
+from cifarnet.core.packages import versions
 from cifarnet.core.templates import read_template
 from cifarnet.reporting.charts import epoch_words, thinned, training_charts
 from cifarnet.reporting.metrics import Report

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifarnet.core.commandline import Parser, path_argument, run_command
+from cifarnet.core.arguments import Parser, path_argument
+from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, did_you_mean
 from cifarnet.settings import FLAGS, GROUPS, Settings
 from cifarnet.settings.evaluation import TTA
