@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from support.snapshots import make_snapshot
+
+from cifarnet.checkpoints.folder import find_best, find_newest, move_aside, prune
+from cifarnet.checkpoints.paths import BEST, LAST, numbered
+from cifarnet.checkpoints.snapshots import pack
+from cifarnet.core.errors import UserError
+
+
+def save(path: Path, epoch: int, **changes) -> None:
+    path.write_bytes(pack(make_snapshot(epoch, **changes)))
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def of_another_user(monkeypatch):
+    """`of_another_user(name)`: files of this name cannot be opened, as root too."""
+
+    def hide(name: str) -> None:
+        plain = Path.open
+
+        def refuse(path: Path, *arguments):
+            if path.name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return plain(path, *arguments)
+
+        monkeypatch.setattr(Path, "open", refuse)
+
+    return hide
+
+
+def test_the_newest_numbered_ones_are_kept(tmp_path):
+    for epoch in (9998, 9999, 10000, 10001):
+        numbered(tmp_path, epoch).touch()
+    others = [BEST, LAST, "snapshot_epoch_old.pth"]
+    for name in others:
+        (tmp_path / name).touch()
+    prune(tmp_path, 0)
+    assert len(names(tmp_path)) == 7
+    prune(tmp_path, 2)
+    kept = ["snapshot_epoch_10000.pth", "snapshot_epoch_10001.pth"]
+    assert names(tmp_path) == sorted(others + kept)
+
+
+# --- the newest ---
+
+
+def test_the_newest_intact_snapshot_is_found(tmp_path):
+    assert find_newest(tmp_path) == (None, [])
+    for epoch in (5, 10, 15):
+        save(numbered(tmp_path, epoch), epoch)
+    save(tmp_path / LAST, 17)
+    assert find_newest(tmp_path) == (tmp_path / LAST, [])
+    (tmp_path / LAST).write_bytes(b"damaged")
+    numbered(tmp_path, 15).write_bytes(b"damaged")
+    newest, passed_over = find_newest(tmp_path)
+    assert newest == numbered(tmp_path, 10)
+    assert [LAST in why or "0015" in why for why in passed_over] == [True, True]
+
+
+def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):
+    save(tmp_path / BEST, 12)
+    save(numbered(tmp_path, 10), 10)
+    assert find_newest(tmp_path) == (numbered(tmp_path, 10), [])
+    numbered(tmp_path, 10).write_bytes(b"damaged")
+    newest, passed_over = find_newest(tmp_path)
+    assert (newest, len(passed_over)) == (tmp_path / BEST, 2)
+    numbered(tmp_path, 10).unlink()
+    newest, (why,) = find_newest(tmp_path)
+    assert newest == tmp_path / BEST
+    assert f"{LAST} and numbered snapshots" in why
+
+
+@pytest.mark.parametrize("name", [LAST, "snapshot_epoch_0005.pth", BEST])
+def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, of_another_user, name):
+    """A run that took an older one would move this one aside, or write over it."""
+    save(tmp_path / name, 5)
+    save(numbered(tmp_path, 4), 4)
+    if name == BEST:
+        numbered(tmp_path, 4).unlink()
+    of_another_user(name)
+    for search in (
+        lambda: find_newest(tmp_path),
+        lambda: find_best(tmp_path / LAST, tmp_path, 5, "first"),
+    ):
+        with pytest.raises(UserError, match=rf"{name} cannot be read \(Permission denied"):
+            search()
+    before = names(tmp_path)
+    if name != "snapshot_epoch_0005.pth":  # its name tells its epoch
+        with pytest.raises(UserError, match=rf"{name} cannot be read"):
+            move_aside(tmp_path, 4)
+    assert names(tmp_path) == before
+
+
+# --- the best ---
+
+
+def test_the_best_of_a_run_is_found_by_its_id_and_epoch(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+
+    def best(epoch: int, source: Path = old / LAST) -> Path | None:
+        return find_best(source, new, epoch, "first")
+
+    assert best(7) is None
+    save(old / BEST, 7)
+    assert best(6) is None
+    assert best(7) == old / BEST
+    save(new / BEST, 7, run_id="other")
+    assert best(7) == old / BEST
+    (new / BEST).write_bytes(b"damaged")
+    assert best(7) == old / BEST
+    save(new / BEST, 7)
+    assert best(7) == new / BEST
+    save(numbered(old, 9), 9)
+    assert best(9, numbered(old, 9)) == numbered(old, 9)
+    save(numbered(old, 5), 5)
+    assert best(5) == numbered(old, 5)
+
+
+# --- earlier runs ---
+
+
+def test_a_new_run_moves_all_snapshots_of_an_older_one(tmp_path):
+    for path in (numbered(tmp_path, 5), tmp_path / BEST):
+        save(path, 5)
+    (tmp_path / LAST).write_bytes(b"damaged")
+    (tmp_path / "mine.pth").write_text("not of a run")
+    folder = move_aside(tmp_path, 0)
+    assert names(folder) == [BEST, LAST, "snapshot_epoch_0005.pth"]
+    assert names(tmp_path) == [folder.name, "mine.pth"]
+    assert move_aside(tmp_path, 0) is None
+    save(tmp_path / LAST, 5)
+    assert move_aside(tmp_path, 0) != folder  # within the same second
+
+
+def test_going_back_moves_what_came_later(tmp_path):
+    for epoch in (5, 10, 15):
+        save(numbered(tmp_path, epoch), epoch)
+    save(tmp_path / LAST, 15)
+    save(tmp_path / BEST, 7)
+    assert names(move_aside(tmp_path, 10, 7)) == [LAST, "snapshot_epoch_0015.pth"]
+    assert names(tmp_path)[1:] == [BEST, "snapshot_epoch_0005.pth", "snapshot_epoch_0010.pth"]
+    assert names(move_aside(tmp_path, 10, 6)) == [BEST]
