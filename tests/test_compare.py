@@ -106,24 +106,22 @@ def test_a_comparison_is_replaced_but_nothing_else(compared, tmp_path, out):
     assert (code, len(err)) == (2, 1)
 
 
-def damaged(run: Path, pattern: str) -> Path:
-    next(run.glob(pattern)).write_bytes(b"{")
-    return run
-
-
 @pytest.mark.parametrize(
-    ("breaks", "words"),
+    ("name", "words"),
     [
-        (lambda run: damaged(run, "plots_complete/metrics.json"), "is not a metrics.json"),
-        (lambda run: damaged(run, "log/*.run.json"), "is not a run.json"),
-        (lambda run: damaged(run, "log/*.csv"), "lacks the columns epoch"),
-        (lambda run: next(run.glob("log/*.log")).rename(run / "x.pth"), "x.pth"),
-        (lambda run: run / "missing", "does not exist"),
-        (lambda run: ROOT / "README.md", "no run is named"),
+        ("damaged", "is not a metrics.json"),
+        ("damaged/log/a.pth", "a.pth"),
+        ("missing", "missing does not exist"),
+        ("empty", "empty holds no run"),
+        (ROOT / "README.md", "no run is named"),
     ],
 )
-def test_bad_input_is_one_line(compared, tmp_path, breaks, words):
-    code, _, err = compared(breaks(leave_run(tmp_path / "run")))
+def test_bad_input_is_one_line(compared, tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    run = leave_run(tmp_path / "damaged")
+    (run / "log" / "a.pth").write_bytes(b"nothing")
+    (run / "plots_complete" / "metrics.json").write_text("{")
+    code, _, err = compared(name)
     assert code == 2
     assert err[-1].startswith("error: ") and words in err[-1]
     assert len(err) == 1 + (words == "no run is named")

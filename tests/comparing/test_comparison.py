@@ -42,18 +42,3 @@ def test_seeds_become_mean_deviation_and_count(tmp_path):
     assert float(seeds["top1_deviation"]) == pytest.approx(statistics.stdev((0.60, 0.64, 0.68)))
     assert seeds["seed"] == "1, 2, 3"
     assert "64.00% ± 4.00%" in as_text(comparison, 120)
-
-
-@pytest.mark.parametrize("width", [40, 80, 1000])
-def test_text_fits_into_its_width_in_blocks(tmp_path, width):
-    runs = [
-        leave_run(tmp_path / "one", lr=0.1, epochs=9, batch_size=20, momentum=0.8),
-        leave_run(tmp_path / "日本", lr=0.2, epochs=8, batch_size=30, momentum=0.7),
-    ]
-    comparison = compared(*runs)
-    blocks = as_text(comparison, width).split("\n\n")
-    assert (len(blocks) == 1) == (width == 1000)
-    for block in blocks:
-        lines = block.splitlines()
-        assert [line.split()[0] for line in lines] == ["run", "one", "日本"]
-        assert all(len(line) <= width for line in lines)

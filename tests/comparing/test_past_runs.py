@@ -149,12 +149,3 @@ def test_a_report_alone_is_a_run_too(tmp_path):
     (found,) = runs_of(run / "plots_complete")
     assert (found.top1, found.settings["lr"], found.record.dataset) == (0.6, 0.2, "bars")
     assert found.predictions
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("missing", "does not exist"), ("empty", "holds no run")]
-)
-def test_what_is_no_run_is_refused(tmp_path, name, words):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=words):
-        read_runs([str(tmp_path / name)])

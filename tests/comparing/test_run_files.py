@@ -3,13 +3,8 @@ import json
 import pytest
 from support.runs import leave_run
 
-from cifarnet.comparing.run_files import read_history, read_record, read_table
+from cifarnet.comparing.run_files import read_history, read_record
 from cifarnet.core.errors import UserError
-
-
-def edited(path, **keys):
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
-    return path
 
 
 @pytest.fixture
@@ -17,15 +12,16 @@ def record(tmp_path):
     return next(leave_run(tmp_path / "run").glob("log/*.run.json"))
 
 
+def edited(path, **keys):
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    return path
+
+
 def test_a_record_holds_what_a_comparison_shows(record):
-    edited(record, settings={"lr": 0.2, "flag_of_another_version": 1})
-    run = read_record(record)
+    run = read_record(edited(record, settings={"lr": 0.2, "flag_of_another_version": 1}))
     assert (run.run_id, run.settings) == ("run", {"lr": 0.2})
     assert (run.machine, run.dataset, run.test_images) == ("cpu (a machine)", "bars", 40)
     assert (run.parameters, run.epochs_done, run.top1) == (1234, 3, 0.6)
-
-
-def test_facts_that_are_not_known_are_none(record):
     run = read_record(edited(record, device=None, dataset=None, model=None, figures=None))
     assert (run.machine, run.dataset, run.parameters, run.top1) == (None,) * 4
 
@@ -33,12 +29,8 @@ def test_facts_that_are_not_known_are_none(record):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"format": 2},
-        {"settings": None},
-        {"device": "cpu"},
-        {"model": {"parameters": "many"}},
-        {"figures": {"last": [1]}},
-        {"epochs_done": None},
+        *({"format": 2}, {"settings": None}, {"device": "cpu"}, {"epochs_done": None}),
+        *({"model": {"parameters": "many"}}, {"figures": {"last": [1]}}),
     ],
     ids=str,
 )
@@ -47,9 +39,9 @@ def test_another_record_is_refused(record, keys):
         read_record(edited(record, **keys))
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 10_000, "{}", "\udcff"])
-def test_a_damaged_record_is_refused(record, text):
-    record.write_bytes(text.encode(errors="surrogateescape"))
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 10_000, b"{}", b"\xff"])
+def test_a_damaged_record_is_refused(record, content):
+    record.write_bytes(content)
     with pytest.raises(UserError, match=r"is not a run\.json"):
         read_record(record)
 
@@ -65,19 +57,13 @@ def test_a_history_gives_rows_and_leaves_out_one_that_is_being_written(tmp_path)
 @pytest.mark.parametrize(
     ("former", "new", "words"),
     [
-        ("train_loss", "loss", "lacks the columns train_loss"),
+        (",train_loss", ",loss", "lacks the columns train_loss"),
         ("\n2,", "\ntwo,", "is not a history .*'two'"),
-        ("\n2,0.5,", "\n2,,", "is not a history"),
+        ("\n2,0.5,", "\n2,,", "is not a history"),  # a learning rate is always known
     ],
 )
 def test_another_history_is_refused(tmp_path, former, new, words):
     path = next(leave_run(tmp_path / "run").glob("log/*.csv"))
-    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
     path.write_text(path.read_text().replace(former, new))
     with pytest.raises(UserError, match=words):
         read_history(path)
-
-
-def test_a_missing_table_is_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        read_table(tmp_path / "missing.csv", ())
