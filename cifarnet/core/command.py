@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from cifarnet.core.errors import UserError, machine_errors
 from cifarnet.core.signals import Signals
@@ -33,6 +34,14 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
 
 
+def discard_output(stream: TextIO) -> None:
+    """Sends what follows, and what is still buffered, to os.devnull.
+
+    Python would flush a closed pipe again at exit, and print a traceback.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def run_command(
     command: Callable[[], None],
     report: Callable[[UserError], object] = print_error,
@@ -47,8 +56,9 @@ def run_command(
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name can hold characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
+            # A name can hold characters that the terminal's encoding lacks. Whoever reads a pipe
+            # sees each line at once.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         with Signals(patient), machine_errors():
             command()
@@ -59,9 +69,7 @@ def run_command(
     except OSError as problem:
         if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # stdout is closed (`| head`) or its disk is full. Python would flush it again at exit
-        # and print a traceback, so connect it to devnull.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)  # closed (`| head`), or on a full disk
         if problem.errno == errno.ENOSPC:
             print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
         return 1

@@ -144,7 +144,8 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
             file = path.open("a+")
         except OSError as problem:
             raise UserError(
-                f"{flag} {directory}: cannot lock it ({problem.strerror}); choose another folder"
+                f"{flag} {directory}: cannot lock it ({path}: {problem.strerror}); "
+                f"{_who_may_remove(path)}choose another folder"
             ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,6 +171,15 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _who_may_remove(path: Path) -> str:
+    """What to do about the lock of another user, in words; empty where its owner is not known."""
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return ""
+    return f"user {owner} may remove that file if no run of theirs is under way, or "
 
 
 def _umask() -> int:

@@ -10,6 +10,7 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
+from cifarnet.core.command import discard_output
 from cifarnet.core.errors import RunError, UserError, printable
 from cifarnet.core.packages import versions  # noqa: F401
 
@@ -61,8 +62,12 @@ class RunLog:
 
     def _print(self, text: str, stream: TextIO) -> None:
         # A closed terminal, a closed pipe or a full disk does not end the run.
-        with contextlib.suppress(OSError):
+        try:
             tqdm.write(text, stream)
+        except BrokenPipeError:  # the reader has ended
+            discard_output(stream)
+        except OSError:
+            pass
 
     def _write(self, text: str) -> None:
         """Writes the unwritten text, then `text`. Warns once if the disk is full."""

@@ -21,7 +21,8 @@ class Signals:
 
     They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
     process at once. Python drops an exception inside a destructor. Then the next `check()`, or the
-    end of the block, raises it again.
+    end of the block, raises it again. A signal that is ignored at the start stays ignored: a shell
+    starts a command with `&` in a script so that Ctrl-C does not end it.
 
     With `patient`, further signals are ignored, also after the block has ended by `Interrupted`.
     torchrun can pass on a signal that the process already received, which would change the exit
@@ -39,6 +40,7 @@ class Signals:
         self._former = {
             signum: signal.signal(signum, self._handle)
             for signum in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(signum) is not signal.SIG_IGN
         }
         return self
 

@@ -125,3 +125,12 @@ def test_a_child_that_ends_with_a_signal_is_not_told_of(monkeypatch):
     finally:
         signal.signal(signal.SIGCHLD, former)
     assert told == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(signum):
+    signal.signal(signum, signal.SIG_IGN)  # the fixture `signal_handlers` undoes it
+    with Signals() as signals:
+        send(signum)
+    assert signals.received == 0
+    assert signal.getsignal(signum) is signal.SIG_IGN
