@@ -1,14 +1,13 @@
 import base64
 import hashlib
 import html
-import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from support.pages import Elements, data_of, words
 from support.reports import ABOUT, make_report
 from support.snapshots import make_row
 
@@ -33,29 +32,6 @@ def page_of(directory, report, official=False, best=None, **known) -> str:
     images = noise(report.images) if pixels is None else pixels
     write_page(report, figures, ReportData(images=images, official=official, **known), directory)
     return (directory / "report.html").read_text(encoding="utf-8")
-
-
-def words(page: str) -> str:
-    """The text of the page as a reader sees it, the spaces made even."""
-    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", body)).split())
-
-
-def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page)[1])
-
-
-class Elements(HTMLParser):
-    """Counts the elements of a page, and keeps its attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.names, self.attributes = [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.names.append(tag)
-        self.attributes += attrs
 
 
 HOSTILE = ("</script><script>alert(1)</script>", "\"q'&<!--", "漢字", "مرحبا", "]]>{{ 7 * 7 }}")
@@ -91,10 +67,9 @@ def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
     ):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert rules[kind] == f"'sha256-{digest}'"
-    attributes = Elements(page).attributes
-    assert not [name for name, _ in attributes if name == "style" or name.startswith("on")]
-    targets = [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
-    assert all(value.startswith(("#", "data:image/")) for value in targets)
+    elements = Elements(page)
+    assert not [n for n, _ in elements.attributes if n == "style" or n.startswith("on")]
+    assert all(address.startswith(("#", "data:image/")) for address in elements.addresses)
     assert "http" not in re.sub(r"http-equiv", "", page)
 
 
