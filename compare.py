@@ -45,7 +45,7 @@ def _compare(argv: Sequence[str]) -> None:
     for flag, begins in (("csv", CSV_BEGINS), ("html", PAGE_BEGINS)):
         if getattr(options, flag) is not None:
             _check_target(Path(getattr(options, flag)), f"--{flag}", begins)
-    runs, passed_over = read_runs(options.runs)
+    runs, passed_over = read_runs(options.runs, _read_snapshots(options.runs))
     for reason in passed_over:
         print(printable(f"passed over: {reason}"), file=sys.stderr)
     if not runs:
@@ -59,6 +59,16 @@ def _compare(argv: Sequence[str]) -> None:
         from cifarnet.comparing.page import comparison_page
 
         _write(Path(options.html), "--html", comparison_page(comparison, PAGE_BEGINS, test))
+
+
+def _read_snapshots(names: Sequence[str]) -> dict[str, PastRun]:
+    """The runs of those `names` that are snapshots."""
+    snapshots = [name for name in names if name.endswith(".pth")]
+    if not snapshots:
+        return {}
+    from cifarnet.comparing.snapshot_runs import run_of_snapshot  # torch takes seconds to import
+
+    return {name: run_of_snapshot(Path(name)) for name in snapshots}
 
 
 def _test(runs: Sequence[PastRun]) -> str:

@@ -1,9 +1,9 @@
-"""Finds past runs by their files: run.json, history, report and snapshot; also a run under way.
+"""Finds past runs by their files: run.json, history and report; also a run under way.
 
-Nothing here needs torch, unless a snapshot is read.
+Nothing here imports torch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,23 @@ class PastRun:
         return images / total if total else None
 
 
-def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
+def read_runs(
+    names: Sequence[str], snapshots: Mapping[str, PastRun] | None = None
+) -> tuple[list[PastRun], list[str]]:
     """The runs that `names` mean, each once, and for each name without a run the reason.
 
-    A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
-    Several logs of one resumed run are one run. Raises `UserError` for what does not exist or
-    cannot be read.
+    A name is a log, a history, a run's folder, a result's folder, a folder of logs, or one of
+    `snapshots`: their runs by name. Several logs of one resumed run are one run. Raises
+    `UserError` for what does not exist or cannot be read.
     """
     runs: dict[Path, PastRun] = {}
     passed_over = []
     for name in names:
         path = Path(name)
-        if path.is_file() and path.suffix not in (".log", ".csv", ".pth"):
+        if snapshots and name in snapshots:
+            runs.setdefault(snapshots[name].source, snapshots[name])
+            continue
+        if path.is_file() and path.suffix not in (".log", ".csv"):
             # a pattern such as results/* matches a README too
             passed_over.append(f"{name} is not a log, history or snapshot")
             continue
@@ -92,8 +97,6 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
 
 def _runs_at(path: Path) -> tuple[list[PastRun], int]:
     """The runs that `path` names, and how many logs in it have no run.json."""
-    if path.suffix == ".pth":
-        return [_from_snapshot(path)], 0
     if path.is_dir():
         return _runs_in(path)
     if not path.is_file():
@@ -191,19 +194,6 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
         predictions=predictions if predictions.is_file() else None,
         predicted_by="" if epoch == last["epoch"] == run.epochs_done else f"epoch {epoch}",
     )
-
-
-def _from_snapshot(path: Path) -> PastRun:
-    from cifarnet.checkpoints.snapshots import read_snapshot  # torch takes seconds to import
-
-    snapshot = read_snapshot(path)
-    origin = snapshot.model.origin
-    record = RunRecord(
-        settings=snapshot.settings.flags,
-        dataset=origin.dataset,
-        parameters=snapshot.model.parameters,
-    )
-    return PastRun(path.stem, path.resolve(), snapshot.state.history, record)
 
 
 def _newest_parts(runs: Iterable[PastRun]) -> list[PastRun]:

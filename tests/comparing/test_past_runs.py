@@ -9,13 +9,15 @@ from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.snapshots import pack, write_snapshot
 from cifarnet.comparing.past_runs import read_runs
+from cifarnet.comparing.snapshot_runs import run_of_snapshot
 from cifarnet.core.errors import UserError
 
 SECOND = "training_complete_20260102-000000"
 
 
 def runs_of(*names):
-    runs, passed_over = read_runs([str(name) for name in names])
+    snapshots = {str(name): run_of_snapshot(name) for name in names if name.suffix == ".pth"}
+    runs, passed_over = read_runs([str(name) for name in names], snapshots)
     assert passed_over == []
     return runs
 
