@@ -1,26 +1,20 @@
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
+import platform
 
 import pytest
 import torch
 
 from cifarnet.core import device as device_module
-from cifarnet.core.device import available_cores, init_process
+from cifarnet.core.device import _pick_device, init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks
-from cifarnet.settings import Settings
 from cifarnet.settings.precision import PrecisionSettings
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_seed_decides_the_initial_draws():
     draws = []
     for seed in (1, 1, 2):
-        init_process(PrecisionSettings(device="cpu", seed=seed))
+        init_process(PrecisionSettings(device="cpu"), seed)
         draws.append(torch.rand(3))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
@@ -41,9 +35,9 @@ def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
         lambda including_emulation=True: native or including_emulation,
     )
     cuda = torch.device("cuda")
-    assert device_module._pick_amp_dtype(Settings.from_flags(amp=True), cuda) is dtype
+    assert device_module._pick_amp_dtype(PrecisionSettings(amp=True), cuda) is dtype
     for name, wanted in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        settings = Settings.from_flags(amp=True, amp_dtype=name)
+        settings = PrecisionSettings(amp=True, amp_dtype=name)
         assert device_module._pick_amp_dtype(settings, cuda) is wanted
 
 
@@ -56,40 +50,19 @@ def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
     ],
 )
 def test_device_and_precision_in_words(device, dtype, words):
-    here = init_process(PrecisionSettings(device="cpu"))
-    there = dataclasses.replace(here, device=torch.device(device), amp_dtype=dtype)
-    assert there.computed_on == words
+    cpu = init_process(PrecisionSettings(device="cpu"))
+    runtime = dataclasses.replace(cpu, device=torch.device(device), amp_dtype=dtype)
+    assert runtime.computed_on == words
 
 
-def test_a_device_that_is_not_there(monkeypatch):
+def test_a_device_that_is_not_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"--device cuda is not available here; use .*cpu"):
         init_process(PrecisionSettings(device="cuda"))
 
 
-def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        device_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False
-    )
-    monkeypatch.setattr(device_module, "CGROUP", tmp_path)
-    assert available_cores() == 8
-    for quota, cores in (
-        ("max 100000", 8),
-        ("250000 100000", 2),
-        ("10000 100000", 1),
-        ("nonsense", 8),
-    ):
-        (tmp_path / "cpu.max").write_text(quota)
-        assert available_cores() == cores
-    (tmp_path / "cpu").mkdir()  # cgroups of version 1
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("50000\n")
-    for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-        assert available_cores() == cores
-
-
 @pytest.mark.parametrize(
-    ("asked", "ranks", "threads"),
+    ("limit", "ranks", "threads"),
     [
         ("1", ALONE, 1), ("3", ALONE, 3), ("64", ALONE, 8), ("2,4", ALONE, 2), ("", ALONE, 8),
         ("0", ALONE, 8), ("many", ALONE, 8),
@@ -97,10 +70,10 @@ def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
         ("2", Ranks(0, 2, 0, 2), 2),
     ],
 )  # fmt: skip
-def test_no_more_threads_than_omp_num_threads(monkeypatch, asked, ranks, threads):
+def test_no_more_threads_than_omp_num_threads(monkeypatch, limit, ranks, threads):
     monkeypatch.setattr(device_module, "available_cores", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert init_process(PrecisionSettings(device="cpu"), ranks=ranks).threads == threads
 
 
@@ -109,21 +82,29 @@ def test_bf16_without_instructions_is_noticed(monkeypatch):
         return init_process(PrecisionSettings(device="cpu", amp=amp)).emulates_bf16
 
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    monkeypatch.setattr(device_module.platform, "machine", lambda: "x86_64")
-    for there in (True, False):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for native in (True, False):
         for name in names:
-            monkeypatch.setattr(torch.cpu, name, lambda there=there: there)
+            monkeypatch.setattr(torch.cpu, name, lambda native=native: native)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert (emulates(), emulates(amp=False)) == (not there, False)
+        assert (emulates(), emulates(amp=False)) == (not native, False)
     monkeypatch.setattr(torch.cpu, names[0], lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert emulates()
 
 
-def test_bf16_that_the_environment_forbids_is_noticed():
-    code = "from cifarnet.core.device import has_bf16_instructions as has; print(has())"
-    forbidden = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=forbidden, capture_output=True, text=True
-    )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert _pick_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]
+    assert _pick_device("auto", ALONE) == torch.device("cuda")
+    with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
+        _pick_device("cuda", Ranks(2, 3, 2, 3))
+
+
+def test_sync_bn_is_refused_on_the_cpu():
+    with pytest.raises(UserError, match="--sync_bn needs CUDA"):
+        init_process(PrecisionSettings(device="cpu", sync_bn=True))

@@ -1,7 +1,10 @@
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarnet.core.errors import RunError, UserError, did_you_mean, printable
+from cifarnet.core.errors import RunError, UserError, did_you_mean, machine_errors, printable
 
 
 @given(st.text())
@@ -20,3 +23,31 @@ def test_exit_codes():
 def test_the_closest_word_is_suggested_if_one_is_close():
     assert did_you_mean("epohcs", ["epochs", "lr"]) == "did you mean epochs?"
     assert did_you_mean("zzz", ["epochs", "lr"]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 12) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory.",
+    ],
+)
+def test_a_worker_that_died_is_one_line(text):
+    with pytest.raises(RunError, match=r"use --num_workers 0 or .* batched"), machine_errors():
+        raise RuntimeError(text)
+
+
+def test_out_of_memory_is_one_line():
+    def on_a_device():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for fill in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
+        with (
+            pytest.raises(RunError, match=r"^out of memory; lower --batch_size, "),
+            machine_errors(),
+        ):
+            fill()
+    with pytest.raises(RuntimeError, match="shape"), machine_errors():
+        torch.zeros(3).view(2)

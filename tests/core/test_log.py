@@ -41,7 +41,7 @@ def test_the_log_is_readable_while_it_is_written(tmp_path, capsys):
 
 
 def test_the_log_says_how_a_run_ended(tmp_path):
-    for problem, said in (
+    for problem, ending in (
         (UserError("too bad"), "error: too bad\n"),
         (KeyboardInterrupt(), ""),
         (ValueError("a bug"), "Traceback .*ValueError: a bug\n"),
@@ -49,18 +49,18 @@ def test_the_log_says_how_a_run_ended(tmp_path):
         with pytest.raises(type(problem)), RunLog() as log:
             log.open(tmp_path)
             raise problem
-        assert re.fullmatch(said, log.path.read_text(), re.DOTALL)
+        assert re.fullmatch(ending, log.path.read_text(), re.DOTALL)
 
 
 def test_a_request_refused_early_leaves_no_log(tmp_path):
     with pytest.raises(UserError), RunLog() as log:
-        log.line("said early")
+        log.line("an early line")
         raise UserError("too bad")
     assert not list(tmp_path.iterdir())
     with RunLog() as log:
-        log.line("said early")
+        log.line("an early line")
         log.open(tmp_path)
-    assert log.path.read_text().endswith("said early\n")
+    assert log.path.read_text().endswith("an early line\n")
 
 
 def test_a_quiet_log_says_nothing(capsys):
@@ -105,7 +105,7 @@ def test_a_name_forges_no_line(text):
 
 
 def test_no_log_can_be_made(tmp_path):
-    with pytest.raises(RunError, match="no log can be made"), RunLog() as log:
+    with pytest.raises(RunError, match="cannot create a log"), RunLog() as log:
         log.open(tmp_path / "missing")
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-import started_ranks as jobs
 import torch
 import torch.distributed as dist
+from support import started_ranks as jobs
 from torch import nn
 
-from cifarnet.core.device import _pick_device, available_cores, init_process
+from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
-from cifarnet.core.launch import ALONE, Ranks, launched_ranks
+from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.ranks import (
     Group,
     LostContactError,
@@ -24,19 +24,7 @@ from cifarnet.core.ranks import (
     run_on_ranks,
 )
 from cifarnet.core.signals import Interrupted, Signals
-from cifarnet.settings import Settings
 from cifarnet.settings.precision import PrecisionSettings
-
-TORCHRUN = {
-    "TORCHELASTIC_RUN_ID": "x",
-    "TORCHELASTIC_RESTART_COUNT": "3",
-    "RANK": "5",
-    "WORLD_SIZE": "6",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "2",
-    "GROUP_RANK": "2",
-}
-
 
 LOST = "lost contact with another rank: it ended, hangs, or its machine is gone"
 
@@ -83,10 +71,10 @@ def test_data_is_fetched_once_a_machine_and_disks_may_be_shared(started):
 def test_exchanges(started):
     ranks = started(jobs.exchanges)
     assert ranks.end() == [0] * 3, ranks.output
-    found = [json.loads(line) for line in ranks.output.splitlines()]
-    assert found == [
+    results = [json.loads(line) for line in ranks.output.splitlines()]
+    assert results == [
         {
-            "made": "made by 0", "gathered": [0, 1, 2], "sums": [3.0, 3], "earliest": 4,
+            "broadcast": "made by 0", "gathered": [0, 1, 2], "sums": [3.0, 3], "earliest": 4,
             "none": -1, "means": [1.0] * 6, "whole": 0,
         }
     ] * 3  # fmt: skip
@@ -137,7 +125,7 @@ def test_one_rank_fails_and_one_line_says_why(started, job, codes, expected):
     assert bug or len(ranks.output.splitlines()) == 1, ranks.output
 
 
-def test_an_error_that_all_find_is_told_once_and_others_each(started):
+def test_an_error_that_all_find_is_reported_once_and_others_each(started):
     ranks = started(jobs.all_find_errors)
     assert ranks.end() == [2, 2, 2]
     same, other = sorted(ranks.output.splitlines(), key=lambda line: "disk" in line)
@@ -181,12 +169,12 @@ def test_only_what_torch_raises_about_other_ranks_is_a_lost_contact(capsys):
     assert capsys.readouterr().err == f"error: rank 1: {LOST}\n"
 
 
-def test_errors_are_told_without_a_store_too(capsys):
+def test_errors_are_reported_without_a_store_too(capsys):
     class Gone:
         def add(self, *args):
             raise RuntimeError("Broken pipe")
 
-    Group(Ranks(1, 2, 1, 2), Gone()).tell(UserError("--lr 0"))
+    Group(Ranks(1, 2, 1, 2), Gone()).report(UserError("--lr 0"))
     assert capsys.readouterr().err == "error: rank 1: --lr 0\n"
 
 
@@ -234,26 +222,6 @@ def test_on_cuda_ranks_ask_each_other_every_50th_step(monkeypatch):
     assert len(asked) == 2
 
 
-# --- the place of a process ---
-
-
-def test_torchruns_environment(monkeypatch):
-    assert launched_ranks() == ALONE
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    ranks = launched_ranks()
-    assert ranks == Ranks(
-        rank=5, world_size=6, local_rank=1, local_world_size=2, machine=2, attempt=3
-    )
-    assert ranks.launcher == "torchrun ..."
-    assert replace(ranks, local_world_size=6).launcher == "torchrun --nproc_per_node=6"
-    with pytest.raises(UserError, match="without torchrun"):
-        init_process(PrecisionSettings(device="cpu"))
-    runtime = init_process(PrecisionSettings(device="cpu"), ranks=ranks)
-    assert (runtime.rank, runtime.world_size) == (5, 6)
-    assert runtime.threads == max(1, available_cores() // 2)
-
-
 def test_torchrun_out_of_reach_is_one_line(monkeypatch, capsys):
     def refuse(*arguments, **settings):
         raise dist.DistNetworkError("The client socket has failed to connect")
@@ -262,32 +230,3 @@ def test_torchrun_out_of_reach_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("cifarnet.core.ranks.launched_ranks", lambda: Ranks(1, 2, 1, 2))
     assert run_on_ranks(lambda group: None) == 1
     assert capsys.readouterr().err == "error: torchrun cannot be reached; check MASTER_ADDR\n"
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused():
-    Settings.from_flags(batch_size=24, accumulate=4).check_parts(3)
-    with pytest.raises(
-        UserError, match=r"size 32 cannot be divided evenly by 3 processes; .* of 3, such as 30"
-    ):
-        Settings.from_flags(batch_size=32).check_parts(3)
-    with pytest.raises(UserError, match=r"3 processes and --accumulate 4; .* of 12, such as 12"):
-        Settings.from_flags(batch_size=20, accumulate=4).check_parts(3)
-    with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
-        Settings.from_flags(batch_size=2).check_parts(3)
-
-
-def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert _pick_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
-    assert chosen == [torch.device("cuda", 1)]
-    assert _pick_device("auto", ALONE) == torch.device("cuda")
-    with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
-        _pick_device("cuda", Ranks(2, 3, 2, 3))
-
-
-def test_sync_bn_is_refused_on_the_cpu():
-    with pytest.raises(UserError, match="--sync_bn needs CUDA"):
-        init_process(PrecisionSettings(device="cpu", sync_bn=True))

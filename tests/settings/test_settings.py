@@ -1,13 +1,9 @@
-import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cifarnet.augment.policy import build_policy
 from cifarnet.core.errors import UserError
 from cifarnet.settings import FLAGS, Settings, changed_settings, settings_from_dict, without_effect
-from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.flags import Interval
 from cifarnet.settings.parser import read_recipe
 
@@ -15,9 +11,8 @@ from cifarnet.settings.parser import read_recipe
 def test_the_published_recipe_is_the_default():
     settings = Settings()
     published = {
-        "eval_batch_size": 512, "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
+        "epochs": 250, "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9,
         "min_lr": 1e-6, "warmup_epochs": 0, "amp": False, "max_grad_norm": 1.0,
-        "dropouts": (0.05, 0.1, 0.1, 0.02), "smoothing": 0.1,
         "plot_training": True, "plot_evaluation": True, "plot_freq": 50, "save_best": False,
         "select": "last", "snapshot_freq": 5, "resume": None, "num_workers": None,
         "device": "auto", "seed": 42, "deterministic": False,
@@ -25,6 +20,9 @@ def test_the_published_recipe_is_the_default():
         "amp_dtype": "auto",
     }  # fmt: skip
     assert {name: settings.flags[name] for name in published} == published
+    assert settings.training.eval_batch_size == 512
+    assert settings.training.smoothing == 0.1
+    assert settings.network.dropouts == (0.05, 0.1, 0.1, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +44,15 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     }
     spelled_out = recipes["published"]
     unset = {"affine_p": None, "hole_p": None, "jitter_p": None, "label_smoothing": None}
-    assert replace(spelled_out, **unset) == Settings.from_flags(amp=True, batch_size=512)
-    assert build_policy(spelled_out) == build_policy(AugmentationSettings())
-    assert spelled_out.smoothing == Settings().training.smoothing
+    assert spelled_out.replace(**unset) == Settings.from_flags(amp=True, batch_size=512)
+    default = Settings()
+    assert spelled_out.augmentation.probabilities == default.augmentation.probabilities
+    assert spelled_out.training.smoothing == default.training.smoothing
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
-        for needed in filter(None, (recipe.init, recipe.teacher)):
-            its = recipes[Path(needed).parent.name.removeprefix("snapshots_")]
-            assert Path(its.snapshot_dir) / "last.pth" == Path(needed)
+        for needed in filter(None, (recipe.training.init, recipe.training.teacher)):
+            trains_it = recipes[Path(needed).parent.name.removeprefix("snapshots_")]
+            assert Path(trains_it.output.snapshot_dir) / "last.pth" == Path(needed)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +103,6 @@ def test_settings_survive_a_snapshot():
     )
 
 
-def test_a_snapshot_from_before_the_flag_pad_keeps_its_probabilities():
-    former = {"augment": "full", "augment_p": None, "hole_p": 0.3}
-    expected = {"affine_p": 0.5, "hole_p": 0.3, "jitter_p": 0.5}
-    assert settings_from_dict(former).augmentation.probabilities == expected
-    assert settings_from_dict(former | {"pad": 4, "augment_p": 0.2}).augment_p == 0.2
-
-
 @pytest.mark.parametrize(
     "values", [{"epochs": "3"}, {"amp": 1}, {"lr": None}, {"seed": True}, {"data_dir": 3}]
 )
@@ -131,9 +123,7 @@ def test_intervals(text, inside, outside):
 def test_what_a_resumed_run_may_change():
     before = Settings.from_flags(epochs=10)
     assert changed_settings(before, before) == ([], [])
-    now = dataclasses.replace(
-        before, num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True
-    )
+    now = before.replace(num_workers=2, plot_dir="p", keep_snapshots=3, epochs=12, lr=0.2, amp=True)
     allowed, forbidden = changed_settings(before, now)
     assert allowed == [
         "num_workers None -> 2",
@@ -293,3 +283,15 @@ def test_a_hue_beyond_half_a_turn_is_refused():
     Settings.from_flags(jitter="0.2,0.2,0.2,0.5")
     with pytest.raises(UserError, match=r"hue moves by 0\.5 turns at most"):
         Settings.from_flags(jitter="0.2,0.2,0.2,0.6")
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    Settings.from_flags(batch_size=24, accumulate=4).check_parts(3)
+    with pytest.raises(
+        UserError, match=r"size 32 cannot be divided evenly by 3 processes; .* of 3, such as 30"
+    ):
+        Settings.from_flags(batch_size=32).check_parts(3)
+    with pytest.raises(UserError, match=r"3 processes and --accumulate 4; .* of 12, such as 12"):
+        Settings.from_flags(batch_size=20, accumulate=4).check_parts(3)
+    with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
+        Settings.from_flags(batch_size=2).check_parts(3)

@@ -93,7 +93,7 @@ def _live(job: Callable[[Group], None], environment: dict, output: Path) -> None
     sys.exit(ranks.run_on_ranks(job))
 
 
-def _say(text: object) -> None:
+def _print(text: object) -> None:
     os.write(1, f"{text}\n".encode())  # one line, whole, at once
 
 
@@ -107,24 +107,24 @@ def _runtime(group: Group) -> Runtime:
 
 def takes_turns(group: Group) -> None:
     rank = group.ranks.rank
-    group.first_only(lambda: _say(f"first {rank}"))
+    group.first_only(lambda: _print(f"first {rank}"))
 
     def work() -> str:
         time.sleep(0.05)
-        _say(f"turn of {rank}")
+        _print(f"turn of {rank}")
         return f"work of {rank}"
 
     assert group.in_turn(work) == f"work of {rank}"
-    _say("all are through")
-    group.first_only(lambda: _say(f"last {rank}"))
+    _print("all are through")
+    group.first_only(lambda: _print(f"last {rank}"))
 
 
 def exchanges(group: Group) -> None:
     runtime, rank = _runtime(group), group.ranks.rank
     floats, whole = torch.full((2, 3), float(rank)), torch.tensor(rank)
     ranks.average_over_ranks([floats, whole, torch.tensor(10.0 * rank)], runtime)
-    found = {
-        "made": ranks.from_first_rank(lambda: f"made by {rank}", runtime),
+    results = {
+        "broadcast": ranks.broadcast_from_rank0(lambda: f"made by {rank}", runtime),
         "gathered": gathered(rank, runtime),
         "sums": ranks.sum_over_ranks([1.0, rank], runtime),
         "earliest": ranks.earliest_over_ranks([-1, 7, 4][rank], runtime),
@@ -132,7 +132,7 @@ def exchanges(group: Group) -> None:
         "means": floats.flatten().tolist(),
         "whole": whole.item() - rank,
     }
-    _say(json.dumps(found))
+    _print(json.dumps(results))
 
 
 def starts_late(group: Group) -> None:
@@ -203,7 +203,7 @@ def loses_the_first_at_work(group: Group, signum: int) -> None:
     try:
         group.first_only(work)
     except LostContactError:
-        _say(f"a last word of rank {group.ranks.rank}")
+        _print(f"a last word of rank {group.ranks.rank}")
         raise
 
 
@@ -224,16 +224,16 @@ def steps_until_a_signal(group: Group) -> None:
             try:
                 check()
             except KeyboardInterrupt:
-                _say(f"stopped at step {step}")
+                _print(f"stopped at step {step}")
                 raise
             if step == 5:
-                _say("at work")
+                _print("at work")
 
 
 def waits_for_the_first(group: Group) -> None:
-    _say("at work")
+    _print("at work")
     try:
         group.in_turn(lambda: time.sleep(60))
     finally:
         time.sleep(0.1)
-        _say("tidied up")
+        _print("tidied up")

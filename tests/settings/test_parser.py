@@ -1,21 +1,13 @@
 import dataclasses
-import io
 import math
-import os
 import re
-import subprocess
-import sys
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cifarnet.core.commandline import print_error, run_command
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import UserError
 from cifarnet.settings import FLAGS, GROUPS, Settings, settings_from_dict
 from cifarnet.settings.flags import value_type
 from cifarnet.settings.parser import build_parser, flags_of, flags_table, given_flags
@@ -25,24 +17,6 @@ ROOT = Path(__file__).parents[2]
 
 def parse(*argv):
     return Settings.from_flags(**given_flags(argv, "a test"))
-
-
-# --- imports ---
-
-
-@pytest.mark.parametrize(
-    "module", ["errors", "settings", "commandline", "launch", "signals", "files", "log"]
-)
-def test_what_runs_before_the_flags_are_read_imports_nothing_slow(module):
-    code = (
-        f"import cifarnet.core.{module}, sys; "
-        "print({'torch', 'torchvision', 'numpy', 'PIL', 'sklearn', 'albumentations', 'matplotlib'} "
-        "& set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"
 
 
 # --- the parser ---
@@ -76,25 +50,11 @@ def test_a_wrong_request_is_one_line_that_names_what_is_wrong(argv):
     assert caught.value.exit_code == 2
 
 
-def test_a_misspelt_flag_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"did you mean --epochs\?"):
-        parse("--epohcs", "3")
-    with pytest.raises(UserError, match="see --help"):
-        parse("--epochs", "three")
-
-
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
 def test_every_switch_has_both_forms(name):
     assert parse(f"--{name}").flags[name] is True
     assert parse(f"--no-{name}").flags[name] is False
     assert parse(f"--{name}", f"--no-{name}").flags[name] is False  # the last one wins
-
-
-@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
-def test_a_switch_takes_no_value(name):
-    for word in (f"--{name}=true", f"--{name}=", f"--no-{name}=1"):
-        with pytest.raises(UserError, match=rf"^--{name} takes no value; "):
-            parse(word)
 
 
 def test_every_path_flag_knows_the_home_directory(monkeypatch, recipe):
@@ -108,7 +68,7 @@ def test_every_path_flag_knows_the_home_directory(monkeypatch, recipe):
         changed = {settings.flags[name] for name in paths}
         assert "/home/me/x.png" in changed
         assert not any(str(value).startswith("~") for value in changed)
-    assert parse("--dataset_name", "~").dataset_name == "~"
+    assert parse("--dataset_name", "~").data.dataset_name == "~"
 
 
 def test_help_shows_every_flag_in_its_group_with_its_default(capsys):
@@ -135,12 +95,12 @@ def test_a_parser_of_a_few_flags(capsys):
 def test_the_documentation_shows_the_flags_as_they_are():
     page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
     markers = (
-        "<!-- flags: made by `python -m cifarnet.core.commandline` -->",
+        "<!-- flags: made by `python -m cifarnet.settings.parser` -->",
         "<!-- end of flags -->",
     )
     shown = page.partition(markers[0] + "\n")[2].partition("\n" + markers[1])[0]
     assert shown == flags_table(), (
-        "put the output of `python -m cifarnet.core.commandline` into docs/flags.md"
+        "put the output of `python -m cifarnet.settings.parser` into docs/flags.md"
     )
 
 
@@ -208,98 +168,6 @@ def test_what_a_recipe_names_can_be_switched_off(recipe):
     assert parse("--recipe", "off") == Settings()
     settings = parse("--recipe", recipe('teacher = "off"\ninit = "b.pth"\n'))
     assert (settings.training.teacher, settings.training.init) == (None, "b.pth")
-
-
-# --- how a command runs ---
-
-
-def test_a_terminal_of_few_characters_is_no_bug(monkeypatch):
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert run_command(lambda: print("ünï")) == 0
-    terminal.flush()
-    assert terminal.buffer.getvalue() == b"\\xfcn\\xef\n"
-
-
-def test_exit_codes(capsys):
-    def fail(problem):
-        raise problem
-
-    assert run_command(lambda: None) == 0
-    assert run_command(lambda: fail(UserError("no"))) == 2
-    assert run_command(lambda: fail(RunError("no"))) == 1
-    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "error: no\n" * 2
-    with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
-        run_command(lambda: 1 / 0)
-
-
-def test_an_error_is_printed_in_one_line_with_its_exit_code(capsys):
-    assert (print_error(UserError("a\nb")), print_error(RunError("c"))) == (2, 1)
-    assert capsys.readouterr() == ("", "error: a\\nb\nerror: c\n")
-
-
-def test_an_error_is_one_write_so_that_lines_of_ranks_stay_apart(monkeypatch):
-    written = []
-    stream = types.SimpleNamespace(write=written.append, flush=lambda: None)
-    monkeypatch.setattr(sys, "stderr", stream)
-    print_error(UserError("a"))
-    assert list(filter(None, written)) == ["error: a\n"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "DataLoader worker (pid 12) is killed by signal: Killed. ",
-        "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
-        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
-        "dataloader's workers are out of shared memory.",
-    ],
-)
-def test_a_worker_that_died_is_one_line(capsys, text):
-    def fail():
-        raise RuntimeError(text)
-
-    assert run_command(fail) == 1
-    line = r"error: the processes that augment .*; use --num_workers 0 or .* batched\n"
-    assert re.fullmatch(line, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_lead_nowhere_and_files_do_not_take_their_numbers(tmp_path, closed):
-    code = (
-        "import os, pathlib, sys\n"
-        "from cifarnet.core.commandline import run_command\n"
-        "from cifarnet.core.errors import RunError\n"
-        "def work():\n"
-        "    with open('made', 'w') as file:\n"
-        "        assert file.fileno() > 2\n"
-        "        print('said'); print('said', file=sys.stderr); os.write(1, b'x')\n"
-        "        assert sys.stdin.read() == ''\n"
-        "        file.write('kept')\n"
-        "    raise RunError('too bad')\n"
-        "sys.exit(run_command(work))\n"
-    )
-    done = subprocess.run(
-        f'"$PYTHON" -c "$CODE" {closed}', shell=True, cwd=tmp_path, stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHON": sys.executable, "CODE": code, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert (tmp_path / "made").read_text() == "kept"
-    assert done.stderr == ("" if "2>" in closed else "said\nerror: too bad\n")
-
-
-def test_out_of_memory_is_one_line(capsys):
-    def on_a_device():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    for fill in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
-        assert run_command(fill) == 1
-        printed = capsys.readouterr().err
-        assert re.fullmatch(r"error: out of memory; lower --batch_size, .*\n", printed)
-    with pytest.raises(RuntimeError, match="shape"):
-        run_command(lambda: torch.zeros(3).view(2))
 
 
 # --- any settings, any command line ---

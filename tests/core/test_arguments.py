@@ -1,0 +1,33 @@
+import argparse
+
+import pytest
+
+from cifarnet.core.arguments import Parser, path_argument
+from cifarnet.core.errors import UserError
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction)
+    return parser
+
+
+def test_a_misspelt_flag_is_answered_with_the_closest(parser):
+    with pytest.raises(UserError, match=r"did you mean --epochs\?"):
+        parser.parse_args(["--epohcs", "3"])
+    with pytest.raises(UserError, match="see --help"):
+        parser.parse_args(["--epochs", "three"])
+
+
+@pytest.mark.parametrize("word", ["--amp=true", "--amp=", "--no-amp=1"])
+def test_a_switch_takes_no_value(parser, word):
+    with pytest.raises(UserError, match=r"^--amp takes no value; "):
+        parser.parse_args([word])
+
+
+def test_a_path_knows_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = ("~/a", "./a", "a~")
+    assert [path_argument(path) for path in paths] == ["/home/me/a", "./a", "a~"]

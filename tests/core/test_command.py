@@ -1,0 +1,72 @@
+import io
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from cifarnet.core.command import print_error, run_command
+from cifarnet.core.errors import RunError, UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_terminal_of_few_characters_is_no_bug(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run_command(lambda: print("ünï")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"\\xfcn\\xef\n"
+
+
+def test_exit_codes(capsys):
+    def fail(problem):
+        raise problem
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: fail(UserError("no"))) == 2
+    assert run_command(lambda: fail(RunError("no"))) == 1
+    assert run_command(lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "error: no\n" * 2
+    with pytest.raises(ZeroDivisionError):  # a bug stays a traceback
+        run_command(lambda: 1 / 0)
+
+
+def test_an_error_is_printed_in_one_line_with_its_exit_code(capsys):
+    assert (print_error(UserError("a\nb")), print_error(RunError("c"))) == (2, 1)
+    assert capsys.readouterr() == ("", "error: a\\nb\nerror: c\n")
+
+
+def test_an_error_is_one_write_so_that_lines_of_ranks_stay_apart(monkeypatch):
+    written = []
+    stream = types.SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr", stream)
+    print_error(UserError("a"))
+    assert list(filter(None, written)) == ["error: a\n"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere_and_files_do_not_take_their_numbers(tmp_path, closed):
+    code = (
+        "import os, pathlib, sys\n"
+        "from cifarnet.core.command import run_command\n"
+        "from cifarnet.core.errors import RunError\n"
+        "def work():\n"
+        "    with open('made', 'w') as file:\n"
+        "        assert file.fileno() > 2\n"
+        "        print('said'); print('said', file=sys.stderr); os.write(1, b'x')\n"
+        "        assert sys.stdin.read() == ''\n"
+        "        file.write('kept')\n"
+        "    raise RunError('too bad')\n"
+        "sys.exit(run_command(work))\n"
+    )
+    done = subprocess.run(
+        f'"$PYTHON" -c "$CODE" {closed}', shell=True, cwd=tmp_path, stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHON": sys.executable, "CODE": code, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert (tmp_path / "made").read_text() == "kept"
+    assert done.stderr == ("" if "2>" in closed else "said\nerror: too bad\n")
