@@ -23,7 +23,7 @@ RECORD = ".run.json"  # stands in place of a log's .log
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says of a run, as far as a comparison needs it. None: not known."""
+    """The part of a run.json that a comparison needs. None: not known."""
 
     run_id: str | None = None
     started: str | None = None  # in ISO 8601

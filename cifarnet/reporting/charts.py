@@ -132,7 +132,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def whole(value: float) -> str:
-    """A whole number in words; empty for others."""
+    """The text of a whole number; empty for a fraction."""
     return f"{value:g}" if value == int(value) else ""
 
 

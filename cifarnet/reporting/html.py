@@ -51,7 +51,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the page shows beside the report. The page leaves out what is not known.
+    """What the page shows beside the report. Unknown parts are left out.
 
     `augmented` uint8 [R,V,3,S,S] holds R training images, each followed by augmented versions.
     `files` are what the run left in other folders.
@@ -67,7 +67,7 @@ class ReportData:
 
 
 def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
-    """Writes report.html into `directory`. `figures` is what metrics.json says. Raises `OSError`.
+    """Writes report.html into `directory`. `figures` is the content of metrics.json. Raises `OSError`.
 
     The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
     """

@@ -41,7 +41,7 @@ def write_report(
     """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
     `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
-    there are such. Returns what metrics.json says.
+    there are such. Returns the content of metrics.json.
     """
     figures = {
         name: value for name, value in vars(report).items() if name not in ("table", "predictions")
