@@ -13,6 +13,7 @@ from torch import nn
 
 from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.errors import UserError
+from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.classifier import (
     Augmented,
@@ -199,6 +200,17 @@ def test_a_network_gets_normalised_images():
     assert classifier.members == [classifier]
     torch.testing.assert_close(classifier.logits(pixels), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(classifier(pixels), expected.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_logits_are_those_of_the_batches_of_a_run_bit_for_bit(amp):
+    """A run evaluates its network on batches that are normalised outside of it."""
+    model = small_model(amp)
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    normalised = Normalise(model.mean, model.std, torch.device("cpu"))(pixels)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        assert torch.equal(TorchClassifier(model).logits(pixels), model.build()(normalised))
 
 
 def test_weights_of_another_network_are_refused():
