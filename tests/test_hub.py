@@ -6,14 +6,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from support.snapshots import make_trained
 
-ROOT = Path(__file__).parent.parent
+import hubconf
+from cifarnet.checkpoints.trained import write_weights
+from cifarnet.inference.classifier import Classifier
+from cifarnet.networks.build import build_model
+from cifarnet.settings.network import NetworkSettings
+
+ROOT = Path(__file__).parents[1]
+SMALL = NetworkSettings(width=0.1)
+PIXELS = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).byte()
 
 CALLER = """
 import pickle, sys, torch
 import data
 {before}
-network = torch.hub.load({clone!r}, "cifarnet", {pretrained}source="local")
+loaded = torch.hub.load({clone!r}, {entry!r}, {pretrained}source="local")
 import model
 assert (model.OWN, data.OWN) == (1, 2), "the caller's own files"
 assert {clone!r} not in sys.path
@@ -21,46 +31,71 @@ assert {clone!r} not in sys.path
 """
 
 
-def call(folder: Path, clone: Path, pretrained: str, before: str, use: str) -> None:
+def call(
+    folder: Path, clone: Path, entry: str, pretrained: str, use: str, before: str = ""
+) -> None:
     """Runs a program in `folder`, which has a model.py and a data.py of its own."""
     (folder / "model.py").write_text("OWN = 1")
     (folder / "data.py").write_text("OWN = 2")
-    given = f"pretrained={pretrained!r}, " if pretrained else ""
-    code = CALLER.format(clone=str(clone), pretrained=given, before=before, use=use)
-    (folder / "caller.py").write_text(code)
+    argument = f"pretrained={pretrained!r}, " if pretrained else ""
+    names = {"clone": str(clone), "entry": entry, "pretrained": argument}
+    (folder / "caller.py").write_text(CALLER.format(before=before, use=use, **names))
     run = subprocess.run(
         [sys.executable, "-W", "error", "caller.py"], cwd=folder, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("before", ["", "import model"], ids=["alone", "beside its own model"])
-def test_a_trained_network_by_its_name(trained, tmp_path, before):
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """The project with one result, `mine`: a network of random weights."""
     clone = tmp_path / "clone"
     (clone / "results" / "mine").mkdir(parents=True)
-    (clone / "results" / "mine" / "weights.safetensors").write_bytes(trained.weights.read_bytes())
-    for name in ("hubconf.py", "model.py"):
-        shutil.copy(ROOT / name, clone)
+    shutil.copy(ROOT / "hubconf.py", clone)
     shutil.copytree(
         ROOT / "cifarnet", clone / "cifarnet", ignore=shutil.ignore_patterns("__pycache__")
     )
-    picture = next(trained.tree.glob("test/disc/*.png"))
-    call(
-        tmp_path, clone, "mine", before,
-        f"from PIL import Image\n"
-        f"assert network.classes == ('bar', 'disc', 'star')\n"
-        f"assert not network.training\n"
-        f"seen = network(network.normalise(Image.open({str(picture)!r})))\n"
-        f"assert network.classes[seen.argmax()] == 'disc'\n"
-        f"again = pickle.loads(pickle.dumps(network))\n"
-        f"assert torch.equal(again(torch.ones(1, 3, 32, 32)), network(torch.ones(1, 3, 32, 32)))",
-    )  # fmt: skip
+    torch.manual_seed(0)
+    model = make_trained(build_model(SMALL, 2).state_dict(), network=SMALL, classes=("a", "b"))
+    write_weights(model, clone / "results" / "mine" / "weights.safetensors")
+    return clone
+
+
+@pytest.mark.parametrize("before", ["", "import model"], ids=["alone", "beside its own model"])
+def test_the_entry_cifarnet_is_a_network(clone, tmp_path, before):
+    network = hubconf.cifarnet(str(clone / "results" / "mine" / "weights.safetensors"))
+    assert not isinstance(network, Classifier)
+    torch.save((PIXELS, network(network.normalise(PIXELS))), tmp_path / "expected.pt")
+    use = (
+        "assert loaded.classes == ('a', 'b')\n"
+        "assert not loaded.training\n"
+        "pixels, expected = torch.load('expected.pt')\n"
+        "for network in (loaded, pickle.loads(pickle.dumps(loaded))):\n"
+        "    torch.testing.assert_close(network(network.normalise(pixels)), expected)\n"
+    )
+    call(tmp_path, clone, "cifarnet", "mine", use, before)
+
+
+def test_the_entry_classifier_is_a_classifier(clone, tmp_path):
+    name = str(clone / "results" / "mine" / "weights.safetensors")
+    both = hubconf.classifier(f"{name},{name}", tta="flip")
+    assert isinstance(both, Classifier)
+    assert (both.classes, both.tta, len(both.members)) == (("a", "b"), "flip", 2)
+    network = hubconf.cifarnet(name)
+    expected = network(network.normalise(PIXELS)).softmax(1)
+    torch.testing.assert_close(hubconf.classifier(name)(PIXELS), expected)
+    use = (
+        "pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)\n"
+        "torch.testing.assert_close(loaded(pixels).sum(1), torch.ones(2))\n"
+        "assert torch.equal(pickle.loads(pickle.dumps(loaded))(pixels), loaded(pixels))\n"
+    )
+    call(tmp_path, clone, "classifier", "mine", use)
 
 
 def test_a_fresh_network(tmp_path):
-    call(
-        tmp_path, ROOT, "", "",
-        "assert network.training\n"
-        "assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)\n"
-        "assert sum(p.numel() for p in network.parameters()) == 174_762",
-    )  # fmt: skip
+    use = (
+        "assert loaded.training\n"
+        "assert loaded(torch.zeros(2, 3, 32, 32)).shape == (2, 10)\n"
+        "assert sum(p.numel() for p in loaded.parameters()) == 174_762"
+    )
+    call(tmp_path, ROOT, "cifarnet", "", use)
