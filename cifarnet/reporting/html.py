@@ -67,7 +67,7 @@ class ReportData:
 
 
 def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
-    """Writes report.html into `directory`. `figures` is the content of metrics.json. Raises `OSError`.
+    """Writes report.html into `directory`; `figures` are those of metrics.json. Raises `OSError`.
 
     The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
     """
