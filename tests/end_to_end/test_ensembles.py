@@ -3,32 +3,33 @@
 import dataclasses
 import hashlib
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cifarnet.checkpoints.weights import read_weights, write_weights
 from PIL import Image
 from support.outputs import figures
 
 import hubconf
+from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.trained import fingerprint, write_weights
 
 
 @pytest.fixture
 def other(trained, tmp_path) -> str:
-    """A network for the same pictures with other weights; its path holds a comma."""
-    held = read_weights(str(trained.weights))
+    """A network for the same pictures with other weights; there is a comma in its path."""
+    model = load_trained(str(trained.weights))
     noise = torch.Generator().manual_seed(0)
-    head = held.model["head.weight"]
-    head = head + 0.2 * torch.randn(head.shape, generator=noise)
-    changed = dataclasses.replace(held, model=held.model | {"head.weight": head}, epoch=7)
-    write_weights(changed, tmp_path / "a,b.safetensors")
+    head = model.weights["head.weight"]
+    weights = model.weights | {"head.weight": head + 0.2 * torch.randn(head.shape, generator=noise)}
+    origin = dataclasses.replace(model.origin, epoch=7)
+    changes = {"weights": weights, "origin": origin, "sha256": fingerprint(weights)}
+    write_weights(dataclasses.replace(model, **changes), tmp_path / "a,b.safetensors")
     return "a,b.safetensors"
 
 
-def told(done) -> list[dict[str, float]]:
+def shares_of(done) -> list[dict[str, float]]:
     assert (done.code, done.err) == (0, "")
     rows = [json.loads(line)["predictions"] for line in done.out.splitlines()]
     return [{guess["class"]: guess["probability"] for guess in row} for row in rows]
@@ -54,7 +55,7 @@ def test_an_ensemble_and_mirror_images_average_the_probabilities(command, traine
     pictures = sorted(trained.tree.glob("test/*/*.png"))
 
     def shares(pretrained, *rest):
-        return told(command("predict", "--json", "--pretrained", pretrained, *rest))
+        return shares_of(command("predict", "--json", "--pretrained", pretrained, *rest))
 
     one, two = shares(trained.weights, *pictures), shares(other, *pictures)
     both = f"{trained.snapshot},{other}"
@@ -71,15 +72,14 @@ def test_an_ensemble_and_mirror_images_average_the_probabilities(command, traine
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": ["bar", "star", "disc"]}, "has disc as class 2, odd.safetensors star"),
+        ({"classes": ("bar", "star", "disc")}, "has disc as class 2, odd.safetensors star"),
         ({"image_size": 48}, "takes images of 32 pixels, odd.safetensors of 48"),
     ],
     ids=["classes", "size"],
 )
 def test_networks_that_do_not_fit_together_are_one_line(command, trained, name, change, words):
-    held = read_weights(str(trained.weights))
-    fields = {"config": held.config | change} if "image_size" in change else change
-    write_weights(dataclasses.replace(held, **fields), Path("odd.safetensors"))
+    model = dataclasses.replace(load_trained(str(trained.weights)), **change)
+    write_weights(model, Path("odd.safetensors"))
     what = {
         "predict": [next(trained.tree.glob("test/*/*.png"))],
         "evaluate": ["--dataset", "folder", "--data_dir", trained.tree],
@@ -174,13 +174,9 @@ def test_a_report_with_augmentation_does_not_replace_the_one_without(command, tr
 # --- torch.hub ---
 
 
-def test_the_hub_has_ensembles_too(trained):
-    network = hubconf.cifarnet(pretrained=f"{trained.weights},{trained.weights}", tta="flip")
-    assert network.classes == ("bar", "disc", "star")
+@torch.inference_mode()
+def test_the_hub_has_ensembles_too(trained, other):
+    both = hubconf.classifier(f"{trained.weights},{other}", tta="flip")
     with Image.open(next(trained.tree.glob("test/disc/*.png"))) as picture:
-        pixels = network.normalise(picture)
-    with torch.inference_mode():
-        assert network.classes[network(pixels).argmax()] == "disc"
-        assert torch.equal(pickle.loads(pickle.dumps(network))(pixels), network(pixels))
-    with pytest.raises(Exception, match="tta is for trained networks; name one"):
-        hubconf.cifarnet(tta="flip")
+        probabilities = both(both.pixels(picture))
+    assert both.classes[probabilities.argmax()] == "disc"

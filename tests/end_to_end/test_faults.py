@@ -7,19 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from support.commands import QUICK
+from support.outputs import snapshot
 from support.pictures import draw_tree
 
 from cifarnet.augment.per_image import PerImageEngine
-from cifarnet.checkpoints import weights
-from cifarnet.checkpoints.snapshots import load, pack
 from cifarnet.core import device, log
 
 ROOT = Path(__file__).parents[2]
@@ -104,14 +99,20 @@ def test_a_log_disk_that_is_full_throughout_ends_with_1(command, monkeypatch):
     assert Path("snapshots_complete/last.pth").exists()
 
 
-@pytest.mark.parametrize("flag", ["--snapshot", "--pretrained"])
-@pytest.mark.parametrize("name", ["evaluate", "export", "predict"])
-def test_a_command_knows_the_home_directory(command, tmp_path, monkeypatch, name, flag):
-    if (name, flag) == ("predict", "--snapshot"):
-        return
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("evaluate", "--snapshot=~/x.pth"),
+        ("evaluate", "--pretrained=~/x.pth"),
+        ("export", "--snapshot=~/x.pth"),
+        ("export", "--pretrained=~/x.pth"),
+        ("predict", "--pretrained=~/x.pth", "a.png"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_knows_the_home_directory(command, tmp_path, monkeypatch, request_):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    given = ["a.png"] if name == "predict" else []
-    assert f"{tmp_path}/me/x.pth" in command(name, f"{flag}=~/x.pth", *given).err
+    assert f"{tmp_path}/me/x.pth" in command(*request_).err
 
 
 # --- workers ---
@@ -215,15 +216,15 @@ def test_a_signal_while_torch_is_imported_leaves_no_traceback(tmp_path, monkeypa
 # --- a CPU without bf16 instructions ---
 
 
-def settings_of_last() -> dict:
-    return load(Path("snapshots_complete/last.pth")).config
+def origin_of_last() -> dict:
+    return snapshot("last.pth")["origin"]
 
 
 def test_bf16_without_instructions(command, monkeypatch):
     """Presets and inherited settings give way; flags count; a resumed run stays as it was."""
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     done = command("run_complete_training", *SHORT)
-    assert (done.code, settings_of_last()["amp"]) == (0, True)
+    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, True)
     evaluated = ("--snapshot", "snapshots_complete/last.pth", "--no-plot_evaluation")
     assert "float32" not in command("evaluate", *evaluated).out
 
@@ -234,136 +235,17 @@ def test_bf16_without_instructions(command, monkeypatch):
     assert "warning: --amp takes many times longer" in done.out
     more = ("--epochs", "2", "--resume", "auto")
     done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, settings_of_last()["amp"]) == (0, True)
+    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, True)
     assert done.out.count("warning: --amp takes many times longer") == 1
 
     done = command("run_complete_training", *SHORT)
     assert "in float32 instead of --amp: without bf16 instructions" in done.out
-    kept = settings_of_last()
-    assert (kept["amp"], kept["computed_on"]) == (False, "cpu in float32")
+    origin = origin_of_last()
+    assert (origin["settings"]["amp"], origin["computed_on"]) == (False, "cpu in float32")
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, settings_of_last()["amp"]) == (0, False)
+    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, False)
     assert "in float32 instead of --amp: the run to go on with has none" in done.out
-
-
-# --- snapshots and weights that somebody made ---
-
-
-def spoilt(state, how: str):
-    """`state` as no run writes it."""
-    first = next(iter(state.model))
-    value = state.model[first]
-    changed = {
-        "not finite": value * float("nan"),
-        "expanded": torch.ones(1).expand(value.shape),
-        "sparse": value.to_sparse(),
-        "text": "weights",
-        "complex": value.to(torch.complex64),
-        "of other shape": value[:1],
-    }
-    if how in changed:
-        return replace(state, model=state.model | {first: changed[how]})
-    prefix = {"of DataParallel": "module."}[how]
-    return replace(state, model={prefix + name: value for name, value in state.model.items()})
-
-
-def uses_of(path: Path, tree: Path) -> list[tuple]:
-    """The command lines that take the weights or the snapshot `path`."""
-    picture = next(tree.glob("test/*/*.png"))
-    data = ("--dataset", "folder", "--data_dir", tree)
-    uses = [
-        ("predict", "--pretrained", path, picture),
-        ("evaluate", "--pretrained", path, *data),
-        ("export", "--pretrained", path),
-        ("main", *SHORT, *data, "--batch_size", "6", "--teacher", path),
-        ("main", *SHORT, *data, "--batch_size", "6", "--init", path),
-    ]
-    if path.suffix == ".pth":
-        uses.append(("export", "--snapshot", path))
-        uses.append(("main", "--resume", path, "--resume_override", "--epochs", "9"))
-    return uses
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["not finite", "expanded", "sparse", "text", "complex", "of other shape", "of DataParallel"],
-)
-def test_wrong_weights_in_a_snapshot_are_one_line_for_every_command(
-    command, trained, tmp_path, how
-):
-    path = tmp_path / "crafted.pth"
-    path.write_bytes(pack(spoilt(load(trained.snapshot), how)))
-    for name, *flags in uses_of(path, trained.tree):
-        if "--init" in flags and how in ("of other shape", "complex"):  # the rest of it fits
-            continue
-        assert_one_line(command(name, *flags), 2)
-    assert not list(Path().glob("*.safetensors"))
-
-
-@pytest.mark.parametrize("how", ["not finite", "complex", "of other shape", "of DataParallel"])
-def test_wrong_weights_in_a_file_are_one_line_for_every_command(command, trained, tmp_path, how):
-    with safe_open(trained.weights, "pt") as file:
-        metadata = file.metadata()
-    held = weights.read_weights(str(trained.weights))
-    model = spoilt(held, how).model
-    metadata["sha256"] = f'"{weights._checksum(model, metadata)}"'.replace('""', '"')
-    path = tmp_path / "crafted.safetensors"
-    save_file({name: value.contiguous() for name, value in model.items()}, path, metadata)
-    for name, *flags in uses_of(path, trained.tree):
-        if "--init" in flags and how in ("of other shape", "complex"):  # the rest of it fits
-            continue
-        done = command(name, *flags)
-        assert_one_line(done, 2)
-        assert "checksum" not in done.err
-
-
-ODD_OPTIMIZERS = {
-    "text": {"state": "text", "param_groups": "text"},
-    "nothing": {},
-    "odd groups": {"state": {}, "param_groups": [7]},
-    "an odd momentum": "text",
-    "a sparse momentum": torch.ones(3).to_sparse(),
-    "another's momentum": torch.ones(3),
-    "none": None,
-}
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_an_odd_optimizer_or_random_state_is_one_line(command, optimizer):
-    assert command("main", *SHORT, "--optimizer", optimizer).code == 0
-    state = load(Path("snapshots_complete/last.pth"))
-    momenta = state.optimizer["state"]
-    for name, odd in ODD_OPTIMIZERS.items():
-        changed = odd
-        if not isinstance(odd, dict):
-            changed = state.optimizer | {"state": momenta | {0: dict.fromkeys(momenta[0], odd)}}
-        crafted = pack(replace(state, optimizer=changed))
-        Path("crafted.pth").write_bytes(crafted)
-        done = command("main", "--resume", "crafted.pth", "--epochs", "2", "--snapshot_dir", name)
-        assert_one_line(done, 2, "optimizer")
-    for odd in ({}, {"cpu": torch.ones(3)}, {"cpu": [], "cuda": []}):
-        Path("crafted.pth").write_bytes(pack(replace(state, random_state=odd)))
-        assert_one_line(command("main", "--resume", "crafted.pth", "--epochs", "2"), 2)
-
-
-def test_names_in_a_snapshot_forge_no_line(command, trained, tmp_path):
-    state = load(trained.snapshot)
-    forged = "x\n12:00:00 error: forged \x1b[2J"
-    names = {"teacher": forged, "dataset_name": forged}
-    state = replace(state, dataset=forged, config=state.config | names)
-    path = tmp_path / "crafted.pth"
-    path.write_bytes(pack(state))
-    shown = []
-    for name, *flags in (*uses_of(path, trained.tree), ("evaluate", "--snapshot", path)):
-        done = command(name, *flags)
-        shown.append(done.out + done.err)
-    files = [*Path().rglob("*.log"), *Path().rglob("*.txt")]
-    shown += [file.read_text(encoding="utf-8") for file in files]
-    assert any("forged" in text for text in shown)
-    for text in shown:
-        assert all(line.isprintable() for line in text.splitlines())
-        assert "\n12:00:00 error" not in text
 
 
 # --- waiting ---

@@ -1,0 +1,155 @@
+import dataclasses
+import errno
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from support.snapshots import make_trained
+
+from cifarnet.core.device import init_process
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.inference.classifier import Augmented, Ensemble, SingleModel
+from cifarnet.settings import Settings
+from commands.evaluation import (
+    evaluate_classifier,
+    evaluation_settings,
+    report_data,
+    write_evaluation,
+)
+
+CLASSES = ("red", "green", "blue")
+IMAGES = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+SETTINGS = Settings.from_flags(device="cpu", batch_size=6, augment="none")
+
+
+class MeanColour(SingleModel):
+    """Logits are the channel means, times 1 or -1."""
+
+    def __init__(self, sign: int = 1, source: str = "one.pth") -> None:
+        super().__init__(make_trained(classes=CLASSES, source=source))
+        self.sign = sign
+
+    def logits(self, pixels):
+        return self.sign * pixels.float().mean((2, 3))
+
+
+@pytest.fixture
+def runtime():
+    return init_process(SETTINGS.precision)
+
+
+@pytest.fixture
+def splits() -> Splits:
+    images = ImageSet(IMAGES, torch.arange(20) % 3, CLASSES)
+    return Splits("pictures", images, None, images, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
+
+
+def test_a_report_is_on_all_test_images_whatever_the_batches(splits, runtime):
+    report = evaluate_classifier(MeanColour(), splits, SETTINGS, runtime, {"id": "first"})
+    predicted = IMAGES.double().mean((2, 3)).argmax(1)
+    assert report.images == 20
+    assert report.top1 == pytest.approx(accuracy_score(splits.test.labels, predicted))
+    assert (report.snapshot, report.epoch, report.run) == ("one.pth", 3, {"id": "first"})
+    assert report.parameters == 174_762 - 7 * 385
+    alone = dataclasses.replace(SETTINGS).replace(batch_size=20)
+    assert evaluate_classifier(MeanColour(), splits, alone, runtime).loss == report.loss
+
+
+def test_a_report_names_the_members_and_the_views(splits, runtime):
+    members = [MeanColour(), MeanColour(-1, "two.pth")]
+    report = evaluate_classifier(Augmented(Ensemble(members), "flip"), splits, SETTINGS, runtime)
+    assert (report.snapshot, report.tta) == ("one.pth,two.pth", "flip")
+    assert [member["snapshot"] for member in report.members] == ["one.pth", "two.pth"]
+    assert report.parameters == 2 * members[0].info.parameters
+
+
+def test_other_classes_are_refused(splits, runtime):
+    other = dataclasses.replace(splits.test, classes=("red", "green", "black"))
+    with pytest.raises(UserError, match="class names differ"):
+        evaluate_classifier(
+            MeanColour(), dataclasses.replace(splits, test=other), SETTINGS, runtime
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [
+        ({"plot_evaluation": False, "report": False}, set()),
+        ({"report": False}, {"confusion_matrix.png", "class_metrics.png"}),
+    ],
+)
+def test_the_files_are_those_that_the_flags_name(splits, runtime, tmp_path, flags, files):
+    settings = SETTINGS.replace(**flags)
+    report = evaluate_classifier(MeanColour(), splits, settings, runtime)
+    data = report_data([MeanColour().info], splits, settings, runtime)
+    write_evaluation(report, settings, tmp_path, data)
+    always = {"metrics.json", "classification_report.txt", "predictions.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == always | files
+
+
+def test_a_full_disk_is_an_error_of_the_run(splits, runtime, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    report = evaluate_classifier(MeanColour(), splits, SETTINGS, runtime)
+    data = report_data([MeanColour().info], splits, SETTINGS, runtime)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(RunError, match=r"could not be written to .* \(No space left"):
+        write_evaluation(report, SETTINGS, tmp_path, data)
+
+
+# --- settings of evaluate.py ---
+
+OF_FOLDER = {"dataset": "folder", "data_dir": "pictures", "labels": "labels.csv"}
+OF_FOLDER |= {"dataset_name": "mine", "limit_test": 10, "limit_train": 20, "val_fraction": 0.1}
+OTHERS = {"batch_size": 5, "image_size": 48, "amp": True, "skip_bad_images": True}
+
+
+def settings_after(flags, *trainings) -> dict:
+    infos = [make_trained(settings=training) for training in trainings]
+    return evaluation_settings(infos, flags).flags
+
+
+def test_data_and_precision_are_those_of_the_training():
+    flags = settings_after({}, {**OF_FOLDER, **OTHERS, "lr": 0.3, "plot_dir": "elsewhere"})
+    assert {**OF_FOLDER, **OTHERS}.items() <= flags.items()
+    defaults = Settings().flags
+    assert (flags["lr"], flags["plot_dir"]) == (defaults["lr"], defaults["plot_dir"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "inherited"),
+    [
+        ({"batch_size": 7}, {"data_dir", "labels", "dataset_name", "limit_test", "limit_train"}),
+        ({"dataset": "folder"}, {"data_dir", "labels"}),
+        ({"data_dir": "others"}, set()),
+        ({"dataset": "digits"}, set()),
+    ],
+    ids=str,
+)
+def test_other_images_have_another_place_name_and_number(flags, inherited):
+    settings, defaults = settings_after(flags, {**OF_FOLDER, **OTHERS}), Settings().flags
+    names = OF_FOLDER.keys() - {"dataset", "val_fraction"}
+    of_training = {name for name in names if settings[name] == OF_FOLDER[name]}
+    assert of_training == inherited
+    assert flags.items() <= settings.items()
+    for name in names - inherited - flags.keys():
+        assert settings[name] == defaults[name]
+
+
+def test_the_first_of_several_gives_the_settings_and_any_gives_amp():
+    assert settings_after({}, {"amp": False, "batch_size": 3}, {"amp": True})["batch_size"] == 3
+    assert settings_after({}, {"amp": False}, {"amp": True})["amp"]
+    assert not settings_after({}, {"amp": False}, {"amp": False})["amp"]
+    assert not settings_after({"amp": False}, {"amp": True})["amp"]
+
+
+def test_a_model_that_knows_no_place_of_its_folder_needs_one():
+    settings = Settings.from_flags(dataset="folder", data_dir="pictures").flags
+    del settings["data_dir"]
+    info = make_trained(origin={"settings": settings}, source="w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors was trained on a folder of images"):
+        evaluation_settings([info], {})
+    assert evaluation_settings([info], {"data_dir": "here"}).data.data_dir == "here"
+    assert evaluation_settings([info], {"dataset": "digits"}).data.dataset == "digits"

@@ -1,0 +1,99 @@
+"""--init: a run that starts from a trained network."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import QUICK, from_folder
+from support.outputs import log_text, metadata, snapshot
+from support.pictures import draw_tree
+
+
+@pytest.fixture
+def run_from(command):
+    """Runs one epoch from weights: `run_from(weights, tree, *flags)`; the rate is almost 0."""
+
+    def run(weights: object, tree: object, *flags: object):
+        quick = (*QUICK, *from_folder(tree), "--epochs", "1", "--lr", "1e-7", "--min_lr", "0")
+        return command("main", *quick, "--init", weights, *flags)
+
+    return run
+
+
+@pytest.mark.parametrize("source", ["weights", "snapshot"])
+def test_a_run_starts_from_the_weights_that_it_names(command, run_from, trained, source):
+    """With a learning rate near 0 the final weights are still those of the start."""
+    path = getattr(trained, source)
+    done = run_from(path, trained.tree)
+    assert (done.code, done.err) == (0, "")
+    assert f"starting from the weights {path}: epoch 4 of 4 on pictures\n" in done.out
+    assert "starting from the weights" in log_text()
+    before, after = torch.load(trained.snapshot)["weights"], snapshot("last.pth")["weights"]
+    for name, value in before.items():
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0, msg=name)
+    count = "c1.bn.num_batches_tracked"
+    assert after[count] == before[count] + 3 == 15
+    assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
+    settings = metadata(Path("weights.safetensors"))["origin"]["settings"]
+    assert settings["init"] == path.name  # and no folder
+    assert command("main", *QUICK, "--epochs", "1").code == 0
+    assert snapshot("last.pth")["weights"][count] == 3
+
+
+def test_other_classes_get_a_fresh_head(run_from, trained):
+    tree = draw_tree(Path("tree"), classes=("bar", "disc", "tree"))
+    done = run_from(trained.weights, tree)
+    assert (done.code, done.err) == (0, "")
+    assert "; its head knows 2 of the 3 classes, by their names\n" in done.out
+    before, after = torch.load(trained.snapshot)["weights"], snapshot("last.pth")["weights"]
+    assert (after["head.weight"] - before["head.weight"]).abs().max() > 1e-3
+    name = "c4.conv.1.weight"
+    torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
+    assert run_from(trained.weights, draw_tree(Path("two"))).code == 0  # of another number
+
+
+@pytest.mark.parametrize(("fraction", "warned"), [("0", False), ("0.5", True)])
+def test_weights_that_may_have_seen_the_validation_images(run_from, trained, fraction, warned):
+    done = run_from(trained.weights, trained.tree, "--val_fraction", fraction)
+    assert done.code == 0
+    assert ("may have trained on the validation images" in done.out) == warned
+
+
+def test_a_resumed_run_does_not_start_from_the_weights_again(run_from, trained):
+    flags = ("--lr", "0.05", "--epochs", "2")
+    Path("w.safetensors").write_bytes(trained.weights.read_bytes())
+    whole = run_from("w.safetensors", trained.tree, *flags, "--snapshot_dir", "whole")
+    assert whole.code == 0
+    Path("w.safetensors").unlink()
+    resumed = ("--resume", "whole/snapshot_epoch_0001.pth", "--snapshot_dir", "parts")
+    done = run_from("w.safetensors", trained.tree, *flags, *resumed)
+    assert done.code == 0, done.err
+    assert "starting from the weights" not in done.out
+    whole, parts = (snapshot("last.pth", run)["weights"] for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    done = run_from(trained.weights, trained.tree, *flags, *resumed)
+    assert done.code == 2
+    assert "init w.safetensors -> " in done.err
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"], ids=["missing", "damaged"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_wrong_weights_to_start_from_are_one_line(run_from, content, suffix):
+    if content:
+        Path(f"w.{suffix}").write_bytes(content)
+    Path("no_images").mkdir()  # they are read or downloaded later
+    done = run_from(f"w.{suffix}", "no_images")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: --init: ")
+    assert not list(Path().glob("log/*.log"))
+
+
+def test_weights_that_the_run_would_replace_are_refused(run_from, trained):
+    path = Path("snapshots_complete/last.pth")
+    path.parent.mkdir()
+    path.write_bytes(trained.snapshot.read_bytes())
+    done = run_from(path, trained.tree)
+    assert done.code == 2
+    assert f"error: --init {path} is in this run's --snapshot_dir" in done.err
+    assert path.read_bytes() == trained.snapshot.read_bytes()

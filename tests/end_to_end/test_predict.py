@@ -1,0 +1,207 @@
+"""predict.py and load_pretrained, as someone uses them on pictures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.networks import reference_forward
+from support.pictures import draw_tree, seen_by_others
+
+from cifarnet.checkpoints import paths
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("bar", "disc", "star")  # in the fixture `trained`
+
+
+def lines(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def predict(command, trained):
+    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
+    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
+
+
+@pytest.mark.parametrize("source", ["weights", "snapshot"])
+def test_predictions_are_those_of_the_published_forward_pass(command, trained, source):
+    """OpenCV decodes, torch resizes, and a second writing of the network runs in 64 bits."""
+    pictures = sorted(trained.tree.glob("test/*/*.png"))
+    labels = [path.parent.name for path in pictures]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(pictures[0]) as picture:
+        turned = picture.resize((50, 20))
+        turned.paste("white", (0, 0, 25, 20))
+        turned.save("turned.jpg", exif=exif)
+        picture.convert("L").save("grey.bmp")
+    pictures += [Path("turned.jpg"), Path("grey.bmp")]
+    done = command("predict", "--pretrained", getattr(trained, source), "--json", *pictures)
+    assert (done.code, done.err) == (0, "")
+    answers = lines(done.out)
+    assert [line["path"] for line in answers] == [str(path) for path in pictures]
+
+    content = torch.load(trained.snapshot)
+    mean, std = (torch.tensor(content[name]).double().view(1, 3, 1, 1) for name in ("mean", "std"))
+    images = torch.from_numpy(np.stack([seen_by_others(path) for path in pictures]))
+    state = {name: value.double() for name, value in content["weights"].items()}
+    expected = reference_forward(state, (images / 255 - mean) / std).softmax(dim=1)
+    for line, row in zip(answers, expected, strict=True):
+        shares = {guess["class"]: guess["probability"] for guess in line["predictions"]}
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+        ours = [shares[name] for name in CLASSES]
+        assert ours == pytest.approx(row.tolist(), abs=1e-4)
+        assert sum(ours) == pytest.approx(1)
+    assert [line["predictions"][0]["class"] for line in answers[:9]] == labels
+
+
+def test_the_table_is_aligned_and_the_size_of_the_batches_does_not_matter(predict, trained):
+    Path("sub").mkdir()
+    for i, path in enumerate(sorted(trained.tree.glob("test/*/*.png"))):
+        (Path("sub") / f"{'long' * i}\n{i}.png").write_bytes(path.read_bytes())
+    done = predict("sub", "--top_k", "2")
+    assert (done.code, done.err) == (0, "")
+    head, *rows = done.out.splitlines()
+    assert len(rows) == 9
+    columns = [head.index(title) for title in ("1.", "2.")]
+    assert "3." not in head
+    for row in rows:
+        assert len(row) == len(rows[0])
+        for column in columns:
+            assert row[column - 2 : column] == "  "
+            assert re.match(r"(bar|disc|star) +\d{1,3}\.\d\d%", row[column:])
+    assert rows[0].startswith(r"sub/\n0.png ")
+    assert predict("sub", "--top_k", "2", "--batch_size", "2").out == done.out
+    many = predict("sub", "--top_k", "1000000")
+    assert many.out.splitlines()[0].split() == ["picture", "1.", "2.", "3."]
+
+
+def test_folders_are_searched_in_order(predict):
+    draw_tree(Path("album"), classes=("a",), train=2, test=0, suffix="jpg")
+    more = ("z.WEBP", "B.png", ".hidden.png", ".hidden/c.png", "train/a/d.bmp")
+    for name in more:
+        path = Path("album") / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 50)).save(path)
+    Path("album/notes.txt").write_text("no picture")
+    Path("album/again").symlink_to(Path("album").resolve())
+    done = predict("--json", "album/notes.txt", "album", "album/B.png")
+    assert done.code == 1
+    assert "ignored 2 files in no image format, such as album/again" in done.err
+    inside = ["B.png", "z.WEBP", *(f"train/a/{name}" for name in ("000.jpg", "001.jpg", "d.bmp"))]
+    below = [f"album/{name}" for name in inside]
+    assert [line["path"] for line in lines(done.out)] == ["album/notes.txt", *below, "album/B.png"]
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_unreadable_pictures_are_named_and_the_others_go_on(predict, trained, form):
+    good = next(trained.tree.glob("test/disc/*.png"))
+    Path("b\nad.png").write_bytes(good.read_bytes()[:300])
+    Path("empty").mkdir()
+    done = predict("empty", "b\nad.png", good, "none.png", *["--json"] * (form == "json"))
+    assert done.code == 1
+    *errors, summary = done.err.splitlines()
+    names = ("empty", r"b\nad.png", "none.png")
+    assert [name in line for name, line in zip(names, errors, strict=True)] == [True] * 3
+    assert summary == "error: 3 of 4 could not be read; the lines above name them"
+    if form == "json":
+        answers = lines(done.out)
+        assert [line["path"] for line in answers] == ["empty", "b\nad.png", str(good), "none.png"]
+        assert ["error" in line for line in answers] == [True, True, False, True]
+    else:
+        assert [line.split()[0] for line in done.out.splitlines()] == ["picture", str(good)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        (("none.png",), 1), (("empty",), 1), (("none.png", "empty"), 3), ((), 1),
+        (("PICTURE", "--top_k", "0"), 1), (("PICTURE", "--top_k", "x"), 1),
+        (("PICTURE", "--batch_size", "0"), 1), (("PICTURE", "--device", "tpu"), 1),
+        (("PICTURE", "--pretrained", "nobody"), 1), (("PICTURE", "--pretrained", "missing.pth"), 1),
+        (("PICTURE", "--pretrained", "PICTURE"), 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_nothing_readable_or_a_wrong_request_is_2(predict, trained, flags, count):
+    Path("empty").mkdir()
+    picture = next(trained.tree.glob("test/disc/*.png"))
+    done = predict(*(picture if flag == "PICTURE" else flag for flag in flags))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == done.err.count("error: ") == count
+
+
+def test_names_that_are_not_text_come_back_from_json(predict, trained):
+    name = os.fsdecode(b"latin\xe9 \xc3\xa9.png")
+    try:
+        Path(name).write_bytes(next(trained.tree.glob("test/disc/*.png")).read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    done = predict("--json", ".")
+    assert done.out.isascii()
+    assert lines(done.out)[0]["path"] == name
+
+
+# --- in a process of its own ---
+
+
+def process(*flags: object, **settings) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = [sys.executable, ROOT / "predict.py", "--pretrained", *flags]
+    return subprocess.Popen([*map(str, words)], **(pipes | settings))
+
+
+def test_a_reader_may_stop_early(trained):
+    flags = ("--batch_size", "27", *[trained.tree] * 20)
+    with process(trained.weights, *flags) as run:
+        assert run.stdout.readline().startswith("picture ")
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_the_output_is_one_line(trained):
+    with Path("/dev/full").open("w") as full:
+        with process(trained.weights, trained.tree, stdout=full) as run:
+            err = run.stderr.read()
+    reason = "(No space left on device)"
+    assert (run.returncode, err) == (1, f"error: the output could not be written {reason}\n")
+
+
+def test_ctrl_c_ends_predicting_with_130(trained):
+    with process(trained.weights, "--batch_size", "27", *[trained.tree] * 2000) as run:
+        assert run.stdout.readline().startswith("picture ")
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (130, "")
+
+
+# --- from Python ---
+
+
+def test_the_lines_of_the_guide(trained, tmp_path, monkeypatch, capsys):
+    guide = (ROOT / "docs" / "using-a-model.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (block,) = (code for code in blocks if "load_pretrained" in code)
+    name = re.search(r'load_pretrained\("(\w+)"\)', block)[1]
+    assert (paths.RESULTS / name / paths.WEIGHTS_FILE).exists()
+    # A network for the fixture's pictures stands in for it.
+    (tmp_path / name).mkdir()
+    (tmp_path / name / paths.WEIGHTS_FILE).write_bytes(trained.weights.read_bytes())
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    for path in sorted(trained.tree.glob("test/*/*.png")):
+        with Image.open(path) as picture:
+            picture.resize((300, 200)).save("photo.jpg")
+        exec(block, {})
+        assert capsys.readouterr().out == f"{path.parent.name}\n"
