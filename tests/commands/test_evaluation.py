@@ -121,7 +121,7 @@ def test_data_and_precision_are_those_of_the_training():
 @pytest.mark.parametrize(
     ("flags", "inherited"),
     [
-        ({"batch_size": 7}, {"data_dir", "labels", "dataset_name", "limit_test", "limit_train"}),
+        ({"batch_size": 7}, OF_FOLDER.keys() - {"dataset"}),
         ({"dataset": "folder"}, {"data_dir", "labels"}),
         ({"data_dir": "others"}, set()),
         ({"dataset": "digits"}, set()),
@@ -130,7 +130,7 @@ def test_data_and_precision_are_those_of_the_training():
 )
 def test_other_images_have_another_place_name_and_number(flags, inherited):
     settings, defaults = settings_after(flags, {**OF_FOLDER, **OTHERS}), Settings().flags
-    names = OF_FOLDER.keys() - {"dataset", "val_fraction"}
+    names = OF_FOLDER.keys() - {"dataset"}
     of_training = {name for name in names if settings[name] == OF_FOLDER[name]}
     assert of_training == inherited
     assert flags.items() <= settings.items()
