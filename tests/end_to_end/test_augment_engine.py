@@ -16,7 +16,7 @@ def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(command):
     assert " 0 workers" in done.out
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert command("main", *BATCHED, *parts).code == 0
-    whole, resumed = (torch.load(f"{place}/last.pth")["model"] for place in ("whole", "parts"))
+    whole, resumed = (torch.load(f"{place}/last.pth")["weights"] for place in ("whole", "parts"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import QUICK, from_folder
-from support.outputs import figures, metadata, snapshot
+from support.outputs import figures, metadata, settings_of, snapshot
 
 from cifarnet.checkpoints.trained import fingerprint
 
@@ -39,8 +39,7 @@ def test_export_keeps_what_using_the_weights_needs(command, trained):
 
 
 def test_the_settings_in_the_weights_name_no_folder(trained):
-    settings = metadata(trained.weights)["origin"]["settings"]
-    of_run = torch.load(trained.snapshot)["origin"]["settings"]
+    settings, of_run = (settings_of(str(p)) for p in (trained.weights, trained.snapshot))
     assert settings.items() <= of_run.items()
     assert settings["batch_size"] == 6
     folders = {name for name in of_run if name.endswith("_dir")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import QUICK
-from support.outputs import snapshot
+from support.outputs import settings_of, snapshot
 from support.pictures import draw_tree
 
 from cifarnet.augment.per_image import PerImageEngine
@@ -216,15 +216,11 @@ def test_a_signal_while_torch_is_imported_leaves_no_traceback(tmp_path, monkeypa
 # --- a CPU without bf16 instructions ---
 
 
-def origin_of_last() -> dict:
-    return snapshot("last.pth")["origin"]
-
-
 def test_bf16_without_instructions(command, monkeypatch):
     """Presets and inherited settings give way; flags count; a resumed run stays as it was."""
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     done = command("run_complete_training", *SHORT)
-    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, True)
+    assert (done.code, settings_of()["amp"]) == (0, True)
     evaluated = ("--snapshot", "snapshots_complete/last.pth", "--no-plot_evaluation")
     assert "float32" not in command("evaluate", *evaluated).out
 
@@ -235,16 +231,16 @@ def test_bf16_without_instructions(command, monkeypatch):
     assert "warning: --amp takes many times longer" in done.out
     more = ("--epochs", "2", "--resume", "auto")
     done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, True)
+    assert (done.code, settings_of()["amp"]) == (0, True)
     assert done.out.count("warning: --amp takes many times longer") == 1
 
     done = command("run_complete_training", *SHORT)
     assert "in float32 instead of --amp: without bf16 instructions" in done.out
-    origin = origin_of_last()
-    assert (origin["settings"]["amp"], origin["computed_on"]) == (False, "cpu in float32")
+    assert settings_of()["amp"] is False
+    assert snapshot("last.pth")["origin"]["computed_on"] == "cpu in float32"
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, origin_of_last()["settings"]["amp"]) == (0, False)
+    assert (done.code, settings_of()["amp"]) == (0, False)
     assert "in float32 instead of --amp: the run to go on with has none" in done.out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import QUICK, from_folder
-from support.outputs import log_text, metadata, snapshot
+from support.outputs import log_text, settings_of, snapshot
 from support.pictures import draw_tree
 
 
@@ -35,8 +35,7 @@ def test_a_run_starts_from_the_weights_that_it_names(command, run_from, trained,
     count = "c1.bn.num_batches_tracked"
     assert after[count] == before[count] + 3 == 15
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
-    settings = metadata(Path("weights.safetensors"))["origin"]["settings"]
-    assert settings["init"] == path.name  # and no folder
+    assert settings_of("weights.safetensors")["init"] == path.name  # and no folder
     assert command("main", *QUICK, "--epochs", "1").code == 0
     assert snapshot("last.pth")["weights"][count] == 3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import QUICK, from_folder
-from support.outputs import figures, metadata, snapshot
+from support.outputs import figures, settings_of, snapshot
 from support.pictures import draw_tree
 
 import plots
@@ -33,15 +33,15 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     )
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert learn_from(command, *larger, *parts).code == 0
-    for kept in ("model", "averaged"):
+    for kept in ("weights", "averaged"):
         whole, parts = (snapshot("last.pth", place)[kept] for place in ("whole", "parts"))
         assert whole
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert command("main", *quick, "--amp").code == 0
-    learnt, untaught = snapshot("last.pth", "whole")["model"], snapshot("last.pth")["model"]
+    learnt, untaught = (snapshot("last.pth", *run)["weights"] for run in (("whole",), ()))
     assert any(not torch.equal(untaught[name], learnt[name]) for name in untaught)
     assert command("export", "--snapshot", "whole/last.pth").code == 0
-    assert metadata(Path("weights.safetensors"))["config"]["teacher"] == "larger/last.pth"
+    assert settings_of("weights.safetensors")["teacher"] == "larger/last.pth"
     assert command("export", "--snapshot", "larger/last.pth").code == 0
     done = command("predict", "--pretrained", "weights.safetensors", trained.tree / "test")
     assert (done.code, done.err) == (0, "")
@@ -57,8 +57,8 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     by_another_path = Path("..") / Path.cwd().name / "t.safetensors"
     assert learn_from(command, by_another_path, trained.tree).code == 0
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
-    exported = metadata(Path("weights.safetensors"))
-    assert exported["config"]["teacher"] == "t.safetensors"  # its name, without the folder
+    teacher_of_weights = settings_of("weights.safetensors")["teacher"]
+    assert teacher_of_weights == "t.safetensors"  # its name, without the folder
     teacher.rename(moved)
     first = ("--resume", "snapshots_complete/snapshot_epoch_0001.pth", "--snapshot_dir", "more")
     assert learn_from(command, moved, trained.tree, *first).code == 0

@@ -25,7 +25,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command):
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert command("main", *flags, *parts).code == 0
     whole, resumed = (snapshot("last.pth", place) for place in ("whole", "parts"))
-    for name in ("model", "optimizer", "history"):
+    for name in ("weights", "optimizer", "history"):
         assert_same_state(resumed[name], whole[name], name)
     others = ("--mixup", "0.3", "--auto_augment", "randaugment")
     done = command("main", *flags, "--resume", "auto", "--snapshot_dir", "whole", *others)

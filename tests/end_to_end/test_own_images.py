@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.outputs import settings_of
 from support.pictures import draw_tree
 
 import hubconf
@@ -57,7 +58,7 @@ def test_from_class_folders_to_predictions(command, mixed):
         assert f"\n{line}\n" in done.out
     assert "[-1, 40, 48, 48]" in done.out
     assert metrics()["images"] == 11
-    last = torch.load("snapshots_complete/last.pth", weights_only=True)["config"]
+    last = settings_of()
     assert (last["batch_size"], last["image_size"]) == (10, 48)
 
     # the same test images at the same size, without a flag

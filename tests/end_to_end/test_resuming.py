@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.commands import QUICK, from_folder
-from support.outputs import figures, rows_of, snapshot
+from support.outputs import best_epoch, epoch_of, figures, rows_of, settings_of
 
 from cifarnet.checkpoints import snapshots
 
@@ -13,14 +13,14 @@ from cifarnet.checkpoints import snapshots
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):
     flags = (*QUICK, "--save_best")
     assert command("main", *flags, "--epochs", "3", "--snapshot_dir", "a").code == 0
-    best = snapshot("last.pth", "a")["best_epoch"]
+    best = best_epoch("last.pth", "a")
     done = command("main", *flags, "--epochs", "4", "--snapshot_dir", "b", "--resume", "a/last.pth")
     assert done.code == 0
     assert "changed: " in done.out
     assert "epochs 3 -> 4" in done.out
     assert (Path("b") / "best_model.pth").exists()
-    assert snapshot("best_model.pth", "b")["epoch"] in (best, 4)
-    assert snapshot("last.pth", "a")["epoch"] == 3  # untouched
+    assert epoch_of("best_model.pth", "b") in (best, 4)
+    assert epoch_of("last.pth", "a") == 3  # untouched
 
 
 def test_the_same_command_with_auto_goes_on_with_the_default_batch(command):
@@ -30,14 +30,14 @@ def test_the_same_command_with_auto_goes_on_with_the_default_batch(command):
         done = command("main", *flags, "--epochs", epochs, "--resume", "auto")
         assert (done.code, done.err) == (0, "")
     assert "resuming after epoch 1 " in done.out
-    assert snapshot("last.pth")["config"]["batch_size"] == 60
+    assert settings_of()["batch_size"] == 60
 
 
 def test_a_best_snapshot_that_is_not_the_best_is_kept_and_not_believed(command):
     flags = (*QUICK, "--epochs", "3")
     assert command("main", *flags, "--save_best").code == 0
     snapshots = Path("snapshots_complete")
-    best = snapshot("last.pth")["best_epoch"]
+    best = best_epoch("last.pth")
     other = next(epoch for epoch in (1, 2, 3) if epoch != best)
     stale = (snapshots / f"snapshot_epoch_000{other}.pth").read_bytes()
     (snapshots / "best_model.pth").write_bytes(stale)
@@ -107,7 +107,7 @@ def test_a_new_run_keeps_an_older_ones_snapshots(command):
     moved = list(Path("snapshots_complete").glob("before_*"))
     assert len(moved) == 1
     assert contents(moved[0]) == before
-    assert snapshot("last.pth")["epoch"] == 1
+    assert epoch_of("last.pth") == 1
 
 
 def test_a_validated_run_goes_on_without_validation(command):
@@ -115,7 +115,7 @@ def test_a_validated_run_goes_on_without_validation(command):
     assert command("main", *flags, "--epochs", "1", "--val_fraction", "0.4").code == 0
     done = command("main", *flags, "--epochs", "2", "--resume", "auto", "--resume_override")
     assert done.code == 0, done.err
-    assert snapshot("last.pth")["best_epoch"] == 2  # the only one measured on test images
+    assert epoch_of("best_model.pth") == 2  # the only one measured on test images
 
 
 def test_images_held_back_after_they_were_trained_on_are_warned_of(command):

@@ -13,7 +13,16 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import DRAWN, QUICK, from_folder
-from support.outputs import assert_same_state, figures, log_text, rows_of, snapshot
+from support.outputs import (
+    assert_same_state,
+    best_epoch,
+    epoch_of,
+    figures,
+    log_text,
+    rows_of,
+    settings_of,
+    snapshot,
+)
 from support.pictures import draw_tree
 
 from data import EvalBatches
@@ -63,14 +72,14 @@ def test_what_a_run_leaves_behind(command):
     assert report["top1"] == report["last"]["top1"] == float(rows[-1]["test_accuracy"])
     assert report["loss"] == pytest.approx(float(rows[-1]["test_loss"]))
     highest = max(float(row["test_accuracy"]) for row in rows)
-    assert report["best"]["top1"] == highest == last["best_accuracy"]
+    assert report["best"]["top1"] == highest
     assert (report["images"], report["epoch"], report["dataset"]) == (40, 3, "digits")
     assert np.sum(report["confusion_matrix"]) == 40
     text = Path("plots_complete/classification_report.txt").read_text()
     assert "the test set was evaluated during the run" in text
-    assert last["epoch"] == 3
+    assert last["origin"]["epoch"] == 3
     assert [row["epoch"] for row in last["history"]] == [1, 2, 3]
-    assert snapshot("best_model.pth")["epoch"] == last["best_epoch"]
+    assert epoch_of("best_model.pth") == best_epoch("last.pth")
 
 
 def test_without_plots_only_the_numbers(command):
@@ -83,9 +92,9 @@ def test_everything_switched_on_and_flags_win(command):
     first_line = log_text().splitlines()[0]  # the command as given, without the presets
     assert " python run_complete_training.py --dataset" in first_line
     assert "--save_best" not in first_line
-    config = snapshot("last.pth")["config"]
-    assert (config["amp"], config["save_best"], config["plot_evaluation"]) == (True, True, True)
-    assert config["plot_training"] is False
+    settings = settings_of()
+    assert settings["amp"] and settings["save_best"] and settings["plot_evaluation"]
+    assert settings["plot_training"] is False
     assert Path("snapshots_complete/best_model.pth").exists()
 
 
@@ -94,8 +103,8 @@ def test_a_recipe_wins_over_the_presets(command, tmp_path):
     recipe.write_text("amp = false\n")
     flags = [*QUICK, "--epochs", "1", "--recipe", recipe, "--no-save_best"]
     assert command("run_complete_training", *flags).code == 0
-    config = snapshot("last.pth")["config"]
-    assert (config["amp"], config["save_best"]) == (False, False)
+    settings = settings_of()
+    assert (settings["amp"], settings["save_best"]) == (False, False)
 
 
 @pytest.mark.parametrize("amp", ["--amp", "--no-amp"])
@@ -112,7 +121,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, engine):
     assert done.code == 0
     assert "resuming after epoch 2" in done.out
     whole, parts = snapshot("last.pth", "whole"), snapshot("last.pth", "parts")
-    for key in ("model", "optimizer", "scheduler", "scaler", "epoch", "history", "random_state"):
+    for key in ("weights", "optimizer", "scheduler", "scaler", "history", "random_state"):
         assert_same_state(whole[key], parts[key], key)
     assert [row["epoch"] for row in rows_of(Path("b"))] == ["1", "2", "3", "4"]
 
@@ -137,8 +146,9 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
     done = command("main", *flags, "--plot_training", "--plot_freq", "1")
     assert (done.code, done.err) == (0, "")
     last, (*early, final) = snapshot("last.pth"), rows_of(Path("log"))
-    assert (last["config"]["optimizer"], last["config"]["ema_decay"]) == ("muon", 0.5)
-    assert last["config"]["batch_size"] > 1
+    settings = last["origin"]["settings"]
+    assert (settings["optimizer"], settings["ema_decay"]) == ("muon", 0.5)
+    assert settings["batch_size"] > 1
     assert [row["test_accuracy"] for row in early] == ["", ""]
     assert final["test_accuracy"] == final["ema_accuracy"] != ""
     assert figures()["top1"] == float(final["ema_accuracy"])
@@ -159,7 +169,7 @@ def test_a_recipe_with_every_technique_is_kept_resumed_and_reported(command):
             path.unlink()
     assert command("main", *flags, "--resume", "auto").code == 0
     again = snapshot("last.pth")
-    for key in ("model", "averaged", "optimizer", "history"):
+    for key in ("weights", "averaged", "optimizer", "history"):
         assert_same_state(again[key], last[key], key)
 
 

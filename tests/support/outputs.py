@@ -32,11 +32,29 @@ def snapshot(name: str, directory: str = "snapshots_complete") -> dict[str, Any]
     return torch.load(Path(directory) / name, weights_only=True)
 
 
+def epoch_of(name: str, directory: str = "snapshots_complete") -> int:
+    """The epoch of a snapshot."""
+    return snapshot(name, directory)["origin"]["epoch"]
+
+
+def best_epoch(name: str, directory: str = "snapshots_complete") -> int:
+    """The epoch of the highest test accuracy in the history of a snapshot, the first of equal."""
+    rows = [row for row in snapshot(name, directory)["history"] if row["test_accuracy"] is not None]
+    return max(rows, key=lambda row: row["test_accuracy"])["epoch"]
+
+
 def metadata(path: Path) -> dict[str, Any]:
     """The metadata of a weights file, without its checksum."""
     with safe_open(path, "pt") as file:
         texts = {name: text for name, text in file.metadata().items() if name != "checksum"}
     return {name: json.loads(text) for name, text in texts.items()}
+
+
+def settings_of(path: str = "snapshots_complete/last.pth") -> dict[str, Any]:
+    """The flags of the run of a snapshot or of a weights file."""
+    is_snapshot = path.endswith(".pth")
+    content = torch.load(path, weights_only=True) if is_snapshot else metadata(Path(path))
+    return content["origin"]["settings"]
 
 
 def assert_same_state(a: Any, b: Any, where: str = "") -> None:
