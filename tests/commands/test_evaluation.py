@@ -4,19 +4,25 @@ import errno
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+from support.pictures import draw_tree
 from support.snapshots import make_trained
 
+from cifarnet.checkpoints.trained import write_weights
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import Augmented, Ensemble, SingleModel
+from cifarnet.networks.build import build_model
 from cifarnet.settings import Settings
+from cifarnet.settings.data import DataSettings
+from cifarnet.settings.network import NetworkSettings
 from commands.evaluation import (
     evaluate_classifier,
     evaluation_settings,
     report_data,
     write_evaluation,
 )
+from data import load_splits
 
 CLASSES = ("red", "green", "blue")
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
@@ -153,3 +159,22 @@ def test_a_model_that_knows_no_place_of_its_folder_needs_one():
         evaluation_settings([info], {})
     assert evaluation_settings([info], {"data_dir": "here"}).data.data_dir == "here"
     assert evaluation_settings([info], {"dataset": "digits"}).data.dataset == "digits"
+
+
+# --- evaluate.py ---
+
+
+def test_test_images_drawn_from_a_folder_may_have_been_trained_on(command, tmp_path):
+    tree = draw_tree(tmp_path / "tree", train=20, test=0) / "train"  # not divided into parts
+    images = DataSettings(dataset="folder", data_dir=str(tree))
+    splits = load_splits(images, lambda line: None)
+    small = NetworkSettings(width=0.1)
+    weights = build_model(small, 2).state_dict()
+    for mean, warned in (((0.5, 0.5, 0.5), True), (splits.mean, False)):
+        about = {"mean": mean, "std": splits.std, "network": small, "classes": ("bar", "disc")}
+        write_weights(make_trained(weights, {"amp": False}, **about), tmp_path / "w.safetensors")
+        flags = ("--data_dir", tree, "--dataset", "folder", "--no-plot_evaluation", "--no-report")
+        done = command("evaluate", "--pretrained", "w.safetensors", *flags)
+        assert (done.code, done.err) == (0, "")
+        assert ("knows some of the test images" in done.out) == warned
+        assert f"{len(splits.test)} test images, w.safetensors (epoch 3)" in done.out
