@@ -1,6 +1,5 @@
 """README, docs/ and the other pages: length, links, named files and flags, figures, examples."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cifarnet.reporting.html import PUBLISHED
-from cifarnet.settings import Settings
+from cifarnet.settings import FLAGS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -45,22 +44,22 @@ def anchors(page: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags that each command accepts, without their dashes, as its --help names them."""
-    found = {}
+    accepted = {}
     for command in COMMANDS:
         done = subprocess.run(
             [sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        found[command] = set(FLAG.findall(done.stdout))
-    return found
+        accepted[command] = set(FLAG.findall(done.stdout))
+    return accepted
 
 
 def commands(text: str) -> list[tuple[str, set[str]]]:
     """Our commands in the code blocks of `text`: name, and flags without their dashes."""
     blocks = "\n".join(code for _, code in FENCED.findall(text)).replace("\\\n", " ")
     lines = (line.split(" # ")[0] for line in blocks.splitlines() if not line.startswith("#"))
-    found = (re.search(r"\b(?:python|torchrun) .*?\b(\w+)\.py\b(.*)", line) for line in lines)
-    return [(match[1], set(FLAG.findall(match[2]))) for match in found if match]
+    matches = (re.search(r"\b(?:python|torchrun) .*?\b(\w+)\.py\b(.*)", line) for line in lines)
+    return [(match[1], set(FLAG.findall(match[2]))) for match in matches if match]
 
 
 def tables(page: Path) -> dict[str, list[str]]:
@@ -83,16 +82,16 @@ def test_the_readme_leads_to_each_page():
 
 
 @each_page
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_pictures_have_a_target(page):
     text = FENCED.sub("", read(page))
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")
-        aim = page.parent / name if name else page
-        assert aim.exists(), target
-        assert not anchor or anchor in anchors(aim), target
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
 
 
 @each_page
@@ -104,17 +103,15 @@ def test_named_files_exist(page):
 
 @each_page
 def test_named_flags_exist(page, flags):
-    settings = dataclasses.fields(Settings)
-    known = OTHER_PROGRAMS.union(*flags.values())
-    known |= {spec.name for spec in settings}
-    known |= {f"no-{spec.name}" for spec in settings if spec.type is bool}
-    assert set(FLAG.findall(read(page))) <= known
+    existing = OTHER_PROGRAMS.union(FLAGS, *flags.values())
+    existing |= {f"no-{name}" for name, spec in FLAGS.items() if spec.type is bool}
+    assert set(FLAG.findall(read(page))) <= existing
 
 
 @each_page
 def test_commands_accept_their_flags(page, flags):
-    for name, given in commands(read(page)):
-        assert given <= flags[name], name
+    for name, used in commands(read(page)):
+        assert used <= flags[name], name
 
 
 def test_the_tree_is_the_tree():
@@ -138,8 +135,8 @@ def test_figures_are_those_of_the_results(name):
     column = rows["class"].index(f"`{name}`")
     macro = ", ".join(f"{report['macro'][which]:.4f}" for which in ("precision", "recall", "f1"))
     by_class = {label: f"{row['f1']:.4f}" for label, row in report["per_class"].items()}
-    for first, shown in (shares | {"macro precision, recall, F1": macro} | by_class).items():
-        assert rows[first][column] == shown, first
+    for first, figure in (shares | {"macro precision, recall, F1": macro} | by_class).items():
+        assert rows[first][column] == figure, first
 
 
 def test_the_published_figures_are_the_same_everywhere():
@@ -153,10 +150,10 @@ EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) 
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_python_examples_name_what_a_picture_shows(code, trained, tmp_path):
+def test_python_examples_name_the_class_of_a_picture(code, trained, tmp_path):
     name = re.search(r'"(\w+)"(?:\)|, source)', code)[1]
     assert (ROOT / "results" / name / "weights.safetensors").exists()
-    # a network for other classes stands in for it, since no picture of CIFAR-10 is at hand
+    # a network for other classes replaces it, because there is no picture of CIFAR-10
     code = code.replace(f'"{name}"', repr(str(trained.weights)))
     code = code.replace('"/path/to/CIFARNet"', repr(str(ROOT)))
     with Image.open(next(trained.tree.glob("test/star/*.png"))) as picture:
