@@ -6,36 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.batches import MEAN, STD, batches_of, numbered_images
 
 import data
-from cifarnet.augment.batched import BatchedEngine
-from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
-from cifarnet.images.imageset import ImageSet, Splits, channel_statistics
-from cifarnet.settings import Settings
+from cifarnet.images.imageset import Dataset, ImageSet, Splits, channel_statistics
+from cifarnet.settings.augmentation import AugmentationSettings
+from cifarnet.settings.data import DataSettings
 from cifarnet.settings.precision import PrecisionSettings
-from data import EvalBatches, TrainBatches, build_engine, load_splits
-
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-
-
-def numbered_images(count: int) -> ImageSet:
-    """Image i holds the value i, and so does its label."""
-    values = torch.arange(count)
-    return ImageSet(
-        values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(),
-        values,
-        ("a", "b"),
-    )
-
-
-def batches_of(images, **settings) -> TrainBatches:
-    chosen = Settings.from_flags(device="cpu", **{"num_workers": 0, "batch_size": 16, **settings})
-    return TrainBatches(
-        images, chosen, init_process(chosen.precision, chosen.training.seed), MEAN, STD
-    )
+from data import ENGINES, EvalBatches, build_engine, load_splits
 
 
 def noise(count: int) -> ImageSet:
@@ -44,8 +25,8 @@ def noise(count: int) -> ImageSet:
     return ImageSet(images, torch.arange(count) % 2, ("a", "b"))
 
 
-def load(said=None, **settings) -> Splits:
-    return load_splits(Settings.from_flags(**settings), (said if said is not None else []).append)
+def load(messages=None, **settings) -> Splits:
+    return load_splits(DataSettings(**settings), (messages if messages is not None else []).append)
 
 
 def test_importing_data_loads_no_library_that_a_run_may_not_need():
@@ -68,17 +49,19 @@ def test_digits_are_split_as_the_settings_say():
     whole = load(dataset="digits")
     assert (whole.name, whole.val) == ("digits", None)
     assert len(whole.train) + len(whole.test) == 1797
-    part = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3, seed=7)
+    part = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3)
     assert (len(part.train), len(part.val), len(part.test)) == (70, 30, 20)
     limited = load(dataset="digits", limit_train=100)
     assert limited.same_normalization(*channel_statistics(limited.train.images))
-    assert part.same_normalization(*channel_statistics(part.train.images))  # without held-out images
+    assert part.same_normalization(
+        *channel_statistics(part.train.images)
+    )  # without held-out images
     assert not part.same_normalization(limited.mean, limited.std)
 
 
-def test_other_seeds_and_calls_split_in_the_same_way():
+def test_each_call_splits_in_the_same_way():
     flags = {"dataset": "digits", "limit_train": 100, "val_fraction": 0.3}
-    first, second = load(**flags, seed=1), load(**flags, seed=2)
+    first, second = load(**flags), load(**flags)
     assert torch.equal(first.train.images, second.train.images)
     assert torch.equal(first.val.images, second.val.images)
 
@@ -96,28 +79,13 @@ def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
         load(dataset="digits", **flags)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "name", "mean", "std"),
-    [
-        ("cifar10", "CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        ("cifar100", "CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    ],
-)
-def test_cifar_has_the_published_statistics(monkeypatch, dataset, name, mean, std):
-    asked = []
-    monkeypatch.setattr(data, "read_cifar", lambda *a: asked.append(a) or (noise(20), noise(10)))
-    splits = load(dataset=dataset, data_dir="there", data_url="file:///x")
-    assert asked[0][1:3] == (Path("there"), "file:///x")
-    assert asked[0][0].title == splits.name == name
-    assert splits.same_normalization(mean, std)
-
-
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])
-def test_all_images_have_the_size_of_the_settings(dataset, monkeypatch):
-    monkeypatch.setattr(data, "read_cifar", lambda *a: (noise(20), noise(10)))
-    splits = load(dataset=dataset, image_size=48, limit_train=20, limit_test=10)
-    for part in (splits.train, splits.test):
-        assert part.images.shape[1:] == (3, 48, 48)
+def test_published_statistics_win_over_those_of_the_images(monkeypatch):
+    statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    published = Dataset("noise", noise(20), None, noise(10), statistics)
+    monkeypatch.setitem(data.DATASETS, "cifar10", lambda settings, say: published)
+    splits = load()
+    assert splits.name == "noise"
+    assert splits.same_normalization(*statistics)
 
 
 @pytest.mark.parametrize("part", ["", "train"])
@@ -153,10 +121,10 @@ def test_bad_images_of_a_folder_are_skipped_on_request(tree):
     (tree / "train" / "bar" / "000.png").write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the image"):
         load(dataset="folder", data_dir=str(tree))
-    said = []
-    splits = load(said, dataset="folder", data_dir=str(tree), skip_bad_images=True)
+    messages = []
+    splits = load(messages, dataset="folder", data_dir=str(tree), skip_bad_images=True)
     assert len(splits.train) == 11
-    assert said[0].startswith("skipped: cannot read the image")
+    assert messages[0].startswith("skipped: cannot read the image")
 
 
 def test_a_class_with_one_image_is_not_held_back(tree):
@@ -170,21 +138,13 @@ def test_a_class_with_one_image_is_not_held_back(tree):
 # --- engines ---
 
 
-@pytest.mark.parametrize(
-    ("engine", "kind"), [("albumentations", PerImageEngine), ("batched", BatchedEngine)]
-)
-def test_the_engine_is_the_one_of_the_settings(engine, kind):
-    settings = Settings.from_flags(augment_engine=engine, augment="light")
-    assert type(build_engine(settings, MEAN, torch.device("cpu"))) is kind
-
-
-def test_the_engine_has_the_policy_of_the_settings():
-    settings = Settings.from_flags(
-        augment_engine="batched", augment_p=0.25, affine_p=0.1, jitter_p=0.2, hole_p=0.0
-    )
-    policy = build_engine(settings, MEAN, torch.device("cpu")).policy
-    assert policy == build_policy(settings.augmentation, settings.data.image_size)
-    assert (policy.affine_p, policy.jitter_p, policy.hole_p) == (0.1, 0.2, 0.0)
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_engine_has_the_policy_of_the_settings(name):
+    flags = {"augment_p": 0.25, "affine_p": 0.1, "jitter_p": 0.2, "hole_p": 0.0}
+    settings = AugmentationSettings(augment_engine=name, **flags)
+    engine = build_engine(settings, 48, MEAN, torch.device("cpu"))
+    assert type(engine) is ENGINES[name].augment
+    assert engine.policy == build_policy(settings, 48)
 
 
 # --- batches ---
@@ -252,8 +212,8 @@ def test_the_batched_engine_sees_the_same_images_in_batches_of_any_size(batch_si
         batches_of(images, augment_engine="batched", batch_size=size).epoch(2)
         for size in (batch_size, 16)
     )
-    one, other = (torch.cat([x for x, _ in epoch]) for epoch in epochs)
-    assert torch.equal(one, other)
+    first, second = (torch.cat([x for x, _ in epoch]) for epoch in epochs)
+    assert torch.equal(first, second)
     assert torch.equal(images.images, numbered_images(50).images)
 
 

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import noisy_run, trained
-from test_data import MEAN, STD, batches_of, numbered_images
+from support.batches import MEAN, STD, batches_of, numbered_images
 
+from cifarnet.augment.loading import EpochOrder
 from cifarnet.core.device import init_process
 from cifarnet.core.launch import ALONE
 from cifarnet.settings import Settings
-from data import EpochOrder, EvalBatches, TrainBatches
+from data import EvalBatches, TrainBatches
 
 # --- shares ---
 

@@ -1,8 +1,11 @@
 """Every choice of a flag is an entry of its table, and every entry is a choice."""
 
+from cifarnet.augment.published import PUBLISHED
+from cifarnet.augment.step import BORDERS
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
 from cifarnet.settings import FLAGS
+from data import DATASETS, ENGINES
 
 
 def choices(flag: str, *without_entry: str) -> set[str]:
@@ -18,3 +21,13 @@ def test_networks():
 
 def test_attention():
     assert choices("attention", "none") == set(ATTENTION)
+
+
+def test_data_sets():
+    assert choices("dataset") == set(DATASETS)
+
+
+def test_augmentation():
+    assert choices("augment_engine") == set(ENGINES)
+    assert choices("border") == set(BORDERS)
+    assert choices("auto_augment", "none") == set(PUBLISHED)

@@ -1,1 +1,1 @@
-"""Augmenting training images. Imports `core` and `images`."""
+"""Augmenting training images: one file a step. Imports `core`, `settings` and `images`."""

@@ -16,8 +16,8 @@ class Pairs(NamedTuple):
     """What was drawn for a batch of B images. Each image has a partner in the batch."""
 
     partner: Tensor  # int64 [B], on the CPU
-    share: float  # in [0, 1], of one image; the other one has the rest
-    # Rows and columns that hold the other image: top, bottom, left, right. None: average all.
+    share: float  # of the image itself, in [0, 1]; its partner has the rest
+    # Rows and columns that hold the partner: top, bottom, left, right. None: average all.
     box: tuple[int, int, int, int] | None
 
 
@@ -33,8 +33,8 @@ class Mixing:
         self, settings: AugmentationSettings, seed: int, classes: int, rank: int = 0
     ) -> None:
         self.probability, self.seed = settings.mix_p, seed
-        self.alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
-        self.kinds = [name for name, alpha in self.alphas.items() if alpha]
+        alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
+        self.alphas = {kind: alpha for kind, alpha in alphas.items() if alpha > 0}
         self.classes, self.rank = classes, rank
 
     def __call__(
@@ -60,7 +60,7 @@ class Mixing:
         random = np.random.default_rng(derived_seed(self.seed, *place, MIXING, self.rank))
         if count < 2 or random.random() >= self.probability:
             return None
-        kind = self.kinds[random.integers(len(self.kinds))]
+        kind = list(self.alphas)[random.integers(len(self.alphas))]
         share = random.beta(self.alphas[kind], self.alphas[kind])
         partner = torch.from_numpy(random.permutation(count))
         if kind == "mixup":
@@ -83,12 +83,13 @@ def mixed(images: Tensor, shares: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]
     partner swap roles. A batch then holds the same mixed images as in the papers, in another order.
     """
     partner = pairs.partner.to(images.device, non_blocking=True)
-    others, own = images[partner], max(pairs.share, 1 - pairs.share)
-    one, other = (images, others) if pairs.share >= 0.5 else (others, images)
+    first, second = images, images[partner]
+    if pairs.share < 0.5:
+        first, second = second, first
     if pairs.box is None:
-        result = other.lerp(one, pairs.share)
+        result = second.lerp(first, pairs.share)
     else:
         top, bottom, left, right = pairs.box
-        result = one.clone()
-        result[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-    return result, shares[partner].lerp(shares, own)
+        result = first.clone()
+        result[:, :, top:bottom, left:right] = second[:, :, top:bottom, left:right]
+    return result, shares[partner].lerp(shares, max(pairs.share, 1 - pairs.share))

@@ -1,38 +1,60 @@
 """Published augmentation policies, as torchvision has them, on one image at a time."""
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
 
+from cifarnet.augment.step import BORDERS, ImageForm, Step
+from cifarnet.core.late import LateModule
+from cifarnet.settings.augmentation import AugmentationSettings
 
-class PublishedPolicy:
-    """AutoAugment (Cubuk et al. 2019, arXiv 1805.09501; its policy for CIFAR-10), RandAugment
-    (Cubuk et al. 2020, arXiv 1909.13719) or TrivialAugmentWide (Müller and Hutter 2021,
-    arXiv 2103.10158), with torchvision's defaults.
+v2 = LateModule("torchvision.transforms.v2")
 
-    It is called as a transform of albumentations. `name` is that of --auto_augment; `fill` is the
-    colour that comes in from outside, in [0, 255].
-    """
+# By --auto_augment, with torchvision's defaults. `fill` comes in from outside, in [0, 255].
+PUBLISHED: dict[str, Callable[[list[int]], Callable[[Image.Image], Image.Image]]] = {
+    # Cubuk et al. 2019, arXiv 1805.09501; its policy for CIFAR-10
+    "autoaugment": lambda fill: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=fill),
+    "randaugment": lambda fill: v2.RandAugment(fill=fill),  # Cubuk et al. 2020, arXiv 1909.13719
+    # Müller and Hutter 2021, arXiv 2103.10158
+    "trivialaugment": lambda fill: v2.TrivialAugmentWide(fill=fill),
+}
 
-    def __init__(self, name: str, fill: tuple[int, int, int]) -> None:
-        # The import takes a second, and only this policy needs it.
-        from torchvision.transforms import v2
 
-        self.transform = {
-            "autoaugment": lambda fill: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=fill),
-            "randaugment": lambda fill: v2.RandAugment(fill=fill),
-            "trivialaugment": lambda fill: v2.TrivialAugmentWide(fill=fill),
-        }[name](list(fill))
+@dataclass(frozen=True)
+class Published(Step):
+    """Changes an image by a published policy. It has no form for a batch."""
+
+    name = "published"
+    policy: str  # "none" or a name in PUBLISHED
+    border: str  # "mean" or "black": the colour that comes in from outside
+
+    @classmethod
+    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
+        probability = float(settings.auto_augment != "none")
+        return cls(size, probability, settings.auto_augment, settings.border)
+
+    def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
+        fill = [BORDERS[self.border] * level for level in mean]
+        return [_PublishedForm(PUBLISHED[self.policy](fill))]
+
+
+class _PublishedForm:
+    """Calls a transform of torchvision as one of albumentations."""
+
+    def __init__(self, transform: Callable[[Image.Image], Image.Image]) -> None:
+        self.transform = transform
         self.seeds = random.Random()
 
     def set_random_seed(self, seed: int) -> None:
         """Restarts the draws: each image then gets a seed of its own, in order."""
         self.seeds.seed(seed)
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns a changed copy of `image` uint8 [H,W,3], under the key "image"."""
+    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
         # torchvision draws from torch's generator, which dropout uses too: it is put back.
         # `torch.manual_seed` would also seed CUDA's.
         with torch.random.fork_rng(devices=[]):

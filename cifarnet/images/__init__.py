@@ -1,1 +1,1 @@
-"""Reading images into memory. Imports `core`."""
+"""Reading images into memory. Imports `core` and `settings`."""

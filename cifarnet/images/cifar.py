@@ -12,9 +12,13 @@ import torch
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive
+from cifarnet.core.late import LateModule
 from cifarnet.images.download import fetch, unpack
-from cifarnet.images.imageset import ImageSet
+from cifarnet.images.imageset import Dataset, ImageSet, resized
 from cifarnet.images.layout import holds_classes
+from cifarnet.settings.data import DataSettings
+
+datasets = LateModule("torchvision.datasets")  # takes longer to import than all the rest
 
 # Channel means and standard deviations of the 50,000 training images, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -31,7 +35,11 @@ class Cifar(NamedTuple):
     megabytes: int  # of the download
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    official: str  # the class in torchvision.datasets
+    official_name: str  # the class in torchvision.datasets
+
+    @property
+    def official(self) -> type:
+        return getattr(datasets, self.official_name)
 
 
 CIFAR = {  # by --dataset
@@ -40,18 +48,15 @@ CIFAR = {  # by --dataset
 }
 
 
-def read_cifar(
-    which: Cifar, root: Path, url: str | None, say: Callable[[str], None]
-) -> tuple[ImageSet, ImageSet]:
-    """Reads a data set from `root` as (train, test), after downloading what is missing or damaged.
+def read_cifar(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
+    """Reads --dataset from --data_dir, after downloading what is missing or damaged.
 
-    The labels of CIFAR-100 are the hundred fine ones. `url` replaces the official address; `say` is
-    told of a download. torchvision verifies the checksum of each file before it reads it. Raises
-    `UserError` if the images cannot be had.
+    The labels of CIFAR-100 are the hundred fine ones. --data_url replaces the official address;
+    `say` is told of a download. torchvision verifies the checksum of each file before it reads it.
+    Raises `UserError` if the images cannot be read or downloaded.
     """
-    from torchvision import datasets  # here: slow to import, and only used here
-
-    official = getattr(datasets, which.official)
+    which, root = CIFAR[settings.dataset], Path(settings.data_dir)
+    official = which.official
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"--data_dir {root} is a file; name a directory")
@@ -67,7 +72,8 @@ def read_cifar(
                 say(f"downloading {which.title} ({which.megabytes} MB) to {root}")
             root.mkdir(parents=True, exist_ok=True)
             with exclusive(root, "--data_dir"):
-                fetch(url or official.url, root / official.filename, official.tgz_md5, say)
+                url = settings.data_url or official.url
+                fetch(url, root / official.filename, official.tgz_md5, say)
                 unpack(root / official.filename, root, official.base_folder)
             parts = _read(official, root)
     except (OSError, RuntimeError) as problem:
@@ -76,22 +82,13 @@ def read_cifar(
             f"another --data_url, put {official.filename} from {official.url} there by hand, or "
             "use --dataset digits, which needs no download"
         ) from None
-    train, test = (
-        ImageSet(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(part.targets),
-            tuple(part.classes),
-        )
-        for part in parts
-    )
-    return train, test
+    train, test = (_image_set(part, settings.image_size) for part in parts)
+    return Dataset(which.title, train, None, test, (which.mean, which.std))
 
 
 def is_at_hand(which: Cifar, root: Path) -> bool:
-    """Whether `root` holds the data set, or its archive."""
-    from torchvision import datasets
-
-    official = getattr(datasets, which.official)
+    """Whether the folder `root` holds the data set, or its archive."""
+    official = which.official
     return any((root / name).exists() for name in (official.base_folder, official.filename))
 
 
@@ -100,3 +97,9 @@ def _read(official: type, root: Path) -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy 2.4 warns of pickles as old as these
         return [official(root, train=train) for train in (True, False)]
+
+
+def _image_set(part: Any, size: int) -> ImageSet:
+    """A part as torchvision holds it, at `size` pixels."""
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(resized(images, size), torch.tensor(part.targets), tuple(part.classes))

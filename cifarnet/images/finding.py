@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifarnet.core.errors import printable
+from cifarnet.core.late import LateModule
+
+Image = LateModule("PIL.Image")  # predict.py searches folders before it imports anything slow
 
 NOT_IMAGES = "in no image format"
 
@@ -19,19 +22,15 @@ BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes of all files that Pillow reads here, in small letters: ".png", ".jpg", ..."""
-    from PIL import Image  # here: the flags are read before
-
-    known = Image.registered_extensions().items()
+    registered = Image.registered_extensions().items()
     readable = set(Image.OPEN) - UNREADABLE | {"MPO"}  # which opens as JPEG
-    return frozenset(suffix for suffix, kind in known if kind in readable)
+    return frozenset(suffix for suffix, kind in registered if kind in readable)
 
 
 def is_image(path: Path) -> bool:
     """Whether the file `path` is an image, by its suffix or else by its content."""
     if path.suffix.lower() in image_suffixes():
         return True
-    from PIL import Image
-
     try:
         if not path.is_file():  # opening a pipe would block
             return False
@@ -43,26 +42,26 @@ def is_image(path: Path) -> bool:
     return True
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen. macOS puts __MACOSX into archives."""
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden. macOS puts __MACOSX into archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path], list[OSError]]:
     """Searches `folder` and all below it, in a fixed order, for images.
 
-    Returns the images, the other files and the links to folders, and why folders could not be
-    read. Skips hidden files and folders; does not follow links to folders.
+    Returns the images; the other files and the links to folders; and the errors of folders that
+    could not be read. Skips hidden files and folders; does not follow links to folders.
     """
     images: list[Path] = []
-    others: list[Path] = []
-    problems: list[OSError] = []
-    for place, below, files in os.walk(folder, onerror=problems.append):
-        below[:] = sorted(name for name in below if not hidden(name))
-        others += [path for path in (Path(place, name) for name in below) if path.is_symlink()]
-        for path in (Path(place, name) for name in sorted(files) if not hidden(name)):
-            (images if is_image(path) else others).append(path)
-    return images, others, problems
+    not_images: list[Path] = []
+    errors: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        not_images += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        for path in (Path(parent, name) for name in sorted(files) if not is_hidden(name)):
+            (images if is_image(path) else not_images).append(path)
+    return images, not_images, errors
 
 
 def ignored(paths: Sequence[Path], why: str) -> str:

@@ -14,18 +14,16 @@ from tqdm import tqdm
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import remove_leftovers, write_atomically
-from cifarnet.images.imageset import ImageSet, held_back
+from cifarnet.images.imageset import Dataset, ImageSet, held_back
 from cifarnet.images.layout import File, read_layout
 from cifarnet.images.pictures import read_images
-from cifarnet.settings import Settings
+from cifarnet.settings.data import DataSettings
 
 CACHE_NAME = ".cifarnet_{0}x{0}.npz"  # the images decoded to a size, in --data_dir
 
 
-def read_folder(
-    settings: Settings, say: Callable[[str], None]
-) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """Reads the images under --data_dir as (train, val, test); val is None where there are none.
+def read_folder(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
+    """Reads the images under --data_dir.
 
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
@@ -35,9 +33,9 @@ def read_folder(
     are in two parts. With --skip_bad_images it is told of unreadable images too, which are left
     out. Raises `UserError` for an unreadable image otherwise, and for a tree of another form.
     """
-    root, size = Path(settings.data.data_dir), settings.data.image_size
+    root = Path(settings.data_dir)
     try:
-        labels_file = Path(settings.data.labels) if settings.data.labels else None
+        labels_file = Path(settings.labels) if settings.labels else None
         classes, files = read_layout(root, labels_file, say)
         paths = [os.path.relpath(file.path, root) for file in files]
         fingerprint = _fingerprint(paths, files)
@@ -47,8 +45,8 @@ def read_folder(
             f"cannot read {problem.filename} ({problem.strerror}); repair or remove it"
         ) from None
     labels = torch.tensor([file.label for file in files])
-    parts = _parts(root, files, labels, settings.data.test_fraction, say)
-    cache = root / CACHE_NAME.format(size)
+    parts = _parts(root, files, labels, settings.test_fraction, say)
+    cache = root / CACHE_NAME.format(settings.image_size)
     images, bad = _decoded(cache, fingerprint, files, settings, say)
     good = np.ones(len(files), dtype=bool)
     good[bad] = False
@@ -59,8 +57,13 @@ def read_folder(
     in_test = np.flatnonzero((parts == "test") & good)
     test = replace(test, paths=np.array([printable(paths[i]) for i in in_test], dtype=object))
     _check_counts(root, train, test, say)
-    _tell_repeated(images, parts, good, files, say)
-    return train, val if len(val) else None, test
+    _warn_of_repeated(images, parts, good, files, say)
+    if len(val) and settings.val_fraction:
+        raise UserError(
+            f"{root} has validation images of its own, so --val_fraction would hold back more; "
+            f"leave it out"
+        )
+    return Dataset(root.resolve().name, train, val if len(val) else None, test)
 
 
 def _parts(
@@ -99,7 +102,7 @@ def _decoded(
     cache: Path,
     fingerprint: str,
     files: Sequence[File],
-    settings: Settings,
+    settings: DataSettings,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of all files, uint8 [N,3,S,S], and the indices int64 of unreadable ones.
@@ -107,7 +110,7 @@ def _decoded(
     Takes what the cache holds, decodes the rest and writes the cache again. Raises `UserError` for
     unreadable ones unless --skip_bad_images.
     """
-    images, missing = _load_cache(cache, fingerprint, len(files), settings.data.image_size)
+    images, missing = _load_cache(cache, fingerprint, len(files), settings.image_size)
     problems = _decode(images, missing, files, say)
     bad = np.fromiter(problems, np.int64)
     if len(bad) < len(missing):
@@ -117,7 +120,7 @@ def _decoded(
         except OSError as problem:
             why = problem.strerror
             say(f"cannot write {cache} ({why}): the next run decodes again")
-    if problems and not settings.data.skip_bad_images:
+    if problems and not settings.skip_bad_images:
         first = next(iter(problems.values()))
         raise UserError(
             f"{first}, or add --skip_bad_images; {len(problems)} of the {len(files)} images cannot "
@@ -131,15 +134,15 @@ def _decoded(
 def _load_cache(
     cache: Path, fingerprint: str, count: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loads the kept images, uint8 [N,3,S,S], and the indices int64 of those still to decode.
+    """Loads the cached images, uint8 [N,3,S,S], and the indices int64 of those still to decode.
 
     Images that could not be read are tried again. All are to decode if the cache is missing,
     damaged or made from other files.
     """
     with contextlib.suppress(Exception):  # a damaged archive can raise anything
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            if str(kept["fingerprint"]) == fingerprint:
-                return kept["images"], kept["bad"]
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if str(archive["fingerprint"]) == fingerprint:
+                return archive["images"], archive["bad"]
     return np.zeros((count, 3, size, size), dtype=np.uint8), np.arange(count)
 
 
@@ -173,15 +176,15 @@ def _check_counts(root: Path, train: ImageSet, test: ImageSet, say: Callable[[st
         raise UserError(f"{root}: no training image of the class {name!r} can be read; add some")
     if not len(test):
         raise UserError(f"{root}: no test image can be read; repair some")
-    absent = [name for name, count in zip(classes, in_test, strict=True) if not count]
-    if absent:
+    missing = [name for name, count in zip(classes, in_test, strict=True) if not count]
+    if missing:
         say(
-            f"warning: the test images of {root} lack {', '.join(absent)}: "
+            f"warning: the test images of {root} lack {', '.join(missing)}: "
             "their metrics are 0, and averages include them"
         )
 
 
-def _tell_repeated(
+def _warn_of_repeated(
     images: np.ndarray,
     parts: np.ndarray,
     good: np.ndarray,
@@ -198,8 +201,8 @@ def _tell_repeated(
     for part in ("val", "test"):
         repeated = [(i, trained[key]) for key, i in digests(part) if key in trained]
         if repeated:
-            one, other = (printable(str(files[i].path)) for i in repeated[0])
+            first, second = (printable(str(files[i].path)) for i in repeated[0])
             say(
-                f"warning: {len(repeated)} {part} images are training images too, such as {one} "
-                f"and {other}: accuracy on them is too high; remove them from one part"
+                f"warning: {len(repeated)} {part} images are training images too, such as {first} "
+                f"and {second}: accuracy on them is too high; remove them from one part"
             )

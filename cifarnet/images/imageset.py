@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ SPLIT_SEED = 20250  # fixed: runs with different --seed split the images in the 
 class ImageSet:
     """Images uint8 [N,3,S,S], labels int64 [N] and class names; label i means `classes[i]`.
 
-    `paths`, str [N], name the files of the images in words; None: they are not known.
+    `paths`, str [N], are the printable paths of the images; None: the images are not files.
     """
 
     images: Tensor
@@ -35,6 +36,17 @@ class ImageSet:
         where = torch.from_numpy(chosen)
         paths = None if self.paths is None else self.paths[chosen]
         return ImageSet(self.images[where], self.labels[where], self.classes, paths)
+
+
+class Dataset(NamedTuple):
+    """A data set as it was read, before images are limited and held back."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet | None  # None: it has no validation images of its own
+    test: ImageSet
+    # Published channel means and deviations, in [0, 1]. None: those of the training images.
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,14 +137,9 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 def describe_classes(images: ImageSet) -> list[str]:
-    """Lines that tell how many images each class has, and warn where some have far too few."""
-    counts = dict(
-        zip(
-            images.classes,
-            images.labels.bincount(minlength=len(images.classes)).tolist(),
-            strict=True,
-        )
-    )
+    """Returns lines on the images of each class, with a warning if a class has far too few."""
+    of_classes = images.labels.bincount(minlength=len(images.classes)).tolist()
+    counts = dict(zip(images.classes, of_classes, strict=True))
     least, most = min(counts, key=counts.get), max(counts, key=counts.get)
     if counts[least] == counts[most]:
         numbers = f"{counts[most]} each"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
-from cifarnet.images.finding import NOT_IMAGES, find_images, hidden, ignored, is_image
+from cifarnet.images.finding import NOT_IMAGES, find_images, ignored, is_hidden, is_image
 
 # Names of folders, in small letters, and the part of the images that they hold.
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -67,7 +67,7 @@ def holds_classes(root: Path) -> bool:
             return True
         with_images = (path for path in _folders(root) if any(map(is_image, _visible(path))))
         return len(list(itertools.islice(with_images, 2))) == 2
-    except OSError:  # not there, or not to be read
+    except OSError:  # missing, or unreadable
         return False
 
 
@@ -80,11 +80,11 @@ def _part_folders(root: Path) -> dict[str, Path]:
 
     A folder named train that holds no folders can be a class, as in bus, car, train.
     """
-    named = [path for path in _folders(root) if path.name.lower() in PARTS]
-    if [path.name.lower() for path in named] == ["train"] and not _folders(named[0]):
+    folders = [path for path in _folders(root) if path.name.lower() in PARTS]
+    if [path.name.lower() for path in folders] == ["train"] and not _folders(folders[0]):
         return {}
     parts: dict[str, Path] = {}
-    for path in named:
+    for path in folders:
         part = PARTS[path.name.lower()]
         if part in parts:
             raise UserError(f"{root} has both {parts[part].name} and {path.name}; keep one of them")
@@ -97,7 +97,7 @@ def _names(parts: dict[str, Path]) -> str:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not hidden(path.name))
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -109,46 +109,47 @@ def _folders(folder: Path) -> list[Path]:
 
 def _read_class_folders(parts: dict[str, Path], say: Callable[[str], None]) -> Layout:
     classes: tuple[str, ...] = ()
-    files, loose, others = [], [], []
+    files, loose, not_images = [], [], []
     for part, folder in sorted(parts.items(), key=lambda item: ORDER.index(item[0])):
-        there = _visible(folder)
-        found = [path.name for path in there if path.is_dir()]
-        classes = classes or _checked_classes(found, folder)
-        _check_known(found, classes, folder)
-        loose += [path for path in there if not path.is_dir() and is_image(path)]
-        for name in found:
-            images, ignorable, problems = find_images(folder / name)
-            if problems:
-                raise problems[0]
+        entries = _visible(folder)
+        names = [path.name for path in entries if path.is_dir()]
+        classes = classes or _checked_classes(names, folder)
+        _check_names(names, classes, folder)
+        loose += [path for path in entries if not path.is_dir() and is_image(path)]
+        for name in names:
+            images, ignorable, errors = find_images(folder / name)
+            if errors:
+                raise errors[0]
             if not images:
                 raise UserError(f"{folder / name} has no images; add some, or remove the folder")
             files += [File(path, part, classes.index(name)) for path in images]
-            others += ignorable
-    for paths, why in ((loose, "outside the class folders"), (others, NOT_IMAGES)):
+            not_images += ignorable
+    for paths, why in ((loose, "outside the class folders"), (not_images, NOT_IMAGES)):
         if paths:
             say(ignored(paths, why))
     return Layout(classes, files)
 
 
-def _checked_classes(found: Sequence[str], where: Path) -> tuple[str, ...]:
-    """The class names `found` in `where`. Raises `UserError` if they are too few or odd."""
-    if len(found) < 2:
-        what = f"only one class, {found[0]!a}" if found else "no class"
-        inside = [where / name for name in found if holds_classes(where / name)]
+def _checked_classes(names: Sequence[str], where: Path) -> tuple[str, ...]:
+    """Checks the class `names` of `where`: at least two, and printable. Raises `UserError`."""
+    if len(names) < 2:
+        what = f"only one class, {names[0]!a}" if names else "no class"
+        inside = [where / name for name in names if holds_classes(where / name)]
         hint = f"; did you mean --data_dir {inside[0]}?" if inside else ""
-        if not found and any(map(is_image, _visible(where))):
-            hint = "; pictures lie in it without one"
+        if not names and any(map(is_image, _visible(where))):
+            hint = "; images lie in it without a class folder"
         raise UserError(f"{where} has {what}; it needs two or more, with a folder for each{hint}")
-    for name in found:
+    for name in names:
         if not name.isprintable():  # it would break log lines and reports
             raise UserError(f"{where} has a class name that cannot be printed, {name!r}; rename it")
-    return tuple(found)
+    return tuple(names)
 
 
-def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:
-    if not found:
+def _check_names(names: Sequence[str], classes: Sequence[str], where: Path) -> None:
+    """Raises `UserError` unless all `names` in `where` are `classes`, those of train."""
+    if not names:
         raise UserError(f"{where} has no class folders; add them, or name a --labels file")
-    for name in found:
+    for name in names:
         if name not in classes:
             raise UserError(
                 f"{where} has the class {name!r}, which train lacks; rename or remove it"
@@ -160,23 +161,23 @@ def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> N
 
 def _read_labels(root: Path, labels: Path, say: Callable[[str], None]) -> Layout:
     """The images and classes that the CSV file `labels` names."""
-    named: dict[Path, tuple[str, int]] = {}  # each image's class, and the line that says so
+    class_of: dict[Path, tuple[str, int]] = {}  # an image's class, and the line that names it
     for line, (text, name) in _rows(root, labels):
         path = _find(text, root, labels)
-        former, where = named.setdefault(path, (name, line))
+        former, former_line = class_of.setdefault(path, (name, line))
         if former != name:
             raise UserError(
                 f"--labels {labels}, line {line}: {text!r} is {name!r} here but {former!r} in line "
-                f"{where}; keep one of them"
+                f"{former_line}; keep one of them"
             )
-    if not any(path.is_file() for path in named):
+    if not any(path.is_file() for path in class_of):
         raise UserError(
-            f"--labels {labels}: none of its {len(named)} paths is a file; write them relative to "
-            f"it or to --data_dir {root}"
+            f"--labels {labels}: none of its {len(class_of)} paths is a file; write them relative "
+            f"to it or to --data_dir {root}"
         )
-    classes = _checked_classes(sorted({name for name, _ in named.values()}), labels)
-    parts = _parts_of(list(named), root, say)
-    files = [File(path, parts[path], classes.index(name)) for path, (name, _) in named.items()]
+    classes = _checked_classes(sorted({name for name, _ in class_of.values()}), labels)
+    parts = _parts_of(list(class_of), root, say)
+    files = [File(path, parts[path], classes.index(name)) for path, (name, _) in class_of.items()]
     return Layout(
         classes, sorted(files, key=lambda file: (ORDER.index(file.part), file.label, file.path))
     )
@@ -198,7 +199,7 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, list[str]]]:
         ) from None
     except (csv.Error, UnicodeDecodeError) as problem:
         raise UserError(
-            f"--labels {labels} is no CSV file in UTF-8 ({problem}); save it as one"
+            f"--labels {labels} is not a CSV file in UTF-8 ({problem}); save it as one"
         ) from None
     for line, row in rows:
         if len(row) != 2 or not all(row) or "\0" in row[0]:
@@ -224,22 +225,21 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Callable[[str], None]) -> 
     All are still to be split unless they lie in train and another one.
     """
     folders = {folder.resolve(): part for part, folder in _part_folders(root).items()}
-    real = {path: path.parent.resolve() / path.name for path in paths}  # a link counts where it is
-    found = {
-        path: next((folders[above] for above in where.parents if above in folders), "")
-        for path, where in real.items()
-    }
-    there = set(found.values())
-    if "train" not in there or there <= {"train", ""}:
+    part_of: dict[Path, str] = {}
+    for path in paths:
+        parents = (path.parent.resolve() / path.name).parents  # a link counts where it is
+        part_of[path] = next((folders[parent] for parent in parents if parent in folders), "")
+    parts = set(part_of.values())
+    if "train" not in parts or parts <= {"train", ""}:
         return dict.fromkeys(paths, "")
-    if "" in there:
-        outside = next(path for path in paths if not found[path])
+    if "" in parts:
+        outside = next(path for path in paths if not part_of[path])
         raise UserError(
             f"--labels: {outside} lies outside the folders of {root}, train and others; "
             f"move it, or keep to the images of one folder"
         )
-    if "test" not in there:
+    if "test" not in parts:
         folder = next(path for path, part in folders.items() if part == "val")
         _say_val_is_test(folder, say)
-        return {path: "test" if part == "val" else part for path, part in found.items()}
-    return found
+        return {path: "test" if part == "val" else part for path, part in part_of.items()}
+    return part_of

@@ -126,10 +126,8 @@ def without_metadata(content: bytes) -> bytes | None:
     if content.startswith(b"\xff\xd8"):
         start = kept.write(content[:2])
         while content[start : start + 2] not in (b"\xff\xda", b""):  # where the pixels begin
-            kind, length = (
-                content[start : start + 2],
-                int.from_bytes(content[start + 2 : start + 4]),
-            )
+            kind = content[start : start + 2]
+            length = int.from_bytes(content[start + 2 : start + 4])
             end = start + 2 + length
             # Exif, and 12 bytes that say which colours an Adobe file has
             needed = kind == b"\xff\xe1" or (kind == b"\xff\xee" and length >= 14)

@@ -7,13 +7,13 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from cifarnet.augment.mixing import Mixing, Pairs, mixed
-from cifarnet.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 
 CLASSES = 4
 
 
-def mixing(rank: int = 0, **settings: object) -> Mixing:
-    return Mixing(Settings.from_flags(**settings), CLASSES, rank)
+def mixing(rank: int = 0, seed: int = 42, **settings: object) -> Mixing:
+    return Mixing(AugmentationSettings(**settings), seed, CLASSES, rank)
 
 
 def batch(count: int = 6, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,8 +97,8 @@ def test_shares_and_boxes_are_drawn_as_in_torchvision(alpha):
         ([pairs.share for pairs in ours], [p["lam_adjusted"] for p in params]),
         *zip(np.array([pairs.box for pairs in ours]).T, boxes.T, strict=True),
     ]
-    for mine, other in both:
-        assert stats.ks_2samp(mine, other).pvalue > 0.001
+    for sample, expected in both:
+        assert stats.ks_2samp(sample, expected).pvalue > 0.001
 
 
 def test_batches_are_mixed_with_their_probability_by_either_way():

@@ -1,117 +1,137 @@
-from dataclasses import fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from policies import policy_of
+from support.augmentation import CPU, MEAN, policy_of, versions
 
-from cifarnet.augment.policy import Draws, Policy, build_policy, draw
+from cifarnet.augment import policy as policies
+from cifarnet.augment.flip import Flip
+from cifarnet.augment.per_image import PerImageEngine
+from cifarnet.augment.policy import APPLIED, STEPS, Policy, build_policy, take
 from cifarnet.settings.augmentation import AugmentationSettings
 
 POLICY = policy_of("full")
-
-
-def probabilities(policy: Policy) -> dict[str, float]:
-    return {f.name: getattr(policy, f.name) for f in fields(policy) if f.name.endswith("_p")}
 
 
 def of(image_size: int = 32, **settings: object) -> Policy:
     return build_policy(AugmentationSettings(**settings), image_size)
 
 
+def probabilities(**settings: object) -> dict[str, float]:
+    return {step.name: step.probability for step in of(**settings).steps}
+
+
+def test_steps_have_names_and_numbers_of_their_own():
+    steps = [kind.from_settings(AugmentationSettings(), 32) for kind in STEPS]
+    assert len({step.name for step in steps}) == len({step.number for step in steps}) == 6
+
+
+LIGHT = {"crop": 1.0, "flip": 0.5}
+PUBLISHED = LIGHT | {"published": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("settings", "expected"),
     [
-        ("none", (0.0, 0.0, 0.0, 0.0, 0.0)),
-        ("light", (1.0, 0.5, 0.0, 0.0, 0.0)),
-        ("full", (1.0, 0.5, 0.05, 0.05, 0.1)),
+        ({"augment": "none"}, {}),
+        ({"augment": "none", "hole_p": 1.0}, {}),
+        ({"augment": "light", "augment_p": 0.25, "hole_p": 1.0}, LIGHT),
+        ({}, LIGHT | {"affine": 0.05, "hole": 0.05, "jitter": 0.1}),
+        ({"augment_p": 0.25}, LIGHT | {"affine": 0.25, "hole": 0.25, "jitter": 0.25}),
+        ({"augment_p": 0.25, "hole_p": 1.0}, LIGHT | {"affine": 0.25, "hole": 1.0, "jitter": 0.25}),
+        ({"hole_p": 0.0}, LIGHT | {"affine": 0.05, "jitter": 0.1}),
+        ({"augment_p": 0.0}, LIGHT),
+        ({"auto_augment": "randaugment"}, PUBLISHED | {"hole": 0.05}),
+        (
+            {"auto_augment": "randaugment", "affine_p": 0.3, "hole_p": 0.0},
+            PUBLISHED | {"affine": 0.3},
+        ),
+        (
+            {"auto_augment": "randaugment", "augment_p": 0.4},
+            PUBLISHED | {"affine": 0.4, "hole": 0.4, "jitter": 0.4},
+        ),
+        ({"auto_augment": "randaugment", "augment": "light"}, PUBLISHED),
+        ({"auto_augment": "randaugment", "augment": "none"}, {"published": 1.0}),
     ],
 )
-def test_policies_differ_in_their_probabilities_only(name, expected):
-    policy = of(augment=name)
-    names = ("crop_p", "flip_p", "affine_p", "hole_p", "jitter_p")
-    assert probabilities(policy) == dict(zip(names, expected, strict=True))
-    assert replace(policy, **probabilities(of())) == of()
+def test_a_policy_has_the_steps_of_its_settings_in_this_order(settings, expected):
+    assert list(probabilities(**settings).items()) == list(expected.items())
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, (1.0, 0.5, 0.0, 0.05, 0.0)),
-        ({"affine_p": 0.3, "hole_p": 0.0}, (1.0, 0.5, 0.3, 0.0, 0.0)),
-        ({"augment_p": 0.4}, (1.0, 0.5, 0.4, 0.4, 0.4)),
-        ({"augment": "light"}, (1.0, 0.5, 0.0, 0.0, 0.0)),
-        ({"augment": "none"}, (0.0, 0.0, 0.0, 0.0, 0.0)),
-    ],
-)
-def test_a_published_policy_takes_the_place_of_affine_and_jitter(given, expected):
-    policy = of(auto_augment="randaugment", **given)
-    assert policy.auto_augment == "randaugment"
-    names = ("crop_p", "flip_p", "affine_p", "hole_p", "jitter_p")
-    assert probabilities(policy) == dict(zip(names, expected, strict=True))
+def test_pixels_grow_with_the_images_and_ranges_are_those_of_the_flags():
+    flags = {"pad": 3, "shift": 0.05, "scale": 0.2, "degrees": 5.0, "hole": 8}
+    for size, pixels in ((32, (3, 1, 8)), (48, (4, 2, 12)), (128, (12, 6, 32))):
+        crop, _, affine, hole, jitter = of(size, jitter="0.1,0.2,0.3,0.04", **flags).steps
+        assert (crop.pad, affine.shift, hole.side) == pixels
+        assert (affine.scale, affine.degrees) == (0.2, 5.0)
+        factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        assert factors == (0.1, 0.2, 0.3, 0.04)
 
 
-def test_the_probability_of_all_steps_beyond_light_can_be_set():
-    rare = of(augment_p=0.25)
-    assert rare == replace(of(), affine_p=0.25, hole_p=0.25, jitter_p=0.25)
-    for name in ("none", "light"):
-        assert of(augment=name, augment_p=0.25) == of(augment=name)
-    assert of(augment="light") == of(augment_p=0.0)
-
-
-def test_the_probabilities_of_single_steps_win():
-    assert of(augment_p=0.25, hole_p=1.0) == replace(of(augment_p=0.25), hole_p=1.0)
-    assert of(hole_p=0.0) == replace(of(), hole_p=0.0)
-    for name in ("none", "light"):
-        assert of(augment=name, hole_p=1.0) == of(augment=name)
-
-
-def test_pixels_grow_with_the_images():
-    small, large, between = of(), of(image_size=128), of(image_size=48, pad=3)
-    assert (small.size, small.pad, small.hole, small.max_shift) == (32, 4, 16, 2)
-    assert (large.size, large.pad, large.hole, large.max_shift) == (128, 16, 64, 8)
-    assert (between.pad, between.hole, between.max_shift) == (4, 24, 3)
-
-
-def test_the_ranges_are_those_of_the_flags():
-    policy = of(
-        pad=2, shift=0.05, scale=0.2, degrees=5, hole=8, jitter="0.1,0.2,0.3,0.04", border="black"
-    )
-    assert (policy.pad, policy.max_shift, policy.scale, policy.rotate) == (2, 1, 0.2, 5.0)
-    assert (policy.hole, policy.border) == (8, "black")
-    assert (policy.brightness, policy.contrast, policy.saturation, policy.hue) == (
-        *(0.1, 0.2, 0.3),
-        0.04,
-    )
-
-
-@pytest.mark.parametrize(
-    ("shift", "pixels"), [(0.0625, 2), (0.05, 1), (0.0, 0), (0.125, 4), (0.03125, 1)]
-)
-def test_a_shift_is_whole_pixels_and_at_most_its_share(shift, pixels):
-    assert of(shift=shift).max_shift == pixels
+def columns(draws) -> dict[tuple[str, str], torch.Tensor]:
+    return {(step, name): values for step, drawn in draws.items() for name, values in drawn.items()}
 
 
 def test_equal_keys_give_equal_draws_and_the_global_generator_is_left_alone():
     state = torch.get_rng_state()
-    first, again, other = draw(POLICY, 50, 1, 2), draw(POLICY, 50, 1, 2), draw(POLICY, 50, 1, 3)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    first, again, other = (columns(POLICY.draw(50, *key)) for key in ((1, 2), (1, 2), (1, 3)))
+    for name, values in first.items():
+        assert torch.equal(values, again[name])
+        assert not torch.equal(values, other[name]) or name == ("crop", APPLIED)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_part_holds_the_draws_of_its_images():
-    whole = draw(POLICY, 50, 1)
-    parts = [whole.part(0, 20), whole.part(20, 50)]
-    joined = Draws(*map(torch.cat, zip(*parts, strict=True)))
-    assert all(torch.equal(a, b) for a, b in zip(whole, joined, strict=True))
+def test_the_draws_of_some_images_are_taken_by_slice_or_index():
+    whole = POLICY.draw(50, 1)
+    parts = [columns(take(whole, slice(0, 20))), columns(take(whole, torch.arange(20, 50)))]
+    for name, values in columns(whole).items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), values)
 
 
 def test_draws_are_independent_of_one_another_and_of_the_neighbours():
-    drawn = draw(POLICY, 20_000, 2)
-    columns = [drawn.flip, drawn.affine, drawn.jitter, drawn.hole, drawn.scale, drawn.rotate]
-    columns += [*drawn.offset.T, *drawn.shift.T, *drawn.factors.T, *drawn.corner.T]
-    values = torch.stack([column.float() for column in columns]).numpy()
-    assert np.abs(np.corrcoef(values) - np.eye(len(values))).max() < 0.04
-    for each in values:
-        assert abs(np.corrcoef(each[1:], each[:-1])[0, 1]) < 0.04
+    drawn = columns(POLICY.draw(20_000, 2))
+    chosen = [values for (_, name), values in drawn.items() if name != "order"]
+    rows = torch.cat([values.float().view(20_000, -1) for values in chosen], 1).T.numpy()
+    rows = rows[rows.std(1) > 0]  # each image is cropped
+    assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < 0.04
+    for row in rows:
+        assert abs(np.corrcoef(row[1:], row[:-1])[0, 1]) < 0.04
+
+
+@dataclass(frozen=True)
+class Dummy(Flip):
+    """A new step, which draws much and changes nothing."""
+
+    name = "dummy"
+
+    def draw(self, draw):
+        return {"noise": draw.uniform(0, 1), "more": draw.pairs(0, 9)}
+
+    def for_batch(self, images, drawn, mean):
+        return images
+
+    def for_image(self, mean):
+        return [Nothing()]
+
+
+class Nothing:
+    def set_random_seed(self, seed):
+        pass
+
+    def __call__(self, *, image):
+        return {"image": image}
+
+
+@pytest.mark.parametrize("place", range(len(STEPS) + 1))
+def test_a_new_step_changes_no_other_steps_draws(monkeypatch, place):
+    settings = AugmentationSettings(augment_p=0.5)
+    image = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    before, pixels = columns(POLICY.draw(50, 1)), versions(POLICY, image, 20)
+    monkeypatch.setattr(policies, "STEPS", (*STEPS[:place], Dummy, *STEPS[place:]))
+    longer = build_policy(settings, 32)
+    assert len(longer.steps) == len(POLICY.steps) + 1
+    after = columns(longer.draw(50, 1))
+    assert all(torch.equal(after[name], values) for name, values in before.items())
+    assert (versions(longer, image, 20) == pixels).all()
+    assert len(PerImageEngine(longer, MEAN, CPU).transforms) == 6

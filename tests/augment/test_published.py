@@ -1,15 +1,12 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from policies import policy_of
 from scipy import stats
+from support.augmentation import FILL, policy_of, step_of, versions
 from torchvision.transforms import v2
 
-from cifarnet.augment.per_image import PerImageEngine
+from cifarnet.augment.published import Published
 
-MEAN, FILL = (0.5, 0.4, 0.3), [128, 102, 76]
 POLICIES = {
     "autoaugment": lambda fill: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=fill),
     "randaugment": lambda fill: v2.RandAugment(fill=fill),
@@ -24,26 +21,26 @@ def picture() -> np.ndarray:
     return np.stack([columns * 4, rows * 8, 200 + rows]).astype(np.uint8)
 
 
-def drawn(name: str, count: int, key=(1, 2, 3), **steps: object) -> np.ndarray:
-    """`count` versions, uint8 [count,3,32,32], by a policy alone and other `steps`."""
-    policy = replace(policy_of("none"), auto_augment=name, **steps)
-    return PerImageEngine(policy, MEAN)(np.repeat(picture()[None], count, axis=0), *key)
+def drawn(name: str, count: int, key=(1, 2, 3), border: str = "mean") -> np.ndarray:
+    """`count` versions, uint8 [count,3,32,32], by a policy alone."""
+    step = step_of(Published, auto_augment=name, border=border)
+    return versions(step, picture(), count, key)
 
 
 @each_policy
 @pytest.mark.parametrize("border", ["mean", "black"])
 def test_versions_are_those_of_torchvision_on_pictures(name, border):
     """The same kinds of pictures, equally often: by their mean colour and by their contrast."""
-    theirs = POLICIES[name](FILL if border == "mean" else [0, 0, 0])
+    theirs = POLICIES[name](list(FILL) if border == "mean" else [0, 0, 0])
     torch.manual_seed(0)
     original = v2.functional.to_pil_image(torch.from_numpy(picture()))
     expected = [np.asarray(theirs(original)).transpose(2, 0, 1) for _ in range(400)]
-    found = drawn(name, 400, border=border)
+    ours = drawn(name, 400, border=border)
     for measure in (np.mean, np.std):
-        samples = ([measure(image) for image in images] for images in (found, expected))
+        samples = ([measure(image) for image in images] for images in (ours, expected))
         assert stats.ks_2samp(*samples).pvalue > 0.01
     same, as_theirs = (
-        np.mean([(image == picture()).all() for image in images]) for images in (found, expected)
+        np.mean([(image == picture()).all() for image in images]) for images in (ours, expected)
     )
     assert abs(same - as_theirs) < 0.08
 
@@ -63,7 +60,8 @@ def test_equal_keys_draw_equal_changes_and_torchs_generator_is_left_alone(name):
 @each_policy
 def test_the_order_is_crop_policy_hole(name):
     """The crop's border is changed by the policy, and the hole is not."""
-    images = drawn(name, 60, crop_p=1.0, hole_p=1.0, hole=8)
+    policy = policy_of("full", auto_augment=name, affine_p=0.0, jitter_p=0.0, hole_p=1.0, hole=8)
+    images = versions(policy, picture(), 60)
     holes = (images == np.array(FILL)[:, None, None]).all(axis=1)
     assert (holes.sum(axis=(1, 2)) >= 64).all()
     corners = {

@@ -1,0 +1,48 @@
+"""Hole: fill a square inside the image with the mean colour."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cifarnet.augment.step import Draw, ImageForm, Step, full_probability, to_device
+from cifarnet.core.late import LateModule
+from cifarnet.images.imageset import SIZE
+from cifarnet.settings.augmentation import AugmentationSettings
+
+A = LateModule("albumentations")
+
+
+@dataclass(frozen=True)
+class Hole(Step):
+    """Fills a square inside the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
+
+    name = "hole"
+    side: int  # pixels, height and width of the hole
+
+    @classmethod
+    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
+        return cls(size, full_probability(settings, "hole_p"), round(settings.hole * size / SIZE))
+
+    def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
+        hole = A.CoarseDropout(
+            num_holes_range=(1, 1),
+            hole_height_range=(self.side, self.side),
+            hole_width_range=(self.side, self.side),
+            fill=mean,
+            p=self.probability,
+        )
+        return [hole]
+
+    def draw(self, draw: Draw) -> dict[str, Tensor]:
+        """`corner` int64 [B,2]: row and column of the hole's first pixel."""
+        return {"corner": draw.pairs(0, self.size - self.side)}
+
+    def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
+        pixels = torch.arange(self.side, device=images.device)
+        row, column = (to_device(drawn["corner"], images)[:, :, None] + pixels).unbind(1)
+        inside = (row[:, :, None] * self.size + column[:, None, :]).flatten(1)  # [B,side*side]
+        each = torch.arange(len(images), device=images.device)[:, None]
+        images.flatten(2)[each, :, inside] = mean.byte().flatten()
+        return images

@@ -1,0 +1,113 @@
+"""Jitter: change brightness, contrast, saturation and hue, in random order."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cifarnet.augment.step import Draw, ImageForm, Step, full_probability, to_device
+from cifarnet.core.late import LateModule
+from cifarnet.settings.augmentation import AugmentationSettings
+from cifarnet.settings.flags import numbers_in
+
+A = LateModule("albumentations")
+
+CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of the drawn factors; 0 is the brightness
+
+
+@dataclass(frozen=True)
+class Jitter(Step):
+    """Changes colours by factors in [1 - x, 1 + x], and the hue by a move in [-x, x]."""
+
+    name = "jitter"
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float  # in turns of the colour wheel
+
+    @classmethod
+    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
+        return cls(size, full_probability(settings, "jitter_p"), *numbers_in(settings.jitter))
+
+    def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
+        jitter = A.ColorJitter(
+            brightness=(1 - self.brightness, 1 + self.brightness),
+            contrast=(1 - self.contrast, 1 + self.contrast),
+            saturation=(1 - self.saturation, 1 + self.saturation),
+            hue=(-self.hue, self.hue),
+            p=self.probability,
+        )
+        return [jitter]
+
+    def draw(self, draw: Draw) -> dict[str, Tensor]:
+        """Draws for B images.
+
+        `factors` float32 [B,4]: brightness, contrast, saturation, and hue in turns. `order` int64
+        [B,4]: columns of `factors`, in the order in which they are applied.
+        """
+        gains = (self.brightness, self.contrast, self.saturation)
+        factors = [*(draw.uniform(1 - x, 1 + x) for x in gains), draw.uniform(-self.hue, self.hue)]
+        return {"factors": torch.stack(factors, 1), "order": draw.orders(4)}
+
+    def group(self, drawn: dict[str, Tensor]) -> Tensor:
+        """The position of the hue in an image's order; 4: its hue stays.
+
+        Hue takes many more operations than the rest. Images whose hue is due lie side by side.
+        """
+        hue_at = (drawn["order"] == HUE).int().argmax(1)
+        return torch.where(drawn["factors"][:, HUE] == 0, 4, hue_at)
+
+    def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
+        factors, order = drawn["factors"], drawn["order"]
+        bounds = [0, *self.group(drawn).bincount(minlength=4).cumsum(0).tolist()]
+        kinds = order[order != HUE].view(-1, 3)
+        gains = to_device(factors.gather(1, kinds), images).view(-1, 3, 1, 1, 1)
+        kinds = to_device(kinds, images).view(-1, 3, 1, 1, 1)
+        turn = to_device(factors[:, HUE], images)
+        values = images.float()
+        for position in range(4):
+            due = slice(bounds[position], bounds[position + 1])
+            if due.start < due.stop:
+                _turn_hue(values[due], turn[due])
+            if position < 3:
+                _blend(values, kinds[:, position], gains[:, position])
+        return values.byte()
+
+
+def _blend(values: Tensor, kind: Tensor, factor: Tensor) -> None:
+    """Multiplies brightness, contrast or saturation by `factor`, in place.
+
+    `values` is float32 [B,3,H,W] and holds whole numbers from 0 to 255. `kind` (0 brightness, 1
+    contrast, 2 saturation) and `factor` are [B,1,1,1]. The formula is x * factor + grey * a + b. As
+    in albumentations, brightness and contrast round down, and saturation rounds to the nearest.
+    """
+    grey = values[:, :1] * 0.299  # Rec. 601, as OpenCV
+    grey.add_(values[:, 1:2], alpha=0.587).add_(values[:, 2:], alpha=0.114).round_()
+    rest, saturation = 1 - factor, (kind == SATURATION).float()
+    level = grey.mean((2, 3), keepdim=True) * rest * (kind == CONTRAST) + saturation * 0.5
+    values.mul_(factor).add_(grey.mul_(rest * saturation).add_(level)).clamp_(0, 255).floor_()
+
+
+def _turn_hue(values: Tensor, turn: Tensor) -> None:
+    """Moves the hue by `turn` [B], in turns, in place; value and saturation (HSV) stay.
+
+    `values` is float32 [B,3,H,W] and holds whole numbers from 0 to 255. As in OpenCV and
+    albumentations, hues are multiples of 2 degrees and moves are rounded down.
+    """
+    red, green, blue = values.unbind(1)
+    high, low = values.amax(1), values.amin(1)
+    chroma = high - low
+    green_or_blue = torch.where(
+        high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
+    )
+    hue = torch.where(high == red, green - blue, green_or_blue)
+    hue.div_(chroma.clamp(min=1))  # in sixths of a turn
+    hue.mul_(30).add_((180 * turn).floor().view(-1, 1, 1) + 0.5).floor_().div_(180)  # in turns
+    hue.sub_(hue.floor()).mul_(6)
+    # As a function of the hue, each channel's share of the chroma is a trapezium about `middle`.
+    for channel, middle in enumerate((3, 2, 4)):
+        share = (hue - middle).abs_()
+        share = share.sub_(1) if channel == 0 else share.neg_().add_(2)
+        torch.addcmul(low, share.clamp_(0, 1), chroma, out=share)
+        values[:, channel] = share.floor_()

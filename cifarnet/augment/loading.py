@@ -1,0 +1,166 @@
+"""An epoch's augmented images: in which order, and by workers or on the device."""
+
+import contextlib
+import math
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cifarnet.augment.batched import BatchedEngine
+from cifarnet.augment.per_image import PerImageEngine
+from cifarnet.augment.policy import take
+from cifarnet.core.errors import lost_workers
+from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
+from cifarnet.images.imageset import ImageSet
+
+
+class EpochOrder(Sampler):
+    """The order of the images in `epoch`, as a rank's share of each batch.
+
+    Yields (epoch, position of the share's first image in the epoch's order, image indices int64
+    [B]). Shares are contiguous, and their sizes differ by one at most. An empty share occurs in a
+    last batch with fewer images than ranks.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
+        order = torch.randperm(self.count, generator=generator)
+        for first in range(0, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - first)
+            start = first + size * self.rank // self.world_size
+            end = first + size * (self.rank + 1) // self.world_size
+            yield self.epoch, start, order[start:end]
+
+
+class DeviceLoader:
+    """The batches of `order.epoch`, augmented on the device: uint8 [B,3,S,S] and labels.
+
+    The whole data set stays on the device (150 MB for 50,000 images of 32x32). `workers` is there
+    for the signature of all loaders: this one has none.
+    """
+
+    def __init__(
+        self, images: ImageSet, engine: BatchedEngine, order: EpochOrder, workers: int = 0
+    ) -> None:
+        self.images, self.labels = images.images.to(engine.device), images.labels.to(engine.device)
+        self.engine, self.order, self.workers = engine, order, 0
+        self.ahead = max(1, engine.block * order.world_size // order.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, engine = self.order, self.engine
+        draws = engine.policy.draw(len(self.images), order.seed, order.epoch, AUGMENTATION)
+        batches = list(order)
+        for start in range(0, len(batches), self.ahead):
+            group = batches[start : start + self.ahead]  # augmented together: fewer, larger calls
+            chosen = torch.cat([indices for _, _, indices in group])
+            chosen = chosen.to(engine.device, non_blocking=True)
+            positions = [torch.arange(first, first + len(indices)) for _, first, indices in group]
+            images = engine.apply(
+                self.images.index_select(0, chosen), take(draws, torch.cat(positions))
+            )
+            sizes = [len(indices) for _, _, indices in group]
+            yield from zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True)
+
+
+class WorkerLoader:
+    """The batches of `order.epoch`, augmented in `workers` processes: uint8 [B,3,S,S] and labels.
+
+    They lie in page-locked memory for a GPU. With 0 workers this process augments.
+    """
+
+    def __init__(
+        self, images: ImageSet, engine: PerImageEngine, order: EpochOrder, workers: int = 0
+    ) -> None:
+        self.workers, self.pins = workers, engine.device.type == "cuda"
+        with _more_workers_than_cores():
+            self.loader = DataLoader(
+                _AugmentedBatches(images, engine, order.seed),
+                batch_size=None,  # the data set returns whole batches
+                # Arrays come through a pipe. Tensors would take shared memory and open files, and
+                # the run would hang when either is full.
+                collate_fn=_unchanged,
+                sampler=_AsArrays(order),
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=self.pins,  # receives them in a thread
+                # keeps each epoch from drawing from the global generator
+                generator=torch.Generator(),
+            )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Starts the workers if need be. Raises `RunError` if none can start."""
+        try:
+            with _more_workers_than_cores():
+                batches = iter(self.loader)
+        except OSError as problem:  # open files, processes, memory, /dev/shm
+            _destroy_silently(problem)
+            raise lost_workers(problem.strerror) from None
+        return ((self._tensor(images), self._tensor(labels)) for images, labels in batches)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self.pins else tensor
+
+
+class _AsArrays(Sampler):
+    """The items of `order` with arrays for tensors: see `WorkerLoader.loader`."""
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        for epoch, first, chosen in self.order:
+            yield epoch, first, chosen.numpy()
+
+
+class _AugmentedBatches(Dataset):
+    """A worker's task: an item of `_AsArrays` -> augmented uint8 [B,3,S,S] and labels."""
+
+    def __init__(self, images: ImageSet, engine: PerImageEngine, seed: int) -> None:
+        self.images, self.engine, self.seed = images, engine, seed
+
+    def __getitem__(self, item: tuple[int, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        epoch, first, chosen = item
+        pixels = self.images.images[chosen].numpy()
+        augmented = self.engine(pixels, self.seed, epoch, AUGMENTATION, first)
+        return augmented, self.images.labels[chosen].numpy()
+
+
+def _unchanged(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return batch
+
+
+def _destroy_silently(problem: OSError) -> None:
+    """Frees torch's unfinished iterator, which `problem` holds; else Python prints its errors."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: None
+    try:
+        traceback.clear_frames(problem.__traceback__)
+    finally:
+        sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _more_workers_than_cores() -> Iterator[None]:
+    """Silences torch's warning of more workers than cores; the log of a run says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
