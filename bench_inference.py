@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import argparse
 
     import torch
-
     from cifarnet.checkpoints.weights import Weights
+
     from cifarnet.images.imageset import ImageSet, Splits
 
 
@@ -80,6 +80,7 @@ def inference(
 def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
     """The images in `data_dir`, and those to test on; without it noise, and None."""
     from cifarnet.checkpoints.state import check_classes
+
     from cifarnet.images.imageset import Splits
     from cifarnet.inference.speed import BATCHES
     from data import load_splits
@@ -88,7 +89,7 @@ def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet
     if data_dir is None:
         noise = random_images(max(BATCHES), settings_from_dict(trained.config).data.image_size)
         return Splits("noise", noise, None, noise, trained.mean, trained.std), None
-    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None), print)
+    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None).data, print)
     check_classes(trained.classes, splits.test.classes)
     return splits, splits.test
 

@@ -191,12 +191,12 @@ def augmentation(engine: str) -> float:
     import torch
 
     from cifarnet.images.cifar import CIFAR10_MEAN
+    from cifarnet.settings.augmentation import AugmentationSettings
     from data import build_engine
 
     torch.set_num_threads(1)
-    run = build_engine(
-        Settings.from_flags(augment_engine=engine), CIFAR10_MEAN, torch.device("cpu")
-    )
+    settings = AugmentationSettings(augment_engine=engine)
+    run = build_engine(settings, 32, CIFAR10_MEAN, torch.device("cpu"))
     images = random_images(BATCH).images.numpy()
     return BATCH / _seconds(lambda: run(images, 0), 2, 3)
 

@@ -133,7 +133,7 @@ def run_evaluation(
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
     runtime = _init(settings, amp_is_given="amp" in flags)
-    splits = load_splits(settings, print_line)
+    splits = load_splits(settings.data, print_line)
     _warn_of_training_images(infos, splits, settings)
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)

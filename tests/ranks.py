@@ -57,7 +57,7 @@ def command(group: Group) -> None:
     ranks = group.ranks
     results = {name: trained(ranks, name) for name in SETTINGS}
     whole = noisy_run(ranks, epochs=1, cutmix=1.0)
-    whole.objective = Mixed(Labels(0.1), Mixing(whole.settings, 3, ranks.rank))
+    whole.objective = Mixed(Labels(0.1), Mixing(whole.settings.augmentation, 42, 3, ranks.rank))
     whole.fit()
     values = whole.learner.network.state_dict().values()
     floats = torch.cat([v.double().flatten() for v in values if v.is_floating_point()])

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from policies import policy_of
 from small_runs import small_run
+from support.augmentation import policy_of
 from support.commands import QUICK
 
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing
-from cifarnet.augment.policy import draw
 from cifarnet.checkpoints import snapshots
 from cifarnet.networks.attention import ATTENTION
-from cifarnet.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
 from model import build_model, load_pretrained
 
@@ -104,10 +103,10 @@ def test_the_batched_engine_gives_the_pixels_of_the_cpu():
     policy = policy_of("full", augment_p=1.0)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (600, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    drawn = draw(policy, len(images), 1)
+    draws = policy.draw(len(images), 1)
     mean = (0.5, 0.4, 0.3)
-    here = BatchedEngine(policy, mean, torch.device("cpu")).apply(images, drawn)
-    there = BatchedEngine(policy, mean, torch.device(CUDA)).apply(images.to(CUDA), drawn)
+    here = BatchedEngine(policy, mean, torch.device("cpu")).apply(images, draws)
+    there = BatchedEngine(policy, mean, torch.device(CUDA)).apply(images.to(CUDA), draws)
     difference = (there.cpu().int() - here.int()).abs()
     assert (difference == 0).float().mean() > 0.99
     assert (difference <= 1).float().mean() > 0.999  # a grey level on an edge turns hues
@@ -115,7 +114,7 @@ def test_the_batched_engine_gives_the_pixels_of_the_cpu():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_gives_the_images_of_the_cpu_and_never_waits_for_the_device(kind):
-    mix = Mixing(Settings.from_flags(**{kind: 1.0}), 10)
+    mix = Mixing(AugmentationSettings(**{kind: 1.0}), 42, 10)
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     here = mix(images, labels, (1, 0, 0))
     images, labels = images.to(CUDA), labels.to(CUDA)

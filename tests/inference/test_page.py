@@ -15,11 +15,12 @@ from support.browser import console, fetched, open_page
 from torch import nn
 
 from cifarnet.core.errors import UserError
-from cifarnet.images.cifar import CIFAR, read_cifar
+from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.page import About, read_page, write_page
 from cifarnet.inference.predictor import NetworkInput
+from cifarnet.settings.data import DataSettings
 from cifarnet.settings.network import NetworkSettings
 from model import build_model, load_pretrained
 
@@ -113,9 +114,9 @@ def test_the_browser_computes_what_torch_does(browser, tmp_path):
 def some_images(count: int) -> torch.Tensor:
     """Test images of CIFAR-10 if the machine has them, else digits: uint8 [N,3,32,32]."""
     if "CIFAR10_DIR" not in os.environ:
-        return read_digits(32)[1].images[:count]
-    _, test = read_cifar(CIFAR["cifar10"], Path(os.environ["CIFAR10_DIR"]), None, print)
-    return test.images[:count]
+        return read_digits(DataSettings(), print).test.images[:count]
+    settings = DataSettings(data_dir=os.environ["CIFAR10_DIR"])
+    return read_cifar(settings, print).test.images[:count]
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
