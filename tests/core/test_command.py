@@ -54,11 +54,11 @@ def test_closed_streams_lead_nowhere_and_files_do_not_take_their_numbers(tmp_pat
         "from cifarnet.core.command import run_command\n"
         "from cifarnet.core.errors import RunError\n"
         "def work():\n"
-        "    with open('made', 'w') as file:\n"
+        "    with open('out', 'w') as file:\n"
         "        assert file.fileno() > 2\n"
-        "        print('said'); print('said', file=sys.stderr); os.write(1, b'x')\n"
+        "        print('text'); print('text', file=sys.stderr); os.write(1, b'x')\n"
         "        assert sys.stdin.read() == ''\n"
-        "        file.write('kept')\n"
+        "        file.write('content')\n"
         "    raise RunError('too bad')\n"
         "sys.exit(run_command(work))\n"
     )
@@ -68,5 +68,50 @@ def test_closed_streams_lead_nowhere_and_files_do_not_take_their_numbers(tmp_pat
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert (tmp_path / "made").read_text() == "kept"
-    assert done.stderr == ("" if "2>" in closed else "said\nerror: too bad\n")
+    assert (tmp_path / "out").read_text() == "content"
+    assert done.stderr == ("" if "2>" in closed else "text\nerror: too bad\n")
+
+
+# --- output through a pipe, in processes of their own ---
+
+COMMAND = """
+import sys, time
+from cifarnet.core.command import run_command
+from cifarnet.core.log import RunLog
+def work():
+    log = RunLog()
+    log.line("first")
+    sys.stdin.readline()
+    for _ in range(3):
+        log.line("later")
+    open(sys.argv[1], "w").close()
+sys.exit(run_command(work))
+"""
+
+
+def start(target: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(target)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+
+
+def test_a_line_passes_a_pipe_at_once(tmp_path):
+    with start(tmp_path / "done") as run:
+        assert run.stdout.readline() == "first\n"  # while the command still waits
+        out, err = run.communicate("\n")
+    assert (run.returncode, out, err) == (0, "later\n" * 3, "")
+
+
+def test_a_run_whose_reader_ends_goes_on_to_its_end(tmp_path):
+    with start(tmp_path / "done") as run:
+        run.stdout.readline()
+        run.stdout.close()
+        _, err = run.communicate("\n")
+    assert (run.returncode, err) == (0, "")
+    assert (tmp_path / "done").exists()

@@ -117,7 +117,7 @@ def test_only_what_killed_writers_left_is_removed(tmp_path):
         writer.stdin.close()
         assert writer.wait() == 0
     assert left[1:] == ["archive.part"]
-    assert left[0].startswith(".file.")  # its writer lives
+    assert left[0].startswith(".file.")  # its writer is running
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive.part", "file"]
 
 

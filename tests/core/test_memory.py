@@ -15,11 +15,11 @@ def test_freed_memory_stays_in_the_process_and_counts_to_the_peak():
 import re, torch
 from cifarnet.core.memory import keep_freed_memory, peak_memory
 resident = lambda: 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
-kept, before = keep_freed_memory(), resident()
+keeps, before = keep_freed_memory(), resident()
 block = torch.ones({SIZE}, dtype=torch.uint8)
 del block
 assert peak_memory() > {SIZE}
-print(kept, resident() - before > 0.9 * {SIZE})
+print(keeps, resident() - before > 0.9 * {SIZE})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout in ("True True\n", "False False\n"), done.stderr  # without glibc: False

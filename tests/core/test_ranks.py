@@ -161,8 +161,8 @@ def test_the_first_rank_is_killed_or_hangs_while_the_others_wait(started, how):
 
 def test_only_what_torch_raises_about_other_ranks_is_a_lost_contact(capsys):
     group = Group(Ranks(1, 2, 1, 2), dist.HashStore())
-    for others, text in ((group, "shapes do not match"), (Group(ALONE), "gloo.pth is no file")):
-        with pytest.raises(RuntimeError, match=text), others.contact():
+    for other, text in ((group, "shapes do not match"), (Group(ALONE), "gloo.pth is no file")):
+        with pytest.raises(RuntimeError, match=text), other.contact():
             raise RuntimeError(text)
     with pytest.raises(LostContactError), group.contact():
         dist.HashStore().wait(["0 started"], timedelta(milliseconds=1))

@@ -81,9 +81,9 @@ def test_a_signal_inside_a_destructor_is_noticed_at_the_next_check_and_at_the_en
     assert capsys.readouterr().err == ""
 
 
-def test_other_errors_inside_a_destructor_are_still_told(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+def test_other_errors_inside_a_destructor_are_still_reported(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
 
     class Faulty:
         def __del__(self):
@@ -91,8 +91,8 @@ def test_other_errors_inside_a_destructor_are_still_told(monkeypatch):
 
     with Signals():
         Faulty()
-    assert [type(dropped.exc_value) for dropped in told] == [ValueError]
-    assert sys.unraisablehook == told.append
+    assert [type(dropped.exc_value) for dropped in reported] == [ValueError]
+    assert sys.unraisablehook == reported.append
 
 
 def test_a_signal_raises_at_once_while_waiting():
@@ -108,10 +108,10 @@ def test_a_signal_raises_at_once_while_waiting():
             pytest.fail("it went on")
 
 
-def test_a_child_that_ends_with_a_signal_is_not_told_of(monkeypatch):
+def test_a_child_that_ends_with_a_signal_is_not_reported(monkeypatch):
     """Python complains of a pending SIGCHLD whose handler was taken away."""
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
 
     former = signal.getsignal(signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -125,7 +125,7 @@ def test_a_child_that_ends_with_a_signal_is_not_told_of(monkeypatch):
             time.sleep(0)
     finally:
         signal.signal(signal.SIGCHLD, former)
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
