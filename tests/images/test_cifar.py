@@ -9,6 +9,7 @@ import socket
 import tarfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,17 @@ import torch
 from torchvision import datasets
 
 from cifarnet.core.errors import UserError
-from cifarnet.images import download
+from cifarnet.images import cifar, download
 from cifarnet.images.cifar import CIFAR, CIFAR10_MEAN, CIFAR10_STD, read_cifar
-from cifarnet.images.imageset import channel_statistics
+from cifarnet.images.imageset import ImageSet, channel_statistics
+from cifarnet.settings.data import DataSettings
 
 
-def read(root, url=None, said=None, which="cifar10"):
-    return read_cifar(CIFAR[which], root, url, (said if said is not None else []).append)
+def read(root, url=None, messages=None, which="cifar10") -> tuple[ImageSet, ImageSet]:
+    settings = DataSettings(dataset=which, data_dir=str(root), data_url=url)
+    dataset = read_cifar(settings, (messages if messages is not None else []).append)
+    assert dataset.val is None
+    return dataset.train, dataset.test
 
 
 def packed(pixels: np.ndarray, labels: dict[str, list[int]]) -> bytes:
@@ -56,7 +61,7 @@ def official_files(which: str) -> dict[str, bytes]:
 def archive(tmp_path, monkeypatch, request):
     """Serves a small archive, of CIFAR-10 by default; torchvision is given its checksums."""
     which = getattr(request, "param", "cifar10")
-    official = getattr(datasets, CIFAR[which].official)
+    official = CIFAR[which].official
     served = tmp_path / "served"
     batches = served / official.base_folder
     batches.mkdir(parents=True)
@@ -75,8 +80,8 @@ def archive(tmp_path, monkeypatch, request):
     monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
     monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     for part in ("train_list", "test_list"):
-        known = [[name, sums[name]] for name, _ in getattr(official, part) if name in sums]
-        monkeypatch.setattr(official, part, known)
+        entries = [[name, sums[name]] for name, _ in getattr(official, part) if name in sums]
+        monkeypatch.setattr(official, part, entries)
     meta = official.meta | {"md5": sums[official.meta["filename"]]}
     monkeypatch.setattr(official, "meta", meta)
     yield archive
@@ -91,15 +96,15 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_cifar10_is_downloaded_once(archive, tmp_path):
-    root, said = tmp_path / "data", []
-    train, test = read(root, said=said)
+    root, messages = tmp_path / "data", []
+    train, test = read(root, messages=messages)
     assert (len(train), len(test)) == (40, 20)
-    assert said == [f"downloading CIFAR-10 (170 MB) to {root}"]
+    assert messages == [f"downloading CIFAR-10 (170 MB) to {root}"]
     shutil.rmtree(root / "cifar-10-batches-py")
-    read(root, said=said)  # from the archive that is kept
+    read(root, messages=messages)  # from the archive that is kept
     archive.unlink()
-    again, _ = read(root, said=said)
-    assert len(said) == 1
+    again, _ = read(root, messages=messages)
+    assert len(messages) == 1
     assert torch.equal(again.images, train.images)
 
 
@@ -115,10 +120,10 @@ def test_images_and_labels_are_those_of_the_archive(archive, tmp_path):
 
 @pytest.mark.parametrize("archive", ["cifar100"], indirect=True)
 def test_cifar100_has_the_fine_labels_and_lies_beside_cifar10(archive, tmp_path):
-    root, said = tmp_path / "data", []
+    root, messages = tmp_path / "data", []
     (root / "cifar-10-batches-py").mkdir(parents=True)
-    train, test = read(root, said=said, which="cifar100")
-    assert said == [f"downloading CIFAR-100 (169 MB) to {root}"]
+    train, test = read(root, messages=messages, which="cifar100")
+    assert messages == [f"downloading CIFAR-100 (169 MB) to {root}"]
     assert train.classes == test.classes == tuple(f"fine {i}" for i in range(100))
     assert train.labels.tolist() == test.labels.tolist() == [5 * i for i in range(20)]
     assert train.images.shape == (20, 3, 32, 32)
@@ -213,3 +218,20 @@ def test_the_official_images(cifar10_dir):
     mean, std = channel_statistics(train.images)
     np.testing.assert_allclose(mean, CIFAR10_MEAN, atol=1e-4)
     np.testing.assert_allclose(std, CIFAR10_STD, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "title", "mean", "std"),
+    [
+        ("cifar10", "CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", "CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ],
+)
+def test_images_come_at_the_size_of_the_settings_with_published_statistics(
+    dataset, title, mean, std, monkeypatch
+):
+    part = SimpleNamespace(data=np.zeros((4, 32, 32, 3), np.uint8), targets=[0] * 4, classes=["a"])
+    monkeypatch.setattr(cifar, "_read", lambda official, root: [part, part])
+    read = read_cifar(DataSettings(dataset=dataset, image_size=48), print)
+    assert (read.name, read.statistics) == (title, (mean, std))
+    assert read.train.images.shape == read.test.images.shape == (4, 3, 48, 48)

@@ -3,10 +3,17 @@ import torch
 from sklearn.datasets import load_digits
 
 from cifarnet.images.digits import read_digits
+from cifarnet.images.imageset import ImageSet
+from cifarnet.settings.data import DataSettings
+
+
+def read(size: int = 32) -> tuple[ImageSet, ImageSet]:
+    dataset = read_digits(DataSettings(image_size=size), print)
+    return dataset.train, dataset.test
 
 
 def test_digits_are_real_images_in_the_form_of_all_others():
-    train, test = read_digits()
+    train, test = read()
     assert len(train) + len(test) == 1797
     assert abs(len(test) / 1797 - 0.2) < 0.01
     for part in (train, test):
@@ -21,17 +28,17 @@ def test_digits_are_real_images_in_the_form_of_all_others():
 
 
 def test_digits_of_another_size_come_from_the_8x8_ones():
-    train, _ = read_digits(64)
+    train, _ = read(64)
     assert train.images.shape[1:] == (3, 64, 64)
     small = torch.nn.functional.avg_pool2d(train.images.float(), 2).round()
-    assert (small - read_digits()[0].images).abs().mean() < 2
+    assert (small - read()[0].images).abs().mean() < 2
 
 
 def test_labels_belong_to_their_images():
     """Each enlarged digit, reduced again, is nearest to an original of the same label."""
     originals = load_digits()
     flat = originals.images.reshape(1797, 64)
-    test = read_digits()[1]
+    test = read()[1]
     small = torch.nn.functional.avg_pool2d(test.images[:, :1].float(), 4).view(-1, 64) * 16 / 255
     distance = ((small.numpy()[:, None] - flat[None]) ** 2).sum(axis=2)
     nearest = originals.target[distance.argmin(axis=1)]

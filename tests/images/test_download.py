@@ -106,13 +106,13 @@ def target(tmp_path) -> Path:
     ],
 )
 def test_a_bad_server_that_recovers_is_enough(serve, target, moods, starts):
-    server, said = serve(*moods), []
-    fetch(server.url, target, MD5, said.append)
+    server, messages = serve(*moods), []
+    fetch(server.url, target, MD5, messages.append)
     assert target.read_bytes() == CONTENT
     assert server.starts == starts
-    assert len(said) == len(starts) - 1 or moods[-1] == "knows no ranges"
+    assert len(messages) == len(starts) - 1 or moods[-1] == "knows no ranges"
     assert [p.name for p in target.parent.iterdir()] == [target.name]
-    fetch(server.url, target, MD5, said.append)
+    fetch(server.url, target, MD5, messages.append)
     assert server.starts == starts  # it is there
 
 
@@ -166,10 +166,12 @@ def test_a_partial_file_that_is_whole_needs_one_request(serve, target):
 
 def test_a_damaged_archive_is_replaced(serve, target):
     target.write_bytes(CONTENT[:1000])
-    said = []
-    fetch(serve().url, target, MD5, said.append)
+    messages = []
+    fetch(serve().url, target, MD5, messages.append)
     assert target.read_bytes() == CONTENT
-    assert said == [f"{target} is damaged (its md5 checksum is not {MD5}): downloading it again"]
+    assert messages == [
+        f"{target} is damaged (its md5 checksum is not {MD5}): downloading it again"
+    ]
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -186,11 +188,11 @@ def test_where_nothing_answers_the_pauses_grow_and_end_within_a_minute(target, m
         raise TimeoutError("timed out") if silent else ConnectionRefusedError("refused")
 
     monkeypatch.setattr(download.urllib.request, "urlopen", no_answer)
-    said = []
+    messages = []
     with pytest.raises(OSError, match="timed out" if silent else "refused"):
-        fetch("http://127.0.0.1/", target, MD5, said.append)
+        fetch("http://127.0.0.1/", target, MD5, messages.append)
     assert pauses == [2.0**i for i in range(len(pauses))]
-    assert len(pauses) == len(said) >= 3
+    assert len(pauses) == len(messages) >= 3
     assert 20 < clock[0] < 60
 
 

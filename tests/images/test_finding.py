@@ -25,7 +25,7 @@ def test_every_suffix_that_pillow_reads_names_an_image(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".pdf", ".h5", ".mpg", ".npz", ".svg", ""])
-def test_other_files_are_no_images(tmp_path, suffix):
+def test_other_files_are_not_images(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"BM is how a bitmap begins, too")
     assert not is_image(path)
@@ -43,7 +43,7 @@ def test_images_are_found_in_order_below_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "g")
-    images, others, problems = find_images(tmp_path)
+    images, not_images, errors = find_images(tmp_path)
     assert images == [tmp_path / name for name in ("a.JPG", "b.png", "g/h/i.gif")]
-    assert others == [tmp_path / name for name in ("link", "z.txt")]
-    assert problems == []
+    assert not_images == [tmp_path / name for name in ("link", "z.txt")]
+    assert errors == []

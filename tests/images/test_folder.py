@@ -14,21 +14,21 @@ from support.pictures import draw_tree
 from cifarnet.core.errors import UserError
 from cifarnet.images import folder, pictures
 from cifarnet.images.folder import CACHE_NAME, read_folder
-from cifarnet.images.imageset import ImageSet, limited
-from cifarnet.settings import Settings
+from cifarnet.images.imageset import Dataset, ImageSet, limited
+from cifarnet.settings.data import DataSettings
 
 CACHE = CACHE_NAME.format(32)
 
 
-def read_parts(root, said=None, **settings) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    chosen = Settings.from_flags(dataset="folder", data_dir=str(root), **settings)
-    return read_folder(chosen, (said if said is not None else []).append)
+def read_all(root, messages=None, **settings) -> Dataset:
+    chosen = DataSettings(dataset="folder", data_dir=str(root), **settings)
+    return read_folder(chosen, (messages if messages is not None else []).append)
 
 
-def read(root, skip_bad=False, said=None, **settings) -> tuple[ImageSet, ImageSet]:
-    train, val, test = read_parts(root, said, skip_bad_images=skip_bad, **settings)
-    assert val is None
-    return train, test
+def read(root, skip_bad=False, messages=None, **settings) -> tuple[ImageSet, ImageSet]:
+    dataset = read_all(root, messages, skip_bad_images=skip_bad, **settings)
+    assert dataset.val is None
+    return dataset.train, dataset.test
 
 
 def save_red(path: Path) -> None:
@@ -63,10 +63,10 @@ def test_the_test_images_know_their_files(tree):
 
 
 def test_resized_images_are_told_once(tmp_path):
-    said = []
-    train, _ = read(draw_tree(tmp_path / "t", size=(50, 20), suffix="bmp"), said=said)
+    messages = []
+    train, _ = read(draw_tree(tmp_path / "t", size=(50, 20), suffix="bmp"), messages=messages)
     assert train.images.shape[1:] == (3, 32, 32)
-    assert said == ["resized 18 of 18 images to 32x32"]
+    assert messages == ["resized 18 of 18 images to 32x32"]
 
 
 def test_ignored_files_are_told(tree):
@@ -74,9 +74,9 @@ def test_ignored_files_are_told(tree):
         (tree / "train" / "bar" / name).touch()
     (tree / "test" / "in no class.png").touch()
     (tree / "test" / ".hidden.png").touch()
-    said = []
-    assert len(read(tree, said=said)[0]) == 12
-    assert said == [
+    messages = []
+    assert len(read(tree, messages=messages)[0]) == 12
+    assert messages == [
         f"warning: ignored 1 file outside the class folders, such as {tree}/test/in no class.png",
         f"warning: ignored 2 files in no image format, such as {tree}/train/bar/a.pdf",
     ]
@@ -84,9 +84,9 @@ def test_ignored_files_are_told(tree):
 
 def test_a_class_without_test_images_is_told(tree):
     (tree / "test" / "disc").rename(tree / "elsewhere")
-    said = []
-    assert read(tree, said=said)[1].labels.tolist() == [0, 0, 0]
-    assert [line.partition(":")[2] for line in said if "lack disc" in line]
+    messages = []
+    assert read(tree, messages=messages)[1].labels.tolist() == [0, 0, 0]
+    assert [line.partition(":")[2] for line in messages if "lack disc" in line]
 
 
 def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
@@ -142,7 +142,7 @@ def spoil(tree: Path, how: str) -> str:
         (tree / "train").rename(tree / "training")
         (tree / "train").mkdir()
         save_red(tree / "train" / "cat.1.png")
-        return f"{tree}/train has no class; it needs two or more, with a folder for each; pictures"
+        return f"{tree}/train has no class; it needs two or more, with a folder for each; images"
     if how == "one class":
         (tree / "train" / "bar").rename(tree / "bar")
         return "only one class, 'disc'; it needs two"
@@ -221,12 +221,12 @@ def test_bad_images_are_named_or_skipped(tree, kind):
     assert str(tree / "train" / "bar") in str(caught.value)
     assert str(caught.value).isprintable()
     for _ in range(2):  # decoded, and from the cache
-        said = []
-        train, _ = read(tree, skip_bad=True, said=said)
+        messages = []
+        train, _ = read(tree, skip_bad=True, messages=messages)
         assert train.labels.tolist() == [0] * 6 + [1] * 6
-        assert len(said) == 1
+        assert len(messages) == 1
         assert str(caught.value) == (
-            f"{said[0].removeprefix('skipped: ')}, or add --skip_bad_images; "
+            f"{messages[0].removeprefix('skipped: ')}, or add --skip_bad_images; "
             f"1 of the 19 images cannot be read"
         )
     with pytest.raises(UserError, match="cannot read the image"):  # the cache does not hide it
@@ -275,28 +275,28 @@ def copy(tree: Path, name: str, to: Path) -> None:
 @pytest.mark.parametrize("name", ["val", "valid", "Validation"])
 def test_validation_images_beside_train_select_or_are_the_test_images(tree, name):
     (tree / "test").rename(tree / name)
-    said = []
-    train, test = read(tree, said=said)
+    messages = []
+    train, test = read(tree, messages=messages)
     assert (len(train), len(test)) == (12, 6)
-    assert said == [f"{tree / name} holds the test images: there is no test folder"]
+    assert messages == [f"{tree / name} holds the test images: there is no test folder"]
     draw_tree(tree.with_name("more"), train=0, test=2)
     copy(tree.with_name("more"), "test", tree / "test")
-    said = []
-    train, val, test = read_parts(tree, said)
-    assert (len(train), len(val), len(test)) == (12, 6, 4)
-    assert not [line for line in said if "holds the test images" in line]
+    messages = []
+    dataset = read_all(tree, messages)
+    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [12, 6, 4]
+    assert not [line for line in messages if "holds the test images" in line]
 
 
 def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
-    said = []
-    train, test = read(tree / "train", said=said, test_fraction=0.34)
+    messages = []
+    train, test = read(tree / "train", messages=messages, test_fraction=0.34)
     assert train.labels.tolist() == [0] * 4 + [1] * 4
     assert test.labels.tolist() == [0] * 2 + [1] * 2
-    assert said == [
+    assert messages == [
         f"{tree}/train has no test folder: 4 of the 12 images, always the same ones, are the test "
         f"images (--test_fraction 0.34)"
     ]
-    again = read(tree / "train", test_fraction=0.34, seed=7)[1]
+    again = read(tree / "train", test_fraction=0.34)[1]
     assert torch.equal(again.images, test.images)
     with pytest.raises(UserError, match=r"--test_fraction 0\.1 holds back no image; raise it"):
         read(tree / "train", test_fraction=0.1)
@@ -315,28 +315,30 @@ def test_images_below_a_class_folder_are_found(tree):
     save_red(below / "RED.PNG")
     (tree / "train" / "bar" / "__MACOSX").mkdir()
     (tree / "train" / "bar" / "link").symlink_to(tree / "train" / "disc")
-    said = []
-    train, _ = read(tree, said=said)
+    messages = []
+    train, _ = read(tree, messages=messages)
     assert train.labels.tolist() == [0] * 7 + [1] * 6
     assert is_red(train.images[6])
-    assert said == [f"warning: ignored 1 file in no image format, such as {tree}/train/bar/link"]
+    assert messages == [
+        f"warning: ignored 1 file in no image format, such as {tree}/train/bar/link"
+    ]
 
 
 def test_images_in_two_parts_are_counted_and_two_are_named(tree):
     Image.open(tree / "train" / "bar" / "002.png").save(tree / "test" / "bar" / "new.bmp")
     copy(tree, "test", tree / "val")
-    said = []
-    read_parts(tree, said)
-    assert said == [
+    messages = []
+    read_all(tree, messages)
+    assert messages == [
         f"warning: 1 {part} images are training images too, such as {tree}/{part}/bar/new.bmp and "
         f"{tree}/train/bar/002.png: accuracy on them is too high; remove them from one part"
         for part in ("val", "test")
     ]
     (tree / "test" / "bar" / "new.bmp").write_bytes(b"")  # unreadable ones are all alike, but none
     (tree / "train" / "bar" / "002.png").write_bytes(b"")
-    said = []
-    read_parts(tree, said, skip_bad_images=True)
-    assert not [line for line in said if "too high" in line]
+    messages = []
+    read_all(tree, messages, skip_bad_images=True)
+    assert not [line for line in messages if "too high" in line]
 
 
 def test_images_of_another_size_have_a_cache_of_their_own(tree, monkeypatch):
@@ -395,11 +397,11 @@ def test_a_tree_that_cannot_be_written_is_decoded_in_memory(tree, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(folder, "write_atomically", refuse)
-    said = []
-    assert len(read(tree, said=said)[0]) == 12
+    messages = []
+    assert len(read(tree, messages=messages)[0]) == 12
     assert not (tree / CACHE).exists()
     cache = tree / CACHE
-    assert said == [f"cannot write {cache} (Read-only file system): the next run decodes again"]
+    assert messages == [f"cannot write {cache} (Read-only file system): the next run decodes again"]
 
 
 def test_a_cache_of_another_tree_is_not_used(tree, tmp_path):

@@ -16,11 +16,12 @@ from cifarnet.images.imageset import (
     limited,
     resized,
 )
+from cifarnet.settings.data import DataSettings
 
 
 @pytest.fixture(scope="module")
 def digits() -> ImageSet:
-    return read_digits()[0]
+    return read_digits(DataSettings(), print).train
 
 
 def contents(*parts: ImageSet) -> list[bytes]:

@@ -19,13 +19,13 @@ def loose(tmp_path) -> Path:
     return root
 
 
-def read(root: Path, text: str, said=None, where: Path | None = None) -> Layout:
+def read(root: Path, text: str, messages=None, where: Path | None = None) -> Layout:
     labels = (where or root) / "labels.csv"
     labels.write_text(text, encoding="utf-8")
-    return read_layout(root, labels, (said if said is not None else []).append)
+    return read_layout(root, labels, (messages if messages is not None else []).append)
 
 
-def found(layout: Layout) -> list[tuple[str, str, str]]:
+def entries(layout: Layout) -> list[tuple[str, str, str]]:
     return [(file.path.name, file.part, layout.classes[file.label]) for file in layout.files]
 
 
@@ -39,7 +39,7 @@ def found(layout: Layout) -> list[tuple[str, str, str]]:
     ],
 )
 def test_a_csv_file_names_images_and_their_classes(loose, text):
-    assert found(read(loose, text)) == [("0.png", "", "cat"), ("1.png", "", "dog")]
+    assert entries(read(loose, text)) == [("0.png", "", "cat"), ("1.png", "", "dog")]
 
 
 def test_paths_start_from_the_file_or_from_the_folder(loose, tmp_path):
@@ -57,17 +57,17 @@ def test_images_in_part_folders_keep_their_part(loose):
         (loose / name).parent.mkdir(parents=True, exist_ok=True)
         (loose / name).touch()
     text = "train/a.png,1\ntrain/x/b.png,2\n"
-    assert {part for _, part, _ in found(read(loose, text))} == {""}  # test images have no labels
-    said = []
-    layout = read(loose, text + "valid/c.png,1\n", said)
-    assert found(layout) == [
+    assert {part for _, part, _ in entries(read(loose, text))} == {""}  # test images have no labels
+    messages = []
+    layout = read(loose, text + "valid/c.png,1\n", messages)
+    assert entries(layout) == [
         ("a.png", "train", "1"),
         ("b.png", "train", "2"),
         ("c.png", "test", "1"),
     ]
-    assert said == [f"{loose}/valid holds the test images: there is no test folder"]
+    assert messages == [f"{loose}/valid holds the test images: there is no test folder"]
     layout = read(loose, text + "test/d.png,2\nvalid/c.png,1\n")
-    assert [part for _, part, _ in found(layout)] == ["train", "train", "test", "val"]
+    assert [part for _, part, _ in entries(layout)] == ["train", "train", "test", "val"]
     with pytest.raises(UserError, match=r"0\.png lies outside the folders"):
         read(loose, text + "test/d.png,2\n0.png,1\n")
 
@@ -84,7 +84,7 @@ def test_images_in_part_folders_keep_their_part(loose):
         ("", "none of its 0 paths is a file"),
         ("path,label\nx.png,a\ny.png,b\n", "none of its 2 paths is a file; write them relative"),
         ('0.png,"a\nb"\n1.png,b\n', "has a class name that cannot be printed, 'a\\nb'"),
-        ('0.png,"a', "is no CSV file in UTF-8"),
+        ('0.png,"a', "is not a CSV file in UTF-8"),
     ],
 )
 def test_a_csv_file_that_does_not_fit_is_one_line(loose, text, why):
@@ -97,7 +97,7 @@ def test_a_csv_file_that_does_not_fit_is_one_line(loose, text, why):
 
 def test_a_csv_file_that_cannot_be_read_is_named(loose):
     (loose / "latin.csv").write_bytes("0.png,\xe9t\xe9".encode("latin-1"))
-    for name, why in (("nowhere.csv", "No such file"), ("latin.csv", "no CSV file in UTF-8")):
+    for name, why in (("nowhere.csv", "No such file"), ("latin.csv", "not a CSV file in UTF-8")):
         with pytest.raises(UserError, match=rf"--labels .*{name}.*{why}"):
             read_layout(loose, loose / name, print)
 
@@ -116,5 +116,5 @@ def test_a_link_belongs_to_the_folder_that_it_lies_in(tmp_path):
     for path in paths:
         path.parent.mkdir(parents=True)
         path.symlink_to(tmp_path / "pool.png")
-    found = layout._parts_of(paths, tmp_path / "tree", print)
-    assert [found[path] for path in paths] == ["train", "test"]
+    parts = layout._parts_of(paths, tmp_path / "tree", print)
+    assert [parts[path] for path in paths] == ["train", "test"]
