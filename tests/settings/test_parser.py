@@ -129,7 +129,7 @@ def test_the_command_line_wins_over_the_recipe(recipe):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("epoch = 3", "did you mean epochs?"),
         ("zzz = 3", "no flag 'zzz'"),
@@ -143,9 +143,9 @@ def test_the_command_line_wins_over_the_recipe(recipe):
         (f"epochs = {'[' * 5000}", "is not a TOML file"),
     ],
 )
-def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, said):
+def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, message):
     path = recipe(text)
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         parse("--recipe", path)
     assert path in str(caught.value)
 
@@ -156,9 +156,9 @@ def test_a_recipe_of_a_windows_editor(tmp_path):
     assert parse("--recipe", str(path)).training.epochs == 3
 
 
-def test_a_recipe_that_is_not_there():
+def test_a_missing_recipe():
     with pytest.raises(UserError, match="cannot read it"):
-        parse("--recipe", "not/there.toml")
+        parse("--recipe", "missing/a.toml")
 
 
 def test_what_a_recipe_names_can_be_switched_off(recipe):
@@ -189,7 +189,7 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
     if flag.metadata["numbers"]:
         numbers = st.floats(0, 1, exclude_max=True)
         lists = [st.lists(numbers, min_size=n, max_size=n) for n in flag.metadata["numbers"]]
-        some = st.one_of(lists).map(lambda found: ",".join(map(repr, found)))
+        some = st.one_of(lists).map(lambda rates: ",".join(map(repr, rates)))
         some = some.filter(lambda text: text.count(",") != 3 or float(text.split(",")[3]) <= 0.5)
     elif flag.metadata["choices"]:
         some = st.sampled_from(flag.metadata["choices"])
@@ -210,9 +210,9 @@ def values(flag: dataclasses.Field) -> st.SearchStrategy:
     return some | st.none() if flag.default is None else some
 
 
-def command_line(given: dict) -> list[str]:
+def command_line(flags: dict) -> list[str]:
     words = []
-    for name, value in given.items():
+    for name, value in flags.items():
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
         elif value is not None:
@@ -225,11 +225,11 @@ def command_line(given: dict) -> list[str]:
         {}, optional={name: values(flag) for name, flag in FLAGS.items() if name != "recipe"}
     )
 )
-def test_any_settings_survive_a_snapshot_and_a_command_line(given):
+def test_any_settings_survive_a_snapshot_and_a_command_line(flags):
     try:
-        settings = Settings.from_flags(**given)
+        settings = Settings.from_flags(**flags)
     except UserError as problem:
-        # No value is wrong alone; these contradict another.
+        # Each value is valid alone. These flags contradict another one.
         together = (
             r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment|"
             r"attention|width|depth|compound_scale) "
@@ -237,7 +237,7 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(given):
         assert re.match(together, str(problem))
         assume(False)
     assert settings_from_dict(settings.flags) == settings
-    assert parse(*command_line(given)) == settings
+    assert parse(*command_line(flags)) == settings
     anew = settings.replace(resume=None, resume_override=False)
     assert parse(*flags_of(settings)) == anew
 

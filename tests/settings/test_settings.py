@@ -53,7 +53,7 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("given", "idle"),
+    ("flags", "expected"),
     [
         ({}, ""),
         ({"augment": "light", "augment_p": 0.2, "hole_p": 0.0}, "augment_p hole_p"),
@@ -87,9 +87,9 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
         ),
     ],
 )
-def test_flags_that_do_nothing_are_named(given, idle):
-    named = [sentence.split()[0] for sentence in without_effect(Settings.from_flags(**given))]
-    assert named == [f"--{name}" for name in idle.split()]
+def test_flags_that_do_nothing_are_named(flags, expected):
+    named = [sentence.split()[0] for sentence in without_effect(Settings.from_flags(**flags))]
+    assert named == [f"--{name}" for name in expected.split()]
 
 
 def test_settings_survive_a_snapshot():
@@ -145,12 +145,12 @@ def test_flags_that_determine_the_result_cannot_change_on_resume():
 
 
 @pytest.mark.parametrize(
-    "given", [{"mixup": -0.1}, {"cutmix": 101.0}, {"mix_p": 1.1}, {"auto_augment": "auto"}]
+    "flags", [{"mixup": -0.1}, {"cutmix": 101.0}, {"mix_p": 1.1}, {"auto_augment": "auto"}]
 )
-def test_wrong_ways_to_mix_and_augment_are_refused(given):
-    (flag,) = given
+def test_wrong_ways_to_mix_and_augment_are_refused(flags):
+    (flag,) = flags
     with pytest.raises(UserError, match=f"--{flag} .* (is out of range|is not one of)"):
-        Settings.from_flags(**given)
+        Settings.from_flags(**flags)
 
 
 def test_one_image_a_batch_is_fine_where_none_is_mixed():
@@ -194,7 +194,7 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
 
 
 @pytest.mark.parametrize(
-    ("given", "fix"),
+    ("flags", "fix"),
     [
         ({"min_lr": 0.2}, "--min_lr 0.2 is above --lr 0.1; .* raise --lr"),
         ({"warmup_epochs": 3, "epochs": 3}, "--warmup_epochs 3 .* --epochs 3 .* raise --epochs"),
@@ -213,9 +213,9 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"compound_scale": 1, "image_size": 112}, "images of 112 pixels to 129; .* --image_size"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(given, fix):
+def test_flags_that_contradict_each_other_are_refused(flags, fix):
     with pytest.raises(UserError, match=fix):
-        Settings.from_flags(**given)
+        Settings.from_flags(**flags)
 
 
 def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
@@ -225,7 +225,7 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
 
 
 @pytest.mark.parametrize(
-    ("given", "rates"),
+    ("value", "rates"),
     [
         (0, (0, 0, 0, 0)),
         (0.1, (0.1,) * 4),
@@ -233,10 +233,10 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
         ("0.1,0,0.3,0.4", (0.1, 0, 0.3, 0.4)),
     ],
 )
-def test_dropout_is_one_rate_or_one_a_block(given, rates):
-    assert Settings.from_flags(dropout=given).network.dropouts == rates
-    assert Settings.from_flags(dropout=given) == Settings.from_flags(
-        dropout=Settings.from_flags(dropout=given).network.dropout
+def test_dropout_is_one_rate_or_one_a_block(value, rates):
+    assert Settings.from_flags(dropout=value).network.dropouts == rates
+    assert Settings.from_flags(dropout=value) == Settings.from_flags(
+        dropout=Settings.from_flags(dropout=value).network.dropout
     )
 
 
@@ -262,10 +262,10 @@ def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing)
     assert Settings.from_flags(**settings).training.smoothing == smoothing
 
 
-@pytest.mark.parametrize(("given", "blocks"), [("2,3,4", (2, 3, 4)), ("4, 2", (4, 2)), (3, (3,))])
-def test_blocks_with_attention(given, blocks):
-    assert Settings.from_flags(attention="se", attention_at=given).network.attended == blocks
-    assert Settings.from_flags(attention_at=given).network.attended == ()
+@pytest.mark.parametrize(("value", "blocks"), [("2,3,4", (2, 3, 4)), ("4, 2", (4, 2)), (3, (3,))])
+def test_blocks_with_attention(value, blocks):
+    assert Settings.from_flags(attention="se", attention_at=value).network.attended == blocks
+    assert Settings.from_flags(attention_at=value).network.attended == ()
 
 
 @pytest.mark.parametrize("wrong", ["", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True])
