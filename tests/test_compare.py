@@ -66,7 +66,7 @@ def test_all_of_results(compared):
     assert all(len(line) <= 120 for line in out)
 
 
-def test_a_real_run_by_folder_history_and_snapshot(command, compared):
+def test_a_real_run_by_its_names_and_resumed(command, compared):
     assert command("main", *QUICK, "--run_dir", "run").code == 0
     log = next(Path("run/log").glob("*.log"))
     shutil.copy(log.with_suffix(".csv"), "alone.csv")
@@ -81,6 +81,12 @@ def test_a_real_run_by_folder_history_and_snapshot(command, compared):
     assert of_folder["parameters"] == of_snapshot["parameters"]
     settings = Path("table.csv").read_text().splitlines()[0].split(",top1,")[0]
     assert settings == "run,runs"  # none differs
+
+    more = ("--run_dir", "run", "--resume", "auto", "--epochs", "3")
+    assert command("main", *QUICK, *more).code == 0
+    code, _, err = compared("run/log", "--csv", "table.csv")
+    assert (code, err) == (0, [])
+    assert [row["epochs_done"] for row in table().values()] == ["3"]  # two logs of one run
 
 
 def test_two_runs_with_predictions_are_tested(compared, tmp_path):
