@@ -43,7 +43,7 @@ class BatchedEngine:
             group = step.group(drawn)
             if group is not None:
                 chosen = chosen[group[chosen].argsort()]
-            for part in chosen.split(chunk):
+            for part in chosen.split(chunk) if len(chosen) else ():
                 drawn_here = {name: values[part] for name, values in drawn.items()}
                 part = to_device(part, images)
                 changed = step.for_batch(images.index_select(0, part), drawn_here, self.mean)

@@ -23,9 +23,9 @@ from cifarnet.images.imageset import ImageSet
 class EpochOrder(Sampler):
     """The order of the images in `epoch`, as a rank's share of each batch.
 
-    Yields (epoch, position of the share's first image in the epoch's order, image indices int64
-    [B]). Shares are contiguous, and their sizes differ by one at most. An empty share occurs in a
-    last batch with fewer images than ranks.
+    Yields (epoch, position of the share's first image in the epoch's order, image indices as an
+    array int64 [B]). Shares are contiguous, and their sizes differ by one at most. An empty share
+    occurs in a last batch with fewer images than ranks.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class EpochOrder(Sampler):
     def __len__(self) -> int:
         return math.ceil(self.count / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
-        order = torch.randperm(self.count, generator=generator)
+        order = torch.randperm(self.count, generator=generator).numpy()
         for first in range(0, self.count, self.batch_size):
             size = min(self.batch_size, self.count - first)
             start = first + size * self.rank // self.world_size
@@ -68,13 +68,12 @@ class DeviceLoader:
         batches = list(order)
         for start in range(0, len(batches), self.ahead):
             group = batches[start : start + self.ahead]  # augmented together: fewer, larger calls
-            chosen = torch.cat([indices for _, _, indices in group])
+            sizes = [len(indices) for _, _, indices in group]
+            chosen = torch.from_numpy(np.concatenate([indices for _, _, indices in group]))
             chosen = chosen.to(engine.device, non_blocking=True)
             positions = [torch.arange(first, first + len(indices)) for _, first, indices in group]
-            images = engine.apply(
-                self.images.index_select(0, chosen), take(draws, torch.cat(positions))
-            )
-            sizes = [len(indices) for _, _, indices in group]
+            drawn = take(draws, torch.cat(positions))
+            images = engine.apply(self.images.index_select(0, chosen), drawn)
             yield from zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True)
 
 
@@ -94,8 +93,8 @@ class WorkerLoader:
                 batch_size=None,  # the data set returns whole batches
                 # Arrays come through a pipe. Tensors would take shared memory and open files, and
                 # the run would hang when either is full.
-                collate_fn=_unchanged,
-                sampler=_AsArrays(order),
+                collate_fn=tuple,
+                sampler=order,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=self.pins,  # receives them in a thread
@@ -118,22 +117,8 @@ class WorkerLoader:
         return tensor.pin_memory() if self.pins else tensor
 
 
-class _AsArrays(Sampler):
-    """The items of `order` with arrays for tensors: see `WorkerLoader.loader`."""
-
-    def __init__(self, order: EpochOrder) -> None:
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        for epoch, first, chosen in self.order:
-            yield epoch, first, chosen.numpy()
-
-
 class _AugmentedBatches(Dataset):
-    """A worker's task: an item of `_AsArrays` -> augmented uint8 [B,3,S,S] and labels."""
+    """A worker's task: an item of `EpochOrder` -> augmented uint8 [B,3,S,S] and labels."""
 
     def __init__(self, images: ImageSet, engine: PerImageEngine, seed: int) -> None:
         self.images, self.engine, self.seed = images, engine, seed
@@ -143,10 +128,6 @@ class _AugmentedBatches(Dataset):
         pixels = self.images.images[chosen].numpy()
         augmented = self.engine(pixels, self.seed, epoch, AUGMENTATION, first)
         return augmented, self.images.labels[chosen].numpy()
-
-
-def _unchanged(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return batch
 
 
 def _destroy_silently(problem: OSError) -> None:

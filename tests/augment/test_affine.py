@@ -8,12 +8,9 @@ from support.augmentation import (
     assert_fills,
     assert_same_pixels,
     assert_same_spread,
-    batched,
-    coordinates,
     draws_of,
     pictures,
     step_of,
-    versions,
 )
 
 from cifarnet.augment.affine import Affine
@@ -44,16 +41,6 @@ def test_the_same_draws_give_the_pixels_of_albumentations(change, tolerance):
 def test_other_sizes_and_ranges_are_those_of_albumentations_too(flags):
     step = step_of(Affine, **flags)
     assert_same_pixels(step, pictures(IMAGES, step.size), draws_of(step, IMAGES), ROUNDING)
-
-
-def test_what_comes_in_from_outside_is_the_mean():
-    images = torch.full((IMAGES, 3, 32, 32), 255, dtype=torch.uint8)
-    half = draws_of(step_of(Affine), IMAGES, **STILL | {"scale": torch.full((IMAGES,), 0.5)})
-    expected = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1).repeat(1, 32, 32)
-    expected[:, 8:24, 8:24] = 255
-    assert (batched(step_of(Affine)).apply(images, half) == expected).all()
-    corners = versions(step_of(Affine, shift=0.0, scale=0.0), coordinates(), 50)[:, :, 0, 0]
-    assert (corners == FILL).all(axis=1).mean() > 0.3
 
 
 def parameters(step: Step) -> list[dict]:

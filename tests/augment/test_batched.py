@@ -93,3 +93,4 @@ def test_neither_chunks_nor_parts_of_a_batch_change_an_image(size):
     parts = [slice(i, i + size) for i in range(0, COUNT, size)]
     changed = [engine.apply(images[part], take(draws, part)) for part in parts]
     assert torch.equal(torch.cat(changed), whole)
+    assert engine.apply(images[:0], take(draws, slice(0))).shape == (0, 3, 32, 32)
