@@ -142,9 +142,9 @@ class Settings:
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> Settings:
-    """Makes settings from the flags kept in a file; ignores names that this version does not know.
+    """Makes settings from the flags in a file. Ignores unknown names.
 
-    Raises `UserError` if a value does not fit.
+    Raises `UserError` if a value is not valid.
     """
     return Settings.from_flags(**{name: value for name, value in values.items() if name in FLAGS})
 

@@ -53,12 +53,12 @@ class AugmentationSettings(Group):
         "of the colour wheel.",
         within="[0, 1)", numbers=(4,), metavar="B,C,S,H")
     border: str = flag("mean",
-        "Colour that comes in from outside the image: the mean of the data set, or black.",
+        "Colour of the pixels outside the image: the mean of the data set, or black.",
         choices=("mean", "black"))
     auto_augment: str = flag("none",
         "Change each image by a published policy, after crop and flip and before the hole: "
-        "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as torchvision "
-        "has them. Affine and jitter are then off, unless their probabilities are given.",
+        "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as in "
+        "torchvision. Affine and jitter are then off, unless their probabilities are set.",
         choices=("none", "autoaugment", "randaugment", "trivialaugment"))
     mixup: float = flag(0.0,
         "Average the images of a batch in pairs, and their labels too. Their shares are drawn "

@@ -48,7 +48,7 @@ class DataSettings(Group):
         "set every --eval_freq epochs.",
         within="[0, 1)")
     test_fraction: float = flag(0.2,
-        "With --dataset folder: where there is no folder of test images, hold back this share of "
+        "With --dataset folder: if there is no folder of test images, hold back this share of "
         "the images of each class to test on, always the same ones.",
         within="(0, 1)")
     num_workers: int | None = flag(None,

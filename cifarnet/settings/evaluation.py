@@ -29,7 +29,7 @@ class EvaluationSettings(Group):
         "Draw confusion_matrix.png and class_metrics.png.",
         on_resume="any")
     report: bool = flag(True,
-        "Write report.html: one page with the figures, the curves and the mistakes themselves.",
+        "Write report.html: one page with the figures, the curves and the misclassified images.",
         on_resume="any")
     plot_freq: int = flag(50,
         "Epochs after which the curves are drawn again during the run. 0: only at the end.",

@@ -16,11 +16,11 @@ class NetworkSettings(Group):
 
     # fmt: off
     network: str = flag("cifarnet",
-        "residual is a larger network, meant to be a --teacher.",
+        "residual is a larger network, meant as a --teacher.",
         choices=("cifarnet", "residual"))
     attention: str = flag("none",
-        "Add attention to the separable blocks of cifarnet. eca and se weigh channels, spatial "
-        "weighs places, cbam both. simam weighs each value and has no parameters.",
+        "Add attention to the separable blocks of cifarnet. eca and se weight channels, "
+        "spatial weights positions, cbam both. simam weights each value and has no parameters.",
         choices=("none", "eca", "se", "simam", "cbam", "spatial"))
     attention_at: str = flag("2,3,4",
         "Blocks of cifarnet that get the attention, with their repeats.",

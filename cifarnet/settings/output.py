@@ -32,9 +32,9 @@ class OutputSettings(Group):
         "Let --resume continue with flags that change the result.",
         on_resume="any")
     run_dir: str = flag(".",
-        "Folder of the run: the next three lie in it.", on_resume="any")
+        "Folder of the run: it contains the next three.", on_resume="any")
     log_dir: str | None = flag(None,
-        "Folder for the log and the history of each run.",
+        "Folder for the log, the history and run.json of each run.",
         unset="log, in --run_dir", on_resume="any")
     snapshot_dir: str | None = flag(None,
         "Folder for snapshots.",

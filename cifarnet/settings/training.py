@@ -54,7 +54,7 @@ class TrainingSettings(Group):
         "Nesterov momentum of sgd (0: none), first beta of adamw.",
         within="[0, 1)")
     muon_lr: float = flag(0.1,
-        "Learning rate of the convolutions that muon updates, in place of --lr.",
+        "Learning rate of the convolutions that muon updates, instead of --lr.",
         within="(0, inf)")
     muon_momentum: float = flag(0.6,
         "Nesterov momentum of the convolutions that muon updates.",
@@ -67,7 +67,7 @@ class TrainingSettings(Group):
         "Apply weight decay to normalisation layers and biases too.")
     label_smoothing: float | None = flag(None,
         "Share of each training label that is spread evenly over all classes. The training loss "
-        "is computed with the smoothed labels, the test loss with the labels as they are.",
+        "is computed with the smoothed labels, the test loss without smoothing.",
         within="[0, 1)", unset=f"{SMOOTHING}; with --teacher 0")
     class_weights: str = flag("none",
         "balanced: weight the loss of each image by the inverse frequency of its class, so that "
@@ -87,8 +87,8 @@ class TrainingSettings(Group):
         unset="off", metavar="NAME|PATH")
     init: str | None = flag(None,
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
-        "snapshot. What does not fit starts fresh, and so do the classes that it does not know. "
-        "The images are still normalised with their own statistics.",
+        "snapshot. Weights that do not match start at random, also those of new classes. "
+        "The images are normalised with the statistics of their own data set.",
         unset="off", metavar="NAME|PATH")
     seed: int = flag(42,
         "Seed of the initial weights, the image order, augmentation and dropout.",
