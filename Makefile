@@ -6,7 +6,7 @@ BIN := .venv/bin
 smoke: .venv/run.ok
 	$(BIN)/python main.py --recipe recipes/digits.toml
 
-# Most tests wait for processes that they start: three at a time, of one thread each, suit two cores.
+# Most tests wait for processes that they start, so two cores run three tests at a time, each with one thread.
 test: .venv/dev.ok
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
