@@ -1,4 +1,4 @@
-"""Downloading an archive from a server that may be slow, wrong or away, and unpacking it."""
+"""Downloads an archive from a server that may be slow or broken, and unpacks it."""
 
 import hashlib
 import http.client
@@ -18,8 +18,8 @@ from cifarnet.core.errors import UserError
 
 PATIENCE = 45.0  # seconds without progress before the download fails
 TIMEOUT = 10.0  # seconds without a byte before an attempt fails
-PROGRESS = 1 << 16  # bytes that an attempt must bring to count as progress
-LARGEST = 1 << 30  # bytes; a server that sends more does not send CIFAR (170 MB)
+PROGRESS = 1 << 16  # bytes that an attempt must add to count as progress
+LARGEST = 1 << 30  # bytes; a larger file is not CIFAR (170 MB)
 
 
 class _TemporaryError(Exception):
@@ -27,10 +27,10 @@ class _TemporaryError(Exception):
 
 
 def fetch(url: str, target: Path, md5: str, say: Callable[[str], None]) -> None:
-    """Downloads `url` (http, https or file) to `target`, unless it is there with checksum `md5`.
+    """Downloads `url` (http, https or file) to `target`, unless its checksum is `md5` already.
 
     Bytes arrive in `target`.part, and a later attempt or run continues from there. The file gets
-    its own name when its checksum is right. `say` is told of each failed attempt. Raises
+    its name when its checksum is right. `say` is told of each failed attempt. Raises
     `UserError` for another kind of address, and `OSError` if the download fails.
     """
     if not url.lower().startswith(("http://", "https://", "file://")):
@@ -46,15 +46,15 @@ def fetch(url: str, target: Path, md5: str, say: Callable[[str], None]) -> None:
 
 
 def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str], None]) -> None:
-    """Appends to `file` until it is the whole archive, in as many attempts as it takes."""
+    """Appends to `file` until it is the whole archive, in one or more attempts."""
     pause, deadline = 1.0, time.monotonic() + PATIENCE
-    may_blame_former_bytes = True
+    may_restart = True  # once, if the bytes of an earlier attempt may be wrong
     while True:
-        former = file.tell()
+        start = file.tell()
         try:
             _attempt(url, file, max(0.1, min(TIMEOUT, deadline - time.monotonic())))
         except _TemporaryError as problem:
-            if file.tell() - former >= PROGRESS:
+            if file.tell() - start >= PROGRESS:
                 pause, deadline = 1.0, time.monotonic() + PATIENCE
             if time.monotonic() + pause >= deadline:
                 raise OSError(f"{problem}; the first {file.tell()} bytes are in {part}") from None
@@ -66,22 +66,22 @@ def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str
         if digest == md5:
             return
         _empty(file)
-        if former == 0 or not may_blame_former_bytes:
+        if start == 0 or not may_restart:
             raise OSError(f"{url} sends another file: its md5 checksum is {digest}, not {md5}")
         say("download: the parts do not fit together; starting again")
-        may_blame_former_bytes = False
+        may_restart = False
 
 
 def _attempt(url: str, file: BinaryIO, timeout: float) -> None:
-    """Asks once for what `file` lacks, and appends it.
+    """Requests the missing bytes of `file` once, and appends them.
 
     Raises `_TemporaryError` if another attempt may help, `OSError` otherwise.
     """
-    answer = _ask(url, file.tell(), timeout)
-    if answer is None:
+    response = _request(url, file.tell(), timeout)
+    if response is None:
         return
-    with answer:
-        total = _total_size(answer, file)
+    with response:
+        total = _total_size(response, file)
         with tqdm(
             total=total,
             initial=file.tell(),
@@ -91,7 +91,7 @@ def _attempt(url: str, file: BinaryIO, timeout: float) -> None:
             leave=False,
             disable=None,
         ) as bar:
-            while content := _read(answer):
+            while content := _read(response):
                 file.write(content)
                 file.flush()
                 bar.update(len(content))
@@ -102,8 +102,8 @@ def _attempt(url: str, file: BinaryIO, timeout: float) -> None:
         raise _TemporaryError(f"the connection broke after {file.tell()} of {total} bytes")
 
 
-def _ask(url: str, start: int, timeout: float) -> http.client.HTTPResponse | None:
-    """The answer to a request for the bytes from `start`; None if the file ends there."""
+def _request(url: str, start: int, timeout: float) -> http.client.HTTPResponse | None:
+    """The response to a request for the bytes from `start`; None if the file ends there."""
     try:
         headers = {"Range": f"bytes={start}-"} if start else {}
         request = urllib.request.Request(url, headers=headers)
@@ -112,8 +112,8 @@ def _ask(url: str, start: int, timeout: float) -> http.client.HTTPResponse | Non
         problem.close()
         if problem.code == 416 and start:
             return None
-        passes = problem.code >= 500 or problem.code in (408, 429)  # time-out, too many requests
-        error = _TemporaryError if passes else OSError
+        temporary = problem.code >= 500 or problem.code in (408, 429)  # time-out, many requests
+        error = _TemporaryError if temporary else OSError
         raise error(f"the server answers {problem.code} {problem.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as problem:
         reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
@@ -122,15 +122,15 @@ def _ask(url: str, start: int, timeout: float) -> http.client.HTTPResponse | Non
         raise error(f"no answer ({reason})") from None
 
 
-def _total_size(answer: http.client.HTTPResponse, file: BinaryIO) -> int | None:
-    """The size of the whole archive, if the server tells it.
+def _total_size(response: http.client.HTTPResponse, file: BinaryIO) -> int | None:
+    """The size of the whole archive in bytes, or None if the server does not send it.
 
-    Empties `file` unless the answer continues it.
+    Empties `file` unless the response continues it.
     """
-    length = answer.headers.get("Content-Length", "")
+    length = response.headers.get("Content-Length", "")
     length = int(length) if length.isdecimal() else None
-    if answer.status == 206:
-        if answer.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
+    if response.status == 206:
+        if response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
             return None if length is None else file.tell() + length
         _empty(file)
         raise _TemporaryError("the server sends another part of the file")
@@ -138,9 +138,9 @@ def _total_size(answer: http.client.HTTPResponse, file: BinaryIO) -> int | None:
     return length
 
 
-def _read(answer: http.client.HTTPResponse) -> bytes:
+def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read1(1 << 16)
+        return response.read1(1 << 16)
     except (OSError, http.client.HTTPException) as problem:
         raise _TemporaryError(f"the connection broke ({problem})") from None
 

@@ -1,4 +1,4 @@
-"""Which files are images, by name and content, and finding them. Needs neither torch nor numpy."""
+"""Finds image files, by suffix or content. Imports neither torch nor numpy."""
 
 import functools
 import os
@@ -15,13 +15,13 @@ NOT_IMAGES = "in no image format"
 
 # Pillow knows these files but cannot read their pixels, or needs another program for it.
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# These begin with bytes of their own, so that a file without an image suffix is safely told.
+# These begin with a signature, so they are recognised without an image suffix.
 BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of all files that Pillow reads here, in small letters: ".png", ".jpg", ..."""
+    """The suffixes of all files that Pillow can read, in lower case: ".png", ".jpg", ..."""
     registered = Image.registered_extensions().items()
     readable = set(Image.OPEN) - UNREADABLE | {"MPO"}  # which opens as JPEG
     return frozenset(suffix for suffix, kind in registered if kind in readable)

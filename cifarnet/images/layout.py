@@ -1,4 +1,4 @@
-"""How a folder of your own images is laid out: which files, which class, which part."""
+"""The layout of a folder of your own images: the class and the part of each file."""
 
 import csv
 import itertools
@@ -10,7 +10,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
 from cifarnet.images.finding import NOT_IMAGES, find_images, ignored, is_hidden, is_image
 
-# Names of folders, in small letters, and the part of the images that they hold.
+# Names of folders, in lower case, and the part of the images that they hold.
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 ORDER = ("train", "test", "val", "")  # the files of a layout come in this order
 
@@ -214,7 +214,7 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, list[str]]]:
 
 
 def _find(text: str, root: Path, labels: Path) -> Path:
-    """The file that a path in `labels` means: beside it, or else in `root`, there or not."""
+    """The file that a path in `labels` names: relative to `labels`, or else to `root`."""
     beside = labels.parent / text
     return beside if beside.is_file() else root / text
 

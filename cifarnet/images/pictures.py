@@ -1,4 +1,4 @@
-"""Reading image files as squares of pixels. Pixels count; broken metadata stop no image."""
+"""Reads image files as squares of pixels. An image with broken metadata is read all the same."""
 
 import contextlib
 import io
@@ -90,7 +90,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         if not path.is_file():  # opening a pipe would block
-            raise OSError("not a file" if path.exists() else "not there, or a broken link")
+            raise OSError("not a file" if path.exists() else "missing, or a broken link")
         try:
             with Image.open(path) as image:
                 return to_pixels(image, size), image.size

@@ -100,7 +100,7 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
     assert train.labels.tolist() == [0] * 7 + [1] * 6
     assert is_red(train.images[6])
     (outside / "red.png").unlink()
-    with pytest.raises(UserError, match=r"zz\.png \(not there, or a broken link\)"):
+    with pytest.raises(UserError, match=r"zz\.png \(missing, or a broken link\)"):
         read(tree)
     (tree / "train" / "bar" / "zz.png").unlink()
     (tree / "train" / "bar" / "zz.png").symlink_to("zz.png")
