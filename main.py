@@ -1,7 +1,7 @@
 """Trains CIFARNet, or its teacher, and reports on it: `python main.py --epochs 250 --amp`.
 
 See README.md, or --help. This file reads the flags and refuses what it can, before torch is
-imported, which takes seconds. `run.py` does the rest.
+imported, which takes seconds. `commands/training_run.py` does the rest.
 """
 
 import sys
@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.places import check_snapshot, find_named, find_trained
-from cifarnet.core.commandline import check_package, print_error, run_command
+from cifarnet.checkpoints.paths import check_snapshot, model_flag, resolve_model_path
+from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
 from cifarnet.core.launch import launched_ranks
+from cifarnet.core.packages import check_package
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import given_flags
 
@@ -31,17 +32,19 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
         given = given_flags(argv, DESCRIPTION)
         settings = Settings.from_flags(**(dict(presets or {}) | given))
         check_request(settings)
-        import run  # noqa: F401, and torch with it: Ctrl-C ends that in one line too
+        import commands.training_run  # noqa: F401, and torch: Ctrl-C ends that in one line too
 
     quiet = launched_ranks().local_rank > 0
     code = run_command(read_flags, (lambda problem: None) if quiet else print_error)
     if code:
         return code
     from cifarnet.core.ranks import run_on_ranks
-    from run import run_training
+    from commands.run import Request
+    from commands.training_run import run_training
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    return run_on_ranks(lambda group: run_training(settings, given, command, group))
+    request = Request(settings, given, command)
+    return run_on_ranks(lambda group: run_training(request, group))
 
 
 def check_request(settings: Settings) -> None:
@@ -53,15 +56,12 @@ def check_request(settings: Settings) -> None:
     if settings.output.resume not in (None, "auto"):
         check_snapshot(Path(settings.output.resume))
     for flag in ("init", "teacher"):
-        if getattr(settings.training, flag) and not settings.output.resume:
-            find_named(flag, settings, find_trained)
-    if (
-        settings.augmentation.preview_augment
-        and Path(settings.augmentation.preview_augment).suffix.lower() != ".png"
-    ):
+        if settings.flags[flag] and not settings.output.resume:
+            with model_flag(flag, settings) as name:
+                resolve_model_path(name)
+    if settings.augmentation.preview_augment and Path(preview).suffix.lower() != ".png":
         raise UserError(
-            f"--preview_augment {settings.augmentation.preview_augment}: the preview is a PNG file; "
-            f"end its name in .png"
+            f"--preview_augment {preview}: the preview is a PNG file; end its name in .png"
         )
 
 

@@ -8,24 +8,19 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cifarnet.checkpoints.checks import fits
-from cifarnet.checkpoints.state import Progress, Row, TrainState
+from cifarnet.checkpoints.history import Progress, Row
+from cifarnet.checkpoints.snapshots import Snapshot
+from cifarnet.checkpoints.trained import load_weights
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
-from cifarnet.core.ranks import (
-    average_over_ranks,
-    data_parallel,
-    earliest_over_ranks,
-    micro_batches,
-    sum_over_ranks,
-)
+from cifarnet.core.ranks import average_over_ranks, data_parallel, micro_batches
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
 from cifarnet.reporting.metrics import Scores, predict, scores
 from cifarnet.reporting.recorders import Recorders
@@ -34,9 +29,9 @@ from cifarnet.training.averaging import MovingAverage, update_bn
 from cifarnet.training.compiling import CompiledForBatches
 from cifarnet.training.objective import Objective
 from cifarnet.training.optimizers import build_optimizer, restore_optimizer
-from cifarnet.training.schedule import learning_rate
+from cifarnet.training.plan import Plan
+from cifarnet.training.tally import EpochStats, Tally, progress_bar, show
 from data import Batches, TrainBatches
-from model import load_weights
 
 Stop = Callable[[], None]  # called after each step and epoch; raises to end the run there
 
@@ -104,32 +99,33 @@ class Learner:
             self.averaged.update_parameters(self.network)
         return norm
 
-    def end_epoch(self, clean: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def end_epoch(self, bn_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Makes the running statistics the mean over ranks, and takes those of the averaged
-        weights from `clean` batches."""
+        weights from `bn_batches`."""
         average_over_ranks(self.network.buffers(), self.runtime)
         if self.averaged is not None:
-            update_bn(self.averaged.module, clean, self.runtime)
+            update_bn(self.averaged.module, bn_batches, self.runtime)
 
     def state(self) -> dict[str, Any]:
-        """The fields of a `TrainState` that change from epoch to epoch."""
+        """The fields of a `RunState` that change from epoch to epoch."""
         progress = self.progress
         return {
-            "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": {} if self.averaged is None else self.averaged.state_dict(),
             "random_state": random_state(),
-            "epoch": progress.epoch,
-            **vars(progress),
+            "run_id": progress.run_id,
+            "history": progress.history,
+            "comparable_after": progress.comparable_after,
         }
 
-    def load(self, state: TrainState, momenta: bool = True) -> None:
-        """Goes on from `state`, with the `momenta` of its optimizer or without.
+    def load(self, snapshot: Snapshot, momenta: bool = True) -> None:
+        """Goes on from `snapshot`, with the `momenta` of its optimizer or without.
 
-        Raises `UserError` where the state belongs to another network.
+        Raises `UserError` where the snapshot belongs to another network.
         """
-        load_weights(self.network, state.model)
+        load_weights(self.network, snapshot.model.weights)
+        state = snapshot.state
         try:
             if momenta:
                 restore_optimizer(self.optimizer, state.optimizer)
@@ -146,122 +142,6 @@ class Learner:
                 f"({problem or type(problem).__name__}); start a new run"
             ) from None
         self.progress = state.progress
-
-
-class Plan:
-    """How the run goes: learning rate, image size, clipping, when to evaluate.
-
-    Steps count from 0 over the whole run, epochs from 1.
-    """
-
-    def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
-        self.settings, self.steps_per_epoch = settings, steps_per_epoch
-        self.epochs, self.accumulate = settings.training.epochs, settings.training.accumulate
-        self.max_grad_norm = settings.training.max_grad_norm or math.inf
-        self.total_steps = settings.training.epochs * steps_per_epoch
-
-    def first_step(self, epoch: int) -> int:
-        """The number of the first step of `epoch`."""
-        return (epoch - 1) * self.steps_per_epoch
-
-    def rate(self, step: int) -> float:
-        """The learning rate of `step`."""
-        s = self.settings.training
-        warmup = s.warmup_epochs * self.steps_per_epoch
-        total = self.total_steps
-        if s.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
-            step, total = step // self.steps_per_epoch, s.epochs + 1
-        return learning_rate(step, total, warmup, s.lr, s.min_lr, s.schedule)
-
-    def image_size(self, epoch: int) -> int:
-        """The side of the training images in `epoch`, in pixels."""
-        sizes = self.settings.image_sizes
-        return sizes[(epoch - 1) * len(sizes) // self.epochs]
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether the network is evaluated after `epoch`."""
-        freq = self.settings.evaluation.eval_freq
-        return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
-
-    def cost(self, epoch: int) -> float:
-        """The cost of `epoch` in pixels per image, to estimate the time left.
-
-        A teacher adds a quarter of a full-size step: it has no backward pass, and fewer pixels.
-        """
-        teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
-        return self.image_size(epoch) ** 2 + teacher
-
-
-class EpochStats(NamedTuple):
-    """What one pass over the training images showed; means are over images or steps."""
-
-    images: int  # of all ranks
-    loss: float
-    accuracy: float
-    grad_norm: float  # before clipping, over the steps where it was finite
-    clipped: float  # share of steps whose gradient was scaled down
-    skipped: int  # steps that the fp16 scaler left out
-    seconds: float
-    data_wait: float  # share of `seconds` spent waiting for the next batch
-    bad_step: int  # the first step whose loss or gradient was not finite; -1: none
-
-
-class Tally:
-    """The sums of an epoch. They stay on the device, so that a step needs no synchronisation."""
-
-    def __init__(self, runtime: Runtime, scaled: bool) -> None:
-        """`scaled`: the fp16 scaler leaves out steps whose gradient is not finite."""
-        self.runtime, self.scaled = runtime, scaled
-        zero, count = (
-            torch.zeros((), dtype=dtype, device=runtime.device) for dtype in (None, torch.int64)
-        )
-        self.loss, self.norm = zero, zero.clone()
-        self.correct, self.clipped, self.infinite = count, count.clone(), count.clone()
-        self.bad_step = count - 1
-        self.images, self.steps = 0, 0
-        self.finite_loss: Tensor | bool = True
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Adds a part of a batch: its summed `loss`, logits [B,C] and labels [B]."""
-        self.finite_loss &= loss.isfinite()
-        self.loss += loss
-        self.correct += (logits.argmax(dim=1) == labels).sum()
-        self.images += len(labels)
-
-    @torch.no_grad()
-    def close_step(self, norm: Tensor, max_norm: float) -> None:
-        """Adds a step by its gradient's `norm`."""
-        finite = norm.isfinite()
-        good = self.finite_loss & (finite | self.scaled)
-        self.bad_step = torch.where((self.bad_step < 0) & ~good, self.steps, self.bad_step)
-        self.norm += torch.where(finite, norm, 0)
-        self.clipped += finite & (norm > max_norm)
-        self.infinite += ~finite
-        self.steps, self.finite_loss = self.steps + 1, True
-
-    def running(self) -> dict[str, str]:
-        """Loss and accuracy so far, for people; waits for the device."""
-        loss, accuracy = self.loss.item() / self.images, self.correct.item() / self.images
-        return {"loss": f"{loss:.4f}", "acc": f"{accuracy:.2%}"}
-
-    def stats(self, started: float, waited: float) -> EpochStats:
-        """The means over all ranks, of an epoch that `started` then and `waited` so long."""
-        infinite = int(self.infinite)  # waits for the device: only now the epoch is over
-        seconds = time.perf_counter() - started
-        sums = [self.loss.item(), self.correct.item(), self.images]
-        loss, correct, images = sum_over_ranks(sums, self.runtime)
-        return EpochStats(
-            images=int(images),
-            loss=loss / images,
-            accuracy=correct / images,
-            grad_norm=self.norm.item() / max(1, self.steps - infinite),
-            clipped=self.clipped.item() / self.steps,
-            skipped=infinite if self.scaled else 0,
-            seconds=seconds,
-            data_wait=waited / seconds,
-            bad_step=earliest_over_ranks(int(self.bad_step), self.runtime),
-        )
 
 
 def run_epoch(
@@ -328,16 +208,16 @@ def fit(
         # train
         stats = run_epoch(learner, objective, data.train, plan, stop)
         _check_finite(stats.bad_step, epoch, plan)
-        learner.end_epoch(data.clean)
+        learner.end_epoch(data.bn_batches)
 
         # evaluate if due
-        found = held_out_scores(learner, data, stop) if plan.evaluates(epoch) else {}
+        held_out = held_out_scores(learner, data, stop) if plan.evaluates(epoch) else {}
         if not all(p.isfinite().all() for p in learner.network.parameters()):
             _check_finite(plan.steps_per_epoch - 1, epoch, plan)  # spoilt by the last update
 
         # close the row, and tell the recorders
         seconds = time.perf_counter() - started
-        learner.progress.add(_row(epoch, stats, found, plan, seconds, data.validates))
+        learner.progress.history.append(_row(epoch, stats, held_out, plan, seconds, data.validates))
         recorders.row(learner.progress)
         stop()
 
@@ -345,7 +225,7 @@ def fit(
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
     """The scores on the held-out images, of "raw" and, where there are, "ema" weights."""
     return {
-        name: scores(*predict(network, stoppable(data.held_out, stop), learner.runtime))
+        name: scores(*predict(network.eval(), stoppable(data.held_out, stop), learner.runtime))
         for name, network in learner.networks().items()
     }
 
@@ -365,16 +245,16 @@ def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:
 def _row(
     epoch: int,
     stats: EpochStats,
-    found: dict[str, Scores],
+    held_out: dict[str, Scores],
     plan: Plan,
     seconds: float,
     on_val: bool = False,
 ) -> Row:
-    """The row of `epoch`, which took `seconds`; `found` are scores on the validation images if
-    `on_val`, else on the test images."""
-    chosen = found.get(plan.settings.evaluation.evaluate)
+    """The row of `epoch`, which took `seconds`; `held_out` are scores on the validation images
+    if `on_val`, else on the test images."""
+    chosen = held_out.get(plan.settings.evaluation.evaluate)
     val, test = (chosen, None) if on_val else (None, chosen)
-    both = {f"{name}_accuracy": found[name].top1 for name in found} if "ema" in found else {}
+    both = {f"{name}_accuracy": each.top1 for name, each in held_out.items()}
     return Row(
         epoch=epoch,
         lr=plan.rate(plan.first_step(epoch + 1) - 1),
@@ -386,7 +266,7 @@ def _row(
         test_accuracy=test and test.top1,
         test_top3=test and test.top3,
         test_top5=test and test.top5,
-        raw_accuracy=both.get("raw_accuracy"),
+        raw_accuracy=both.get("raw_accuracy") if "ema" in held_out else None,
         ema_accuracy=both.get("ema_accuracy"),
         seconds=seconds,
         train_seconds=stats.seconds,
@@ -414,17 +294,3 @@ def resized(images: Tensor, size: int) -> Tensor:
     if size == images.shape[-1]:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:
-    """A bar on the terminal of the first rank; none where there is no terminal."""
-    hidden = True if runtime.rank else None
-    return tqdm(total=steps, desc=name, unit="step", leave=False, disable=hidden)
-
-
-def show(bar: tqdm, tally: Tally, runtime: Runtime) -> None:
-    """Moves `bar` by a step. Its figures wait for the device: on CUDA every 50 steps only."""
-    bar.update()
-    every = 1 if runtime.device.type == "cpu" else 50
-    if not bar.disable and tally.steps % every == 0:
-        bar.set_postfix(tally.running())

@@ -1,27 +1,26 @@
-"""How a run goes on from a snapshot: first a pure plan, or a refusal; then it is carried out."""
+"""How a run goes on from a snapshot: a pure plan, or a refusal; and room for its snapshots."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.places import BEST, LAST
-from cifarnet.checkpoints.snapshots import move_aside, save
-from cifarnet.checkpoints.state import TrainState, check_classes
-from cifarnet.checkpoints.weights import Weights
+from cifarnet.checkpoints.folder import move_aside
+from cifarnet.checkpoints.paths import BEST, LAST
+from cifarnet.checkpoints.snapshots import Snapshot, write_snapshot
+from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.core.errors import UserError
 from cifarnet.settings import Settings, changed_settings, settings_from_dict
 from cifarnet.settings.output import SNAPSHOTS
 
 
 @dataclass(frozen=True)
-class Present:
+class CurrentRun:
     """The settings, data and machine of the current run, to compare with a snapshot."""
 
     settings: Settings
     classes: tuple[str, ...]
-    same_statistics: Callable[[list[float], list[float]], bool]  # of mean and deviation
+    same_normalization: Callable[[tuple[float, ...], tuple[float, ...]], bool]  # mean, deviation
     validates: bool  # whether training images are held back
     teacher_sha256: str | None
     computed_on: str  # device and precision, in words
@@ -30,46 +29,54 @@ class Present:
 
 
 @dataclass(frozen=True)
-class Resumption:
-    """What follows from a snapshot and the present settings."""
+class Changes:
+    """What the current settings change in the run of a snapshot, in words."""
 
-    state: TrainState  # its best epoch is forgotten where that was measured otherwise
+    allowed: list[str]
+    altering: list[str]  # these alter the result: only with --resume_override
+
+
+@dataclass(frozen=True)
+class ResumePlan:
+    """What follows from a snapshot and the current run."""
+
+    snapshot: Snapshot
     source: Path
     keeps_momenta: bool  # the optimizer's state fits
     finished: bool  # no epoch is left to train
-    said: tuple[str, ...]  # for the log
+    comparable_after: int  # see `Progress`
+    messages: tuple[str, ...]  # for the log
 
 
-def kept_settings(state: TrainState, source: Path, given: dict[str, Any]) -> Settings:
-    """The settings kept in the snapshot `source`, with the flags `given` now laid over them.
+def kept_settings(snapshot: Snapshot, source: Path, flags: dict[str, Any]) -> Settings:
+    """The settings kept in the snapshot `source`, under the `flags` that the user gives now.
 
-    A --run_dir given now replaces the kept folders. Without one, a snapshot that lies in a run's
+    A --run_dir in `flags` replaces the kept folders. Without one, a snapshot that lies in a run's
     folder continues there, even if that was renamed. Raises `UserError` for a contradiction.
     """
+    config = snapshot.model.origin.settings
     left_out = {"preview_augment", "recipe", "resume", "resume_override"}
     run_dir: dict[str, Any] = {}
-    if "run_dir" in given:
+    if "run_dir" in flags:
         left_out |= {"log_dir", "snapshot_dir", "plot_dir"}
-    elif state.config["snapshot_dir"] is None and source.absolute().parent.name == SNAPSHOTS:
+    elif config["snapshot_dir"] is None and source.absolute().parent.name == SNAPSHOTS:
         run_dir = {"run_dir": str(source.parent.parent)}
-    kept = {name: value for name, value in state.config.items() if name not in left_out}
-    return settings_from_dict(kept | run_dir | given)
+    kept = {name: value for name, value in config.items() if name not in left_out}
+    return settings_from_dict(kept | run_dir | flags)
 
 
-def check_changes(
-    state: TrainState, source: Path, settings: Settings
-) -> tuple[list[str], list[str]]:
-    """Returns what `settings` change in the run of `state`, in words: what may, and what must not.
+def compare_settings(snapshot: Snapshot, source: Path, settings: Settings) -> Changes:
+    """What `settings` change in the run of the snapshot `source`.
 
     Raises `UserError` for changes that would alter the result, unless --resume_override.
     """
-    former = settings_from_dict(state.config)
+    former = snapshot.settings
     ignored = {name: settings.flags[name] for name in ("resume", "resume_override")}
     if former.training.teacher and settings.training.teacher:  # a teacher is known by its weights
         ignored["teacher"] = settings.training.teacher
-    allowed, altering = changed_settings(former.replace(**ignored), settings)
-    _refuse(altering, source, settings)
-    return allowed, altering
+    changes = Changes(*changed_settings(former.replace(**ignored), settings))
+    _refuse(changes.altering, source, settings)
+    return changes
 
 
 def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
@@ -80,100 +87,109 @@ def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
         )
 
 
-def plan_resumption(state: TrainState, source: Path, present: Present) -> Resumption:
-    """How the run of `present` goes on from `state`, the content of the snapshot `source`.
+def plan_resume(
+    snapshot: Snapshot, source: Path, changes: Changes, current: CurrentRun
+) -> ResumePlan:
+    """How the run `current` goes on from `snapshot`, which was read from `source`.
 
-    Raises `UserError` where it must not: other classes, or settings that would alter the result,
-    unless --resume_override.
+    `changes` are those of `compare_settings`. Raises `UserError` where it must not go on: other
+    classes, or images or a teacher that would alter the result, unless --resume_override.
     """
-    settings, former = present.settings, settings_from_dict(state.config)
+    settings, former, epoch = current.settings, snapshot.settings, snapshot.epoch
     try:
-        check_classes(state.classes, present.classes)
+        check_classes(snapshot.model.classes, current.classes)
     except UserError as problem:
         raise UserError(f"--resume {source}: {problem}") from None
-    allowed, altering = check_changes(state, source, settings)
-    other = _other_data(state, former, present, not altering)
+    other = _other_data(snapshot, current, same_flags=not changes.altering)
     _refuse(other, source, settings)
-    changes = ", ".join([*allowed, *altering, *other])
-    said = [
-        f"resuming after epoch {state.epoch} from {source}"
-        + (f"; changed: {changes}" if changes else "")
+    listed = ", ".join([*changes.allowed, *changes.altering, *other])
+    messages = [
+        f"resuming after epoch {epoch} from {source}" + (f"; changed: {listed}" if listed else "")
     ]
-    if may_have_seen(state, present):
-        said.append(
+    if may_have_seen(snapshot.model, current):
+        messages.append(
             "warning: this run has trained on images that are now held back for validation; "
             "accuracy on them will be too high"
         )
     keeps_momenta = _optimizer_kind(former) == _optimizer_kind(settings)
     if not keeps_momenta:
-        said.append("the optimizer's momenta start anew: the snapshot's fit other settings")
-    said += _other_machine(state, present)
-    finished = state.epoch >= settings.training.epochs
-    if settings.training.epochs > former.training.epochs and not finished:
-        said.append(
-            f"--epochs {settings.training.epochs} stretches the schedule and --image_sizes: the learning "
-            f"rate was {state.history[-1].lr:.3g} at the end of epoch {state.epoch} and goes on at "
-            f"{present.rate_after(state.epoch):.3g}; a run that had {settings.training.epochs} epochs from "
-            f"the start would end elsewhere"
+        messages.append("the optimizer's momenta start anew: the snapshot's fit other settings")
+    messages += _other_machine(snapshot, current)
+    epochs = settings.training.epochs
+    finished = epoch >= epochs
+    if epochs > former.training.epochs and not finished:
+        messages.append(
+            f"--epochs {epochs} stretches the schedule and --image_sizes: the learning rate was "
+            f"{snapshot.state.history[-1].lr:.3g} at the end of epoch {epoch} and goes on at "
+            f"{current.rate_after(epoch):.3g}; a run that had {epochs} epochs from the start would "
+            f"end elsewhere"
         )
     if finished:
-        said.append(
-            f"{source} has finished epoch {state.epoch} of the {settings.training.epochs} asked for: "
-            f"evaluating only"
+        messages.append(
+            f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
-    measured = [
-        row for row in state.history if row.val_loss is not None or row.test_loss is not None
-    ]
-    other_images = measured and (measured[-1].val_loss is not None) != present.validates
-    if other_images or _judged_on(former) != _judged_on(settings):
-        state = dataclasses.replace(state, best_accuracy=0.0, best_epoch=0)
-    return Resumption(state, source, keeps_momenta, finished, tuple(said))
+    return ResumePlan(
+        snapshot,
+        source,
+        keeps_momenta,
+        finished,
+        _comparable_after(snapshot, current),
+        tuple(messages),
+    )
 
 
-def _other_data(
-    state: TrainState, former: Settings, present: Present, same_flags: bool
-) -> list[str]:
-    """Images and teacher that differ from those of the run of `state`, in words."""
-    other = []
-    if same_flags and not present.same_statistics(state.mean, state.std):
-        other.append("the training images (their channel statistics are others)")
-    taught = former.training.teacher and present.teacher_sha256
-    if taught and present.teacher_sha256 != state.config["teacher_sha256"]:
-        other.append(f"the teacher {present.settings.training.teacher} (its weights are others)")
+def _comparable_after(snapshot: Snapshot, current: CurrentRun) -> int:
+    """The epoch after which accuracies can be compared with those that follow."""
+    history = snapshot.state.history
+    measured = [row for row in history if row.held_out_accuracy is not None]
+    other_images = measured and (measured[-1].val_loss is not None) != current.validates
+    if other_images or _judged_on(snapshot.settings) != _judged_on(current.settings):
+        return snapshot.epoch
+    return snapshot.state.comparable_after
+
+
+def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:
+    """Images and teacher that differ from those of the run of `snapshot`, in words."""
+    other, model = [], snapshot.model
+    if same_flags and not current.same_normalization(model.mean, model.std):
+        other.append("the training images (their channel statistics differ)")
+    taught = snapshot.settings.training.teacher and current.teacher_sha256
+    if taught and current.teacher_sha256 != snapshot.state.teacher_sha256:
+        other.append(f"the teacher {current.settings.training.teacher} (its weights differ)")
     return other
 
 
-def _other_machine(state: TrainState, present: Present) -> list[str]:
+def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
     """Says that another device or number of ranks changes the result."""
-    said = []
-    before, now = state.config["computed_on"], present.computed_on
+    messages, state = [], snapshot.state
+    before, now = snapshot.model.origin.computed_on, current.computed_on
     if before != now:
-        said.append(
+        messages.append(
             f"that run computed on {before}, this one on {now}: "
             f"rounding differs, and so will the result"
         )
-    before, now = state.config["world_size"], present.world_size
+    before, now = state.world_size, current.world_size
     if before != now:
-        said.append(
+        messages.append(
             f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: "
             f"batches stay the same, but augmentation, dropout and rounding differ, "
             f"and so will the result"
         )
-    return said
+    return messages
 
 
-def may_have_seen(trained: TrainState | Weights, present: Present) -> bool:
-    """Whether `trained` may have trained on images that are held back for validation now.
+def may_have_seen(model: ModelInfo, current: CurrentRun) -> bool:
+    """Whether `model` may have trained on images that are held back for validation now.
 
     It has not where it held back the same ones: of the same data set, by the same flags.
     """
-    former = settings_from_dict(trained.config)
+    former = settings_from_dict(model.origin.settings)
     before, now = (
         (settings.data.dataset, settings.data.val_fraction, settings.data.limit_train)
-        for settings in (former, present.settings)
+        for settings in (former, current.settings)
     )
-    same_split = before == now and present.same_statistics(trained.mean, trained.std)
-    return present.validates and not same_split
+    same_split = before == now and current.same_normalization(model.mean, model.std)
+    return current.validates and not same_split
 
 
 def _optimizer_kind(settings: Settings) -> tuple[Any, ...]:
@@ -195,27 +211,28 @@ def _judged_on(settings: Settings) -> tuple[Any, ...]:
     )
 
 
-def make_room(
-    directory: Path, keep: Resumption | None, best: Path | None, say: Callable[[str], None]
-) -> None:
-    """Moves snapshots of other runs in `directory` aside, and copies this run's own into it.
+def archive_old_snapshots(
+    directory: Path, plan: ResumePlan | None, best: Path | None
+) -> Path | None:
+    """Moves snapshots of other runs in `directory` aside, and copies this run's into it.
 
-    `keep` is how the run continues (None: it is new), `best` its best snapshot so far (None: there
+    `plan` is how the run continues (None: it is new), `best` its best snapshot so far (None: there
     is none). If they are in another folder, they are copied here: `--resume auto` then finds them
-    even after a crash. Raises `UserError` if the disk does not take them.
+    even after a crash. Returns the folder of what was moved, or None. Raises `UserError` if the
+    disk does not take them.
     """
-    wanted = {LAST: keep.source if keep else None, BEST: best}
-    in_place = keep is not None and keep.source.resolve().parent == directory.resolve()
-    keep_up_to = keep.state.epoch if keep and in_place else 0
+    wanted = {LAST: plan.source if plan else None, BEST: best}
+    in_place = plan is not None and plan.source.resolve().parent == directory.resolve()
+    keep_up_to = plan.snapshot.epoch if plan and in_place else 0
+    best_epoch = plan.snapshot.state.progress.best_epoch if plan else 0
     try:
         contents = {name: path.read_bytes() for name, path in wanted.items() if path}
-        moved = move_aside(directory, keep_up_to, keep.state.best_epoch if keep else 0)
-        if moved:
-            say(f"moved the snapshots of an earlier run to {moved}")
+        moved = move_aside(directory, keep_up_to, best_epoch)
         for name, content in contents.items():
             if not (directory / name).exists():
-                save(content, directory / name)
+                write_snapshot(content, directory / name)
     except OSError as problem:
         raise UserError(
             f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
         ) from None
+    return moved

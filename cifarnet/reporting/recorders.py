@@ -12,10 +12,12 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from cifarnet.checkpoints import snapshots
-from cifarnet.checkpoints.places import BEST, LAST, numbered
-from cifarnet.checkpoints.state import COLUMNS, Progress, Row, TrainState
+from cifarnet.checkpoints.folder import prune
+from cifarnet.checkpoints.history import COLUMNS, Progress, Row
+from cifarnet.checkpoints.paths import BEST, LAST, numbered
+from cifarnet.checkpoints.snapshots import Snapshot, pack, write_snapshot
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog, clock
 from cifarnet.reporting.metrics import Report
@@ -39,6 +41,12 @@ class Recorder:
 
     def report(self, report: Report) -> None:
         """Called once all epochs are done and the network is evaluated."""
+
+    def close(self, status: str, figures: dict[str, Any] | None) -> None:
+        """Called last: the run is "finished", "stopped" or "failed".
+
+        `figures` are those of the last and the best model, as in metrics.json; None: not evaluated.
+        """
 
 
 class Recorders:
@@ -70,11 +78,15 @@ class Recorders:
         """Tells all recorders of the evaluation. Call it on the first rank only."""
         self._tell("report", report)
 
-    def _tell(self, event: str, told: Progress | Report) -> None:
+    def close(self, status: str, figures: dict[str, Any] | None = None) -> None:
+        """Tells all recorders how the run ended. Call it on the first rank only."""
+        self._tell("close", status, figures)
+
+    def _tell(self, event: str, *news: Any) -> None:
         for recorder in self.recorders:
             try:
-                getattr(recorder, event)(told)
-                if event != "report":  # most write nothing then, so it mends nothing
+                getattr(recorder, event)(*news)
+                if event in ("start", "row", "end"):  # else most write nothing: it mends nothing
                     self.failed.pop(recorder, None)
             except OSError as problem:
                 self.failed[recorder] = problem
@@ -95,9 +107,10 @@ class Snapshots(Recorder):
     """
 
     def __init__(
-        self, directory: Path, settings: Settings, state: Callable[[], TrainState]
+        self, directory: Path, settings: Settings, snapshot: Callable[[], Snapshot]
     ) -> None:
-        self.directory, self.settings, self.state = directory, settings, state
+        """`snapshot()` is the run as it is now."""
+        self.directory, self.settings, self.snapshot = directory, settings, snapshot
         self.unsaved: dict[Path, bytes] = {}
 
     @property
@@ -109,13 +122,10 @@ class Snapshots(Recorder):
         return f"{names} could not be written to {self.directory}"
 
     def row(self, progress: Progress) -> None:
-        content = snapshots.pack(self.state())
+        content, freq = pack(self.snapshot()), self.settings.output.snapshot_freq
         if self.settings.keeps_best and progress.best_epoch == progress.epoch:
             self.unsaved[self.directory / BEST] = content
-        if (
-            self.settings.output.snapshot_freq
-            and progress.epoch % self.settings.output.snapshot_freq == 0
-        ):
+        if freq and progress.epoch % freq == 0:
             self.unsaved[numbered(self.directory, progress.epoch)] = content
         self.unsaved[self.directory / LAST] = content
         self._write()
@@ -127,11 +137,11 @@ class Snapshots(Recorder):
         problem = None
         for path in sorted(self.unsaved, key=lambda path: path.name == LAST):  # False, then True
             try:
-                snapshots.save(self.unsaved[path], path)
+                write_snapshot(self.unsaved[path], path)
                 del self.unsaved[path]
             except OSError as failed:
                 problem = failed
-        snapshots.prune(self.directory, self.settings.output.keep_snapshots)
+        prune(self.directory, self.settings.output.keep_snapshots)
         if problem:
             raise problem
 
@@ -225,8 +235,8 @@ class LogLine(Recorder):
         ]
         if row.skipped_steps:
             parts.append(f"{row.skipped_steps} steps skipped by the fp16 scaler")
-        if progress.best_epoch:
-            parts.append(f"best {progress.best_accuracy:.2%} ({progress.best_epoch})")
+        if best := progress.best:
+            parts.append(f"best {best.held_out_accuracy:.2%} ({best.epoch})")
         return " | ".join([*parts, f"left {clock(self._seconds_left(row.epoch))}"])
 
     def _seconds_left(self, epoch: int) -> float:

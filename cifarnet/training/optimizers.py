@@ -1,6 +1,6 @@
 """Optimizers: parameter groups, SGD, AdamW and Muon, and how one is restored from a snapshot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,41 +14,61 @@ from cifarnet.settings.training import TrainingSettings
 def build_optimizer(
     network: nn.Module, settings: TrainingSettings, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer that `settings` asks for.
+    """The optimizer of --optimizer for `network`.
 
-    The learning rate of a group is that of the step times the group's "rate_factor".
+    The learning rate of a group is that of the step times the group's "rate_factor". `fused`: the
+    weights are updated in one pass.
     """
-    orthogonal = []
-    if settings.optimizer == "muon":
-        orthogonal = [m.weight for m in network.modules() if isinstance(m, DenseConv2d)]
+    return OPTIMIZERS[settings.optimizer](network, settings, fused)
+
+
+def _sgd(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        _groups(list(network.parameters()), settings), **_sgd_options(settings), fused=fused
+    )
+
+
+def _adamw(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch.optim.Optimizer:
+    groups = _groups(list(network.parameters()), settings)
+    betas, decay = (settings.momentum, 0.999), settings.weight_decay
+    return torch.optim.AdamW(groups, settings.lr, betas, weight_decay=decay, fused=fused)
+
+
+def _muon(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch.optim.Optimizer:
+    """Muon for the dense convolutions, SGD for the rest."""
+    orthogonal = [m.weight for m in network.modules() if isinstance(m, DenseConv2d)]
     taken = {id(p) for p in orthogonal}
-    rest = [p for p in network.parameters() if id(p) not in taken]
-    decayed = [p for p in rest if settings.decay_norms or p.ndim > 1]
-    spared = [p for p in rest if p.ndim == 1 and not settings.decay_norms]
+    groups = _groups([p for p in network.parameters() if id(p) not in taken], settings)
+    groups.append(
+        {
+            "params": orthogonal,
+            "rate_factor": settings.muon_lr / settings.lr,
+            "muon_momentum": settings.muon_momentum,
+            "momentum": 0.0,  # SGD's own: the update it gets has one already
+            "nesterov": False,
+            "weight_decay": 0.0,
+        }
+    )
+    return Muon(groups, **_sgd_options(settings), fused=fused)
+
+
+def _sgd_options(settings: TrainingSettings) -> dict[str, Any]:
+    return {
+        "lr": settings.lr,
+        "momentum": settings.momentum,
+        "nesterov": settings.momentum > 0,
+        "weight_decay": settings.weight_decay,
+    }
+
+
+def _groups(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> list[dict[str, Any]]:
+    """`parameters` in groups: without --decay_norms, vectors form one without weight decay."""
+    decayed = [p for p in parameters if settings.decay_norms or p.ndim > 1]
+    spared = [p for p in parameters if p.ndim == 1 and not settings.decay_norms]
     groups: list[dict[str, Any]] = [{"params": decayed, "rate_factor": 1.0}]
     if spared:
         groups.append({"params": spared, "rate_factor": 1.0, "weight_decay": 0.0})
-    lr, momentum, decay = (
-        settings.lr,
-        settings.momentum,
-        settings.weight_decay,
-    )
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=fused)
-    kind = torch.optim.SGD
-    if settings.optimizer == "muon":
-        kind = Muon
-        groups.append(
-            {
-                "params": orthogonal,
-                "rate_factor": settings.muon_lr / lr,
-                "muon_momentum": settings.muon_momentum,
-                "momentum": 0.0,  # SGD's own: the update it gets has one already
-                "nesterov": False,
-                "weight_decay": 0.0,
-            }
-        )
-    return kind(groups, lr, momentum, nesterov=momentum > 0, weight_decay=decay, fused=fused)
+    return groups
 
 
 class Muon(torch.optim.SGD):
@@ -94,6 +114,13 @@ def orthogonalised(update: Tensor) -> Tensor:
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return (x.T if tall else x).reshape(update.shape)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingSettings, bool], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "muon": _muon,
+}  # by --optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The head of a log: what the run is made of."""
+"""The first lines of a log: what the run is made of."""
 
 import math
 
@@ -7,14 +7,15 @@ from cifarnet.core.log import RunLog
 from cifarnet.core.memory import free_memory
 from cifarnet.core.packages import versions
 from cifarnet.images.imageset import Splits, describe_classes
+from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side
 from cifarnet.settings import FLAGS, without_effect
-from model import model_table, parameter_count
+from model import model_table
 from train import Learner
 
 
-def write_head(log: RunLog, learner: Learner, splits: Splits, workers: int) -> None:
+def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) -> None:
     """Logs settings, versions, device, images and network.
 
     `workers` is the number of processes that augment images.

@@ -1,0 +1,50 @@
+"""How a run goes: learning rate, image size, clipping, when to evaluate."""
+
+import math
+
+from cifarnet.settings import Settings
+from cifarnet.training.schedule import learning_rate
+
+
+class Plan:
+    """How the run goes: learning rate, image size, clipping, when to evaluate.
+
+    Steps count from 0 over the whole run, epochs from 1.
+    """
+
+    def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        self.epochs, self.accumulate = settings.training.epochs, settings.training.accumulate
+        self.max_grad_norm = settings.training.max_grad_norm or math.inf
+        self.total_steps = settings.training.epochs * steps_per_epoch
+
+    def first_step(self, epoch: int) -> int:
+        """The number of the first step of `epoch`."""
+        return (epoch - 1) * self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`."""
+        s = self.settings.training
+        warmup = s.warmup_epochs * self.steps_per_epoch
+        total = self.total_steps
+        if s.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
+            step, total = step // self.steps_per_epoch, s.epochs + 1
+        return learning_rate(step, total, warmup, s.lr, s.min_lr, s.schedule)
+
+    def image_size(self, epoch: int) -> int:
+        """The side of the training images in `epoch`, in pixels."""
+        sizes = self.settings.image_sizes
+        return sizes[(epoch - 1) * len(sizes) // self.epochs]
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the network is evaluated after `epoch`."""
+        freq = self.settings.evaluation.eval_freq
+        return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
+
+    def cost(self, epoch: int) -> float:
+        """The cost of `epoch` in pixels per image, to estimate the time left.
+
+        A teacher adds a quarter of a full-size step: it has no backward pass, and fewer pixels.
+        """
+        teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
+        return self.image_size(epoch) ** 2 + teacher

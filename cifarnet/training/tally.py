@@ -1,0 +1,97 @@
+"""What an epoch adds up to: loss, accuracy, gradient norms; and the progress bar that shows it."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cifarnet.core.device import Runtime
+from cifarnet.core.ranks import earliest_over_ranks, sum_over_ranks
+
+
+class EpochStats(NamedTuple):
+    """What one pass over the training images showed; means are over images or steps."""
+
+    images: int  # of all ranks
+    loss: float
+    accuracy: float
+    grad_norm: float  # before clipping, over the steps where it was finite
+    clipped: float  # share of steps whose gradient was scaled down
+    skipped: int  # steps that the fp16 scaler left out
+    seconds: float
+    data_wait: float  # share of `seconds` spent waiting for the next batch
+    bad_step: int  # the first step whose loss or gradient was not finite; -1: none
+
+
+class Tally:
+    """The sums of an epoch. They stay on the device, so that a step needs no synchronisation."""
+
+    def __init__(self, runtime: Runtime, scaled: bool) -> None:
+        """`scaled`: the fp16 scaler leaves out steps whose gradient is not finite."""
+        self.runtime, self.scaled = runtime, scaled
+        zero, count = (
+            torch.zeros((), dtype=dtype, device=runtime.device) for dtype in (None, torch.int64)
+        )
+        self.loss, self.norm = zero, zero.clone()
+        self.correct, self.clipped, self.infinite = count, count.clone(), count.clone()
+        self.bad_step = count - 1
+        self.images, self.steps = 0, 0
+        self.finite_loss: Tensor | bool = True
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a part of a batch: its summed `loss`, logits [B,C] and labels [B]."""
+        self.finite_loss &= loss.isfinite()
+        self.loss += loss
+        self.correct += (logits.argmax(dim=1) == labels).sum()
+        self.images += len(labels)
+
+    @torch.no_grad()
+    def close_step(self, norm: Tensor, max_norm: float) -> None:
+        """Adds a step by its gradient's `norm`."""
+        finite = norm.isfinite()
+        good = self.finite_loss & (finite | self.scaled)
+        self.bad_step = torch.where((self.bad_step < 0) & ~good, self.steps, self.bad_step)
+        self.norm += torch.where(finite, norm, 0)
+        self.clipped += finite & (norm > max_norm)
+        self.infinite += ~finite
+        self.steps, self.finite_loss = self.steps + 1, True
+
+    def running(self) -> dict[str, str]:
+        """Loss and accuracy so far, for people; waits for the device."""
+        loss, accuracy = self.loss.item() / self.images, self.correct.item() / self.images
+        return {"loss": f"{loss:.4f}", "acc": f"{accuracy:.2%}"}
+
+    def stats(self, started: float, waited: float) -> EpochStats:
+        """The means over all ranks, of an epoch that `started` then and `waited` so long."""
+        infinite = int(self.infinite)  # waits for the device: only now the epoch is over
+        seconds = time.perf_counter() - started
+        sums = [self.loss.item(), self.correct.item(), self.images]
+        loss, correct, images = sum_over_ranks(sums, self.runtime)
+        return EpochStats(
+            images=int(images),
+            loss=loss / images,
+            accuracy=correct / images,
+            grad_norm=self.norm.item() / max(1, self.steps - infinite),
+            clipped=self.clipped.item() / self.steps,
+            skipped=infinite if self.scaled else 0,
+            seconds=seconds,
+            data_wait=waited / seconds,
+            bad_step=earliest_over_ranks(int(self.bad_step), self.runtime),
+        )
+
+
+def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:
+    """A bar on the terminal of the first rank; none where there is no terminal."""
+    hidden = True if runtime.rank else None
+    return tqdm(total=steps, desc=name, unit="step", leave=False, disable=hidden)
+
+
+def show(bar: tqdm, tally: Tally, runtime: Runtime) -> None:
+    """Moves `bar` by a step. Its figures wait for the device: on CUDA every 50 steps only."""
+    bar.update()
+    every = 1 if runtime.device.type == "cpu" else 50
+    if not bar.disable and tally.steps % every == 0:
+        bar.set_postfix(tally.running())

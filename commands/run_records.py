@@ -1,0 +1,92 @@
+"""What a run writes down: its recorders, and its facts for run.json."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import plots
+from cifarnet.checkpoints.history import Progress
+from cifarnet.core.packages import versions
+from cifarnet.core.ranks import Group
+from cifarnet.networks.build import parameter_count
+from cifarnet.networks.cost import multiply_adds
+from cifarnet.reporting import recorders as kinds
+from cifarnet.reporting.run_record import RunRecord
+from cifarnet.reporting.tensorboard import TensorBoard
+from commands.run import Run
+from data import augmented_examples
+
+
+def build_recorders(run: Run, group: Group) -> kinds.Recorders:
+    """The recorders of `run`: they write something down after each epoch."""
+    settings, log, plan = run.settings, run.log, run.plan
+    recorders = [
+        kinds.Snapshots(run.folders["snapshot_dir"], settings, run.snapshot),
+        kinds.HistoryCsv(log),
+        RunRecord(log, _facts(run)),
+        kinds.LogLine(log, settings, plan.cost, lambda: run.learner.first_step_seconds),
+    ]
+    if settings.evaluation.plot_training:
+        draw = partial(_draw_curves, run)
+        recorders.append(kinds.Curves(settings, run.folders["plot_dir"], draw))
+    if settings.output.tensorboard:
+        recorders.append(
+            TensorBoard(log, settings, partial(_draw_examples, run), plots.confusion_pixels)
+        )
+    return kinds.Recorders(recorders, log, group.first_only)
+
+
+def _draw_curves(run: Run, progress: Progress) -> None:
+    plan, objective, folder = run.plan, run.objective, run.folders["plot_dir"]
+    title = f"{run.splits.name}: epoch {progress.epoch} of {plan.epochs}"
+    names = objective.loss_name, objective.accuracy_name
+    labels = (f"train, {name}" if name else "train" for name in names)
+    plots.training_curves(progress.history, title, folder / "training_curves.png", *labels)
+    path = folder / "learning_rate_schedule.png"
+    plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
+
+
+def _draw_examples(run: Run) -> np.ndarray:
+    examples = augmented_examples(run.splits, run.settings, run.runtime.device)
+    return plots.mosaic(*examples)
+
+
+def _facts(run: Run) -> Callable[[], dict[str, Any]]:
+    """The facts of `run` for run.json: see docs/reading-a-run.md."""
+    settings, runtime, splits, network = run.settings, run.runtime, run.splits, run.learner.network
+    size, resume = settings.data.image_size, run.resume
+    facts = {
+        "command": run.command,
+        "settings": settings.flags,
+        "versions": versions(),
+        "device": {
+            "type": runtime.device.type,
+            "name": runtime.device_name,
+            "threads": runtime.threads,
+            "precision": runtime.precision,
+            "world_size": runtime.world_size,
+        },
+        "dataset": {
+            "name": splits.name,
+            "train": len(splits.train),
+            "val": len(splits.val) if splits.val is not None else 0,
+            "test": len(splits.test),
+            "classes": list(splits.train.classes),
+            "mean": list(splits.mean),
+            "std": list(splits.std),
+        },
+        "model": {
+            "name": type(network).__name__,
+            "parameters": parameter_count(network),
+            "multiply_adds": multiply_adds(network, size),
+            "image_size": size,
+        },
+        "resumed_from": resume and {"snapshot": str(resume.source), "epoch": resume.snapshot.epoch},
+        "initialized_from": settings.training.init,
+        "teacher": settings.training.teacher,
+        "snapshot_dir": str(run.folders["snapshot_dir"]),
+        "plot_dir": str(run.folders["plot_dir"]),
+    }
+    return lambda: facts

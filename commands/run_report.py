@@ -1,0 +1,107 @@
+"""The last phase of a run: evaluating its models, and the report."""
+
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
+from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
+from cifarnet.checkpoints.trained import TrainedModel
+from cifarnet.core.log import clock
+from cifarnet.core.memory import peak_memory
+from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.reporting.metrics import Report
+from cifarnet.reporting.recorders import Recorders
+from commands.evaluation import evaluate_classifier, report_data, write_evaluation
+from commands.run import Run, best_snapshot
+
+
+def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
+    """Evaluates the last and the best model, writes the report, and sums the run up.
+
+    Returns the figures of both models, on the first rank. Raises `RunError`.
+    """
+    if run.trains:
+        source, snapshot = run.folders["snapshot_dir"] / LAST, run.snapshot()
+    else:  # its own statistics and settings count
+        source, snapshot = run.resume.source, run.resume.snapshot
+    models = _models_to_report(run, source, snapshot)
+    reports = {name: _evaluate(run, model, snapshot) for name, model in models.items()}
+    run.data.train.close()  # the workers' processor time then counts
+    processor_seconds = sum_over_ranks([sum(os.times()[:4])], run.runtime)[0]
+    if run.runtime.rank:
+        return None
+    selected = run.settings.evaluation.select if "best" in reports else "last"
+    _write_report(run, source, models["last"], reports, selected)
+    for name, each in reports.items():
+        run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}")
+    _say_costs(run, processor_seconds)
+    run.log.line(f"report and figures, on the {selected} model: {run.folders['plot_dir']}")
+    run.log.line(f"snapshots: {run.folders['snapshot_dir']}; log: {run.log.path}")
+    recorders.report(reports[selected])
+    return {
+        name: reports[name].headline() if name in reports else None for name in ("last", "best")
+    }
+
+
+def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, TrainedModel]:
+    """The last model, from `snapshot`, and the best one where the run keeps it."""
+    kind = run.settings.evaluation.evaluate
+    last = snapshot.trained(kind)
+    models = {"last": replace(last, source=str(source))}
+    if run.settings.keeps_best:
+        path = best_snapshot(run, source, source.parent)
+        if path:
+            best = broadcast_from_rank0(lambda: read_snapshot(path), run.runtime)
+            models["best"] = best.trained(kind, best=True)
+    return models
+
+
+def _evaluate(run: Run, model: TrainedModel, snapshot: Snapshot) -> Report:
+    facts = {
+        "id": snapshot.state.run_id,
+        "log": run.log.path and run.log.path.name,
+        "command": shlex.join(run.command),
+        "settings": run.settings.flags,
+    }
+    classifier = TorchClassifier(model, amp=run.settings.precision.amp)
+    return evaluate_classifier(classifier, run.splits, run.settings, run.runtime, facts)
+
+
+def _write_report(
+    run: Run, source: Path, model: TrainedModel, reports: dict[str, Report], selected: str
+) -> None:
+    """Writes the files of the report on the model `selected`, "last" or "best"."""
+    facts = {"history": run.learner.progress.history, "files": _files(run, source)}
+    if run.trains:
+        facts["computed_on"] = f"{run.runtime.device_name}, {run.runtime.precision}"
+    data = report_data([model], run.splits, run.settings, run.runtime, **facts)
+    write_evaluation(
+        reports[selected],
+        run.settings,
+        run.folders["plot_dir"],
+        data,
+        reports["last"],
+        reports.get("best"),
+    )
+
+
+def _files(run: Run, source: Path) -> list[Path]:
+    """The files of the run outside --plot_dir; only the newest numbered snapshot."""
+    log = [run.log.path, run.log.path.with_suffix(".csv")] if run.log.path else []
+    snapshots = (source, source.with_name(BEST), *all_numbered(source.parent)[-1:])
+    return [path for path in (*log, *snapshots) if path.is_file()]
+
+
+def _say_costs(run: Run, processor_seconds: float) -> None:
+    history = run.learner.progress.history
+    trained = sum(row.train_seconds for row in history)
+    evaluated = sum(row.seconds for row in history) - trained
+    run.log.line(
+        f"training took {clock(trained)}, evaluation during the run {clock(evaluated)}; this "
+        f"command used {clock(processor_seconds)} of processor time and "
+        f"{peak_memory(run.runtime.device.type) / 2**30:.1f} GiB of memory"
+    )

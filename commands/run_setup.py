@@ -1,0 +1,228 @@
+"""What a run starts from: a snapshot, trained models, and settings that follow from both."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from cifarnet.augment.mixing import Mixing
+from cifarnet.checkpoints.folder import find_best, find_newest
+from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.paths import model_flag
+from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
+from cifarnet.checkpoints.snapshots import Snapshot
+from cifarnet.checkpoints.trained import TrainedModel, check_classes
+from cifarnet.core.device import Runtime, without_amp
+from cifarnet.core.errors import UserError
+from cifarnet.core.log import RunLog
+from cifarnet.core.ranks import broadcast_from_rank0
+from cifarnet.images.imageset import Splits
+from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings.training import BATCH_SIZE
+from cifarnet.training.objective import Distillation, Labels, Mixed, Objective, balanced_weights
+from cifarnet.training.plan import Plan
+from model import start_from
+from train import Learner
+
+
+def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunLog) -> Path | None:
+    """The snapshot that --resume means; None: the run starts anew. `directory` is searched."""
+    if settings.output.resume != "auto":
+        return Path(settings.output.resume) if settings.output.resume else None
+    source, passed_over = broadcast_from_rank0(lambda: find_newest(directory), runtime)
+    for why in passed_over:
+        log.line(f"passed over: {why}")
+    if source is None:
+        log.line(f"nothing to resume in {directory}: starting anew")
+    return source
+
+
+def disable_slow_amp(
+    settings: Settings, runtime: Runtime, snapshot: Snapshot | None, log: RunLog
+) -> tuple[Settings, Runtime]:
+    """Drops a preset --amp if the CPU only emulates bf16, or if `snapshot` is of a float32 run."""
+    if snapshot is None:
+        keeps = not runtime.emulates_bf16
+        why = "without bf16 instructions it takes many times longer"
+    else:
+        keeps, why = snapshot.settings.precision.amp, "the run to continue has none"
+    if keeps:
+        return settings, runtime
+    log.line(f"in float32 instead of --amp: {why}")
+    return settings.replace(amp=False), without_amp(runtime)
+
+
+def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[str, TrainedModel]:
+    """The trained models that `flags`, init or teacher, name; those that are not set are left out.
+
+    Raises `UserError`.
+    """
+
+    def read(flag: str) -> TrainedModel:
+        with model_flag(flag, settings) as name:
+            return load_trained(name)
+
+    return {
+        flag: broadcast_from_rank0(partial(read, flag), runtime)
+        for flag in flags
+        if settings.flags[flag]
+    }
+
+
+def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
+    """`settings` with a --batch_size of at most `count`, the number of training images.
+
+    Lowers the default. Raises `UserError` if a --batch_size was given and is too large.
+    """
+    size = settings.training.batch_size
+    if size:
+        if size > count:
+            raise UserError(f"--batch_size {size} is above the {count} training images; lower it")
+        return settings
+    parts = settings.training.accumulate * runtime.world_size
+    size = min(BATCH_SIZE, count) // parts * parts
+    if not size:
+        raise UserError(
+            f"{min(BATCH_SIZE, count)} images cannot be divided into the {parts} parts of a batch; "
+            f"lower --accumulate, or give --batch_size"
+        )
+    if size < BATCH_SIZE:
+        smaller = "; a smaller one, such as 32, takes more steps" if size > 32 else ""
+        log.line(f"--batch_size is {size}, as there are {count} training images{smaller}")
+    fitted = settings.replace(batch_size=size)
+    fitted.check_parts(runtime.world_size)
+    return fitted
+
+
+def current_run(
+    splits: Splits, runtime: Runtime, plan: Plan, teacher: TrainedModel | None
+) -> CurrentRun:
+    """The facts of this run that snapshots and trained models are compared with."""
+    return CurrentRun(
+        settings=plan.settings,
+        classes=splits.train.classes,
+        same_normalization=splits.same_normalization,
+        validates=splits.val is not None,
+        teacher_sha256=teacher and teacher.sha256,
+        computed_on=runtime.computed_on,
+        world_size=runtime.world_size,
+        rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
+    )
+
+
+# --- init ---
+
+
+def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log: RunLog) -> None:
+    """Loads the weights of `model`, which --init names, into `network`. Raises `UserError`."""
+    fresh = start_from(network, model, current.classes)
+    shared = sum(name in model.classes for name in current.classes)
+    head = _describe_head(model, current, shared)
+    log.line(f"starting from the weights {model.source}: {_describe(model)}{head}")
+    has_new_classes = shared < len(current.classes)  # the line above says so
+    unknown = [name for name in fresh if not (has_new_classes and name.startswith("head."))]
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")
+    if model.classes == current.classes:
+        _warn_of_validation_images("the network that --init names", model, current, log.line)
+
+
+def _describe_head(model: TrainedModel, current: CurrentRun, shared: int) -> str:
+    """What becomes of the head, in words; `shared` is the number of classes that both know."""
+    if not shared:
+        names = ", ".join(model.classes[:3])
+        return f"; with a new head, as its classes differ ({names}, ...)"
+    if model.classes != current.classes:
+        return f"; its head knows {shared} of the {len(current.classes)} classes, by their names"
+    return ""
+
+
+# --- objective ---
+
+
+def choose_objective(
+    teacher: TrainedModel | None, splits: Splits, current: CurrentRun, runtime: Runtime, log: RunLog
+) -> Objective:
+    """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
+    objective = base_objective(teacher, splits, current, runtime, log)
+    settings = current.settings
+    if settings.augmentation.mixes:
+        classes, seed = len(current.classes), settings.training.seed
+        objective = Mixed(objective, Mixing(settings.augmentation, seed, classes, runtime.rank))
+        log.line("images are mixed: the training accuracy counts the class of larger share")
+    return objective
+
+
+def base_objective(
+    teacher: TrainedModel | None, splits: Splits, current: CurrentRun, runtime: Runtime, log: RunLog
+) -> Objective:
+    """The objective for images that are not mixed. Raises `UserError`."""
+    settings = current.settings
+    if teacher is None:
+        weights = None
+        if settings.training.class_weights == "balanced":
+            labels = splits.train.labels
+            weights = balanced_weights(labels, len(current.classes)).to(runtime.device)
+        return Labels(settings.training.smoothing, weights)
+    try:
+        check_classes(teacher.classes, current.classes)
+        if teacher.image_size != settings.data.image_size:
+            raise UserError(f"it was trained with --image_size {teacher.image_size}; add that")
+        network = teacher.build()
+    except UserError as problem:
+        raise UserError(f"--teacher {teacher.source}: {problem}") from None
+    origin = teacher.origin
+    top1 = "" if origin.accuracy is None else f", top-1 {origin.accuracy:.2%}"
+    measured_on = f" ({origin.accuracy_from})" if top1 else ""
+    log.line(f"learning from {teacher.source}: {_describe(teacher)}{top1}{measured_on}")
+    _warn_of_validation_images("the teacher", teacher, current, log.line)
+    return Distillation(network, runtime, (teacher.mean, teacher.std), (splits.mean, splits.std))
+
+
+def _warn_of_validation_images(
+    which: str, model: TrainedModel, current: CurrentRun, warn: Callable[[str], None]
+) -> None:
+    """Warns if `model`, or a model that it learnt from, may have seen validation images."""
+    former = settings_from_dict(model.origin.settings).training
+    source = former.init or former.teacher
+    if may_have_seen(model, current):
+        warn(
+            f"warning: {which} may have trained on the validation images; accuracy on them may be "
+            f"too high. Train it with the same images, --val_fraction and --limit_train"
+        )
+    elif current.validates and source:
+        warn(
+            f"warning: {which} learnt from {source}; if that one has seen the validation images, "
+            f"accuracy on them is too high"
+        )
+
+
+def _describe(model: TrainedModel) -> str:
+    epochs = settings_from_dict(model.origin.settings).training.epochs
+    return f"epoch {model.origin.epoch} of {epochs} on {model.origin.dataset}"
+
+
+# --- resume ---
+
+
+def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
+    """Loads the snapshot of `plan` into `learner`. Raises `UserError` where it does not fit."""
+    try:
+        learner.load(plan.snapshot, plan.keeps_momenta)
+    except UserError as problem:
+        raise UserError(f"--resume {plan.source}: {problem}") from None
+    learner.progress.comparable_after = plan.comparable_after
+    for message in plan.messages:
+        log.line(message)
+    progress, settings = learner.progress, learner.settings
+    if plan.finished and settings.evaluation.select == "best":
+        find = partial(
+            find_best, plan.source, plan.source.parent, progress.best_epoch, progress.run_id
+        )
+        if not broadcast_from_rank0(find, learner.runtime):
+            raise UserError(
+                f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
+                f"{plan.source}; leave it out"
+            )

@@ -1,0 +1,235 @@
+"""A run from its settings to its report, in three phases: prepare, train, report."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import plots
+from cifarnet.checkpoints.paths import LAST
+from cifarnet.checkpoints.resume import (
+    archive_old_snapshots,
+    compare_settings,
+    kept_settings,
+    plan_resume,
+)
+from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.core.device import Runtime, init_process
+from cifarnet.core.errors import RunError
+from cifarnet.core.files import exclusive, naming_failures, writable_directory
+from cifarnet.core.log import RunLog, print_line
+from cifarnet.core.packages import check_package
+from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast_from_rank0
+from cifarnet.core.signals import Signals
+from cifarnet.networks.build import build_model
+from cifarnet.reporting.recorders import Recorders
+from cifarnet.settings import Settings
+from cifarnet.settings.output import FOLDERS
+from cifarnet.settings.parser import build_parser
+from cifarnet.training.plan import Plan
+from commands.log_header import write_header
+from commands.run import Request, Run, best_snapshot
+from commands.run_records import build_recorders
+from commands.run_report import report
+from commands.run_setup import (
+    choose_objective,
+    current_run,
+    disable_slow_amp,
+    find_source,
+    fit_batch,
+    initialize,
+    read_models,
+    restore_run,
+)
+from data import augmented_examples, build_batches, load_splits
+from train import Learner, fit
+
+
+def run_training(request: Request, group: Group) -> None:
+    """Trains and reports, as `request` says. Raises `UserError` for what cannot be done."""
+    request = _with_kept_settings(request, group)
+    settings = request.settings
+    settings.check_parts(group.ranks.world_size)
+    runtime = init_process(settings.precision, settings.training.seed, group.ranks)
+    if settings.augmentation.preview_augment:
+        if runtime.rank == 0:
+            _preview(settings, runtime)
+        return
+    with _folders(settings, runtime) as folders, RunLog(quiet=runtime.rank > 0) as log:
+        run = prepare(request, runtime, folders, log, group)
+        recorders = build_recorders(run, group)
+        with _stop_politely(run, recorders, group) as signals:
+            train(run, recorders, signals, group)
+            with group.contact():
+                figures = report(run, recorders)
+            signals.check()  # Python may have dropped one
+            if runtime.rank == 0:
+                recorders.close("finished", figures)
+            recorders.check()
+            log.check()
+
+
+def _with_kept_settings(request: Request, group: Group) -> Request:
+    """With --resume PATH, flags that are not given keep the values of the snapshot."""
+    resume = request.settings.output.resume
+    if resume in (None, "auto"):
+        return request
+    snapshot = broadcast_from_rank0(lambda: read_snapshot(Path(resume)), group.ranks)
+    settings = kept_settings(snapshot, Path(resume), request.flags)
+    if settings.output.tensorboard:
+        check_package("tensorboard", "--tensorboard")
+    return replace(request, settings=settings)
+
+
+@contextlib.contextmanager
+def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
+    """The folders of the run by flag, that of the snapshots locked; on the first rank only."""
+    if runtime.rank:  # the first rank alone reads snapshots and writes
+        yield dict.fromkeys(FOLDERS, Path())
+        return
+    folders = {
+        flag: writable_directory(settings.output.folder(flag), f"--{flag}") for flag in FOLDERS
+    }
+    with exclusive(folders["snapshot_dir"], "--snapshot_dir"):
+        yield folders
+
+
+# --- prepare ---
+
+
+def prepare(
+    request: Request, runtime: Runtime, folders: dict[str, Path], log: RunLog, group: Group
+) -> Run:
+    """Checks everything and builds the parts of the run; then the log file begins.
+
+    Raises `UserError`; nothing of an earlier run has changed then.
+    """
+    settings = request.settings
+    log.line(f"{group.ranks.launcher} {shlex.join(request.command)}")
+
+    # the snapshot to continue from, and trained models
+    source = find_source(settings, folders["snapshot_dir"], runtime, log)
+    snapshot = broadcast_from_rank0(lambda: read_snapshot(source), runtime) if source else None
+    if settings.precision.amp and not request.flags.get("amp"):
+        settings, runtime = disable_slow_amp(settings, runtime, snapshot, log)
+    if snapshot and settings.training.batch_size is None:  # the default, fitted to the images then
+        settings = settings.replace(batch_size=snapshot.settings.training.batch_size)
+    changes = compare_settings(snapshot, source, settings) if snapshot else None
+    finished = snapshot is not None and snapshot.epoch >= settings.training.epochs
+    flags = [*(["init"] if snapshot is None else []), *([] if finished else ["teacher"])]
+    models = read_models(settings, flags, runtime)
+
+    # images: they may be downloaded, so all else is checked before
+    splits = group.in_turn(lambda: load_splits(settings.data, log.line))
+    settings = fit_batch(settings, len(splits.train), runtime, log)
+
+    # the network, what it learns from, and how
+    network = build_model(settings.network, len(splits.train.classes))
+    data = build_batches(splits, settings, runtime)
+    plan = Plan(settings, len(data.train))
+    teacher = models.get("teacher")
+    current = current_run(splits, runtime, plan, teacher)
+    if "init" in models:
+        initialize(network, models["init"], current, log)
+    objective = choose_objective(teacher, splits, current, runtime, log)
+    learner = Learner(network, settings, runtime)
+    resume = None
+    if snapshot:
+        resume = plan_resume(snapshot, source, changes, current)
+        restore_run(learner, resume, log)
+
+    # nothing was refused: the log file begins, and the snapshots of other runs make room
+    parts = (data, objective, learner, plan, resume, teacher and teacher.sha256)
+    run = Run(request.command, settings, runtime, splits, *parts, folders, log)
+    if runtime.rank == 0:
+        log.open(folders["log_dir"])
+        write_header(log, learner, splits, data.train.workers)
+    if run.trains:
+        _make_room(run)
+    return run
+
+
+def _make_room(run: Run) -> None:
+    """Moves other runs' snapshots aside, and brings the best one so far along."""
+    progress, directory, best = run.learner.progress, run.folders["snapshot_dir"], None
+    if run.resume and run.settings.keeps_best and progress.best_epoch:
+        best = best_snapshot(run, run.resume.source, directory)
+        if not best:
+            run.log.line(
+                f"no snapshot of the best epoch {progress.best_epoch} is beside "
+                f"{run.resume.source}: the best starts anew"
+            )
+            progress.comparable_after = progress.epoch
+    if run.runtime.rank == 0:
+        moved = archive_old_snapshots(directory, run.resume, best)
+        if moved:
+            run.log.line(f"moved the snapshots of an earlier run to {moved}")
+
+
+# --- train ---
+
+
+def train(run: Run, recorders: Recorders, signals: Signals, group: Group) -> None:
+    """Trains the epochs that are left, and writes down each of them."""
+    learner, batches = run.learner, run.data.train
+    with signals.deferred(), group.contact():
+        if run.runtime.world_size == 1:  # else all ranks stop at the same step
+            batches.waiting = signals.waiting
+        recorders.start(learner.progress)
+        stop = agreed_check(signals, run.runtime)
+        try:
+            fit(learner, run.objective, run.data, run.plan, recorders, stop)
+        except RuntimeError:
+            signals.check()  # a worker that got the signal too is no failure
+            raise
+    with group.contact():
+        group.first_only(lambda: recorders.end(learner.progress))
+
+
+@contextlib.contextmanager
+def _stop_politely(run: Run, recorders: Recorders, group: Group) -> Iterator[Signals]:
+    """Keeps what is not written yet when the run ends early, and says how to continue it."""
+    first, progress = run.runtime.rank == 0, run.learner.progress
+    with Signals(patient=run.runtime.world_size > 1) as signals:
+        try:
+            yield signals
+        except (KeyboardInterrupt, LostContactError) as why:
+            if first:
+                with signals.deferred():  # torchrun signals again as another rank ends
+                    recorders.end(progress)
+                    _say_how_to_continue(run, why, group)
+                    recorders.close("stopped")
+            raise
+        except RunError:
+            if first:
+                recorders.end(progress)  # a last try of what could not be written
+                recorders.close("failed")
+            raise
+
+
+def _say_how_to_continue(run: Run, why: BaseException, group: Group) -> None:
+    """Logs why the run ended early, and the command that continues it."""
+    progress, command = run.learner.progress, run.command
+    stepped = run.learner.first_step_seconds > 0
+    trained_here = stepped or progress.epoch < run.settings.training.epochs
+    last = run.folders["snapshot_dir"] / LAST
+    if trained_here and last.exists():  # else the same command does it again
+        others = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
+        resume = run.settings.output.resume
+        by_path = resume not in (None, "auto")  # its flags say only what changed
+        command = [*others, "--resume", str(last) if by_path else "auto"]
+    run.log.line(f"{why}: ended after epoch {progress.epoch}; continue with:")
+    run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
+
+
+# --- preview ---
+
+
+def _preview(settings: Settings, runtime: Runtime) -> None:
+    """Plots eight training images, each with eight random augmentations of the policy."""
+    path = Path(settings.augmentation.preview_augment)
+    splits = load_splits(settings.data, print_line)
+    with naming_failures("--preview_augment", path):
+        plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
+    print_line(f"written to {path}")
