@@ -59,7 +59,8 @@ def check_request(settings: Settings) -> None:
         if settings.flags[flag] and not settings.output.resume:
             with model_flag(flag, settings) as name:
                 resolve_model_path(name)
-    if settings.augmentation.preview_augment and Path(preview).suffix.lower() != ".png":
+    preview = settings.augmentation.preview_augment
+    if preview and Path(preview).suffix.lower() != ".png":
         raise UserError(
             f"--preview_augment {preview}: the preview is a PNG file; end its name in .png"
         )
