@@ -1,9 +1,9 @@
-"""Attention: small modules that weigh the channels or the places of a feature map.
+"""Attention modules. They multiply a feature map by weights for its channels or positions.
 
-Each takes [B,C,H,W] and returns it multiplied by weights in (0, 1). A block applies its attention
-after its last activation and before its dropout: attention then sees the sum with the shortcut, and
-all channels. Each module is its paper's formula, without the biases and normalisations that
-some published code adds.
+Each maps [B,C,H,W] to [B,C,H,W]; the weights are in (0, 1). A block applies its attention after its
+last activation and before its dropout, so attention sees the sum with the shortcut, and all
+channels. Each module is the formula of its paper, without the biases and normalisations that some
+published code adds.
 """
 
 import math
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from cifarnet.networks.blocks import SeparableBlock, channel_means
 
-REDUCTION, LEAST_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
-EPSILON = 1e-4  # lambda in SimAM's paper
+REDUCTION, MIN_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
+EPSILON = 1e-4  # lambda in the paper of SimAM
 
 
 class Eca(nn.Module):
     """Efficient channel attention: a convolution over the means of neighbouring channels.
 
-    Its kernel size is the odd number nearest to (log2(C) + 1) / 2; of two equally near, the larger.
+    The kernel size is the odd number nearest to (log2(C) + 1) / 2; the larger one if two are.
     Wang et al. 2020, arXiv 1910.03151.
     """
 
@@ -36,7 +36,7 @@ class Eca(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention: two linear layers, C -> C/16 (at least 8) -> C, of the channels' means.
+    """Channel attention: two linear layers, C -> C/16 (at least 8) -> C, of the channel means.
 
     Hu et al. 2018, arXiv 1709.01507.
     """
@@ -50,10 +50,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class SimAm(nn.Module):
-    """Weighs each value by its distance from the mean of its channel; it has no parameters.
+    """Weights each value by its distance from the mean of its channel. It has no parameters.
 
-    Divides by the number of pixels for the variance, as equation 5 of the paper; the paper's code
-    divides by one less. Yang et al. 2021, proceedings.mlr.press/v139/yang21o.html.
+    The variance divides by the number of pixels, as in equation 5 of the paper. The code of the
+    paper divides by one less. Yang et al. 2021, proceedings.mlr.press/v139/yang21o.html.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SimAm(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """CBAM's second part: a convolution 7x7 of the mean and the maximum over the channels.
+    """The second part of CBAM: a 7x7 convolution of the mean and the maximum over the channels.
 
     Woo et al. 2018, arXiv 1807.06521.
     """
@@ -73,14 +73,14 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)  # [B,2,H,W]
-        return x * torch.sigmoid(self.conv(seen))
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)  # [B,2,H,W]
+        return x * torch.sigmoid(self.conv(pooled))
 
 
 class Cbam(nn.Module):
     """Channel attention from means and maxima, then `SpatialAttention`.
 
-    Both go through the same two linear layers. Woo et al. 2018, arXiv 1807.06521.
+    Means and maxima go through the same two linear layers. Woo et al. 2018, arXiv 1807.06521.
     """
 
     def __init__(self, channels: int) -> None:
@@ -89,19 +89,19 @@ class Cbam(nn.Module):
         self.spatial = SpatialAttention()
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.stack([channel_means(x), x.amax((2, 3))])  # [2, B, C]
-        x = x * torch.sigmoid(self.layers(seen).sum(0)[:, :, None, None])
+        pooled = torch.stack([channel_means(x), x.amax((2, 3))])  # [2, B, C]
+        x = x * torch.sigmoid(self.layers(pooled).sum(0)[:, :, None, None])
         return self.spatial(x)
 
 
 def _two_layers(channels: int) -> nn.Sequential:
-    hidden = max(LEAST_HIDDEN, channels // REDUCTION)
+    hidden = max(MIN_HIDDEN, channels // REDUCTION)
     return nn.Sequential(
         nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
     )
 
 
-ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by name: channels -> module
+ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by --attention: channels -> module
     "eca": Eca,
     "se": SqueezeExcitation,
     "simam": lambda channels: SimAm(),
@@ -111,7 +111,7 @@ ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by name: channels -> mod
 
 
 def add_attention(blocks: Iterable[SeparableBlock], name: str) -> None:
-    """Gives each of `blocks`, and each of their repeats, the attention `name`, in place."""
+    """Adds the attention `name` to each of `blocks` and to their repeats, in place."""
     for block in blocks:
         block.attention.append(ATTENTION[name](block.bn.num_features))
         add_attention(block.repeats, name)

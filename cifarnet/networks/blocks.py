@@ -1,6 +1,6 @@
-"""Convolution blocks in their plain forms: torch.nn, layer by layer.
+"""Convolution blocks in their plain forms, layer by layer.
 
-`fast.use_fast_forms` swaps them for forms that are faster and compute the same function.
+`fast.use_fast_forms` replaces them by faster forms of the same functions.
 """
 
 import torch
@@ -68,8 +68,8 @@ class SeparableBlock(nn.Module):
     The shortcut is conv 1x1 -> BN of the input; a block with a stride has none.
     [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
 
-    `attention` and `repeats` are empty, unless attention.py or scaling.py fill them: attention
-    comes before the dropout, repeats of the block after it.
+    `attention` and `repeats` are empty unless attention.py or scaling.py fill them. Attention comes
+    before the dropout, repeats of the block come after it.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ def channel_means(x: Tensor) -> Tensor:
     """The mean of each channel: [B,C,H,W] -> [B,C].
 
     Equals `x.mean((2, 3))`. As a matrix product it takes a sixth of the time on the CPU. Exported
-    files hold the plain mean, which other programs know.
+    files contain the plain mean, which other programs support.
     """
     if torch.compiler.is_exporting():
         return x.mean((2, 3))

@@ -1,4 +1,4 @@
-"""ResidualNet: a larger network, to be a teacher."""
+"""ResidualNet: a larger network, meant as a teacher."""
 
 import torch
 from torch import Tensor, nn

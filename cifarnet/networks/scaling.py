@@ -1,7 +1,7 @@
-"""A wider, deeper or finer CIFARNet: more channels, repeated blocks, enlarged images.
+"""Scaling of CIFARNet: more channels, repeated blocks, larger images.
 
-Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `NetworkSettings.scaling` has
-their factors.
+Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `NetworkSettings.scaling`
+holds the factors.
 """
 
 import math
@@ -22,32 +22,31 @@ def widened(channels: int, width: float) -> int:
 
 
 def enlarged_side(side: int, factor: float) -> int:
-    """`side` times `factor`, rounded to a multiple of 4; with a factor of 1 as it is."""
+    """`side` times `factor`, rounded to a multiple of 4; unchanged for a factor of 1."""
     return side if factor == 1 else max(GRID, round(side * factor / GRID) * GRID)
 
 
-@torch.compiler.disable  # it fails if sides follow from sides that vary, as with --image_sizes
+@torch.compiler.disable  # compiling fails if the sides vary, as with --image_sizes
 def enlarged(images: Tensor, factor: float) -> Tensor:
-    """`images` [B,3,H,W] with sides of `enlarged_side` pixels: bilinear."""
+    """Resizes `images` [B,3,H,W] to sides of `enlarged_side` pixels, bilinearly."""
     sides = [enlarged_side(side, factor) for side in images.shape[2:]]
     return F.interpolate(images, sides, mode="bilinear")
 
 
 def repeats(blocks: int, depth: float) -> list[int]:
-    """How often each of `blocks` blocks is repeated, to have `depth` times as many, rounded up.
+    """The repeats of each of `blocks` blocks, so that there are `depth` times as many, rounded up.
 
-    What cannot be shared out evenly goes to the last ones, where the images are smallest:
+    If they cannot be divided evenly, the last blocks, where the images are smallest, get more:
     3 blocks of depth 1.2 are 4, and the third one is repeated.
     """
-    added = math.ceil(blocks * depth) - blocks
-    return [(added + place) // blocks for place in range(blocks)]
+    extra = math.ceil(blocks * depth) - blocks
+    return [(extra + index) // blocks for index in range(blocks)]
 
 
 def deepen(blocks: Collection[SeparableBlock], depth: float) -> None:
-    """Appends to `blocks` their repeats, in place: see `repeats`.
+    """Appends their repeats to `blocks`, in place: see `repeats`.
 
-    A repeat has stride 1 and as many channels as its block. Its shortcut is its input, without
-    weights.
+    A repeat has stride 1 and the channels of its block. Its shortcut is its input, without weights.
     """
     for block, count in zip(blocks, repeats(len(blocks), depth), strict=True):
         channels, dropout = block.bn.num_features, block.dropout.p
