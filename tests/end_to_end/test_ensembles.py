@@ -175,7 +175,8 @@ def test_a_report_with_augmentation_does_not_replace_the_one_without(command, tr
 
 
 @torch.inference_mode()
-def test_the_hub_has_ensembles_too(trained, other):
+def test_the_hub_has_ensembles_too(trained, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     both = hubconf.classifier(f"{trained.weights},{other}", tta="flip")
     with Image.open(next(trained.tree.glob("test/disc/*.png"))) as picture:
         probabilities = both(both.pixels(picture))

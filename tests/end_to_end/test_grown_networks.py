@@ -8,8 +8,8 @@ from support.commands import QUICK, run
 from support.outputs import assert_same_state, figures, log_text, snapshot
 
 import hubconf
-import log_head
 from cifarnet.checkpoints.load import load_trained
+from commands import log_header
 from model import load_pretrained
 
 GROWN = ("--attention", "cbam", "--attention_at", "2,4", "--compound_scale", "1")
@@ -114,7 +114,7 @@ def test_the_log_tells_what_the_network_costs(grown):
 
 
 def test_a_step_that_may_not_fit_is_warned_of(command, monkeypatch):
-    monkeypatch.setattr(log_head, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(log_header, "free_memory", lambda device: 2**20)
     assert command("main", *QUICK, "--epochs", "1").code == 0
     words = "GiB of memory, and 0.0 GiB are free; if it fails, raise --accumulate, or lower"
     assert words in log_text()
