@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifarnet.checkpoints.state import Progress, Row
+from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.core.log import RunLog
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorder
