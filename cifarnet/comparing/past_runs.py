@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.history import Row, best_row
-from cifarnet.comparing.run_files import RECORD, RunRecord, read_history, read_record
+from cifarnet.comparing.run_files import RunRecord, read_history, read_record
 from cifarnet.core.errors import UserError
-from cifarnet.reporting.report_files import read_report
+from cifarnet.reporting.report_files import RUN_JSON, read_report
 from cifarnet.settings import FLAGS
 from cifarnet.settings.output import PLOTS
 
@@ -91,7 +91,7 @@ def read_runs(
         matches, without = _runs_at(path)
         runs |= {run.source: run for run in matches if run.source not in runs}
         if without:
-            passed_over.append(f"{name} holds {without} logs without a {RECORD} beside them")
+            passed_over.append(f"{name} holds {without} logs without a {RUN_JSON} beside them")
     return _with_unique_names(_newest_parts(runs.values())), passed_over
 
 
@@ -103,7 +103,7 @@ def _runs_at(path: Path) -> tuple[list[PastRun], int]:
         raise UserError(f"{path} does not exist; name a run's log, history, folder or snapshot")
     if path.name in ("training.log", "history.csv") and (path.parent / "run.json").is_file():
         return [_from_result(path.parent)], 0
-    record = path.with_suffix(RECORD)
+    record = path.with_suffix(RUN_JSON)
     if path.suffix == ".log" and not record.is_file():
         raise UserError(
             f"{path} has no {record.name} beside it, which holds the settings of the run; name "
@@ -123,7 +123,7 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
             f"{folder} holds no run; name a folder with log/*.log, *.log, run.json, history.csv "
             f"or metrics.json"
         )
-    recorded = [log for log in logs if log.with_suffix(RECORD).is_file()]
+    recorded = [log for log in logs if log.with_suffix(RUN_JSON).is_file()]
     if of_run_dir and recorded:  # named by their dates: the last one is of the newest run
         return [_from_log(recorded[-1], folder.resolve().name)], 0
     return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
@@ -140,7 +140,7 @@ def _from_log(log: Path, name: str) -> PastRun:
     log = log.resolve()
     reports = [log.parents[1] / PLOTS] if log.parent.name == "log" else []
     name = name.removeprefix("training_complete_")
-    return _read(name, log, log.with_suffix(RECORD), log.with_suffix(".csv"), reports)
+    return _read(name, log, log.with_suffix(RUN_JSON), log.with_suffix(".csv"), reports)
 
 
 def _read(

@@ -14,11 +14,9 @@ from typing import Any
 
 from cifarnet.checkpoints.history import COLUMNS, Row
 from cifarnet.core.errors import UserError
+from cifarnet.reporting.report_files import RUN_JSON_FORMAT
 from cifarnet.settings import FLAGS
 from cifarnet.settings.flags import value_type
-
-FORMAT = 1  # of run.json
-RECORD = ".run.json"  # stands in place of a log's .log
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def read_record(path: Path) -> RunRecord:
         )
         specs = [spec for spec in dataclasses.fields(record) if spec.name != "settings"]
         typed = all(isinstance(getattr(record, spec.name), spec.type) for spec in specs)
-        if keys["format"] != FORMAT or not typed:
+        if keys["format"] != RUN_JSON_FORMAT or not typed:
             raise ValueError("another format")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The files of a report: how they are written, read, and moved out of the way.
+"""The files of a report: how they are written, read, and moved out of the way; their names.
 
 Nothing here imports torch.
 """
@@ -28,6 +28,8 @@ REPORT_FILES = (
     *("metrics.json", "classification_report.txt", "predictions.csv", PAGE),
     *(*PICTURES, *CURVES),
 )
+RUN_JSON = ".run.json"  # stands in place of the .log of a run's log
+RUN_JSON_FORMAT = 1
 PREDICTION_COLUMNS = ("image", "true", "predicted", "probability_true", "probability_predicted")
 
 
