@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,12 +70,11 @@ class Learner:
         A rank without images still takes part in the exchange of gradients, with zeros: by way of
         a blank image in evaluation mode, which leaves the running statistics alone.
         """
-        images = resized(images, size)
+        if size != images.shape[-1]:  # bilinear, and smoothed where they shrink
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         if len(images):
             return self.forward(images)
-        if (
-            self.settings.precision.sync_bn
-        ):  # exchanges its statistics too; other ranks send float32
+        if self.settings.precision.sync_bn:  # it exchanges its statistics too, as float32
             with torch.autocast(self.runtime.device.type, enabled=False):
                 return self.forward(images)
         self.forward.eval()
@@ -144,6 +143,40 @@ class Learner:
         self.progress = state.progress
 
 
+class StepBatch(NamedTuple):
+    """The batch of one step: this rank's share of it, and its position in the run."""
+
+    images: Tensor  # normalised, float32 [B,3,S,S]; B may be 0
+    labels: Tensor  # int64 [B]
+    size: int  # images of all ranks together
+    epoch: int  # from 1
+    step: int  # in the epoch, from 0
+
+
+def train_step(
+    learner: Learner, objective: Objective, batch: StepBatch, plan: Plan, tally: Tally
+) -> None:
+    """Trains on one batch, and adds its figures to `tally`."""
+    runtime, epoch = learner.runtime, batch.epoch
+    network = partial(learner.logits, size=plan.image_size(epoch))
+    learner.start_step(plan.rate(plan.first_step(epoch) + batch.step))
+
+    # forward and backward, part by part; the gradient will be the mean over ranks
+    share = batch.size / runtime.world_size
+    count = min(plan.accumulate, math.ceil(share))  # no part is empty on all ranks
+    parts = micro_batches(learner.forward, batch.images, batch.labels, count)
+    for number, (images, labels) in enumerate(parts):
+        with runtime.autocast():
+            loss, logits = objective(network, images, labels, (epoch, batch.step, number))
+        loss = loss / share
+        learner.scaler.scale(loss).backward()
+        tally.add(loss.detach() * share, logits, labels)
+
+    # update
+    norm = learner.step(plan.max_grad_norm)
+    tally.close_step(norm, plan.max_grad_norm)
+
+
 def run_epoch(
     learner: Learner,
     objective: Objective,
@@ -153,8 +186,6 @@ def run_epoch(
 ) -> EpochStats:
     """Trains the next epoch of `learner`: one pass over `batches`."""
     epoch, runtime = learner.progress.epoch + 1, learner.runtime
-    network = partial(learner.logits, size=plan.image_size(epoch))
-    max_norm = plan.max_grad_norm
     tally = Tally(runtime, learner.scaler.is_enabled())
     own_draws = (runtime.rank,) if runtime.world_size > 1 else ()
     torch.manual_seed(derived_seed(learner.settings.training.seed, epoch, DROPOUT, *own_draws))
@@ -165,31 +196,14 @@ def run_epoch(
     with progress_bar(len(batches), f"epoch {epoch}/{plan.epochs}", runtime) as bar:
         for step, (images, labels) in enumerate(batches.epoch(epoch)):
             waited += time.perf_counter() - ready
-            learner.start_step(plan.rate(plan.first_step(epoch) + step))
-
-            # forward and backward, part by part; the gradient will be the mean over ranks
-            share = batches.size(step) / runtime.world_size
-            count = min(plan.accumulate, math.ceil(share))  # no part is empty on all ranks
-            parts = micro_batches(learner.forward, images, labels, count)
-            for number, (part, targets) in enumerate(parts):
-                place = epoch, step, number
-                with runtime.autocast():
-                    loss, logits = objective(network, part, targets, place)
-                loss = loss / share
-                learner.scaler.scale(loss).backward()
-                tally.add(loss.detach() * share, logits, targets)
-
-            # update
-            norm = learner.step(max_norm)
-            tally.close_step(norm, max_norm)
-
-            learner.first_step_seconds = (
-                learner.first_step_seconds or time.perf_counter() - started - waited
-            )
+            batch = StepBatch(images, labels, batches.size(step), epoch, step)
+            train_step(learner, objective, batch, plan, tally)
+            if not learner.first_step_seconds:
+                learner.first_step_seconds = time.perf_counter() - started - waited
             show(bar, tally, runtime)
             stop()
             ready = time.perf_counter()
-    return tally.stats(started, waited)
+    return tally.stats(epoch, started, waited)
 
 
 def fit(
@@ -217,7 +231,8 @@ def fit(
 
         # close the row, and tell the recorders
         seconds = time.perf_counter() - started
-        learner.progress.history.append(_row(epoch, stats, held_out, plan, seconds, data.validates))
+        row = _row(stats, held_out, data.validates, plan, seconds)
+        learner.progress.history.append(row)
         recorders.row(learner.progress)
         stop()
 
@@ -243,21 +258,16 @@ def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _row(
-    epoch: int,
-    stats: EpochStats,
-    held_out: dict[str, Scores],
-    plan: Plan,
-    seconds: float,
-    on_val: bool = False,
+    stats: EpochStats, held_out: dict[str, Scores], validates: bool, plan: Plan, seconds: float
 ) -> Row:
-    """The row of `epoch`, which took `seconds`; `held_out` are scores on the validation images
-    if `on_val`, else on the test images."""
+    """The row of an epoch, which took `seconds`; `held_out` are scores on the validation images
+    if the run `validates`, else on the test images."""
     chosen = held_out.get(plan.settings.evaluation.evaluate)
-    val, test = (chosen, None) if on_val else (None, chosen)
-    both = {f"{name}_accuracy": each.top1 for name, each in held_out.items()}
+    val, test = (chosen, None) if validates else (None, chosen)
+    raw, ema = held_out.get("raw"), held_out.get("ema")
     return Row(
-        epoch=epoch,
-        lr=plan.rate(plan.first_step(epoch + 1) - 1),
+        epoch=stats.epoch,
+        lr=plan.rate(plan.first_step(stats.epoch + 1) - 1),
         train_loss=stats.loss,
         train_accuracy=stats.accuracy,
         val_loss=val and val.loss,
@@ -266,8 +276,8 @@ def _row(
         test_accuracy=test and test.top1,
         test_top3=test and test.top3,
         test_top5=test and test.top5,
-        raw_accuracy=both.get("raw_accuracy") if "ema" in held_out else None,
-        ema_accuracy=both.get("ema_accuracy"),
+        raw_accuracy=raw.top1 if ema else None,
+        ema_accuracy=ema and ema.top1,
         seconds=seconds,
         train_seconds=stats.seconds,
         images_per_second=stats.images / stats.seconds,
@@ -287,10 +297,3 @@ def _check_finite(bad_step: int, epoch: int, plan: Plan) -> None:
             f"{plan.steps_per_epoch}, learning rate {rate:g}; nothing of this epoch was saved; "
             f"try a lower --lr, --warmup_epochs or --max_grad_norm 1"
         )
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """`images` [B,3,H,W] with sides of `size` pixels: bilinear, smoothed where they shrink."""
-    if size == images.shape[-1]:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from cifarnet.augment.mixing import Mixing
-from cifarnet.checkpoints.folder import find_best, find_newest
+from cifarnet.checkpoints.folder import find_best, find_newest, move_aside
 from cifarnet.checkpoints.load import load_trained
-from cifarnet.checkpoints.paths import model_flag
+from cifarnet.checkpoints.paths import BEST, LAST, model_flag
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
-from cifarnet.checkpoints.snapshots import Snapshot
+from cifarnet.checkpoints.snapshots import Snapshot, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import Runtime, without_amp
 from cifarnet.core.errors import UserError
@@ -20,8 +20,9 @@ from cifarnet.core.ranks import broadcast_from_rank0
 from cifarnet.images.imageset import Splits
 from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.training import BATCH_SIZE
-from cifarnet.training.objective import Distillation, Labels, Mixed, Objective, balanced_weights
+from cifarnet.training.objective import Distillation, Mixed, Objective, label_objective
 from cifarnet.training.plan import Plan
+from commands.run import Run, best_snapshot
 from model import start_from
 from train import Learner
 
@@ -161,11 +162,8 @@ def base_objective(
     """The objective for images that are not mixed. Raises `UserError`."""
     settings = current.settings
     if teacher is None:
-        weights = None
-        if settings.training.class_weights == "balanced":
-            labels = splits.train.labels
-            weights = balanced_weights(labels, len(current.classes)).to(runtime.device)
-        return Labels(settings.training.smoothing, weights)
+        labels = splits.train.labels.to(runtime.device)
+        return label_objective(settings.training, labels, len(current.classes))
     try:
         check_classes(teacher.classes, current.classes)
         if teacher.image_size != settings.data.image_size:
@@ -226,3 +224,38 @@ def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
                 f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
                 f"{plan.source}; leave it out"
             )
+
+
+def archive_old_snapshots(run: Run) -> None:
+    """Moves snapshots of other runs in --snapshot_dir aside, and copies this run's into it.
+
+    If this run continues from another folder, its newest and its best snapshot are copied:
+    `--resume auto` then finds them even after a crash. Raises `UserError` if the disk does not
+    take them.
+    """
+    plan, progress, directory = run.resume, run.learner.progress, run.folders["snapshot_dir"]
+    best = None
+    if plan and run.settings.keeps_best and progress.best_epoch:
+        best = best_snapshot(run, plan.source, directory)
+        if not best:
+            run.log.line(
+                f"no snapshot of the best epoch {progress.best_epoch} is beside {plan.source}: "
+                f"the best starts anew"
+            )
+            progress.comparable_after = progress.epoch
+    if run.runtime.rank:
+        return
+    wanted = {LAST: plan and plan.source, BEST: best}
+    in_place = plan is not None and plan.source.resolve().parent == directory.resolve()
+    try:
+        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
+        moved = move_aside(directory, progress.epoch if in_place else 0, progress.best_epoch)
+        for name, content in contents.items():
+            if not (directory / name).exists():
+                write_snapshot(content, directory / name)
+    except OSError as problem:
+        raise UserError(
+            f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
+        ) from None
+    if moved:
+        run.log.line(f"moved the snapshots of an earlier run to {moved}")

@@ -8,12 +8,7 @@ from pathlib import Path
 
 import plots
 from cifarnet.checkpoints.paths import LAST
-from cifarnet.checkpoints.resume import (
-    archive_old_snapshots,
-    compare_settings,
-    kept_settings,
-    plan_resume,
-)
+from cifarnet.checkpoints.resume import compare_settings, kept_settings, plan_resume
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError
@@ -29,10 +24,11 @@ from cifarnet.settings.output import FOLDERS
 from cifarnet.settings.parser import build_parser
 from cifarnet.training.plan import Plan
 from commands.log_header import write_header
-from commands.run import Request, Run, best_snapshot
+from commands.run import Request, Run
 from commands.run_records import build_recorders
 from commands.run_report import report
 from commands.run_setup import (
+    archive_old_snapshots,
     choose_objective,
     current_run,
     disable_slow_amp,
@@ -146,25 +142,8 @@ def prepare(
         log.open(folders["log_dir"])
         write_header(log, learner, splits, data.train.workers)
     if run.trains:
-        _make_room(run)
+        archive_old_snapshots(run)
     return run
-
-
-def _make_room(run: Run) -> None:
-    """Moves other runs' snapshots aside, and brings the best one so far along."""
-    progress, directory, best = run.learner.progress, run.folders["snapshot_dir"], None
-    if run.resume and run.settings.keeps_best and progress.best_epoch:
-        best = best_snapshot(run, run.resume.source, directory)
-        if not best:
-            run.log.line(
-                f"no snapshot of the best epoch {progress.best_epoch} is beside "
-                f"{run.resume.source}: the best starts anew"
-            )
-            progress.comparable_after = progress.epoch
-    if run.runtime.rank == 0:
-        moved = archive_old_snapshots(directory, run.resume, best)
-        if moved:
-            run.log.line(f"moved the snapshots of an earlier run to {moved}")
 
 
 # --- train ---
@@ -201,9 +180,10 @@ def _stop_politely(run: Run, recorders: Recorders, group: Group) -> Iterator[Sig
                     _say_how_to_continue(run, why, group)
                     recorders.close("stopped")
             raise
-        except RunError:
+        except Exception as problem:
             if first:
-                recorders.end(progress)  # a last try of what could not be written
+                if isinstance(problem, RunError):
+                    recorders.end(progress)  # a last try of what could not be written
                 recorders.close("failed")
             raise
 

@@ -1,13 +1,11 @@
-"""How a run goes on from a snapshot: a pure plan, or a refusal; and room for its snapshots."""
+"""How a run continues from a snapshot: a pure plan, or a refusal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.folder import move_aside
-from cifarnet.checkpoints.paths import BEST, LAST
-from cifarnet.checkpoints.snapshots import Snapshot, write_snapshot
+from cifarnet.checkpoints.snapshots import Snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.core.errors import UserError
 from cifarnet.settings import Settings, changed_settings, settings_from_dict
@@ -209,30 +207,3 @@ def _judged_on(settings: Settings) -> tuple[Any, ...]:
         settings.data.val_fraction,
         limit,
     )
-
-
-def archive_old_snapshots(
-    directory: Path, plan: ResumePlan | None, best: Path | None
-) -> Path | None:
-    """Moves snapshots of other runs in `directory` aside, and copies this run's into it.
-
-    `plan` is how the run continues (None: it is new), `best` its best snapshot so far (None: there
-    is none). If they are in another folder, they are copied here: `--resume auto` then finds them
-    even after a crash. Returns the folder of what was moved, or None. Raises `UserError` if the
-    disk does not take them.
-    """
-    wanted = {LAST: plan.source if plan else None, BEST: best}
-    in_place = plan is not None and plan.source.resolve().parent == directory.resolve()
-    keep_up_to = plan.snapshot.epoch if plan and in_place else 0
-    best_epoch = plan.snapshot.state.progress.best_epoch if plan else 0
-    try:
-        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
-        moved = move_aside(directory, keep_up_to, best_epoch)
-        for name, content in contents.items():
-            if not (directory / name).exists():
-                write_snapshot(content, directory / name)
-    except OSError as problem:
-        raise UserError(
-            f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
-        ) from None
-    return moved

@@ -1,4 +1,4 @@
-"""run.json: what a run knows about itself, for other programs."""
+"""The file .run.json beside a log: what a run knows about itself, for other programs."""
 
 import json
 import time
@@ -9,9 +9,7 @@ from cifarnet.checkpoints.history import Progress
 from cifarnet.core.files import write_text
 from cifarnet.core.log import RunLog
 from cifarnet.reporting.recorders import Recorder
-
-FORMAT = 1
-SUFFIX = ".run.json"  # stands in place of the log's .log
+from cifarnet.reporting.report_files import RUN_JSON, RUN_JSON_FORMAT
 
 
 class RunRecord(Recorder):
@@ -23,18 +21,20 @@ class RunRecord(Recorder):
         """`facts()` are the keys that `docs/reading-a-run.md` lists, but for those set here."""
         self.log, self.facts = log, facts
         self.started, self.progress = _now(), Progress()
+        self.figures: dict[str, Any] | None = None
 
     def start(self, progress: Progress) -> None:
         self.progress = progress
-        self._write("running", None, None)
+        self._write("running", ended=None)
 
     def close(self, status: str, figures: dict[str, Any] | None) -> None:
-        self._write(status, _now(), figures)
+        self.figures = figures or self.figures  # a run may fail after its evaluation
+        self._write(status, ended=_now())
 
-    def _write(self, status: str, ended: str | None, figures: dict[str, Any] | None) -> None:
+    def _write(self, status: str, ended: str | None) -> None:
         progress = self.progress
         content = {
-            "format": FORMAT,
+            "format": RUN_JSON_FORMAT,
             "run_id": progress.run_id,
             "status": status,
             "started": self.started,
@@ -42,10 +42,10 @@ class RunRecord(Recorder):
             "epochs_done": progress.epoch,
             "seconds": sum(row.train_seconds for row in progress.history),
             **self.facts(),
-            "figures": figures,
+            "figures": self.figures,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_text(self.log.path.with_suffix(SUFFIX), text)
+        write_text(self.log.path.with_suffix(RUN_JSON), text)
 
 
 def _now() -> str:

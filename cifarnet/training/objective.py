@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarnet.core.device import Runtime
+from cifarnet.settings.training import TrainingSettings
 
 Place = tuple[int, ...]  # of a batch: epoch (from 1), step in it and part of the batch (from 0)
 Net = Callable[[Tensor], Tensor]  # normalised images [B,3,H,W] -> logits [B,classes]
 Loss = tuple[Tensor, Tensor]  # in nats, summed over the images; and the logits
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
 # Mixes images [B,3,H,W] and labels [B], and returns images and float32 shares [B,classes].
 Mix = Callable[[Tensor, Tensor, Place], tuple[Tensor, Tensor]]
 
@@ -45,9 +47,8 @@ class Labels:
 
     def __init__(self, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
         self.smoothing, self.weights = smoothing, weights
-        changes = {"smoothed": smoothing > 0, "weighted": weights is not None}
-        how = [change for change, made in changes.items() if made]
-        self.loss_name = f"{', '.join(how)} labels" if how else ""
+        words = ["smoothed"] * (smoothing > 0) + ["weighted"] * (weights is not None)
+        self.loss_name = f"{', '.join(words)} labels" if words else ""
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
@@ -71,6 +72,19 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     return len(labels) / (classes * counts.float())
 
 
+# By --class_weights: from the training labels and the number of classes.
+CLASS_WEIGHTS: dict[str, Callable[[Tensor, int], Tensor | None]] = {
+    "none": lambda labels, classes: None,
+    "balanced": balanced_weights,
+}
+
+
+def label_objective(settings: TrainingSettings, labels: Tensor, classes: int) -> Labels:
+    """The objective without a teacher. `labels` int64 [N] are those of the training images."""
+    weights = CLASS_WEIGHTS[settings.class_weights](labels, classes)
+    return Labels(settings.smoothing, weights)
+
+
 class Distillation:
     """The divergence from a teacher's predictions, in place of the labels.
 
@@ -85,17 +99,17 @@ class Distillation:
         self,
         teacher: nn.Module,
         runtime: Runtime,
-        own: tuple[tuple[float, ...], tuple[float, ...]],
-        given: tuple[tuple[float, ...], tuple[float, ...]],
+        of_teacher: Statistics,
+        of_images: Statistics,
     ) -> None:
-        """`own` are the channel means and deviations that `teacher` was trained with; images are
-        `given` normalised by others."""
+        """`teacher` was trained on images normalised by `of_teacher`; the run normalises its
+        images by `of_images`."""
         self.teacher = teacher.requires_grad_(False).eval().to(runtime.device)
-        own_mean, own_std, mean, std = (
+        teacher_mean, teacher_std, mean, std = (
             torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
-            for values in (*own, *given)
+            for values in (*of_teacher, *of_images)
         )
-        self.factor, self.shift = std / own_std, (mean - own_mean) / own_std
+        self.factor, self.shift = std / teacher_std, (mean - teacher_mean) / teacher_std
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)

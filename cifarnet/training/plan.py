@@ -24,12 +24,11 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`."""
-        s = self.settings.training
-        warmup = s.warmup_epochs * self.steps_per_epoch
-        total = self.total_steps
-        if s.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
-            step, total = step // self.steps_per_epoch, s.epochs + 1
-        return learning_rate(step, total, warmup, s.lr, s.min_lr, s.schedule)
+        training, total = self.settings.training, self.total_steps
+        warmup = training.warmup_epochs * self.steps_per_epoch
+        if training.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
+            step, total = step // self.steps_per_epoch, self.epochs + 1
+        return learning_rate(step, total, warmup, training)
 
     def image_size(self, epoch: int) -> int:
         """The side of the training images in `epoch`, in pixels."""

@@ -14,6 +14,7 @@ from cifarnet.core.ranks import earliest_over_ranks, sum_over_ranks
 class EpochStats(NamedTuple):
     """What one pass over the training images showed; means are over images or steps."""
 
+    epoch: int
     images: int  # of all ranks
     loss: float
     accuracy: float
@@ -64,13 +65,14 @@ class Tally:
         loss, accuracy = self.loss.item() / self.images, self.correct.item() / self.images
         return {"loss": f"{loss:.4f}", "acc": f"{accuracy:.2%}"}
 
-    def stats(self, started: float, waited: float) -> EpochStats:
+    def stats(self, epoch: int, started: float, waited: float) -> EpochStats:
         """The means over all ranks, of an epoch that `started` then and `waited` so long."""
         infinite = int(self.infinite)  # waits for the device: only now the epoch is over
         seconds = time.perf_counter() - started
         sums = [self.loss.item(), self.correct.item(), self.images]
         loss, correct, images = sum_over_ranks(sums, self.runtime)
         return EpochStats(
+            epoch=epoch,
             images=int(images),
             loss=loss / images,
             accuracy=correct / images,
