@@ -2,10 +2,13 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.batches import MEAN, STD, batches_of, numbered_images
 
 import data
@@ -13,10 +16,11 @@ from cifarnet.augment.policy import build_policy
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import Dataset, ImageSet, Splits, channel_statistics
+from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.data import DataSettings
 from cifarnet.settings.precision import PrecisionSettings
-from data import ENGINES, EvalBatches, build_engine, load_splits
+from data import ENGINES, EvalBatches, TrainBatches, build_engine, load_splits
 
 
 def noise(count: int) -> ImageSet:
@@ -267,3 +271,57 @@ def test_evaluation_shows_each_image_once_in_order():
     for _ in range(2):
         labels = torch.cat([labels for _, labels in held_out])
         assert labels.tolist() == list(range(50))
+
+
+# --- ranks ---
+
+
+def ranks_of(world_size: int, settings: Settings):
+    return [
+        replace(init_process(settings.precision), rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+
+
+@given(images=st.integers(1, 60), batch_size=st.integers(1, 25), world_size=st.integers(1, 6))
+def test_evaluation_is_shared_out_in_whole_batches(images, batch_size, world_size):
+    settings, seen = Settings.from_flags(device="cpu"), []
+    for runtime in ranks_of(world_size, settings):
+        batches = EvalBatches(numbered_images(images), batch_size, runtime, MEAN, STD)
+        part = [labels.tolist() for _, labels in batches]
+        assert batches.rounds - 1 <= len(part) <= batches.rounds
+        seen += part
+    (alone,) = ranks_of(1, settings)
+    whole = EvalBatches(numbered_images(images), batch_size, alone, MEAN, STD)
+    assert seen == [labels.tolist() for _, labels in whole]
+
+
+def shares_of(images, engine: str, world_size: int) -> list[list[torch.Tensor]]:
+    settings = Settings.from_flags(
+        device="cpu", num_workers=0, batch_size=16, augment_engine=engine
+    )
+    trains = [
+        TrainBatches(images, settings, runtime, MEAN, STD)
+        for runtime in ranks_of(world_size, settings)
+    ]
+    assert {len(train) for train in trains} == {-(-len(images) // 16)}
+    assert [trains[0].size(step) for step in range(len(trains[0]))] == [16, 16, 1]
+    return [[x for x, _ in train.epoch(2)] for train in trains]
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_no_rank_repeats_anothers_draws(engine):
+    same = numbered_images(33)
+    same = replace(same, images=(same.images[:1] + 200).expand(33, -1, -1, -1).contiguous())
+    first, second = (torch.cat(part) for part in shares_of(same, engine, 2))
+    assert (len(first), len(second)) == (16, 17)
+    assert not torch.equal(first, second[:16])
+
+
+def test_the_batched_engine_shows_ranks_what_it_shows_one_process():
+    images = numbered_images(33)
+    whole = [x for x, _ in batches_of(images, augment_engine="batched").epoch(2)]
+    for steps, expected in zip(
+        zip(*shares_of(images, "batched", 4), strict=True), whole, strict=True
+    ):
+        torch.testing.assert_close(torch.cat(steps), expected)
