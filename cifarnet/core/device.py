@@ -11,7 +11,7 @@ import torch
 from cifarnet.core.cpu import available_cores, cpu_name, has_bf16_instructions
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.memory import free_memory, keep_freed_memory, peak_memory  # noqa: F401
+from cifarnet.core.memory import keep_freed_memory
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
 
 

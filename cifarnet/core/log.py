@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from cifarnet.core.command import discard_output
 from cifarnet.core.errors import RunError, UserError, printable
-from cifarnet.core.packages import versions  # noqa: F401
 
 
 class RunLog:
@@ -103,9 +102,6 @@ class RunLog:
 def print_line(text: str) -> None:
     """Prints `text` as one line. Characters that are not printable become escapes."""
     print(printable(text))
-
-
-say = print_line
 
 
 def clock(seconds: float) -> str:

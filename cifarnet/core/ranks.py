@@ -200,9 +200,6 @@ def broadcast_from_rank0(make: Callable[[], T], runtime: Runtime) -> T:
     return results[0]
 
 
-from_first_rank = broadcast_from_rank0
-
-
 def gathered(part: T, runtime: Runtime) -> list[T]:
     """The `part` of each rank, in the order of the ranks."""
     parts = [part] * runtime.world_size
