@@ -12,6 +12,7 @@ from support.pictures import draw_tree
 
 from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import RECIPES, RESULTS, WEIGHTS_FILE
+from cifarnet.settings import Settings
 from cifarnet.settings.parser import read_recipe
 
 NAMES = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
@@ -55,7 +56,10 @@ def test_a_result_is_of_the_recipe_beside_it(name):
         earlier = Path(recipe[flag]).parent.name.removeprefix("snapshots_")
         assert read_recipe(folder / f"{flag}.toml") == read_recipe(RECIPES / f"{earlier}.toml")
     origin = load_trained(name).origin
-    assert recipe.items() <= origin.settings.items()
+    flags = Settings.from_flags(**recipe).flags
+    assert {name: origin.settings[name] for name in recipe} == {
+        name: flags[name] for name in recipe
+    }
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, recipe["epochs"] + 1))
