@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import small_run
 from support.augmentation import policy_of
 from support.commands import QUICK
+from support.small_runs import small_run
 
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints import snapshots
 from cifarnet.networks.attention import ATTENTION
+from cifarnet.networks.build import build_model
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
-from model import build_model, load_pretrained
+from model import load_pretrained
 
 pytestmark = [
     pytest.mark.cuda,
@@ -143,12 +144,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(engine):
         whole.fit()
         first.fit_one_epoch()
         second = small_run(**settings)
-        second.learner.load(first.state())
+        second.learner.load(first.snapshot())
         second.fit()
     finally:
         torch.use_deterministic_algorithms(False)
-    for kept in ("model", "averaged"):
-        ours, expected = getattr(second.state(), kept), getattr(whole.state(), kept)
+    ends = [run.snapshot() for run in (second, whole)]
+    for part in ([end.model.weights for end in ends], [end.state.averaged for end in ends]):
+        ours, expected = part
         assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
@@ -194,8 +196,8 @@ def test_an_ensemble_with_views_equals_the_cpus(trained):
 def test_a_state_moves_between_devices_with_its_momenta():
     first = small_run(device=CUDA, optimizer="adamw", epochs=1)
     first.fit()
-    state = first.state()
-    second = small_run(device="cpu", optimizer="adamw")
-    second.learner.load(replace(state, random_state=second.state().random_state))
+    snapshot, second = first.snapshot(), small_run(device="cpu", optimizer="adamw")
+    random_state = second.snapshot().state.random_state
+    second.learner.load(replace(snapshot, state=replace(snapshot.state, random_state=random_state)))
     assert {p.device.type for p in second.learner.network.parameters()} == {"cpu"}
     assert second.learner.optimizer.state

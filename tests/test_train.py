@@ -4,16 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import small_run, small_splits
+from support.small_runs import small_run, small_splits
 
-from cifarnet.checkpoints.state import evaluated_weights
 from cifarnet.core.errors import RunError, UserError
+from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict, scores
-from cifarnet.settings import Settings
 from cifarnet.training.schedule import learning_rate
-from model import CIFARNet
-from train import Plan
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
@@ -66,7 +63,7 @@ def test_a_run_reports_each_epoch_once():
     assert rows[-1].lr == 1e-6
     assert rows[0].val_loss is None
     assert rows[0].test_accuracy is not None
-    assert run.learner.progress.best_accuracy == max(row.test_accuracy for row in rows)
+    assert run.learner.progress.best.held_out_accuracy == max(row.test_accuracy for row in rows)
     assert run.fit() == []
 
 
@@ -75,7 +72,7 @@ def test_validation_images_keep_the_test_set_out_of_the_run():
     run = small_run(splits, val_fraction=0.2)
     rows = run.fit()
     assert all(row.test_loss is None and row.val_loss is not None for row in rows)
-    assert run.learner.progress.best_accuracy == max(row.val_accuracy for row in rows)
+    assert run.learner.progress.best.held_out_accuracy == max(row.val_accuracy for row in rows)
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -108,15 +105,16 @@ def test_going_on_from_a_state_equals_not_stopping(settings):
     whole.fit()
     first.fit_one_epoch()
     second = small_run(epochs=3, **settings)
-    second.learner.load(first.state())
+    second.learner.load(first.snapshot())
     torch.rand(7)  # what is drawn in between does not matter
     second.fit()
-    for kept in ("model", "averaged"):
-        ours, expected = getattr(second.state(), kept), getattr(whole.state(), kept)
+    ends = [run.snapshot() for run in (second, whole)]
+    for part in ([end.model.weights for end in ends], [end.state.averaged for end in ends]):
+        ours, expected = part
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[name], value) for name, value in expected.items())
     ours, expected = second.learner.progress, whole.learner.progress
-    assert (ours.best_accuracy, ours.best_epoch) == (expected.best_accuracy, expected.best_epoch)
+    assert (ours.best_epoch, ours.best.test_loss) == (expected.best_epoch, expected.best.test_loss)
     assert ours.run_id == first.learner.progress.run_id != expected.run_id
 
 
@@ -124,13 +122,14 @@ def test_adamw_takes_its_counts_of_steps_over_as_its_own_kind_of_step_wants_them
     """The snapshot's kind, of another device, may differ: torch converts by the groups given."""
     first = small_run(optimizer="adamw")
     first.fit()
-    state = first.state()
+    snapshot = first.snapshot()
+    state = snapshot.state
     for group in state.optimizer["param_groups"]:
         group["fused"] = False
     for kept in state.optimizer["state"].values():
         kept["step"] = kept["step"].double()
     optimizer = (second := small_run(optimizer="adamw").learner).optimizer
-    second.load(state)
+    second.load(snapshot)
     assert all(group["fused"] for group in optimizer.param_groups)
     assert {kept["step"].dtype for kept in optimizer.state.values()} == {torch.float32}
 
@@ -142,7 +141,7 @@ def test_an_optimizer_may_start_anew(change):
     first = small_run()
     first.fit()
     second = small_run(epochs=3, **change)
-    second.learner.load(first.state(), momenta=False)
+    second.learner.load(first.snapshot(), momenta=False)
     assert not second.learner.optimizer.state
     ours, expected = (run.learner.network.state_dict() for run in (second, first))
     assert all(torch.equal(value, ours[name]) for name, value in expected.items())
@@ -154,7 +153,7 @@ def test_the_averaged_weights_follow_their_closed_form():
     run, seen = small_run(ema_decay=0.7, epochs=1), []
     state = run.learner.network.state_dict
     run.fit(stop=lambda: seen.append({name: value.clone() for name, value in state().items()}))
-    averaged = evaluated_weights(run.state(), "ema")
+    averaged = run.snapshot().trained("ema").weights
     assert averaged.keys() == seen[0].keys()
     for name, value in averaged.items():
         if value.is_floating_point() and "running" not in name:  # after each of the three steps
@@ -169,7 +168,7 @@ def test_the_running_statistics_of_averaged_weights_are_those_of_clean_images(pl
     model = CIFARNet(2)
     if plain:
         use_plain_forms(model)
-    model.load_state_dict(evaluated_weights(run.state(), "ema"))
+    model.load_state_dict(run.snapshot().trained("ema").weights)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # the statistics of one batch, in place of what was loaded
@@ -187,10 +186,10 @@ def test_the_weights_that_evaluate_names_are_scored_and_kept_as_the_best():
     for ours, other in zip(raw_rows, ema_rows, strict=True):
         assert ours.test_accuracy == ours.raw_accuracy == other.raw_accuracy
         assert other.test_accuracy == other.ema_accuracy == ours.ema_accuracy
-    found = scores(*predict(ema.learner.networks()["ema"], ema.data.held_out, ema.runtime))
-    assert found.top1 == ema_rows[-1].test_accuracy
-    assert found.loss == ema_rows[-1].test_loss != raw_rows[-1].test_loss
-    assert ema.learner.progress.best_accuracy == max(row.ema_accuracy for row in ema_rows)
+    ours = scores(*predict(ema.learner.networks()["ema"], ema.data.held_out, ema.runtime))
+    assert ours.top1 == ema_rows[-1].test_accuracy
+    assert ours.loss == ema_rows[-1].test_loss != raw_rows[-1].test_loss
+    assert ema.learner.progress.best.held_out_accuracy == max(row.ema_accuracy for row in ema_rows)
 
 
 def test_the_smoothed_loss_is_its_definition():
@@ -212,19 +211,6 @@ def test_image_sizes_change_what_the_network_trains_on_and_not_the_evaluation():
     )
     run.fit()
     assert shapes == {"train": {(16, 16), (24, 24)}, "eval": {(32, 32)}}
-
-
-def test_the_parts_of_a_run_by_image_size():
-    plan = Plan(Settings.from_flags(epochs=7, image_sizes="16,24,32"), 10)
-    assert [plan.image_size(epoch) for epoch in range(1, 8)] == [16, 16, 16, 24, 24, 32, 32]
-
-
-@pytest.mark.parametrize(
-    ("freq", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5]), (9, [5])]
-)
-def test_the_epochs_that_are_evaluated(freq, evaluated):
-    plan = Plan(Settings.from_flags(epochs=5, eval_freq=freq), 10)
-    assert [epoch for epoch in range(1, 6) if plan.evaluates(epoch)] == evaluated
 
 
 def test_epochs_that_are_not_evaluated_say_so():
@@ -250,7 +236,7 @@ def test_a_compiled_step_trains_the_same(changed):
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
     losses = [[row.train_loss for row in run.fit()] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert compiled.state().model.keys() == plain.state().model.keys()
+    assert compiled.snapshot().model.weights.keys() == plain.snapshot().model.weights.keys()
 
 
 def test_without_a_compiler_the_flag_is_refused(monkeypatch):
@@ -261,18 +247,20 @@ def test_without_a_compiler_the_flag_is_refused(monkeypatch):
 
 def test_this_runs_flags_win_over_the_snapshots():
     learner = small_run(weight_decay=0.25, momentum=0.5).learner
-    learner.load(small_run(weight_decay=0.1).state())
+    learner.load(small_run(weight_decay=0.1).snapshot())
     group = learner.optimizer.param_groups[0]
     assert (group["weight_decay"], group["momentum"]) == (0.25, 0.5)
 
 
 def test_a_state_of_another_network_or_optimizer_is_refused():
-    state, learner = small_run().state(), small_run().learner
-    weights = {name: value for name, value in state.model.items() if "c3" not in name}
+    snapshot, learner = small_run().snapshot(), small_run().learner
+    model = snapshot.model
+    weights = {name: value for name, value in model.weights.items() if "c3" not in name}
     with pytest.raises(UserError, match="do not fit this CIFARNet"):
-        learner.load(replace(state, model=weights))
+        learner.load(replace(snapshot, model=replace(model, weights=weights)))
+    state = replace(snapshot.state, optimizer={"param_groups": []})
     with pytest.raises(UserError, match="does not fit this run"):
-        learner.load(replace(state, optimizer={"param_groups": []}))
+        learner.load(replace(snapshot, state=state))
 
 
 def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():

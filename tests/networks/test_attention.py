@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from cifarnet.networks.attention import ATTENTION, add_attention
 from cifarnet.networks.blocks import SeparableBlock
+from cifarnet.networks.build import parameter_count
+from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.scaling import deepen
 from cifarnet.settings import FLAGS
-from model import CIFARNet, parameter_count
 
 PARAMETERS = {  # in CIFARNet, of 128, 240 and 384 channels
     "eca": 5 + 5 + 5,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cifarnet.networks.build import build_model, parameter_count
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.settings.network import NetworkSettings
-from model import build_model, parameter_count
 
 # Blocks of CIFARNet: channels in and out, side of the output, kernels 1x1 (two with a shortcut).
 PUBLISHED = [(40, 128, 32, 2), (128, 240, 32, 2), (240, 384, 16, 1)]

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifarnet.networks.blocks import SeparableBlock
+from cifarnet.networks.build import build_model
 from cifarnet.networks.scaling import deepen, enlarged, enlarged_side, repeats, widened
 from cifarnet.settings import Settings
 from cifarnet.settings.network import NetworkSettings
-from model import build_model
 
 
 @given(st.integers(1, 2000), st.floats(0.1, 8))

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from states import make_row, make_state
+from support.snapshots import make_row, make_snapshot
 
-from cifarnet.checkpoints import snapshots
-from cifarnet.checkpoints.state import COLUMNS, Progress
+from cifarnet.checkpoints.history import COLUMNS, Progress
+from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog
 from cifarnet.reporting import recorders
@@ -28,10 +28,7 @@ class Lines:
 
 
 def progress_of(*rows) -> Progress:
-    progress = Progress()
-    for row in rows:
-        progress.add(row)
-    return progress
+    return Progress(history=list(rows))
 
 
 class Heard(Recorder):
@@ -54,22 +51,25 @@ class Heard(Recorder):
     def report(self, report):
         self.hear("report")
 
+    def close(self, status, figures):
+        self.hear(status)
+
     def hear(self, event):
         if self.broken:
             raise OSError(28, "No space left on device")
         self.events.append(event)
 
 
-def told(*kept: Recorder, log=None) -> Recorders:
+def recorders_of(*kept: Recorder, log=None) -> Recorders:
     return Recorders(kept, log or Lines(), lambda work: work())
 
 
 def test_one_that_fails_does_not_hurt_the_others():
     log, broken, heard = Lines(), Heard(broken=True), Heard()
-    all_of_them = told(broken, heard, log=log)
+    all_of_them = recorders_of(broken, heard, log=log)
     progress = Progress()
     all_of_them.start(progress)
-    progress.add(make_row(1))
+    progress.history.append(make_row(1))
     all_of_them.row(progress)
     all_of_them.end(progress)
     assert heard.events == ["start", "row 1", "end"]
@@ -81,18 +81,19 @@ def test_one_that_fails_does_not_hurt_the_others():
 
 def test_the_report_reaches_all_and_forgives_nothing():
     heard, broken = Heard(), Heard(broken=True)
-    all_of_them = told(broken, heard)
+    all_of_them = recorders_of(broken, heard)
     all_of_them.end(progress_of(make_row(1)))
     broken.broken = False
     all_of_them.report("a report")
-    assert heard.events == ["end", "report"]
+    all_of_them.close("finished")
+    assert heard.events == ["end", "report", "finished"]
     with pytest.raises(RunError, match="this one could not be written"):
         all_of_them.check()
 
 
 def test_one_that_works_again_is_forgiven():
     broken = Heard(broken=True)
-    all_of_them = told(broken)
+    all_of_them = recorders_of(broken)
     all_of_them.row(progress_of(make_row(1)))
     broken.broken = False
     all_of_them.end(progress_of(make_row(1)))
@@ -112,18 +113,18 @@ def names(directory: Path) -> list[str]:
 def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
     settings = Settings.from_flags(save_best=True, snapshot_freq=2)
     now = Progress()
-    kept = Snapshots(tmp_path, settings, lambda: make_state(now.epoch))
-    all_of_them = told(kept)
-    save, full = snapshots.save, True
+    kept = Snapshots(tmp_path, settings, lambda: make_snapshot(now.epoch))
+    all_of_them = recorders_of(kept)
+    write, full = recorders.write_snapshot, True
 
-    def save_unless_full(content, path):
+    def write_unless_full(content, path):
         if full:
             raise OSError(28, "No space left on device")
-        save(content, path)
+        write(content, path)
 
-    monkeypatch.setattr(snapshots, "save", save_unless_full)
+    monkeypatch.setattr(recorders, "write_snapshot", write_unless_full)
     for epoch, accuracy in ((1, 0.1), (2, 0.9)):
-        now.add(make_row(epoch, test_accuracy=accuracy))
+        now.history.append(make_row(epoch, test_accuracy=accuracy))
         all_of_them.row(now)
     assert names(tmp_path) == []
     with pytest.raises(
@@ -131,19 +132,21 @@ def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
     ):
         all_of_them.check()
     full = False
-    now.add(make_row(3, test_accuracy=0.2))
+    now.history.append(make_row(3, test_accuracy=0.2))
     all_of_them.row(now)
     all_of_them.check()
     assert names(tmp_path) == ["best_model.pth", "last.pth", "snapshot_epoch_0002.pth"]
-    epochs = [snapshots.load(tmp_path / name).epoch for name in names(tmp_path)]
+    epochs = [read_snapshot(tmp_path / name).epoch for name in names(tmp_path)]
     assert epochs == [2, 3, 2]  # each as it would have been
 
 
 def test_the_best_is_written_before_the_last(tmp_path, monkeypatch):
     """A crash in between is then repeated by the resumed run."""
     written = []
-    monkeypatch.setattr(snapshots, "save", lambda content, path: written.append(path.name))
-    kept = Snapshots(tmp_path, Settings.from_flags(save_best=True, snapshot_freq=1), make_state)
+    monkeypatch.setattr(
+        recorders, "write_snapshot", lambda content, path: written.append(path.name)
+    )
+    kept = Snapshots(tmp_path, Settings.from_flags(save_best=True, snapshot_freq=1), make_snapshot)
     kept.row(progress_of(make_row(1)))
     assert written[-1] == "last.pth"
     assert sorted(written) == ["best_model.pth", "last.pth", "snapshot_epoch_0001.pth"]
@@ -153,7 +156,7 @@ def test_the_history_has_a_row_an_epoch_and_blanks(tmp_path):
     history = HistoryCsv(Lines(tmp_path / "run.log"))
     progress = progress_of(make_row(1))
     history.start(progress)  # of a resumed run
-    progress.add(make_row(2, test_loss=None))
+    progress.history.append(make_row(2, test_loss=None))
     history.row(progress)
     history.end(progress)
     with (tmp_path / "run.csv").open(newline="") as file:
@@ -183,12 +186,12 @@ def test_a_full_disk_leaves_no_row_twice_or_in_halves(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode))
     history, progress, room = HistoryCsv(Lines(tmp_path / "run.log")), Progress(), 300
     for epoch in (1, 2):
-        progress.add(make_row(epoch))
+        progress.history.append(make_row(epoch))
         with contextlib.suppress(OSError):
             history.row(progress)
     assert history.unwritten  # row 2, in part
     room = 3000
-    progress.add(make_row(3))
+    progress.history.append(make_row(3))
     history.row(progress)
     monkeypatch.undo()
     with (tmp_path / "run.csv").open(newline="") as file:
@@ -274,7 +277,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end():
 def test_a_run_with_a_real_log(tmp_path):
     with RunLog() as log:
         log.open(tmp_path)
-        all_of_them = told(HistoryCsv(log), log=log)
+        all_of_them = recorders_of(HistoryCsv(log), log=log)
         progress = progress_of(make_row(1))
         all_of_them.row(progress)
         all_of_them.end(progress)

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import small_run, small_splits
+from support.small_runs import small_run, small_splits
 
 from cifarnet.core.device import init_process
+from cifarnet.networks.build import build_model
 from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.training.objective import (
@@ -15,7 +16,6 @@ from cifarnet.training.objective import (
     balanced_weights,
     distillation_loss,
 )
-from model import build_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifarnet.networks.blocks import DenseConv2d
+from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.settings import Settings
 from cifarnet.training.optimizers import build_optimizer, orthogonalised
-from model import CIFARNet
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cifarnet.settings import Settings
+from cifarnet.training.plan import Plan
 from cifarnet.training.schedule import learning_rate
-from train import Plan
 
 TOTAL, WARMUP = 1000, 100
 

@@ -5,15 +5,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cifarnet.checkpoints.state import Progress, Row, TrainState
+from cifarnet.checkpoints.history import Progress, Row
+from cifarnet.checkpoints.snapshots import Snapshot
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.launch import ALONE, Ranks
+from cifarnet.core.log import RunLog
 from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.networks.build import build_model
 from cifarnet.settings import Settings
 from cifarnet.training.objective import Labels, Objective
+from cifarnet.training.plan import Plan
+from commands.run import Run
 from data import Batches, build_batches
-from model import build_model
-from train import Learner, Plan, fit
+from train import Learner, fit
 
 
 def small_splits(train: int = 24, test: int = 10, val: int | None = None, classes="ab") -> Splits:
@@ -73,12 +77,11 @@ class SmallRun:
             return
         raise AssertionError("the run had no epoch left")
 
-    def state(self) -> TrainState:
-        """What a snapshot would hold, but for the settings."""
-        splits = self.splits
-        about = {"scheduler": {}, "config": self.settings.flags, "dataset": splits.name}
-        names = {"classes": list(splits.train.classes), "mean": [0.5] * 3, "std": [0.3] * 3}
-        return TrainState(**self.learner.state(), **about, **names)
+    def snapshot(self) -> Snapshot:
+        """What a snapshot would hold now."""
+        parts = (self.splits, self.data, self.objective, self.learner, self.plan)
+        run = Run([], self.settings, self.runtime, *parts, None, None, {}, RunLog(quiet=True))
+        return run.snapshot()
 
 
 def small_run(

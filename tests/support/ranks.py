@@ -8,17 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from small_runs import SmallRun, small_run, small_splits
 
 from cifarnet.augment.mixing import Mixing
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import Ranks
 from cifarnet.core.ranks import Group, gathered, run_on_ranks
+from cifarnet.networks.build import build_model
 from cifarnet.training.objective import Distillation, Labels, Mixed
-from model import build_model
+from support.small_runs import SmallRun, small_run, small_splits
 
 PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
