@@ -15,6 +15,7 @@ from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
+from cifarnet.reporting.report_files import RUN_JSON
 from commands.evaluation import evaluate_classifier, report_data, write_evaluation
 from commands.run import Run, best_snapshot
 
@@ -91,7 +92,7 @@ def _write_report(
 
 def _files(run: Run, source: Path) -> list[Path]:
     """The files of the run outside --plot_dir; only the newest numbered snapshot."""
-    log = [run.log.path, run.log.path.with_suffix(".csv")] if run.log.path else []
+    log = [run.log.path.with_suffix(s) for s in (".log", ".csv", RUN_JSON)] if run.log.path else []
     snapshots = (source, source.with_name(BEST), *all_numbered(source.parent)[-1:])
     return [path for path in (*log, *snapshots) if path.is_file()]
 
