@@ -1,19 +1,12 @@
-"""The figures that go with exported weights: from the metrics.json that --metrics names.
-
-Nothing here imports torch before a network is compared.
-"""
-
-from __future__ import annotations
+"""The figures that go with an exported model: from the metrics.json that --metrics names."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.reporting.report_files import read_report
-
-if TYPE_CHECKING:
-    from cifarnet.checkpoints.weights import Weights
 
 
 class Metrics(NamedTuple):
@@ -71,16 +64,14 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def with_accuracy(weights: Weights, metrics: Metrics, path: Path) -> Weights:
-    """`weights` with the accuracy in `metrics`, read from `path`.
+def with_accuracy(model: TrainedModel, metrics: Metrics, path: Path) -> TrainedModel:
+    """`model` with the accuracy in `metrics`, read from `path`.
 
     Raises `UserError` if those are of another model.
     """
-    from cifarnet.checkpoints.weights import fingerprint
-
-    kind = weights.config.get("evaluate", "raw")
-    about = {"epoch": weights.epoch, "dataset": weights.dataset, "weights": kind}
-    if (metrics.about, metrics.classes) != (about, weights.classes):
+    origin = model.origin
+    about = {"epoch": origin.epoch, "dataset": origin.dataset, "weights": origin.weights}
+    if (metrics.about, metrics.classes) != (about, list(model.classes)):
         theirs, ours = (
             ", ".join(f"{name} {value}" for name, value in facts.items())
             for facts in (metrics.about, about)
@@ -88,9 +79,10 @@ def with_accuracy(weights: Weights, metrics: Metrics, path: Path) -> Weights:
         raise UserError(
             f"--metrics {path} is of another model: {theirs}; the weights to export are: {ours}"
         )
-    if metrics.sha256 != fingerprint(weights.model):
+    if metrics.sha256 != model.sha256:
         raise UserError(
             f"--metrics {path} is of other weights, perhaps of another run; evaluate.py writes one"
         )
-    source = f"{path.name}, {metrics.images} images"
-    return dataclasses.replace(weights, accuracy=metrics.accuracy, accuracy_from=source)
+    measured_on = f"{path.name}, {metrics.images} images"
+    origin = dataclasses.replace(origin, accuracy=metrics.accuracy, accuracy_from=measured_on)
+    return dataclasses.replace(model, origin=origin)

@@ -1,4 +1,4 @@
-"""One HTML file that classifies pictures in a browser, without network or server.
+"""The format page: one HTML file that classifies pictures in a browser, offline.
 
 page.html.j2 is its text, page.js its script. The network is data in it: a list of layers, and one
 array of weights.
@@ -9,53 +9,53 @@ import copy
 import json
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import write_text
 from cifarnet.core.templates import read_template
 from cifarnet.images.normalise import Normalise
+from cifarnet.inference.readback import Classify
 from cifarnet.networks import blocks
 from cifarnet.networks.fast import use_plain_forms
 
 DATA = '<script id="network" type="application/json">'  # as in page.html.j2
 
 # A layer has a kind, and `of`: the numbers of its inputs. Number 0 is the normalised image [C,H,W],
-# number n the output of the nth layer. `weight` and `bias` are places in the array of weights.
+# number n the output of the nth layer. `weight` and `bias` are offsets in the array of weights.
 Layer = dict[str, Any]
 
 
-class About(NamedTuple):
-    """What the page says of a network, and how its images are prepared."""
+def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
+    """Writes the page of `network`, the model of `info`, to `path`, whole or not at all.
 
-    classes: Sequence[str]  # the names of its outputs
-    mean: Sequence[float]  # of each channel, in [0, 1]
-    std: Sequence[float]
-    size: int  # pixels
-    facts: Sequence[str]  # lines of text: where the network comes from, how good it is
-
-
-def write_page(network: nn.Module, about: About, path: Path) -> None:
-    """Writes the page of `network` to `path`, whole or not at all.
-
-    Raises `UserError` if the network has a layer that the page does not know, else `OSError`.
+    Raises `UserError` if the page does not support a layer of the network, and `OSError`.
     """
     layers, weights = layers_of(network)
-    about = about._replace(classes=[printable(name) for name in about.classes])
-    data = {name: getattr(about, name) for name in ("classes", "mean", "std", "size")}
-    data |= {"layers": layers, "weights": _base64(weights.numpy().tobytes())}
+    data = {
+        "classes": [printable(name) for name in info.classes],
+        "mean": info.mean,
+        "std": info.std,
+        "size": info.image_size,
+        "layers": layers,
+        "weights": _base64(weights.numpy().tobytes()),
+    }
     template = read_template(Path(__file__).with_name("page.html.j2"))
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    write_text(path, template.render(about=about, data=data, script=script))
+    architecture = type(network).__name__
+    write_text(
+        path, template.render(info=info, architecture=architecture, data=data, script=script)
+    )
 
 
-def read_page(path: Path) -> Callable[[Tensor], Tensor]:
+def read_page(path: Path) -> Classify:
     """The network in the file `path`: uint8 [N,3,S,S] -> logits float32 [N,C], as its script does.
 
     Raises `ValueError` for a file that `write_page` did not write.
@@ -76,7 +76,7 @@ def read_page(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _output(layer: Layer, inputs: list[Tensor], weights: Tensor) -> Tensor:
-    """What `layer` makes of its `inputs`: tensors [N,C,H,W], where vectors have H = W = 1."""
+    """The output of `layer` for `inputs`: tensors [N,C,H,W]; vectors have H = W = 1."""
     x = inputs[0]
     match layer["kind"]:
         case "convolution":
@@ -135,8 +135,8 @@ class _Tracer(fx.Tracer):
 def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
     """The layers of `network` in evaluation, and their weights float32 [n] in one array.
 
-    Batch normalisation becomes part of the convolution before it. Raises `UserError` for a network
-    with layers that the page does not know.
+    Batch normalisation becomes part of the convolution before it. Raises `UserError` for a layer
+    that the page does not support.
     """
     network = use_plain_forms(copy.deepcopy(network)).cpu().float().eval()
     try:
@@ -198,10 +198,10 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
         case "mean" | "amax" if node.args[1:] == ((2, 3),):
             return {"kind": "max" if called == "amax" else "mean"}
     stack = list(node.meta.get("nn_module_stack", {}).values())  # the modules around the call
-    places = [f"the layer {kind.__name__} {path}" for path, kind in stack[-1:]]
+    names = [f"the layer {kind.__name__} {path}" for path, kind in stack[-1:]]
     if not isinstance(called, nn.Module):
-        places.insert(0, f"the function {getattr(called, '__name__', called)}")
-    raise _refusal(" in ".join(places))
+        names.insert(0, f"the function {getattr(called, '__name__', called)}")
+    raise _refusal(" in ".join(names))
 
 
 def _is_only_use(node: fx.Node) -> bool:
@@ -218,14 +218,14 @@ def _convolution(layer: nn.Conv2d | nn.Linear) -> Layer:
 
 
 def _in_one_array(layers: Sequence[Layer]) -> Tensor:
-    """All weights of `layers` in one array float32 [n]; in `layers`, their places replace them."""
-    parts, place = [], 0
+    """All weights of `layers` in one array float32 [n]; in `layers`, offsets replace them."""
+    parts, offset = [], 0
     for layer in layers:
         for name in ("weight", "bias"):
             if name in layer:
                 parts.append(layer[name].detach().flatten())
-                layer[name] = place
-                place += len(parts[-1])
+                layer[name] = offset
+                offset += len(parts[-1])
     return torch.cat(parts)
 
 

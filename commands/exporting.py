@@ -1,0 +1,159 @@
+"""Exports a trained model: writes each format, reads it back, and compares the answers."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.checkpoints.trained import TrainedModel, check_classes
+from cifarnet.core.device import init_process
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.files import writable_directory, write_atomically
+from cifarnet.core.log import print_line
+from cifarnet.export.exported_figures import Metrics, read_metrics, with_accuracy
+from cifarnet.images.cifar import CIFAR, is_at_hand
+from cifarnet.images.imageset import Splits
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.inference.readback import Agreement, answers, compare, random_images, top1
+from cifarnet.settings import OF_THE_RESULT
+from cifarnet.settings.precision import PrecisionSettings
+from commands.evaluation import evaluation_settings
+from commands.export_formats import FORMATS, Source
+from data import load_splits
+
+
+def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str, Path]) -> None:
+    """What export.py does once its flags are read.
+
+    `options` are snapshot, pretrained, evaluate and metrics; `flags` those of the images that the
+    user gave. `targets` is where each format goes. Raises `UserError`, and `RunError` if a file
+    cannot be written or its answers differ from the network's.
+    """
+    metrics = None if options["metrics"] is None else read_metrics(Path(options["metrics"]))
+    init_process(PrecisionSettings(device="cpu"))
+    model = _load(options, metrics)
+    splits = _images(model, flags, needed=any(FORMATS[name].needs_images for name in targets))
+    model = _without_paths(model)
+    writable_directory(next(iter(targets.values())).parent, "--out")
+    origin = model.origin
+    accuracy = "not known" if origin.accuracy is None else f"{origin.accuracy:.2%}"
+    size = sum(value.nbytes for value in model.weights.values()) / 1e6
+    print_line(
+        f"{model.source}: epoch {origin.epoch} on {origin.dataset}, top-1 {accuracy} "
+        f"({origin.accuracy_from}); {size:.2f} MB of weights in float32"
+    )
+    source = Source(model, splits, metrics and metrics.figures)
+    with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
+        drafts = {name: Path(folder) / name / target.name for name, target in targets.items()}
+        messages = _write(source, drafts)  # all of them, before any takes its place
+        for name, target in targets.items():
+            _publish(drafts[name], target)
+            print_line(f"{target}: {messages[name]}")
+
+
+def _load(options: dict[str, Any], metrics: Metrics | None) -> TrainedModel:
+    """The model to export. Raises `UserError`."""
+    if options["pretrained"] is not None:
+        model = load_trained(options["pretrained"])
+    else:
+        model = read_snapshot(Path(options["snapshot"])).trained(options["evaluate"])
+    if metrics is not None:
+        model = with_accuracy(model, metrics, Path(options["metrics"]))
+    model.build()  # else a file could be written that no command takes
+    return model
+
+
+def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits | None:
+    """The images of the training; None where they are not available and nothing needs them.
+
+    `flags` that name images ask for them too. Raises `UserError`.
+    """
+    needed = needed or bool(flags)
+    try:
+        settings = evaluation_settings([model], flags)
+        cifar = CIFAR.get(settings.data.dataset)
+        if cifar and not needed and not is_at_hand(cifar, Path(settings.data.data_dir)):
+            return None  # a download would be a surprise
+        splits = load_splits(settings.data, print_line)
+        check_classes(model.classes, splits.test.classes)
+        return splits
+    except UserError:
+        if needed:
+            raise
+        return None
+
+
+def _without_paths(model: TrainedModel) -> TrainedModel:
+    """`model` with the settings that bear on the result, without paths of this machine."""
+    settings = {name: v for name, v in model.origin.settings.items() if name in OF_THE_RESULT}
+    for flag in ("init", "teacher"):
+        path = Path(settings.get(flag) or ".")
+        if path.is_absolute() or ".." in path.parts:
+            settings[flag] = path.name
+    return dataclasses.replace(model, origin=dataclasses.replace(model.origin, settings=settings))
+
+
+def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
+    """Writes each format to its path in `drafts` and reads it back; returns a line about each.
+
+    Raises `RunError` if one cannot be written, or if its answers differ from the network's.
+    """
+    if source.splits is None:
+        pixels, labels = random_images(source.model.image_size), None
+        print_line("the test images of its training are not available (--data_dir names them)")
+    else:
+        pixels, labels = source.splits.test.images, source.splits.test.labels
+    expected = answers(TorchClassifier(source.model).logits, pixels)
+    messages = {}
+    for name, path in drafts.items():
+        form = FORMATS[name]
+        path.parent.mkdir()
+        try:
+            form.write(source, path)
+        except OSError as problem:
+            raise RunError(f"--format {name} could not be written ({problem.strerror})") from None
+        try:
+            logits = answers(form.read(path), pixels)
+        except (OSError, UserError, ValueError) as problem:
+            raise RunError(f"--format {name} cannot be read back ({problem})") from None
+        compared = compare(expected, logits)
+        top1s = [] if labels is None else [top1(each, labels) for each in (logits, expected)]
+        messages[name] = _describe(path, compared, top1s)
+        if not (compared.difference <= form.difference and compared.same >= form.same):
+            raise RunError(
+                f"--format {name} was not written, as its answers differ too much from the "
+                f"network's (allowed: {form.difference:g} and {form.same:.0%}): {messages[name]}"
+            )
+    return messages
+
+
+def _describe(path: Path, compared: Agreement, top1s: Sequence[float]) -> str:
+    """Size and answers of the export at `path`, in words.
+
+    `top1s` are its top-1 accuracy and the network's; empty: the images were random.
+    """
+    size = sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
+    parts = [
+        f"largest difference of a logit {compared.difference:.2g}",
+        f"equal top-1 {compared.same:.2%}",
+    ]
+    if top1s:
+        parts.append(f"top-1 {top1s[0]:.2%} (network {top1s[1]:.2%}, in float32)")
+    kind = "test" if top1s else "random"
+    return f"{size / 1e6:.2f} MB; on {compared.images} {kind} images: {', '.join(parts)}"
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Moves the file `draft`, or the files in the folder `draft`, to `target`. Raises `RunError`"""
+    try:
+        for path in sorted(draft.rglob("*")) if draft.is_dir() else [draft]:
+            place = target / path.relative_to(draft)
+            if path.is_dir():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, lambda file, path=path: file.write(path.read_bytes()))
+    except OSError as problem:
+        raise RunError(f"{target} could not be written ({problem.strerror})") from None
