@@ -1,4 +1,4 @@
-"""The parts of predict.py that need no network; end_to_end/test_pretrained.py has the rest."""
+"""Finding pictures, and the table; end_to_end/test_predict.py has the rest."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core.errors import UserError
-from predict import Table, find_pictures
+from commands.predicting import Table, find_pictures
 
 
 @pytest.fixture
