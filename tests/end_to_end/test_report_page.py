@@ -43,7 +43,7 @@ def test_a_run_and_an_evaluation_say_the_same(command):
     page = page_of()
     assert "No curves" not in page
     assert "--save_best" in page
-    for file in ("log/training_complete", "snapshots_complete/best_model.pth", "predictions.csv"):
+    for file in ("log/training_", ".run.json", "/best_model.pth", "predictions.csv"):
         assert file in page
 
     last = ("--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again")
