@@ -5,6 +5,9 @@ from cifarnet.augment.step import BORDERS
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
 from cifarnet.settings import FLAGS
+from cifarnet.training.objective import CLASS_WEIGHTS
+from cifarnet.training.optimizers import OPTIMIZERS
+from cifarnet.training.schedule import SCHEDULES
 from data import DATASETS, ENGINES
 
 
@@ -31,3 +34,9 @@ def test_augmentation():
     assert choices("augment_engine") == set(ENGINES)
     assert choices("border") == set(BORDERS)
     assert choices("auto_augment", "none") == set(PUBLISHED)
+
+
+def test_training():
+    assert choices("optimizer") == set(OPTIMIZERS)
+    assert choices("schedule") == set(SCHEDULES)
+    assert choices("class_weights") == set(CLASS_WEIGHTS)

@@ -3,39 +3,57 @@ import re
 from pathlib import Path
 
 import pytest
-from states import make_row, make_state
+from support.snapshots import make_row, make_snapshot
 
-from cifarnet.checkpoints.places import BEST, LAST, numbered
-from cifarnet.checkpoints.resume import Present, make_room, may_have_seen, plan_resumption
-from cifarnet.checkpoints.snapshots import load, pack, save
+from cifarnet.checkpoints.resume import (
+    CurrentRun,
+    ResumePlan,
+    compare_settings,
+    may_have_seen,
+    plan_resume,
+)
+from cifarnet.checkpoints.snapshots import Snapshot
 from cifarnet.core.errors import UserError
 from cifarnet.settings import Settings
 
 SOURCE = Path("snapshots/last.pth")
 
 
-def present(same_images: bool = True, **changes) -> Present:
-    """A run that equals that of `make_state`, but for `changes`: of `Present` or the settings."""
-    own = {field.name for field in dataclasses.fields(Present)}
-    settings = {name: value for name, value in changes.items() if name not in own}
+def current_run(same_images: bool = True, **changes) -> CurrentRun:
+    """A run like that of `make_snapshot`, but for `changes`: fields of `CurrentRun`, or flags."""
+    names = {field.name for field in dataclasses.fields(CurrentRun)}
+    flags = {name: value for name, value in changes.items() if name not in names}
     fields = {
-        "settings": Settings.from_flags(**{"epochs": 10, "amp": True} | settings),
+        "settings": Settings.from_flags(**{"epochs": 10, "amp": True} | flags),
         "classes": ("a", "ü"),
-        "same_statistics": lambda mean, std: same_images,
+        "same_normalization": lambda mean, std: same_images,
         "validates": False,
         "teacher_sha256": None,
         "computed_on": "cpu in bfloat16",
         "world_size": 1,
         "rate_after": lambda epochs: 0.07,
     }
-    return Present(**fields | {name: changes[name] for name in changes if name in own})
+    return CurrentRun(**fields | {name: changes[name] for name in changes if name in names})
 
 
-def test_the_same_run_goes_on_without_further_words():
-    state = make_state()
-    plan = plan_resumption(state, SOURCE, present())
-    assert plan.said == (f"resuming after epoch 3 from {SOURCE}",)
-    assert (plan.state, plan.keeps_momenta, plan.finished) == (state, True, False)
+def plan_for(snapshot: Snapshot, current: CurrentRun) -> ResumePlan:
+    changes = compare_settings(snapshot, SOURCE, current.settings)
+    return plan_resume(snapshot, SOURCE, changes, current)
+
+
+def best_epoch(snapshot: Snapshot, **changes) -> int:
+    """The best epoch that the run continues with."""
+    plan = plan_for(snapshot, current_run(**changes))
+    return dataclasses.replace(
+        snapshot.state.progress, comparable_after=plan.comparable_after
+    ).best_epoch
+
+
+def test_the_same_run_continues_without_further_words():
+    snapshot = make_snapshot()
+    plan = plan_for(snapshot, current_run())
+    assert plan.messages == (f"resuming after epoch 3 from {SOURCE}",)
+    assert (plan.snapshot, plan.keeps_momenta, plan.finished) == (snapshot, True, False)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +67,16 @@ def test_the_same_run_goes_on_without_further_words():
     ],
     ids=str,
 )
-def test_what_alters_the_result_is_refused_unless_told(changes, words):
+def test_what_alters_the_result_is_refused_unless_overridden(changes, words):
     with pytest.raises(UserError, match=words):
-        plan_resumption(make_state(), SOURCE, present(**changes))
-    told = present(**changes, resume_override=True)
+        plan_for(make_snapshot(), current_run(**changes))
+    overridden = current_run(**changes, resume_override=True)
     if "classes" in changes:
         with pytest.raises(UserError, match=words):
-            plan_resumption(make_state(), SOURCE, told)
+            plan_for(make_snapshot(), overridden)
     else:
-        plan = plan_resumption(make_state(), SOURCE, told)
-        assert "; changed: " in plan.said[0]
+        plan = plan_for(make_snapshot(), overridden)
+        assert "; changed: " in plan.messages[0]
         assert plan.keeps_momenta == ("optimizer" not in changes)
 
 
@@ -72,52 +90,48 @@ def test_what_alters_the_result_is_refused_unless_told(changes, words):
     ],
     ids=str,
 )
-def test_what_else_is_new_is_said(changes, words):
-    said = " | ".join(plan_resumption(make_state(), SOURCE, present(**changes)).said)
-    assert re.search(words, said), said
+def test_other_differences_are_reported(changes, words):
+    messages = " | ".join(plan_for(make_snapshot(), current_run(**changes)).messages)
+    assert re.search(words, messages), messages
 
 
-def test_a_finished_run_is_evaluated_only():
-    plan = plan_resumption(make_state(10), SOURCE, present())
+def test_a_finished_run_is_only_evaluated():
+    plan = plan_for(make_snapshot(10), current_run())
     assert plan.finished
-    assert "evaluating only" in plan.said[-1]
+    assert "evaluating only" in plan.messages[-1]
 
 
 @pytest.mark.parametrize(
     "change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str
 )
-def test_the_best_by_other_images_is_forgotten(change):
-    plan = plan_resumption(make_state(), SOURCE, present(**change, resume_override=True))
-    assert (plan.state.best_epoch > 0) == (not change)
+def test_accuracies_on_other_images_are_not_compared(change):
+    assert best_epoch(make_snapshot(), **change, resume_override=True) == (0 if change else 3)
 
 
 def test_another_seed_holds_back_the_same_images_and_the_best_by_them_stays():
-    config = make_state().config | {"val_fraction": 0.5}
-    now = present(val_fraction=0.5, seed=7, resume_override=True, validates=True)
     validated = [make_row(3, val_loss=0.5, val_accuracy=0.5)]
-    state = make_state(config=config, history=validated)
-    assert plan_resumption(state, SOURCE, now).state.best_epoch == 2
+    snapshot = make_snapshot(settings={"val_fraction": 0.5}, history=validated)
+    flags = {"val_fraction": 0.5, "seed": 7, "resume_override": True}
+    assert best_epoch(snapshot, **flags, validates=True) == 3
 
 
 def test_the_best_by_test_images_is_forgotten_once_there_are_validation_images():
-    state = make_state()
-    assert plan_resumption(state, SOURCE, present(validates=True)).state.best_epoch == 0
-    assert plan_resumption(state, SOURCE, present(validates=False)).state.best_epoch == 2
+    assert best_epoch(make_snapshot(), validates=True) == 0
+    assert best_epoch(make_snapshot(), validates=False) == 3
 
 
 def test_the_best_of_other_weights_is_forgotten():
-    config = make_state().config | {"ema_decay": 0.5}
-    for which, best in (("raw", 2), ("ema", 0)):
-        now = present(ema_decay=0.5, evaluate=which, resume_override=True)
-        assert plan_resumption(make_state(config=config), SOURCE, now).state.best_epoch == best
+    snapshot = make_snapshot(settings={"ema_decay": 0.5})
+    flags = {"ema_decay": 0.5, "resume_override": True}
+    assert best_epoch(snapshot, **flags, evaluate="raw") == 3
+    assert best_epoch(snapshot, **flags, evaluate="ema") == 0
 
 
-def test_a_teacher_is_known_by_its_weights():
-    config = make_state().config | {"teacher": "a.pth", "teacher_sha256": "1"}
-    state = make_state(config=config)
-    plan_resumption(state, SOURCE, present(teacher="elsewhere/a.pth", teacher_sha256="1"))
-    with pytest.raises(UserError, match=r"the teacher b\.pth \(its weights are others\)"):
-        plan_resumption(state, SOURCE, present(teacher="b.pth", teacher_sha256="2"))
+def test_a_teacher_is_recognized_by_its_weights():
+    snapshot = make_snapshot(settings={"teacher": "a.pth"}, teacher_sha256="1")
+    plan_for(snapshot, current_run(teacher="elsewhere/a.pth", teacher_sha256="1"))
+    with pytest.raises(UserError, match=r"the teacher b\.pth \(its weights differ\)"):
+        plan_for(snapshot, current_run(teacher="b.pth", teacher_sha256="2"))
 
 
 @pytest.mark.parametrize(
@@ -126,35 +140,6 @@ def test_a_teacher_is_known_by_its_weights():
      (True, False, 0.1, True)],
 )  # fmt: skip
 def test_who_may_have_trained_on_validation_images(validates, same_images, fraction, seen):
-    state = make_state(config=make_state().config | {"val_fraction": 0.1})
-    now = present(same_images, validates=validates, val_fraction=fraction)
-    assert may_have_seen(state, now) == seen
-
-
-def test_room_is_made_and_what_counts_brought_along(tmp_path):
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.mkdir()
-    new.mkdir()
-    save(pack(make_state(3)), old / LAST)
-    save(pack(make_state(2)), old / BEST)
-    save(pack(make_state(9, run_id="other")), new / LAST)
-    plan = plan_resumption(load(old / LAST), old / LAST, present())
-    said = []
-    make_room(new, plan, old / BEST, said.append)
-    assert [load(new / name).epoch for name in (LAST, BEST)] == [3, 2]
-    assert [load(path).run_id for path in new.glob("before_*/*")] == ["other"]
-    assert said == [f"moved the snapshots of an earlier run to {next(new.glob('before_*'))}"]
-
-    make_room(
-        new, plan_resumption(load(new / LAST), new / LAST, present()), new / BEST, said.append
-    )
-    assert len(said) == 1  # nothing more to move
-    save(pack(make_state(5, history=[make_row(5)])), numbered(new, 5))
-    make_room(new, plan, None, said.append)
-    assert not numbered(new, 5).exists()  # of a later epoch: it will be made again
-
-
-def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
-    plan = plan_resumption(make_state(), tmp_path / "gone.pth", present())
-    with pytest.raises(UserError, match=r"--snapshot_dir .* No such file"):
-        make_room(tmp_path, plan, None, print)
+    model = make_snapshot(settings={"val_fraction": 0.1}).model
+    current = current_run(same_images, validates=validates, val_fraction=fraction)
+    assert may_have_seen(model, current) == seen

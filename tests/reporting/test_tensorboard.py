@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
 from PIL import Image
-from states import make_row
+from support.commands import QUICK
+from support.snapshots import make_row
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io import gfile
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from cifarnet.checkpoints.snapshots import load
-from cifarnet.checkpoints.state import COLUMNS, Progress
+from cifarnet.checkpoints.history import COLUMNS, Progress
+from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.log import RunLog
 from cifarnet.reporting.metrics import build_report
 from cifarnet.reporting.recorders import Recorders
@@ -67,7 +67,7 @@ def test_all_columns_pictures_and_figures(log):
     progress, board = Progress(), recorder(log, Settings.from_flags(lr=0.25))
     board.start(progress)
     for epoch in (1, 2):
-        progress.add(make_row(epoch, test_top5=None, train_loss=1 / epoch))
+        progress.history.append(make_row(epoch, test_top5=None, train_loss=1 / epoch))
         board.row(progress)
     board.end(progress)
     report = some_report()
@@ -98,7 +98,7 @@ def test_a_resumed_run_leaves_one_curve(tmp_path, kept):
         progress, board = Progress(), recorder(log)
         board.start(progress)
         for row in rows:
-            progress.add(row)
+            progress.history.append(row)
             board.row(progress)
     folder = log.path.with_suffix("")
     other = Progress()
@@ -109,7 +109,7 @@ def test_a_resumed_run_leaves_one_curve(tmp_path, kept):
         log.path = log.path.with_name("later.log")
         board.start(resumed)
         for row in again:
-            resumed.add(row)
+            resumed.history.append(row)
             board.row(resumed)
         board.end(resumed)
         board.report(some_report())
@@ -135,7 +135,7 @@ def test_a_full_disk_does_not_end_the_run(log, monkeypatch, capfd):
     all_of_them.start(progress)
     for epoch in range(1, 6):
         full = epoch in (2, 3)
-        progress.add(make_row(epoch, train_loss=float(epoch)))
+        progress.history.append(make_row(epoch, train_loss=float(epoch)))
         all_of_them.row(progress)
     all_of_them.check()
     told = capfd.readouterr()
@@ -152,7 +152,8 @@ def test_a_run_and_its_continuation(command):
     watched = (*QUICK, "--run_dir", "watched", "--tensorboard")
     assert command("main", *watched, "--epochs", "2").code == 0
     plain, seen = (
-        load(Path(run, "snapshots_complete/last.pth")).model for run in ("plain", "watched")
+        read_snapshot(Path(run, "snapshots_complete/last.pth")).model.weights
+        for run in ("plain", "watched")
     )
     assert all(torch.equal(plain[name], seen[name]) for name in plain)  # only watched
     done = command("main", *watched, "--epochs", "3", "--resume", "auto")
