@@ -181,9 +181,7 @@ def test_a_signal_that_python_drops_during_the_report_counts(command, monkeypatc
             for _ in range(100):  # the handler runs between two instructions
                 pass
 
-    monkeypatch.setattr(
-        "cifarnet.reporting.report_files.write_report", lambda *arguments: Dropping()
-    )
+    monkeypatch.setattr("commands.evaluation.write_report", lambda *arguments: Dropping())
     done = command("main", *SHORT)
     assert (done.code, done.err) == (143, "")
     assert "SIGTERM: ended after epoch 1" in done.out
@@ -241,7 +239,7 @@ def test_bf16_without_instructions(command, monkeypatch):
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     done = command("run_complete_training", *SHORT, *more)
     assert (done.code, settings_of()["amp"]) == (0, False)
-    assert "in float32 instead of --amp: the run to go on with has none" in done.out
+    assert "in float32 instead of --amp: the run to continue has none" in done.out
 
 
 # --- waiting ---

@@ -18,8 +18,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command):
     assert (done.code, done.err) == (0, "")
     assert "the training accuracy counts the class of larger share" in log_text()
     page = Path("plots_complete/report.html").read_text(encoding="utf-8")
-    assert "the training accuracy counts the class with the larger share" in page
-    assert "The training loss is the one of smoothed, weighted, mixed labels" in page
+    assert "The training accuracy counts the class with the larger share" in page
+    assert "The training loss uses smoothed, weighted, mixed labels" in page
     for flag in ("auto_augment trivialaugment", "mixup 0.2", "cutmix 1.0"):
         assert f">--{flag}</code>" in page
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")

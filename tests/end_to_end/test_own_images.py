@@ -154,4 +154,4 @@ def test_weights_of_other_sizes_and_classes_start_a_run(command, trained):
     flags = ("--data_dir", tree, "--image_size", "48", "--init", trained.weights)
     done = command("main", *QUICK, *flags)
     assert (done.code, done.err) == (0, "")
-    assert "; with a new head, as its classes are others (bar, disc, star, ...)" in done.out
+    assert "; with a new head, as its classes differ (bar, disc, star, ...)" in done.out

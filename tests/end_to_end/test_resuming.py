@@ -1,5 +1,6 @@
 """Runs that go on from a snapshot: which one, with which flags, and what happens to the others."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from support.commands import QUICK, from_folder
 from support.outputs import best_epoch, epoch_of, figures, rows_of, settings_of
 
-from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.snapshots import pack, read_snapshot
 
 
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):
@@ -173,9 +174,10 @@ def test_flags_that_alter_the_result_are_refused_unless_told(command, flags, nam
 def test_another_device_is_told_and_so_are_flags_without_effect(command):
     assert command("main", *QUICK).code == 0
     path = Path("snapshots_complete/last.pth")
-    state = snapshots.load(path)
-    state.config["computed_on"] = "cuda in bfloat16"
-    snapshots.save(snapshots.pack(state), path)
+    former = read_snapshot(path)
+    origin = dataclasses.replace(former.model.origin, computed_on="cuda in bfloat16")
+    model = dataclasses.replace(former.model, origin=origin)
+    path.write_bytes(pack(dataclasses.replace(former, model=model)))
     flags = (*QUICK, "--epochs", "3", "--muon_lr", "0.2")
     done = command("main", *flags, "--resume", "auto", "--resume_override")
     assert (done.code, done.err) == (0, "")

@@ -190,7 +190,7 @@ def test_validation_images_select_and_the_test_set_is_seen_once(command):
     assert report["snapshot"].endswith("best_model.pth")
     assert report["selected_by"] == "best by validation accuracy"
     assert report["top1"] == report["best"]["top1"]
-    assert report["epoch"] == snapshot("last.pth")["best_epoch"]
+    assert report["epoch"] == best_epoch("last.pth", column="val_accuracy")
 
 
 def test_a_last_epoch_that_is_the_best_is_reported_as_selected(command):
@@ -360,10 +360,10 @@ def test_a_run_that_diverges_exits_with_1_and_keeps_what_was_good(command):
 
 
 def test_a_disk_that_fails_ends_with_1_after_the_report(command, monkeypatch):
-    def fail(state, path):
+    def fail(content, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cifarnet.checkpoints.snapshots.save", fail)
+    monkeypatch.setattr("cifarnet.reporting.recorders.write_snapshot", fail)
     done = command("main", *QUICK, "--epochs", "1")
     assert done.code == 1
     assert "last.pth" in done.err

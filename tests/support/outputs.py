@@ -37,10 +37,12 @@ def epoch_of(name: str, directory: str = "snapshots_complete") -> int:
     return snapshot(name, directory)["origin"]["epoch"]
 
 
-def best_epoch(name: str, directory: str = "snapshots_complete") -> int:
-    """The epoch of the highest test accuracy in the history of a snapshot, the first of equal."""
-    rows = [row for row in snapshot(name, directory)["history"] if row["test_accuracy"] is not None]
-    return max(rows, key=lambda row: row["test_accuracy"])["epoch"]
+def best_epoch(
+    name: str, directory: str = "snapshots_complete", column: str = "test_accuracy"
+) -> int:
+    """The epoch of the highest accuracy in the history of a snapshot, the first of equal ones."""
+    rows = [row for row in snapshot(name, directory)["history"] if row[column] is not None]
+    return max(rows, key=lambda row: row[column])["epoch"]
 
 
 def metadata(path: Path) -> dict[str, Any]:
