@@ -36,7 +36,7 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum(max_grad_norm):
         scale = min(1, max_grad_norm / (norm + 1e-6)) if max_grad_norm else 1  # as in torch
         clipped += bool(max_grad_norm) and norm > max_grad_norm
         norms.append(norm)
-        rate = learning_rate(step, 6, 0, 0.05, 1e-6, "cosine")
+        rate = learning_rate(step, 6, 0, run.settings.training)
         with torch.no_grad():
             for p, g, m in zip(parameters, gradients, momenta, strict=True):
                 g = g * scale + 5e-4 * p

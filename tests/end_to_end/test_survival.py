@@ -21,8 +21,9 @@ from support.outputs import assert_same_state, epoch_of, log_text, rows_of, snap
 import main
 import plots
 import train
-from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.log import RunLog
+from cifarnet.reporting import recorders
 
 RUN = (
     *(*QUICK, "--epochs", "5", "--save_best", "--plot_freq", "2", "--plot_training"),
@@ -110,7 +111,13 @@ def processes():
     former = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
-    slow = ["run", "torchsummary", "sklearn.datasets", "sklearn.metrics", "albumentations"]
+    slow = [
+        "commands.training_run",
+        "torchsummary",
+        "sklearn.datasets",
+        "sklearn.metrics",
+        "albumentations",
+    ]
     context.set_forkserver_preload([__name__, *slow, "torch._dynamo"])  # imported once for all
     yield context.Process
     if former is None:
@@ -172,7 +179,7 @@ def assert_same_run(directory: Path, reference: Path) -> None:
 
 def assert_all_intact(directory: Path) -> None:
     for path in directory.glob("snapshots_complete/[!.]*.pth"):
-        snapshots.load(path)
+        read_snapshot(path)
     for path in directory.glob("plots_complete/[!.]*.png"):
         with Image.open(path) as image:
             image.load()
@@ -325,7 +332,8 @@ def test_a_finished_run_stopped_while_it_is_evaluated_is_not_mixed_up_with_anoth
     run = (*QUICK, "--epochs", "1", "--snapshot_dir")
     for place in ("a", "b"):
         assert command("main", *run, place).code == 0
-    monkeypatch.setattr("run.report_on", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr("commands.run_report.evaluate_classifier", stop)
     done = command("main", *run, "b", "--resume", "a/last.pth")
     assert done.code == 143
     assert done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")
@@ -352,7 +360,8 @@ def test_a_second_signal_ends_at_once(command, monkeypatch):
 
 
 def test_a_signal_while_images_are_read_ends_too(command, monkeypatch):
-    monkeypatch.setattr("run.load_splits", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr("commands.training_run.load_splits", stop)
     done = command("main", *QUICK)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -388,15 +397,15 @@ def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(
 
 def fail_at(monkeypatch, fails: Callable[[int, str], bool]) -> None:
     """Has writing a snapshot fail where `fails(attempt, name)`. Attempts count from 1 by name."""
-    attempts, save = Counter(), snapshots.save
+    attempts, write = Counter(), recorders.write_snapshot
 
-    def save_or_fail(content, path):
+    def write_or_fail(content, path):
         attempts[path.name] += 1
         if fails(attempts[path.name], path.name):
             raise OSError(28, "No space left on device")
-        save(content, path)
+        write(content, path)
 
-    monkeypatch.setattr(snapshots, "save", save_or_fail)
+    monkeypatch.setattr(recorders, "write_snapshot", write_or_fail)
 
 
 def test_a_snapshot_that_could_not_be_written_is_written_later(

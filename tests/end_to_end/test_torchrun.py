@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import SETTINGS, trained
 from support.commands import QUICK
 from support.outputs import figures, log_text, rows_of
+from support.ranks import SETTINGS, trained
 
-from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.launch import ALONE
 
 ROOT = Path(__file__).parents[2]
@@ -151,13 +151,13 @@ def test_after_a_kill_torchruns_restart_goes_on_and_a_signal_to_one_rank_ends_al
     lost = errors()  # none where torchrun, which ends the other rank too, was faster
     assert len(lost) <= 1
     assert all(error.startswith("error: rank 1: lost contact with another rank") for error in lost)
-    wait_for(lambda: snapshots.load(last).epoch > first, process)
+    wait_for(lambda: read_snapshot(last).epoch > first, process)
     os.kill(pid_of(1, process), signal.SIGTERM)
     assert process.wait(60) == 1
     assert errors() == lost
     codes = set(re.findall(r"exitcode  : (-?\d+)", output()))  # torchrun saw one rank or both
     assert codes == {"143"}, output()
-    epoch = re.search(r"SIGTERM: ended after epoch (\d+); go on with:", log_text())[1]
-    assert snapshots.load(last).epoch == int(epoch)
+    epoch = re.search(r"SIGTERM: ended after epoch (\d+); continue with:", log_text())[1]
+    assert read_snapshot(last).epoch == int(epoch)
     assert "  torchrun --nproc_per_node=2 main.py" in output()
     assert not list(Path("snapshots_complete").glob(".*"))

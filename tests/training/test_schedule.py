@@ -4,18 +4,31 @@ import pytest
 import torch
 
 from cifarnet.settings import Settings
+from cifarnet.settings.training import TrainingSettings
 from cifarnet.training.plan import Plan
 from cifarnet.training.schedule import learning_rate
 
 TOTAL, WARMUP = 1000, 100
 
 
+def rate_at(
+    step: int,
+    total: int = TOTAL,
+    warmup: int = 0,
+    lr: float = 0.1,
+    min_lr: float = 1e-6,
+    schedule: str = "cosine",
+) -> float:
+    settings = TrainingSettings(lr=lr, min_lr=min_lr, schedule=schedule)
+    return learning_rate(step, total, warmup, settings)
+
+
 def test_the_cosine_starts_and_ends_exactly():
     for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
-        assert learning_rate(0, TOTAL, 0, lr, low, "cosine") == lr
-        assert learning_rate(TOTAL - 1, TOTAL, 0, lr, low, "cosine") == low
-        assert learning_rate(500, 1001, 0, lr, low, "cosine") == pytest.approx((lr + low) / 2)
-    rates = [learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
+        assert rate_at(0, TOTAL, 0, lr, low) == lr
+        assert rate_at(TOTAL - 1, TOTAL, 0, lr, low) == low
+        assert rate_at(500, 1001, 0, lr, low) == pytest.approx((lr + low) / 2)
+    rates = [rate_at(step) for step in range(TOTAL)]
     assert all(a > b for a, b in itertools.pairwise(rates))
 
 
@@ -24,24 +37,22 @@ def test_the_cosine_equals_torchs():
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
     for step in range(TOTAL):
-        assert learning_rate(step, TOTAL, 0, 0.1, 1e-6, "cosine") == pytest.approx(
-            scheduler.get_last_lr()[0], rel=1e-6
-        )
+        assert rate_at(step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         scheduler.step()
 
 
 def test_the_warm_up_is_linear_and_meets_the_cosine():
-    rates = [learning_rate(step, TOTAL, WARMUP, 0.1, 1e-6, "cosine") for step in range(TOTAL)]
+    rates = [rate_at(step, TOTAL, WARMUP) for step in range(TOTAL)]
     assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
     assert rates[WARMUP] == 0.1
     assert rates[-1] == 1e-6
 
 
 def test_the_shortest_runs():
-    assert learning_rate(0, 1, 0, 0.1, 1e-6, "cosine") == 0.1
-    assert [learning_rate(i, 2, 0, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 1e-6]
-    assert [learning_rate(i, 2, 1, 0.1, 1e-6, "cosine") for i in range(2)] == [0.1, 0.1]
+    assert rate_at(0, 1) == 0.1
+    assert [rate_at(i, 2) for i in range(2)] == [0.1, 1e-6]
+    assert [rate_at(i, 2, 1) for i in range(2)] == [0.1, 0.1]
 
 
 def test_the_linear_schedule_equals_torchs():
@@ -49,7 +60,7 @@ def test_the_linear_schedule_equals_torchs():
     optimizer = torch.optim.SGD([parameter], lr=0.2)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.005, TOTAL - WARMUP - 1)
     for step in range(TOTAL):
-        rate = learning_rate(step, TOTAL, WARMUP, 0.2, 1e-3, "linear")
+        rate = rate_at(step, TOTAL, WARMUP, 0.2, 1e-3, "linear")
         if step < WARMUP:
             assert rate == pytest.approx(0.2 * (step + 1) / WARMUP)
         else:

@@ -1,0 +1,76 @@
+from types import SimpleNamespace
+
+import pytest
+from support.snapshots import make_row, make_snapshot
+
+from cifarnet.checkpoints.paths import BEST, LAST, numbered
+from cifarnet.checkpoints.snapshots import pack, read_snapshot, write_snapshot
+from cifarnet.core.errors import UserError
+from cifarnet.core.launch import ALONE
+from cifarnet.settings import Settings
+from commands.run_setup import archive_old_snapshots, fit_batch
+
+
+def continued_run(source, directory, save_best=True):
+    """A run that continues from the snapshot `source` and writes into `directory`."""
+    snapshot, lines = read_snapshot(source), []
+    return SimpleNamespace(
+        resume=SimpleNamespace(source=source, snapshot=snapshot),
+        learner=SimpleNamespace(progress=snapshot.state.progress),
+        folders={"snapshot_dir": directory},
+        settings=Settings.from_flags(save_best=save_best),
+        runtime=ALONE,
+        log=SimpleNamespace(line=lines.append, lines=lines),
+    )
+
+
+def write(path, epoch, history=None, **changes):
+    history = history or [make_row(2, test_accuracy=0.9), make_row(epoch, test_accuracy=0.1)]
+    write_snapshot(pack(make_snapshot(epoch, history=history, **changes)), path)
+
+
+def test_snapshots_of_other_runs_are_archived_and_this_runs_copied(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    write(old / LAST, 3)
+    write(old / BEST, 2, [make_row(2)])
+    write(new / LAST, 9, run_id="other")
+    run = continued_run(old / LAST, new)
+    archive_old_snapshots(run)
+    assert [read_snapshot(new / name).epoch for name in (LAST, BEST)] == [3, 2]
+    (archive,) = new.glob("before_*")
+    assert [read_snapshot(path).state.run_id for path in archive.iterdir()] == ["other"]
+    assert run.log.lines == [f"moved the snapshots of an earlier run to {archive}"]
+
+    again = continued_run(new / LAST, new)
+    archive_old_snapshots(again)
+    assert not again.log.lines  # nothing more to move
+    write(numbered(new, 5), 5)
+    archive_old_snapshots(run)
+    assert not numbered(new, 5).exists()  # of a later epoch: it will be made again
+
+
+def test_without_the_best_snapshot_the_best_starts_anew(tmp_path):
+    write(tmp_path / LAST, 3)
+    run = continued_run(tmp_path / LAST, tmp_path)
+    archive_old_snapshots(run)
+    assert run.learner.progress.best_epoch == 0
+    assert "no snapshot of the best epoch 2 is beside" in run.log.lines[0]
+
+
+def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
+    write(tmp_path / LAST, 3)
+    run = continued_run(tmp_path / LAST, tmp_path / "missing", save_best=False)
+    (tmp_path / LAST).unlink()
+    with pytest.raises(UserError, match=r"--snapshot_dir .* No such file"):
+        archive_old_snapshots(run)
+
+
+@pytest.mark.parametrize(
+    ("count", "accumulate", "size"), [(10_000, 1, 512), (60, 1, 60), (61, 4, 60), (9_999, 5, 510)]
+)
+def test_the_default_batch_size_fits_the_images(count, accumulate, size):
+    log = SimpleNamespace(line=lambda text: None)
+    fitted = fit_batch(Settings.from_flags(accumulate=accumulate), count, ALONE, log)
+    assert fitted.training.batch_size == size
