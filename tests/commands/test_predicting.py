@@ -23,8 +23,8 @@ def album(tmp_path, monkeypatch) -> Path:
 
 def test_folders_are_searched_in_order_and_names_of_files_are_taken_as_they_are(album):
     paths, problems, others = find_pictures(["album/notes.txt", "album", "nowhere.png"])
-    found = ["album/a.JPG", "album/b.png", "album/below/d.webp"]
-    assert paths == ["album/notes.txt", *found, "nowhere.png"]
+    inside = ["album/a.JPG", "album/b.png", "album/below/d.webp"]
+    assert paths == ["album/notes.txt", *inside, "nowhere.png"]
     assert problems == []
     assert others == [Path("album/link"), Path("album/notes.txt")]
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import export
-from cifarnet.inference.page import read_page
+from cifarnet.export.page import read_page
 from model import load_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported")
-    given = ("--snapshot", trained.snapshot, "--metrics", trained.metrics)
-    flags = (*given, "--format", "hub,page", "--out", out)
+    model = ("--snapshot", trained.snapshot, "--metrics", trained.metrics)
+    flags = (*model, "--format", "hub,page", "--out", out)
     assert export.main([str(flag) for flag in flags]) == 0
     return out
 
@@ -34,11 +34,11 @@ def hub(command, exported) -> Path:
 
 def test_a_hub_folder_works_wherever_weights_do(command, trained, hub):
     picture = next(trained.tree.glob("test/disc/*.png"))
-    said = [
+    answers = [
         command("predict", "--pretrained", name, "--json", picture).out
         for name in (trained.weights, hub, hub.resolve())
     ]
-    assert said[0] == said[1] == said[2] != ""
+    assert answers[0] == answers[1] == answers[2] != ""
     report = json.loads(trained.metrics.read_text())
     data = ("--data_dir", trained.tree, "--no-plot_evaluation")
     assert command("evaluate", "--pretrained", hub, *data).code == 0
@@ -55,17 +55,17 @@ def test_a_hub_folder_works_wherever_weights_do(command, trained, hub):
     assert {path.name for path in hub.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
     }
-    page, network = read_page(Path("out/page.html")), load_pretrained(hub)
+    page, classifier = read_page(Path("out/page.html")), load_pretrained(hub)
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(page(pixels), network[0](network[2](pixels)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(page(pixels), classifier.logits(pixels), atol=1e-3, rtol=0)
 
 
 def test_the_lines_of_the_card(trained, hub, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (hub / "README.md").read_text(), re.DOTALL)
-    places = {"/path/to/CIFARNet": str(ROOT), "/path/to/this/folder": str(hub)}
-    for place, here in places.items():
-        assert place in code
-        code = code.replace(place, here)
+    paths = {"/path/to/CIFARNet": str(ROOT), "/path/to/this/folder": str(hub)}
+    for example, path in paths.items():
+        assert example in code
+        code = code.replace(example, path)
     with Image.open(next(trained.tree.glob("test/star/*.png"))) as picture:
         picture.resize((300, 200)).save("photo.jpg")
     monkeypatch.setattr("sys.path", [])
@@ -94,15 +94,15 @@ def test_a_damaged_hub_folder_and_a_former_page_are_not_hurt(command, trained, h
     page = Path("out/page.html").read_bytes()
     done = command("export", "--pretrained", hub, "--format", "page", "--out", "out")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "out/hub/model.safetensors is truncated, damaged or no safetensors file" in done.err
+    assert "out/hub/model.safetensors is truncated, damaged or not a safetensors file" in done.err
     assert Path("out/page.html").read_bytes() == page
 
 
 def test_a_metrics_file_without_the_figures_of_the_card_is_refused(command, trained):
     report = json.loads(trained.metrics.read_text())
     Path("metrics.json").write_text(json.dumps(report | {"macro": {}}))
-    given = ("--snapshot", trained.snapshot, "--metrics", "metrics.json")
-    done = command("export", *given, "--format", "hub")
+    model = ("--snapshot", trained.snapshot, "--metrics", "metrics.json")
+    done = command("export", *model, "--format", "hub")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "--metrics metrics.json lacks figures" in done.err
     assert not Path("hub").exists()
