@@ -2,12 +2,14 @@
 
 from cifarnet.augment.published import PUBLISHED
 from cifarnet.augment.step import BORDERS
+from cifarnet.export.names import EXPORT_NAMES
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
 from cifarnet.settings import FLAGS
 from cifarnet.training.objective import CLASS_WEIGHTS
 from cifarnet.training.optimizers import OPTIMIZERS
 from cifarnet.training.schedule import SCHEDULES
+from commands.export_formats import FORMATS
 from data import DATASETS, ENGINES
 
 
@@ -40,3 +42,7 @@ def test_training():
     assert choices("optimizer") == set(OPTIMIZERS)
     assert choices("schedule") == set(SCHEDULES)
     assert choices("class_weights") == set(CLASS_WEIGHTS)
+
+
+def test_formats():
+    assert list(FORMATS) == list(EXPORT_NAMES)
