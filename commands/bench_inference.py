@@ -1,55 +1,50 @@
-"""What bench.py --inference measures: a trained network at work, in each of its forms."""
+"""What bench.py --inference measures: a trained model at work, in each of its forms."""
 
-from __future__ import annotations
-
+import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bench_training import random_images
-from cifarnet.settings import settings_from_dict
+import torch
+from torch import Tensor
+
+from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.trained import TrainedModel, check_classes
+from cifarnet.core.device import init_process
+from cifarnet.core.log import print_line
+from cifarnet.export.names import EXPORT_NAMES
+from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.inference.readback import Classify, answers, top1
+from cifarnet.inference.speed import BATCHES, measure
 from cifarnet.settings.precision import PrecisionSettings
-from formats import FORMATS, Source
-
-if TYPE_CHECKING:
-    import argparse
-
-    import torch
-    from cifarnet.checkpoints.weights import Weights
-
-    from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.training.compiling import compiled
+from commands.bench_plain import random_images
+from commands.evaluation import evaluation_settings
+from commands.export_formats import FORMATS, Source
+from data import load_splits
 
 
 def inference(
     options: argparse.Namespace, tell: Callable[[str], object]
 ) -> dict[str, dict[str, float | None]]:
-    """The figures of each form of a trained network: speed, bytes of its file, and top-1.
+    """The figures of each form of a trained model: speed, bytes of its file, and top-1.
 
     ONNX runs on the CPU. Without --data_dir there is no top-1, and random pixels calibrate int8,
-    which does not change its speed. `tell` is told of each part before it starts.
+    which does not change its speed. `tell` gets the name of each part before it starts.
     """
-    import torch
-
-    from cifarnet.checkpoints.snapshots import read_trained
-    from cifarnet.core.device import init_process
-    from cifarnet.inference.readback import answers, top1
-    from cifarnet.inference.speed import BATCHES, measure
-    from cifarnet.training.compiling import compiled
-    from model import build_classifier
-
     device = init_process(PrecisionSettings(device=options.device)).device
-    trained = read_trained(options.pretrained)
-    splits, test = _images_of(trained, options.data_dir)
+    model = load_trained(options.pretrained)
+    splits, test = _load_images(model, options.data_dir)
 
-    def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Callable:
-        classifier = build_classifier([trained], amp=True).to(device)
+    def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Classify:
+        classifier = TorchClassifier(model, amp=True).to(device)
         if compile_it:
             classifier.network = compiled(classifier.network, device)
 
-        def classify(pixels: torch.Tensor) -> torch.Tensor:
+        def classify(pixels: Tensor) -> Tensor:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return classifier(pixels.to(device)).cpu()
+                return classifier.logits(pixels.to(device)).cpu()
 
         return classify
 
@@ -59,12 +54,12 @@ def inference(
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("safetensors", "onnx", "onnx-int8"):
-            path = Path(folder) / FORMATS[name].out
-            FORMATS[name].write(Source(trained, splits, None), path)
+            path = Path(folder) / EXPORT_NAMES[name].file
+            FORMATS[name].write(Source(model, splits, None), path)
             sizes[name] = path.stat().st_size
             if name != "safetensors":
                 forms[name] = FORMATS[name].read(path)
-    pixels = random_images(max(BATCHES), settings_from_dict(trained.config).data.image_size).images
+    pixels = random_images(max(BATCHES), model.image_size).images
     speeds = measure(forms, pixels, 1 if options.quick else 5, tell)
     figures = {}
     for name, classify in forms.items():
@@ -77,27 +72,18 @@ def inference(
     return figures
 
 
-def _images_of(trained: Weights, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
+def _load_images(model: TrainedModel, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
     """The images in `data_dir`, and those to test on; without it noise, and None."""
-    from cifarnet.checkpoints.state import check_classes
-
-    from cifarnet.images.imageset import Splits
-    from cifarnet.inference.speed import BATCHES
-    from data import load_splits
-    from evaluate import settings_for
-
     if data_dir is None:
-        noise = random_images(max(BATCHES), settings_from_dict(trained.config).data.image_size)
-        return Splits("noise", noise, None, noise, trained.mean, trained.std), None
-    splits = load_splits(settings_for([trained], {"data_dir": data_dir}, None).data, print)
-    check_classes(trained.classes, splits.test.classes)
+        noise = random_images(max(BATCHES), model.image_size)
+        return Splits("noise", noise, None, noise, model.mean, model.std), None
+    splits = load_splits(evaluation_settings([model], {"data_dir": data_dir}).data, print_line)
+    check_classes(model.classes, splits.test.classes)
     return splits, splits.test
 
 
 def inference_table(figures: dict[str, dict]) -> str:
     """The figures of `inference` as a Markdown table."""
-    from cifarnet.inference.speed import BATCHES
-
     heads = ["network", "one picture", "95th percentile", *(f"{n} at a time" for n in BATCHES)]
     rows = [f"| {' | '.join(heads)} | file | top-1 |", "|---" * (len(heads) + 2) + "|"]
     for name, figure in figures.items():

@@ -1,0 +1,134 @@
+"""Runs the measurements of bench.py, each in a process of its own, and prints the figures.
+
+The allocator's setting belongs to a process. The processes take turns for three rounds, because the
+speed of a machine drifts; the table shows medians.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cifarnet.core.cpu import available_cores
+from cifarnet.core.device import init_process
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.files import naming_failures
+from cifarnet.core.memory import peak_memory
+from cifarnet.settings.precision import PrecisionSettings
+from commands.bench_inference import inference, inference_table
+from commands.bench_tables import networks_table, ranks_table, table
+from commands.bench_training import MEASUREMENTS, flops_per_image, network_costs, profile
+
+COMMAND = Path(__file__).parents[1] / "bench.py"
+ROUNDS = 3
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """What bench.py does once its flags are read. Raises `UserError` and `RunError`."""
+    names = chosen(options)
+    device = options.device
+    if device == "auto":
+        device = init_process(PrecisionSettings()).device.type
+    if options.profile:
+        print(profile(device))
+    elif options.inference:
+        figures = inference(options, _progress)
+        _progress("")
+        _tell(figures, inference_table(figures), device, options.json)
+    elif options.counts:
+        print(f"measured here, bf16, batched engine, {device}, {available_cores()} cores:\n")
+        print(ranks_table({count: _of_ranks(count, device) for count in options.counts}, device))
+    else:
+        figures = measure(names, device, 1 if options.quick else ROUNDS)
+        if options.networks:
+            figures = {name: figures[name] | network_costs(name) for name in figures}
+            text = networks_table(figures)
+        else:
+            text = table(figures, flops_per_image())
+        _tell(figures, text, device, options.json)
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The names of the measurements that the flags ask for. Raises `UserError` for none."""
+    names = [
+        name
+        for name, measurement in MEASUREMENTS.items()
+        if options.only in name
+        and options.networks == name.startswith("network, ")
+        and (measurement.decides or not options.quick)
+        and (options.compiled or "compiled" in options.only or "compiled" not in name)
+    ]
+    if not names:
+        of_quick = " of --quick" if options.quick else ""
+        raise UserError(f"--only {options.only}: no measurement{of_quick} has that in its name")
+    return names
+
+
+def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """The median rate and the largest peak memory of each measurement. Raises `RunError`.
+
+    Rows that explain rather than decide are measured in the first round only.
+    """
+    runs: dict[str, list[dict]] = {name: [] for name in names}
+    for round_ in range(rounds):
+        for name in names:
+            if round_ == 0 or MEASUREMENTS[name].decides:
+                _progress(f"round {round_ + 1}: {name}")
+                runs[name].append(_in_child(name, device))
+    _progress("")
+    return {
+        name: {
+            "rate": statistics.median(run["rate"] for run in of_name),
+            "memory": max(run["memory"] for run in of_name),
+        }
+        for name, of_name in runs.items()
+    }
+
+
+def run_child(name: str, device: str) -> None:
+    """Measures `name` in this process, and prints its rate and peak memory as JSON."""
+    rate = MEASUREMENTS[name].measure(device)
+    print(json.dumps({"rate": rate, "memory": peak_memory(device)}))
+
+
+def _of_ranks(count: int, device: str) -> dict[str, float]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    return _in_child("ranks", device, launcher)["rate"]
+
+
+def _progress(text: str) -> None:
+    """Shows `text` in place of the text before, on the terminal."""
+    print(f"\r{text:55}" if text else f"\r{'':55}\r", end="", file=sys.stderr, flush=True)
+
+
+def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
+    """Measures `name` in a process of its own: its rate and peak memory. Raises `RunError`."""
+    command = [sys.executable, *launcher, str(COMMAND), "--child", name, "--device", device]
+    # A system may pin kernels of OpenBLAS. torch does not use it; numpy would be slower.
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")
+    }
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if child.returncode != 0:
+        why = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+        raise RunError(f"the measurement {name!r} failed: {why[-1]}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -> None:
+    """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `UserError`."""
+    machine, cores = init_process(PrecisionSettings(device=device)).device_name, available_cores()
+    python = platform.python_version()
+    print(f"{machine}, {cores} cores, torch {torch.__version__}, python {python}\n")
+    print(shown)
+    if path:
+        content = {"machine": machine, "cores": cores, "figures": figures}
+        with naming_failures("--json", Path(path)):
+            Path(path).write_text(json.dumps(content, indent=2) + "\n")
