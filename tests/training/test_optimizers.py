@@ -5,7 +5,7 @@ from torch import nn
 
 from cifarnet.networks.blocks import DenseConv2d
 from cifarnet.networks.cifarnet import CIFARNet
-from cifarnet.settings import Settings
+from cifarnet.settings.training import TrainingSettings
 from cifarnet.training.optimizers import build_optimizer, orthogonalised
 
 
@@ -38,7 +38,7 @@ def test_muon_turns_the_dense_convolutions_and_leaves_the_rest_to_sgd():
     torch.manual_seed(0)
     model, twin = (CIFARNet().to(memory_format=torch.channels_last) for _ in range(2))
     twin.load_state_dict(model.state_dict())
-    config = Settings.from_flags(
+    config = TrainingSettings(
         optimizer="muon", lr=0.2, muon_lr=0.05, muon_momentum=0.6, weight_decay=1e-3
     )
     muon = build_optimizer(model, config, fused=True)
@@ -73,7 +73,7 @@ def test_muon_turns_the_dense_convolutions_and_leaves_the_rest_to_sgd():
 @pytest.mark.parametrize("decay_norms", [True, False])
 def test_every_weight_is_in_one_group_and_norms_decay_only_if_asked(name, decay_norms):
     model = CIFARNet()
-    config = Settings.from_flags(optimizer=name, weight_decay=0.01, decay_norms=decay_norms)
+    config = TrainingSettings(optimizer=name, weight_decay=0.01, decay_norms=decay_norms)
     groups = build_optimizer(model, config, fused=True).param_groups
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(
         id(p) for p in model.parameters()
