@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from support.browser import console, fetched, open_page
+from support.snapshots import make_trained
 from torch import nn
 
+from cifarnet.checkpoints.load import load_trained
 from cifarnet.core.errors import UserError
+from cifarnet.export.page import read_page, write_page
 from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
+from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import to_pixels
-from cifarnet.inference.page import About, read_page, write_page
-from cifarnet.inference.predictor import NetworkInput
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.networks.build import build_model
 from cifarnet.settings.data import DataSettings
 from cifarnet.settings.network import NetworkSettings
-from model import build_model, load_pretrained
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 TOLERANCE = 1e-3  # of logits
@@ -52,7 +55,7 @@ class Weighed(nn.Module):
         return self.head((weight[:, :, None, None] * x).amax((2, 3)))
 
 
-def made(kind: str) -> tuple[nn.Module, int]:
+def build(kind: str) -> tuple[nn.Module, int]:
     """A network with random weights and statistics, and the size of its images."""
     torch.manual_seed(0)
     if kind == "weighed":
@@ -70,8 +73,13 @@ def made(kind: str) -> tuple[nn.Module, int]:
 
 
 def write(network: nn.Module, path: Path, size: int = 32, classes=("bar", "disc", "star")) -> Path:
-    write_page(network, About(classes, MEAN, STD, size, ["a fact"]), path)
+    write_page(network, make_trained(classes=classes, mean=MEAN, std=STD, image_size=size), path)
     return path
+
+
+def answers(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The logits of `network` for uint8 [N,3,S,S]."""
+    return network(Normalise(MEAN, STD, torch.device("cpu"))(pixels))
 
 
 def noise(count: int, size: int = 32) -> torch.Tensor:
@@ -79,7 +87,7 @@ def noise(count: int, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def asked(driver, pixels: torch.Tensor) -> torch.Tensor:
+def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:
     """The logits that the worker of the open page gives for uint8 [N,3,S,S]."""
     text = base64.b64encode(pixels.numpy().tobytes()).decode()
     driver.set_script_timeout(300)
@@ -92,26 +100,24 @@ KINDS = ("cifarnet 32", "cifarnet 64", "residual 32", "weighed")
 @pytest.mark.parametrize("kind", [*KINDS, "grown 32"])
 @torch.inference_mode()
 def test_the_page_holds_the_network(tmp_path, kind):
-    network, size = made(kind)
+    network, size = build(kind)
     pixels = noise(4, size)
     read = read_page(write(network, tmp_path / "page.html", size))
-    torch.testing.assert_close(
-        read(pixels), network(NetworkInput(MEAN, STD)(pixels)), atol=TOLERANCE, rtol=0
-    )
+    torch.testing.assert_close(read(pixels), answers(network, pixels), atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()
 def test_the_browser_computes_what_torch_does(browser, tmp_path):
     for kind in KINDS:
-        network, size = made(kind)
+        network, size = build(kind)
         pixels = noise(2, size)
         open_page(browser, write(network, tmp_path / "page.html", size))
-        expected = network(NetworkInput(MEAN, STD)(pixels))
-        torch.testing.assert_close(asked(browser, pixels), expected, atol=TOLERANCE, rtol=0)
+        expected = answers(network, pixels)
+        torch.testing.assert_close(logits_of(browser, pixels), expected, atol=TOLERANCE, rtol=0)
     assert (console(browser), fetched(browser)) == ([], [])
 
 
-def some_images(count: int) -> torch.Tensor:
+def real_images(count: int) -> torch.Tensor:
     """Test images of CIFAR-10 if the machine has them, else digits: uint8 [N,3,32,32]."""
     if "CIFAR10_DIR" not in os.environ:
         return read_digits(DataSettings(), print).test.images[:count]
@@ -122,14 +128,14 @@ def some_images(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_a_result_gives_the_same_logits_in_the_browser(browser, tmp_path, count):
-    network, classes, normalise = load_pretrained("long")
-    path, pixels = tmp_path / "page.html", some_images(count)
-    write_page(network, About(classes, normalise.mean, normalise.std, 32, []), path)
+    model = load_trained("long")
+    path, pixels = tmp_path / "page.html", real_images(count)
+    write_page(model.build(), model, path)
     assert path.stat().st_size < 1_500_000
     open_page(browser, path)
-    expected = network(normalise(pixels))
+    expected = TorchClassifier(model, amp=False).logits(pixels)
     assert len(expected) == count
-    torch.testing.assert_close(asked(browser, pixels), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(logits_of(browser, pixels), expected, atol=TOLERANCE, rtol=0)
 
 
 # --- what the page shows ---
@@ -182,7 +188,7 @@ def pictures(folder: Path) -> list[Path]:
 
 @torch.inference_mode()
 def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
-    network, size = made("weighed")
+    network, size = build("weighed")
     open_page(browser, write(network, tmp_path / "page.html", size, HOSTILE))
     for path in pictures(tmp_path):
         browser.find_element("id", "file").send_keys(str(path))
@@ -192,8 +198,8 @@ def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
             difference = np.abs(seen - to_pixels(picture, size).astype(int))
         assert difference.max() <= 3, path.name
         assert difference.mean() < 0.5, path.name
-        pixels = torch.from_numpy(seen)
-        shares = network(NetworkInput(MEAN, STD)(pixels)).softmax(1)[0]
+        pixels = torch.from_numpy(seen)[None]
+        shares = answers(network, pixels).softmax(1)[0]
         first, *others = shares.argsort(descending=True).tolist()
         names = [row.text for row in browser.find_elements("css selector", "#bars .name")]
         assert names == [HOSTILE[label] for label in (first, *others)]
@@ -202,12 +208,14 @@ def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
         browser.execute_script("tell('')")
     assert browser.title == "What does the picture show?"
     assert all(name in text for name in HOSTILE)
-    assert "a fact" in browser.find_element("css selector", "footer").get_attribute("textContent")
+    facts = browser.find_element("css selector", "footer").get_attribute("textContent")
+    for fact in ("Weighed, ", "trained on pictures, epoch 3", "on its test images: 50.00%"):
+        assert fact in facts
     assert (console(browser), fetched(browser)) == ([], [])
 
 
 def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_path):
-    network, size = made("weighed")
+    network, size = build("weighed")
     open_page(browser, write(network, tmp_path / "page.html", size))
     picture = pictures(tmp_path)[0].read_bytes()
     until_it_says(browser, "^The answer appears here")

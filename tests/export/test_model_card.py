@@ -1,17 +1,20 @@
 """The folder for the Hugging Face hub: by the hub's own library, without network."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from support.snapshots import make_trained
 
-from cifarnet.checkpoints.weights import Weights
-from cifarnet.reporting.card import write_hub
-from cifarnet.settings import Settings
-from model import build_model, load_pretrained
+from cifarnet.checkpoints.trained import TrainedModel
+from cifarnet.export.model_card import write_hub
+from cifarnet.images.normalise import Normalise
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.networks.build import build_model
+from cifarnet.settings.network import NetworkSettings
+from model import load_pretrained
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("a | b", "<img src=x>\n## no", "*ü* `c`")
@@ -23,23 +26,21 @@ FIGURES = {
 }
 
 
-def made(network: str = "cifarnet", classes=CLASSES, **changes) -> tuple[Weights, torch.nn.Module]:
-    settings = Settings.from_flags(network=network, dataset="cifar100", epochs=7)
-    model = build_model(settings.network, len(classes)).eval()
-    weights = Weights(
-        model=model.state_dict(),
-        epoch=3,
-        config={"network": network, "dataset": "cifar100", "epochs": 7},
-        classes=list(classes),
-        mean=[0.5, 0.4, 0.3],
-        std=[0.3, 0.25, 0.2],
-        dataset='CIFAR-100, "JPEG": re-encoding',
-        selected_by="not selected",
-        accuracy=0.75,
-        accuracy_from="metrics.json, 40 images",
-        source="there",
+def build(network: str = "cifarnet", classes=CLASSES, **origin) -> TrainedModel:
+    """A trained model with random weights; `origin` are fields of its origin."""
+    settings = NetworkSettings(network=network)
+    about = {
+        "dataset": 'CIFAR-100, "JPEG": re-encoding',
+        "accuracy": 0.75,
+        "accuracy_from": "metrics.json, 40 images",
+    }
+    return make_trained(
+        build_model(settings, len(classes)).state_dict(),
+        {"network": network, "dataset": "cifar100", "epochs": 7},
+        about | origin,
+        network=settings,
+        classes=classes,
     )
-    return replace(weights, **changes), model
 
 
 def card_of(folder: Path):
@@ -49,14 +50,14 @@ def card_of(folder: Path):
 
 
 def test_the_hub_accepts_the_card_and_finds_the_figures(tmp_path):
-    write_hub(*made(), FIGURES, tmp_path / "hub")
+    write_hub(build(), FIGURES, tmp_path / "hub")
     card = card_of(tmp_path / "hub")
-    said = card.data.to_dict()
-    assert said["license"] == "mit"
+    front = card.data.to_dict()
+    assert front["license"] == "mit"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-    assert said["pipeline_tag"] == "image-classification"
-    assert said["datasets"] == ["uoft-cs/cifar100"]
-    (entry,) = said["model-index"]
+    assert front["pipeline_tag"] == "image-classification"
+    assert front["datasets"] == ["uoft-cs/cifar100"]
+    (entry,) = front["model-index"]
     (result,) = entry["results"]
     assert result["dataset"]["name"] == 'CIFAR-100, "JPEG": re-encoding'
     assert [(each["type"], each["value"]) for each in result["metrics"]] == [
@@ -71,7 +72,7 @@ def test_the_hub_accepts_the_card_and_finds_the_figures(tmp_path):
 
 
 def test_names_of_classes_are_text_only(tmp_path):
-    write_hub(*made(), FIGURES, tmp_path)
+    write_hub(build(), FIGURES, tmp_path)
     text = card_of(tmp_path).text
     assert "<img" not in text
     assert "## no" not in text
@@ -87,7 +88,7 @@ def test_names_of_classes_are_text_only(tmp_path):
     ("accuracy", "words"), [(0.75, "75.00%. Source: metrics.json, 40 images"), (None, "Not known")]
 )
 def test_without_a_report_the_card_says_what_is_kept_with_the_weights(tmp_path, accuracy, words):
-    write_hub(*made(accuracy=accuracy, dataset="mine"), None, tmp_path)
+    write_hub(build(accuracy=accuracy, dataset="mine"), None, tmp_path)
     card = card_of(tmp_path)
     assert words in card.text
     assert "re-encoding, which" not in card.text
@@ -97,20 +98,22 @@ def test_without_a_report_the_card_says_what_is_kept_with_the_weights(tmp_path, 
 
 @pytest.mark.parametrize("network", ["cifarnet", "residual"])
 def test_the_folder_holds_the_network_and_how_to_prepare_its_images(tmp_path, network):
-    weights, model = made(network, classes=[f"class {i}" for i in range(100)])
-    write_hub(weights, model, None, tmp_path)
-    back, classes, normalise = load_pretrained(tmp_path)
-    assert classes == tuple(weights.classes)
+    model = build(network, classes=tuple(f"class {i}" for i in range(100)))
+    write_hub(model, None, tmp_path)
+    classifier = load_pretrained(tmp_path)
+    assert classifier.classes == model.classes
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(back(normalise(pixels)), model(normalise(pixels)), rtol=0, atol=0)
+    with torch.inference_mode():
+        assert torch.equal(classifier(pixels), TorchClassifier(model, amp=False)(pixels))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == set(weights.model)
+        assert set(file.keys()) == set(model.weights)
 
     read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
     config, how = read("config.json"), read("preprocessor_config.json")
-    assert config["architectures"] == [type(model).__name__]
+    assert config["architectures"] == [{"cifarnet": "CIFARNet", "residual": "ResidualNet"}[network]]
     assert (config["num_labels"], config["image_size"]) == (100, 32)
     assert how["size"] == {"height": 32, "width": 32}
     mean, std = (torch.tensor(how[f"image_{name}"]).view(3, 1, 1) for name in ("mean", "std"))
     expected = (pixels * how["rescale_factor"] - mean) / std
+    normalise = Normalise(model.mean, model.std, torch.device("cpu"))
     torch.testing.assert_close(normalise(pixels), expected)
