@@ -1,0 +1,61 @@
+"""metrics.json as the source of figures; end_to_end/test_export.py reads real ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.snapshots import make_trained
+
+from cifarnet.core.errors import UserError
+from cifarnet.export.exported_figures import read_metrics, with_accuracy
+
+ROW = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 20}
+MODEL = make_trained()
+REPORT = {
+    **{"epoch": 3, "dataset": "pictures", "weights": "raw", "sha256": MODEL.sha256},
+    **{"top1": 0.625, "top3": 1.0, "top5": 1.0, "loss": 0.5, "images": 40},
+    **{"macro": {"f1": 0.7}, "per_class": {"a": ROW, "ü": ROW}},
+}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "metrics.json"
+
+
+def write(path: Path, **changes: object) -> Path:
+    path.write_text(json.dumps(REPORT | changes))
+    return path
+
+
+def test_the_model_takes_the_accuracy_and_its_source(path):
+    metrics = read_metrics(write(path, interval=[0.5, 0.75], calibration_error=0.125))
+    origin = with_accuracy(MODEL, metrics, path).origin
+    assert (origin.accuracy, origin.accuracy_from) == (0.625, "metrics.json, 40 images")
+    figures = metrics.figures
+    assert (figures["low"], figures["high"], figures["calibration_error"]) == (0.5, 0.75, 0.125)
+    assert figures["per_class"]["ü"] == ROW
+
+
+def test_reports_of_earlier_versions_have_fewer_figures(path):
+    figures = read_metrics(write(path)).figures
+    assert not {"low", "high", "calibration_error"} & figures.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tta": "flip"}, "of an ensemble, or of a network with --tta"),
+        ({"members": [{}, {}]}, "of an ensemble, or of a network with --tta"),
+        ({"top1": 1.5}, "lacks figures"),
+        ({"macro": None}, "lacks figures"),
+        ({"per_class": {"a": {}}}, "lacks figures"),
+        ({"weights": "ema"}, "is of another model: .*weights ema; the weights to export are"),
+        ({"per_class": {"ü": ROW, "a": ROW}}, "is of another model"),
+        ({"sha256": "0"}, "is of other weights"),
+    ],
+    ids=str,
+)
+def test_other_reports_are_refused(path, change, words):
+    with pytest.raises(UserError, match=f"^--metrics .*{words}"):
+        with_accuracy(MODEL, read_metrics(write(path, **change)), path)
