@@ -136,8 +136,20 @@ def prepare(
         restore_run(learner, resume, log)
 
     # nothing was refused: the log file begins, and the snapshots of other runs make room
-    parts = (data, objective, learner, plan, resume, teacher and teacher.sha256)
-    run = Run(request.command, settings, runtime, splits, *parts, folders, log)
+    run = Run(
+        command=request.command,
+        settings=settings,
+        runtime=runtime,
+        splits=splits,
+        data=data,
+        objective=objective,
+        learner=learner,
+        plan=plan,
+        resume=resume,
+        teacher_sha256=teacher and teacher.sha256,
+        folders=folders,
+        log=log,
+    )
     if runtime.rank == 0:
         log.open(folders["log_dir"])
         write_header(log, learner, splits, data.train.workers)

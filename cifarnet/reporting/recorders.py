@@ -1,9 +1,9 @@
-"""Recorders: what a run writes down after each epoch. One small class each, told of the start,
-each row and the end.
+"""Recorders: what a run writes after each epoch. Each is a small class that is called at the start,
+after each epoch and at the end.
 
-`Recorders` tells all of them in turn. One that fails, on a full disk for example, does not keep
-the others from their work: it says so in the log, tries again, and the run ends with exit code 1
-if its last try failed too.
+`Recorders` calls all of them in turn. If one fails, for example on a full disk, the others still
+work. The failure is logged and the recorder tries again. The run ends with exit code 1 if its last
+try failed.
 """
 
 import csv
@@ -50,7 +50,7 @@ class Recorder:
 
 
 class Recorders:
-    """Tells each recorder in turn, on the first rank; the other ranks wait for it."""
+    """Calls each recorder in turn, on the first rank; the other ranks wait for it."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class LogLine(Recorder):
         `first_step()` is how long the first step took, in seconds."""
         self.log, self.settings, self.cost, self.first_step = log, settings, cost, first_step
         self.started, self.epochs_before = 0.0, 0
-        self.told_of_wait = False
+        self.has_reported_wait = False
 
     def start(self, progress: Progress) -> None:
         self.started, self.epochs_before = time.perf_counter(), progress.epoch
@@ -205,8 +205,8 @@ class LogLine(Recorder):
         waits = (
             row.data_wait > 0.1 and self.settings.augmentation.augment_engine == "albumentations"
         )
-        if waits and not self.told_of_wait:
-            self.told_of_wait = True  # once a run
+        if waits and not self.has_reported_wait:
+            self.has_reported_wait = True  # once a run
             other = ", or use --augment_engine batched"
             if self.settings.augmentation.auto_augment != "none":
                 other = ""

@@ -14,7 +14,7 @@ from cifarnet.settings.training import TrainingSettings
 def build_optimizer(
     network: nn.Module, settings: TrainingSettings, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer of --optimizer for `network`.
+    """The optimizer that --optimizer names, for `network`.
 
     The learning rate of a group is that of the step times the group's "rate_factor". `fused`: the
     weights are updated in one pass.
@@ -128,12 +128,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
 
     Raises `ValueError`, among others, where `saved` belongs to other weights.
     """
-    own = [
+    current = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
     # Before loading: torch places AdamW's step counts by the settings that it is given.
-    groups = [group | settings for group, settings in zip(saved["param_groups"], own, strict=True)]
+    groups = [
+        group | settings for group, settings in zip(saved["param_groups"], current, strict=True)
+    ]
     optimizer.load_state_dict(saved | {"param_groups": groups})
     adamw = isinstance(optimizer, torch.optim.AdamW)
     kept = {"step", "exp_avg", "exp_avg_sq"} if adamw else {"momentum_buffer"}
