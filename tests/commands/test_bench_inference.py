@@ -1,0 +1,42 @@
+import json
+import shutil
+
+import pytest
+
+import bench
+from cifarnet.inference import speed
+from commands.bench_inference import inference_table
+from commands.export_formats import FORMATS
+
+
+def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, capsys, tmp_path):
+    """Which is faster no test can say; all forms name the same classes."""
+    for name in ("onnx", "onnx-int8"):  # written once, for all tests
+        copy = FORMATS[name]._replace(
+            write=lambda source, path: shutil.copy(onnx_files / path.name, path)
+        )
+        monkeypatch.setitem(FORMATS, name, copy)
+    monkeypatch.setattr(speed, "SINGLES", 2)
+    file = tmp_path / "figures.json"
+    flags = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]
+    flags += ["--quick", "--device", "cpu", "--json", file]
+    assert bench.main(list(map(str, flags))) == 0
+    figures = json.loads(file.read_text())["figures"]
+    assert list(figures) == ["PyTorch, fp32", "PyTorch, bf16", "onnx", "onnx-int8"]
+    for figure in figures.values():
+        assert 0 < figure["latency"] <= figure["latency_95"]
+        assert figure["top1"] == 1
+    assert capsys.readouterr().out.count("| 100.00% |") == 4
+    sizes = [figure["bytes"] for figure in figures.values()]
+    assert sizes[0] == sizes[1] == pytest.approx(trained.weights.stat().st_size, abs=100)
+    assert sizes[3] < sizes[2] / 2
+
+
+def test_the_table():
+    figure = {"latency": 0.0012, "latency_95": 0.002, "batch_32": 900.4, "batch_512": 2000.0}
+    figures = {"onnx": figure | {"bytes": 698_000, "top1": 0.8815}}
+    figures["PyTorch, fp32"] = figures["onnx"] | {"top1": None}
+    assert inference_table(figures).splitlines()[2:] == [
+        "| onnx | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB | 88.15% |",
+        "| PyTorch, fp32 | 1.20 ms | 2.00 ms | 900 img/s | 2,000 img/s | 0.70 MB |  |",
+    ]

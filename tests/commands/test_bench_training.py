@@ -1,0 +1,78 @@
+"""Rates are the images that went through, divided by the time that they took."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from cifarnet.networks.build import build_model, parameter_count
+from cifarnet.settings.network import NetworkSettings
+from commands import bench_plain, bench_training
+
+
+def test_the_gradients_exchanged_are_this_networks():
+    assert parameter_count(build_model(NetworkSettings(), 10)) == bench_training.PARAMETERS
+
+
+def test_a_training_step_is_three_forward_passes_of_two_flops_a_multiply_add():
+    assert bench_training.flops_per_image() == 3 * 2 * 100_204_288
+
+
+def test_the_time_of_work_is_the_median_without_the_warm_up(monkeypatch):
+    """Two runs warm up; then the clock shows 3, 1 and 2 seconds."""
+    ends = [100, 200, 3, 1, 2]
+    clock = iter([t for taken in ends for t in ([0.0, taken] if taken < 100 else [0.0])])
+    monkeypatch.setattr(bench_training.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert bench_training._seconds(lambda: calls.append(1), 2, 3) == 2
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("changes", [{"attention": "se", "depth": 2.0}, {"plain": True}], ids=str)
+def test_a_step_counts_the_images_of_its_batch(monkeypatch, changes):
+    def seconds(work, warm_up, repeats):
+        work()
+        return 0.5
+
+    monkeypatch.setattr(bench_training, "_seconds", seconds)
+    assert bench_training.step("cpu", False, batch=4, **changes) == 8
+
+
+def test_the_evaluation_counts_all_its_images(monkeypatch):
+    monkeypatch.setattr(bench_training, "BATCH", 4)
+    sizes = []
+    monkeypatch.setattr(
+        bench_training, "predict", lambda model, batches, _: sizes.extend(map(len_of, batches))
+    )
+
+    def len_of(batch):
+        return len(batch[0])
+
+    monkeypatch.setattr(bench_training, "_seconds", lambda work, *counts: work() or 2.0)
+    assert bench_training.evaluation("cpu", False) == 8
+    assert sizes == [4] * 4
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "batched"])
+def test_the_training_loop_leaves_out_its_first_epoch(monkeypatch, engine):
+    """The loop itself is real; the rate is the median of the rows after the first."""
+    fit, learners = bench_training.fit, []
+
+    def watched(learner, objective, data, plan, recorders):
+        assert (len(data.train), plan.epochs, plan.total_steps) == (2, 3, 6)
+        fit(learner, objective, data, plan, recorders)
+        learners.append(learner)
+
+    monkeypatch.setattr(bench_training, "fit", watched)
+    rate = bench_training.training("cpu", False, engine, 2, batch_size=8, epochs=3)
+    _, *later = [row.images_per_second for row in learners[0].progress.history]
+    assert len(later) == 2
+    assert rate == pytest.approx(sum(later) / 2)
+
+
+def test_the_plain_loop_counts_a_batch_a_step_after_the_first(monkeypatch):
+    monkeypatch.setattr(bench_plain, "BATCH", 4)
+    times = itertools.accumulate([0, 9, 0, 1, 0, 2, 0, 3, 0])  # steps take 9, 1, 2 and 3 seconds
+    clock = SimpleNamespace(perf_counter=lambda: float(next(times)))
+    monkeypatch.setattr(bench_plain, "time", clock)
+    assert bench_plain.plain_loop("cpu", 3) == 4 / 2

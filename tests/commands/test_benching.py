@@ -1,0 +1,116 @@
+"""Rounds, medians and failures of the measurements."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+import bench
+from commands import bench_training, benching
+from commands.bench_training import MEASUREMENTS, NETWORKS, Measurement
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """Two measurements that decide and one that explains, in place of the real ones."""
+    table = {
+        "matrix product, fp32": Measurement(None),
+        "plain loop, fp32": Measurement(None),
+        "step, fp32, fast forms": Measurement(None, decides=False),
+    }
+    monkeypatch.setattr(benching, "MEASUREMENTS", table)
+
+
+def answer(monkeypatch, rates):
+    """Children measure `rates` in turn; returns the names that they were asked for."""
+    asked, rates = [], iter(rates)
+
+    def measure(name, device):
+        asked.append(name)
+        rate = next(rates)
+        return {"rate": rate, "memory": int(rate) * 2**20}
+
+    monkeypatch.setattr(benching, "_in_child", measure)
+    return asked
+
+
+def test_medians_of_all_rounds_are_shown_and_written(named, monkeypatch, capsys, tmp_path):
+    asked = answer(monkeypatch, [1e3, 30.0, 50.0, 3e3, 10.0, 2e3, 20.0])
+    file = tmp_path / "figures.json"
+    assert bench.main(["--device", "cpu", "--json", str(file)]) == 0
+    product, loop, step = benching.MEASUREMENTS
+    assert asked == [product, loop, step, product, loop, product, loop]
+    figures = json.loads(file.read_text())["figures"]
+    assert figures == {
+        product: {"rate": 2e3, "memory": 3000 * 2**20},
+        loop: {"rate": 20.0, "memory": 30 * 2**20},
+        step: {"rate": 50.0, "memory": 50 * 2**20},
+    }
+    assert "| step, fp32, fast forms | 50 img/s | 2.5 |" in capsys.readouterr().out
+
+
+def test_quick_is_one_round_of_what_decides(named, monkeypatch):
+    asked = answer(monkeypatch, [1.0, 2.0])
+    assert bench.main(["--device", "cpu", "--quick"]) == 0
+    assert asked == list(benching.MEASUREMENTS)[:2]
+
+
+def chosen(*flags):
+    return benching.chosen(bench._parse(flags))
+
+
+def test_the_flags_choose_rows():
+    rows = chosen()
+    assert not any("compiled" in name or name.startswith("network") for name in rows)
+    assert chosen("--networks") == [f"network, {name}" for name in NETWORKS]
+    assert chosen("--only", "compiled") == ["step, fp32, compiled", "step, bf16, compiled"]
+    assert set(chosen("--compiled")) == {n for n in MEASUREMENTS if not n.startswith("network")}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "why"), [("Traceback\nRuntimeError: no", "RuntimeError: no"), ("", "exit code 3")]
+)
+def test_a_child_that_fails_ends_the_command_with_1(named, monkeypatch, capsys, stderr, why):
+    done = SimpleNamespace(returncode=3, stdout="", stderr=stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *command, **options: done)
+    assert bench.main(["--device", "cpu", "--quick"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"error: the measurement 'matrix product, fp32' failed: {why}")
+
+
+def test_an_unknown_child_fails():
+    """A real process: whatever goes wrong there is one line here."""
+    with pytest.raises(benching.RunError, match="'no such thing' failed: KeyError"):
+        benching._in_child("no such thing", "cpu")
+
+
+def test_networks_are_shown_with_their_costs(monkeypatch, capsys):
+    answer(monkeypatch, [100.0 / (1 + i % len(NETWORKS)) for i in range(3 * len(NETWORKS))])
+    assert bench.main(["--device", "cpu", "--networks"]) == 0
+    shown = capsys.readouterr().out
+    assert "| published | 174,762 | 100.2 million | 100 img/s | 100% | 0.1 GiB |" in shown
+    assert "| eca | 174,777 | 100.2 million | 50 img/s | 50% |" in shown
+    assert "| compound scale 1 | 398,458 | 216.9 million |" in shown
+
+
+def test_ranks_are_shown_with_their_efficiency(monkeypatch, capsys):
+    rates = {"1": {"in all": 100.0, "each": 100.0, "exchange": 0.0}}
+    rates["2"] = {"in all": 90.0, "each": 150.0, "exchange": 0.00125}
+
+    def measure(name, device, launcher):
+        assert name == "ranks"
+        return {"rate": rates[launcher[-1].removeprefix("--nproc_per_node=")], "memory": 0}
+
+    monkeypatch.setattr(benching, "_in_child", measure)
+    assert bench.main(["--device", "cpu", "--ranks", "1, 2"]) == 0
+    row = "| 2 | 1.25 ms | 90 img/s | 90% | 150 img/s | 150% |"
+    assert capsys.readouterr().out.splitlines()[-1] == row
+
+
+def test_the_profile_names_the_costliest_operations(monkeypatch, capsys):
+    monkeypatch.setattr(bench_training, "BATCH", 8)
+    assert bench.main(["--profile", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "Self CPU" in shown
+    assert shown.count("aten::") >= 10
