@@ -9,7 +9,6 @@ from cifarnet.networks.blocks import SeparableBlock
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.scaling import deepen
-from cifarnet.settings import FLAGS
 
 PARAMETERS = {  # in CIFARNet, of 128, 240 and 384 channels
     "eca": 5 + 5 + 5,
@@ -120,10 +119,6 @@ def test_parameters_in_cifarnet(name):
     model = CIFARNet()
     add_attention((model.c2, model.c3, model.c4), name)
     assert parameter_count(model) == 174_762 + PARAMETERS[name]
-
-
-def test_the_flag_names_each():
-    assert FLAGS["attention"].metadata["choices"] == ("none", *ATTENTION)
 
 
 @each_kind

@@ -1,0 +1,138 @@
+"""Written ONNX files: what is in them, and what they answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.onnx_models import noise, random_model
+
+from cifarnet.export.onnx import write_int8, write_onnx
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.inference.onnx import read_onnx
+
+
+@pytest.fixture(scope="module")
+def ours() -> TorchClassifier:
+    return TorchClassifier(random_model())
+
+
+@pytest.fixture(scope="module")
+def exported(ours, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    write_onnx(ours, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantised(ours, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model-int8.onnx"
+    write_int8(ours, noise(20), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(exported) -> onnxruntime.InferenceSession:
+    """The runtime alone, as another program would use it."""
+    return onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+
+
+# --- what is in a file ---
+
+
+@pytest.mark.parametrize("file", ["exported", "quantised"])
+def test_the_checker_passes_and_the_metadata_are_complete(file, request, ours):
+    path = request.getfixturevalue(file)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata.pop("checksum").startswith("cifarnet-sha256:")
+    assert json.loads(metadata.pop("source")) == "last.pth"
+    origin = json.loads(metadata["origin"])
+    quantised = ", before the quantisation" if file == "quantised" else ""
+    assert origin.pop("accuracy_from") == f"the history{quantised}"
+    expected = ours.info.metadata()
+    assert metadata.keys() == expected.keys()
+    assert origin.items() <= json.loads(expected["origin"]).items()
+    assert all(metadata[name] == expected[name] for name in expected.keys() - {"origin"})
+    assert model.producer_name == "CIFARNet"
+    assert str(Path.cwd()) not in str(model)
+
+
+def test_input_and_outputs_are_those_of_the_contract(exported):
+    model = onnx.load(exported)
+    image, *outputs = (*model.graph.input, *model.graph.output)
+
+    def described(value):
+        kind = value.type.tensor_type
+        return value.name, kind.elem_type, [d.dim_param or d.dim_value for d in kind.shape.dim]
+
+    assert described(image) == ("image", onnx.TensorProto.UINT8, ["N", 3, 32, 32])
+    assert list(map(described, outputs)) == [
+        ("logits", onnx.TensorProto.FLOAT, ["N", 3]),
+        ("probabilities", onnx.TensorProto.FLOAT, ["N", 3]),
+    ]
+
+
+def test_batch_normalisation_is_folded_and_the_blocks_are_plain(exported):
+    """Nine convolutions, as the network has: the fast forms would add others, and reshape."""
+    kinds = [node.op_type for node in onnx.load(exported).graph.node]
+    assert kinds.count("Conv") == 9
+    assert set(kinds) == {
+        *("Cast", "Sub", "Mul", "Conv", "Relu", "Add", "ReduceMean", "Gemm", "Softmax")
+    }  # fmt: skip
+
+
+def test_equal_networks_give_equal_files(quantised, tmp_path):
+    write_int8(TorchClassifier(random_model()), noise(20), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == quantised.read_bytes()
+
+
+def test_the_quantised_file_is_smaller(exported, quantised):
+    assert quantised.stat().st_size < exported.stat().st_size / 3
+    stored = {tensor.data_type for tensor in onnx.load(quantised).graph.initializer if tensor.dims}
+    assert onnx.TensorProto.INT8 in stored
+
+
+# --- what it answers ---
+
+
+@given(st.integers(1, 5), st.sampled_from(["random", "black", "white"]), st.integers(0, 99))
+def test_the_answers_are_the_networks_for_any_number_of_images(alone, ours, count, kind, seed):
+    images = noise(count, seed=seed)
+    if kind != "random":
+        images.fill_(0 if kind == "black" else 255)
+    with torch.inference_mode():
+        expected = ours.logits(images)
+    logits, probabilities = alone.run(None, {"image": images.numpy()})
+    assert np.abs(logits - expected.numpy()).max() < 1e-4
+    np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"network": "residual"}, {"attention": "cbam", "compound_scale": 1.0}], ids=str
+)
+def test_another_network_of_another_size(tmp_path, changes):
+    ours = TorchClassifier(random_model(48, **changes))
+    write_onnx(ours, tmp_path / "model.onnx")
+    read = read_onnx(tmp_path / "model.onnx", "it")
+    assert read.image_size == 48
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            read.logits(noise(3, 48)), ours.logits(noise(3, 48)), atol=1e-4, rtol=0
+        )
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "BatchNormalization" not in kinds
+
+
+def test_a_quantised_file_is_near_the_network(quantised, ours):
+    images = noise(20)
+    read = read_onnx(quantised, "it")
+    with torch.inference_mode():
+        expected = ours.logits(images)
+    assert 0 < (read.logits(images) - expected).abs().max() < 0.1 * expected.abs().max()
