@@ -65,7 +65,7 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     moved.write_bytes(Path("weights.safetensors").read_bytes())
     done = learn_from(command, moved, trained.tree, *first)
     assert done.code == 2
-    assert f"the teacher {moved} (its weights are others) would alter the result" in done.err
+    assert f"the teacher {moved} (its weights differ) would alter the result" in done.err
     done = learn_from(command, moved, trained.tree, *first, "--lr", "0.05", "--resume_override")
     assert done.code == 0
     assert f"lr 0.1 -> 0.05, the teacher {moved} (its weights are others)\n" in done.out
