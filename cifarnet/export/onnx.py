@@ -59,7 +59,7 @@ def write_int8(classifier: TorchClassifier, images: Tensor, path: Path) -> None:
             return None if batch is None else {INPUT: batch.numpy()}
 
     model = _to_onnx(classifier)
-    # The exporter has folded what the quantiser would else warn of.
+    # The exporter has folded what the quantiser would otherwise warn of.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory(prefix="cifarnet-int8-") as folder:
         quantised = Path(folder) / "int8.onnx"
@@ -138,9 +138,8 @@ def _write(model: "onnx.ModelProto", info: ModelInfo, path: Path) -> None:
     import onnx
 
     metadata = info.metadata() | {"source": json.dumps(Path(info.source).name)}
-    metadata["checksum"] = PLACEHOLDER
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
+    for key, value in [*sorted(metadata.items()), ("checksum", PLACEHOLDER)]:  # it comes last
+        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write(seal(content)))
