@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
+from support.commands import QUICK
 from support.runs import leave_predictions, leave_run
 
 import compare

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import noisy_run, trained
+from support.ranks import noisy_run, trained
 
 from cifarnet.core.launch import ALONE
 
