@@ -68,7 +68,7 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
     assert f"the teacher {moved} (its weights differ) would alter the result" in done.err
     done = learn_from(command, moved, trained.tree, *first, "--lr", "0.05", "--resume_override")
     assert done.code == 0
-    assert f"lr 0.1 -> 0.05, the teacher {moved} (its weights are others)\n" in done.out
+    assert f"lr 0.1 -> 0.05, the teacher {moved} (its weights differ)\n" in done.out
 
 
 def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypatch):
