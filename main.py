@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
     143 after SIGTERM. `presets` are values of flags that a recipe and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings, given = Settings(), {}
+    settings, flags = Settings(), {}
 
     def read_flags() -> None:
-        nonlocal settings, given
-        given = given_flags(argv, DESCRIPTION)
-        settings = Settings.from_flags(**(dict(presets or {}) | given))
+        nonlocal settings, flags
+        flags = given_flags(argv, DESCRIPTION)
+        settings = Settings.from_flags(**(dict(presets or {}) | flags))
         check_request(settings)
         import commands.training_run  # noqa: F401, and torch: Ctrl-C ends that in one line too
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     from commands.training_run import run_training
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    request = Request(settings, given, command)
+    request = Request(settings, flags, command)
     return run_on_ranks(lambda group: run_training(request, group))
 
 

@@ -262,8 +262,8 @@ def _row(
 ) -> Row:
     """The row of an epoch, which took `seconds`; `held_out` are scores on the validation images
     if the run `validates`, else on the test images."""
-    chosen = held_out.get(plan.settings.evaluation.evaluate)
-    val, test = (chosen, None) if validates else (None, chosen)
+    evaluated = held_out.get(plan.settings.evaluation.evaluate)
+    val, test = (evaluated, None) if validates else (None, evaluated)
     raw, ema = held_out.get("raw"), held_out.get("ema")
     return Row(
         epoch=stats.epoch,

@@ -21,10 +21,10 @@ def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) ->
     `workers` is the number of processes that augment images.
     """
     settings, runtime = learner.settings, learner.runtime
-    chosen = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
-    for what, wanted in (("settings", True), ("defaults", False)):
-        shown = (f"{n}={v}" for n, v in settings.flags.items() if (n in chosen) == wanted)
-        log.line(f"{what}: {', '.join(shown)}")
+    changed = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
+    for title, names in (("settings", changed), ("defaults", FLAGS.keys() - changed)):
+        flags = (f"{name}={value}" for name, value in settings.flags.items() if name in names)
+        log.line(f"{title}: {', '.join(flags)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
     log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")

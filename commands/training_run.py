@@ -207,10 +207,10 @@ def _say_how_to_continue(run: Run, why: BaseException, group: Group) -> None:
     trained_here = stepped or progress.epoch < run.settings.training.epochs
     last = run.folders["snapshot_dir"] / LAST
     if trained_here and last.exists():  # else the same command does it again
-        others = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
+        words = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
         resume = run.settings.output.resume
         by_path = resume not in (None, "auto")  # its flags say only what changed
-        command = [*others, "--resume", str(last) if by_path else "auto"]
+        command = [*words, "--resume", str(last) if by_path else "auto"]
     run.log.line(f"{why}: ended after epoch {progress.epoch}; continue with:")
     run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
 

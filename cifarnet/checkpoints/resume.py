@@ -88,9 +88,9 @@ def _refuse(altering: list[str], source: Path, settings: Settings) -> None:
 def plan_resume(
     snapshot: Snapshot, source: Path, changes: Changes, current: CurrentRun
 ) -> ResumePlan:
-    """How the run `current` goes on from `snapshot`, which was read from `source`.
+    """How the run `current` continues from `snapshot`, which was read from `source`.
 
-    `changes` are those of `compare_settings`. Raises `UserError` where it must not go on: other
+    `changes` are those of `compare_settings`. Raises `UserError` where it must not: other
     classes, or images or a teacher that would alter the result, unless --resume_override.
     """
     settings, former, epoch = current.settings, snapshot.settings, snapshot.epoch

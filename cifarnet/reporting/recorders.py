@@ -63,7 +63,7 @@ class Recorders:
         self.failed: dict[Recorder, OSError] = {}  # those whose last try failed
 
     def start(self, progress: Progress) -> None:
-        """Tells all recorders that the run begins, or goes on."""
+        """Tells all recorders that the run begins, or continues."""
         self.first_only(lambda: self._tell("start", progress))
 
     def row(self, progress: Progress) -> None:

@@ -78,13 +78,13 @@ class TensorBoard(Recorder):
 
         # The names of its files tell to which run a folder belongs.
         suffix = "." + hashlib.sha256(self.progress.run_id.encode()).hexdigest()[:16]
-        named = self.log.path.with_suffix("")
-        former = sorted(named.parent.glob(f"*/*{suffix}"))
-        folder: Path = former[0].parent if former else named
+        new = self.log.path.with_suffix("")
+        former = sorted(new.parent.glob(f"*/*{suffix}"))
+        folder: Path = former[0].parent if former else new
         for path in former:
             path.replace(path.with_name(path.name.replace("tfevents", "former")))
         self.rows = 0
-        # A TensorBoard that runs now has read the earlier files: it drops what they said.
+        # A TensorBoard that runs now has read the earlier files: it drops their events.
         writer = SummaryWriter(str(folder), purge_step=0, filename_suffix=suffix)
         writer.add_image("augmented", self.augmented(), 0, dataformats="HWC")
         return writer
