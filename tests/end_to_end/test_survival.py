@@ -507,10 +507,7 @@ def test_a_changed_weight_is_noticed_and_an_older_snapshot_taken(command, tmp_pa
     last.write_bytes(content)
     done = command("main", *RUN, "--resume", "auto")
     assert done.code == 0
-    assert (
-        "passed over: snapshots_complete/last.pth is damaged, or no snapshot of this version: its "
-        "checksum does not fit"
-    ) in done.out
+    assert "passed over: snapshots_complete/last.pth is damaged, or not a snapshot" in done.out
     assert "resuming after epoch 4 from snapshots_complete/snapshot_epoch_0004.pth" in done.out
     moved = next(Path("snapshots_complete").glob("before_*"))
     assert (moved / "last.pth").read_bytes() == content
