@@ -1,19 +1,18 @@
 """The folder for the Hugging Face hub: by the hub's own library, without network."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from support.snapshots import make_trained
+from support.random_models import noise, random_model
 
 from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.export.model_card import write_hub
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.networks.build import build_model
-from cifarnet.settings.network import NetworkSettings
 from model import load_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +25,15 @@ FIGURES = {
 }
 
 
-def build(network: str = "cifarnet", classes=CLASSES, **origin) -> TrainedModel:
-    """A trained model with random weights; `origin` are fields of its origin."""
-    settings = NetworkSettings(network=network)
+def build(network: str = "cifarnet", classes=CLASSES, **changes) -> TrainedModel:
+    """A trained model with random weights; `changes` are fields of its origin."""
+    model = random_model(classes=classes, network=network, dataset="cifar100", epochs=7)
     about = {
         "dataset": 'CIFAR-100, "JPEG": re-encoding',
         "accuracy": 0.75,
         "accuracy_from": "metrics.json, 40 images",
     }
-    return make_trained(
-        build_model(settings, len(classes)).state_dict(),
-        {"network": network, "dataset": "cifar100", "epochs": 7},
-        about | origin,
-        network=settings,
-        classes=classes,
-    )
+    return dataclasses.replace(model, origin=dataclasses.replace(model.origin, **about | changes))
 
 
 def card_of(folder: Path):
@@ -102,7 +95,7 @@ def test_the_folder_holds_the_network_and_how_to_prepare_its_images(tmp_path, ne
     write_hub(model, None, tmp_path)
     classifier = load_pretrained(tmp_path)
     assert classifier.classes == model.classes
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    pixels = noise(2)
     with torch.inference_mode():
         assert torch.equal(classifier(pixels), TorchClassifier(model, amp=False)(pixels))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:

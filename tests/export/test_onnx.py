@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.onnx_models import noise, random_model
+from support.random_models import noise, random_model
 
 from cifarnet.export.onnx import write_int8, write_onnx
 from cifarnet.inference.classifier import TorchClassifier
@@ -52,10 +52,10 @@ def test_the_checker_passes_and_the_metadata_are_complete(file, request, ours):
     model = onnx.load(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata.pop("checksum").startswith("cifarnet-sha256:")
-    assert json.loads(metadata.pop("source")) == "last.pth"
+    assert json.loads(metadata.pop("source")) == "some.pth"
     origin = json.loads(metadata["origin"])
     quantised = ", before the quantisation" if file == "quantised" else ""
-    assert origin.pop("accuracy_from") == f"the history{quantised}"
+    assert origin.pop("accuracy_from") == f"{ours.info.origin.accuracy_from}{quantised}"
     expected = ours.info.metadata()
     assert metadata.keys() == expected.keys()
     assert origin.items() <= json.loads(expected["origin"]).items()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from support.browser import console, fetched, open_page
+from support.random_models import CLASSES, MEAN, STD, noise, random_model
 from support.snapshots import make_trained
 from torch import nn
 
@@ -23,11 +24,8 @@ from cifarnet.images.digits import read_digits
 from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.networks.build import build_model
 from cifarnet.settings.data import DataSettings
-from cifarnet.settings.network import NetworkSettings
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 TOLERANCE = 1e-3  # of logits
 ASK = """
 const [text, length, done] = arguments;
@@ -57,22 +55,15 @@ class Weighed(nn.Module):
 
 def build(kind: str) -> tuple[nn.Module, int]:
     """A network with random weights and statistics, and the size of its images."""
-    torch.manual_seed(0)
     if kind == "weighed":
+        torch.manual_seed(0)
         return Weighed().eval(), 13
     network, size = kind.split()
-    how = {"attention": "se", "depth": 2.0} if network == "grown" else {"network": network}
-    model = build_model(NetworkSettings(**how), 3).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values in (module.running_mean, module.bias.data):
-                nn.init.normal_(values)
-            for values in (module.running_var, module.weight.data):
-                nn.init.uniform_(values, 0.5, 2)
-    return model, int(size)
+    flags = {"attention": "se", "depth": 2.0} if network == "grown" else {"network": network}
+    return random_model(**flags).build(), int(size)
 
 
-def write(network: nn.Module, path: Path, size: int = 32, classes=("bar", "disc", "star")) -> Path:
+def write(network: nn.Module, path: Path, size: int = 32, classes=CLASSES) -> Path:
     write_page(network, make_trained(classes=classes, mean=MEAN, std=STD, image_size=size), path)
     return path
 
@@ -80,11 +71,6 @@ def write(network: nn.Module, path: Path, size: int = 32, classes=("bar", "disc"
 def answers(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """The logits of `network` for uint8 [N,3,S,S]."""
     return network(Normalise(MEAN, STD, torch.device("cpu"))(pixels))
-
-
-def noise(count: int, size: int = 32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.onnx_models import CLASSES, noise, random_model
+from support.random_models import CLASSES, noise, random_model
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
