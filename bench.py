@@ -15,6 +15,7 @@ from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.packages import check_package
 from cifarnet.export.names import ONNX_PACKAGES
+from commands.bench_rows import chosen_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,11 +97,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_request(options: argparse.Namespace) -> None:
-    """Checks the flags and adds `counts`, the numbers of --ranks. Raises `UserError`."""
+    """Checks the flags. Adds `counts`, the numbers of --ranks, and `names`, those of the rows.
+
+    Raises `UserError`.
+    """
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
     options.counts = [int(count) for count in counts]
+    options.names = chosen_rows(options)
     if not options.inference and (options.pretrained or options.data_dir):
         raise UserError("--pretrained and --data_dir are for --inference; add it")
     if options.inference:

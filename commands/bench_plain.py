@@ -3,17 +3,18 @@
 import statistics
 import time
 
-import albumentations as A
-import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
+from cifarnet.core.late import LateModule
 from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
 from cifarnet.images.imageset import ImageSet
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.settings import Settings
+
+A, cv2 = LateModule("albumentations"), LateModule("cv2")
 
 BATCH = 512  # images
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from commands.bench_training import NETWORKS_BATCH
+from commands.bench_rows import NETWORKS_BATCH
 
 
 def networks_table(figures: dict[str, dict]) -> str:

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,24 +27,18 @@ from cifarnet.networks.cost import multiply_adds
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict
 from cifarnet.reporting.recorders import Recorders
-from cifarnet.settings import FLAGS, Settings
+from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.training.compiling import compiled
 from cifarnet.training.objective import Labels
 from cifarnet.training.plan import Plan
-from commands.bench_plain import BATCH, plain_loop, random_images
+from commands.bench_plain import BATCH, random_images
 from data import Batches, EvalBatches, build_batches, build_engine
 from train import Learner, fit, run_epoch
 
 PARAMETERS = 174_762  # of CIFARNet
-NETWORKS: dict[str, dict[str, Any]] = {  # the settings of each row of bench.py --networks
-    "published": {},
-    **{name: {"attention": name} for name in FLAGS["attention"].metadata["choices"][1:]},
-    **{f"compound scale {steps}": {"compound_scale": steps} for steps in (1, 2)},
-}
-NETWORKS_BATCH = 128  # images: the largest network needs four times the memory of the published
 
 
 def matmul(device: str, amp: bool) -> float:
@@ -200,61 +194,10 @@ def flops_per_image() -> float:
     return 3 * 2 * multiply_adds(CIFARNet(), Settings().data.image_size)
 
 
-def network_costs(name: str) -> dict[str, int]:
-    """The parameters and multiply-adds an image of the network that a row is named after."""
-    network = build_model(NetworkSettings(**NETWORKS[name.removeprefix("network, ")]), 10)
+def network_costs(**flags: Any) -> dict[str, int]:
+    """The parameters and multiply-adds an image of the network with these settings."""
+    network = build_model(NetworkSettings(**flags), 10)
     return {
         "parameters": parameter_count(network),
         "multiply_adds": multiply_adds(network, Settings().data.image_size),
     }
-
-
-class Measurement(NamedTuple):
-    """A row of the table: `measure(device)` returns its rate."""
-
-    measure: Callable[[str], float]
-    decides: bool = True  # measured in each round, and with --quick; else in the first round only
-
-
-def _steps(device: str) -> int:
-    """The steps of an epoch, so that it takes a second at least."""
-    return 50 if device == "cuda" else 3
-
-
-def _of_dtype(dtype: str) -> dict[str, Measurement]:
-    amp = dtype == "bf16"
-
-    def loop(engine: str) -> Callable[[str], float]:
-        return lambda device: training(device, amp, engine, _steps(device))
-
-    def one(**how: Any) -> Measurement:
-        return Measurement(lambda device: step(device, amp, **how), decides=False)
-
-    def passes(decides: bool, **how: Any) -> Measurement:
-        return Measurement(lambda device: evaluation(device, amp, **how), decides)
-
-    return {
-        f"main.py, {dtype}, albumentations": Measurement(loop("albumentations")),
-        f"main.py, {dtype}, batched": Measurement(loop("batched"), decides=amp),
-        f"step, {dtype}, plain forms": one(plain=True),
-        f"step, {dtype}, fast forms": one(),
-        f"step, {dtype}, compiled": one(compile_it=True),
-        f"evaluation, {dtype}, plain forms": passes(decides=False, plain=True),
-        f"evaluation, {dtype}, fast forms": passes(decides=amp),
-    }
-
-
-def _network(flags: dict[str, Any]) -> Measurement:
-    return Measurement(lambda device: step(device, False, batch=NETWORKS_BATCH, **flags))
-
-
-MEASUREMENTS: dict[str, Measurement] = {  # by name, in the order of the table
-    "matrix product, fp32": Measurement(lambda device: matmul(device, amp=False)),
-    "matrix product, bf16": Measurement(lambda device: matmul(device, amp=True)),
-    "plain loop, fp32": Measurement(lambda device: plain_loop(device, _steps(device) // 3)),
-    **_of_dtype("fp32"),
-    **_of_dtype("bf16"),
-    "augmentation, one core, albumentations": Measurement(lambda _: augmentation("albumentations")),
-    "augmentation, one core, batched": Measurement(lambda _: augmentation("batched")),
-    **{f"network, {name}": _network(flags) for name, flags in NETWORKS.items()},
-}

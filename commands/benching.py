@@ -18,13 +18,14 @@ import torch
 
 from cifarnet.core.cpu import available_cores
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import RunError
 from cifarnet.core.files import naming_failures
 from cifarnet.core.memory import peak_memory
 from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
+from commands.bench_rows import MEASUREMENTS, NETWORKS
 from commands.bench_tables import networks_table, ranks_table, table
-from commands.bench_training import MEASUREMENTS, flops_per_image, network_costs, profile
+from commands.bench_training import flops_per_image, network_costs, profile
 
 COMMAND = Path(__file__).parents[1] / "bench.py"
 ROUNDS = 3
@@ -32,7 +33,6 @@ ROUNDS = 3
 
 def run_bench(options: argparse.Namespace) -> None:
     """What bench.py does once its flags are read. Raises `UserError` and `RunError`."""
-    names = chosen(options)
     device = options.device
     if device == "auto":
         device = init_process(PrecisionSettings()).device.type
@@ -46,29 +46,14 @@ def run_bench(options: argparse.Namespace) -> None:
         print(f"measured here, bf16, batched engine, {device}, {available_cores()} cores:\n")
         print(ranks_table({count: _of_ranks(count, device) for count in options.counts}, device))
     else:
-        figures = measure(names, device, 1 if options.quick else ROUNDS)
+        figures = measure(options.names, device, 1 if options.quick else ROUNDS)
         if options.networks:
-            figures = {name: figures[name] | network_costs(name) for name in figures}
+            for name, figure in figures.items():
+                figure |= network_costs(**NETWORKS[name.removeprefix("network, ")])
             text = networks_table(figures)
         else:
             text = table(figures, flops_per_image())
         _tell(figures, text, device, options.json)
-
-
-def chosen(options: argparse.Namespace) -> list[str]:
-    """The names of the measurements that the flags ask for. Raises `UserError` for none."""
-    names = [
-        name
-        for name, measurement in MEASUREMENTS.items()
-        if options.only in name
-        and options.networks == name.startswith("network, ")
-        and (measurement.decides or not options.quick)
-        and (options.compiled or "compiled" in options.only or "compiled" not in name)
-    ]
-    if not names:
-        of_quick = " of --quick" if options.quick else ""
-        raise UserError(f"--only {options.only}: no measurement{of_quick} has that in its name")
-    return names
 
 
 def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[str, float]]:

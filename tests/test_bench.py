@@ -3,7 +3,7 @@
 import pytest
 
 import bench
-from commands import bench_training
+from commands.bench_rows import MEASUREMENTS, Measurement
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_wrong_requests_are_one_line(capsys, flags, words):
 
 
 def test_a_child_prints_its_figures_as_json(monkeypatch, capsys):
-    measured = bench_training.Measurement(lambda device: 12.5)
-    monkeypatch.setitem(bench_training.MEASUREMENTS, "plain loop, fp32", measured)
+    measured = Measurement(lambda device: 12.5)
+    monkeypatch.setitem(MEASUREMENTS, "plain loop, fp32", measured)
     assert bench.main(["--child", "plain loop, fp32", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith('{"rate": 12.5, "memory": ')

@@ -19,10 +19,9 @@ def test_a_training_step_is_three_forward_passes_of_two_flops_a_multiply_add():
 
 
 def test_the_time_of_work_is_the_median_without_the_warm_up(monkeypatch):
-    """Two runs warm up; then the clock shows 3, 1 and 2 seconds."""
-    ends = [100, 200, 3, 1, 2]
-    clock = iter([t for taken in ends for t in ([0.0, taken] if taken < 100 else [0.0])])
-    monkeypatch.setattr(bench_training.time, "perf_counter", lambda: next(clock))
+    clock = iter([0, 100, 200, 203, 203, 204, 204, 206])  # two warm-ups; then 3, 1 and 2 seconds
+    fake = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(bench_training, "time", fake)
     calls = []
     assert bench_training._seconds(lambda: calls.append(1), 2, 3) == 2
     assert len(calls) == 5
@@ -41,13 +40,11 @@ def test_a_step_counts_the_images_of_its_batch(monkeypatch, changes):
 def test_the_evaluation_counts_all_its_images(monkeypatch):
     monkeypatch.setattr(bench_training, "BATCH", 4)
     sizes = []
-    monkeypatch.setattr(
-        bench_training, "predict", lambda model, batches, _: sizes.extend(map(len_of, batches))
-    )
 
-    def len_of(batch):
-        return len(batch[0])
+    def predict(model, batches, runtime):
+        sizes.extend(len(images) for images, *_ in batches)
 
+    monkeypatch.setattr(bench_training, "predict", predict)
     monkeypatch.setattr(bench_training, "_seconds", lambda work, *counts: work() or 2.0)
     assert bench_training.evaluation("cpu", False) == 8
     assert sizes == [4] * 4

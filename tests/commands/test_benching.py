@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import bench
-from commands import bench_training, benching
-from commands.bench_training import MEASUREMENTS, NETWORKS, Measurement
+from commands import bench_rows, bench_training, benching
+from commands.bench_rows import NETWORKS, Measurement
 
 
 @pytest.fixture
@@ -19,7 +19,8 @@ def named(monkeypatch):
         "plain loop, fp32": Measurement(None),
         "step, fp32, fast forms": Measurement(None, decides=False),
     }
-    monkeypatch.setattr(benching, "MEASUREMENTS", table)
+    for module in (bench_rows, benching):
+        monkeypatch.setattr(module, "MEASUREMENTS", table)
 
 
 def answer(monkeypatch, rates):
@@ -54,18 +55,6 @@ def test_quick_is_one_round_of_what_decides(named, monkeypatch):
     asked = answer(monkeypatch, [1.0, 2.0])
     assert bench.main(["--device", "cpu", "--quick"]) == 0
     assert asked == list(benching.MEASUREMENTS)[:2]
-
-
-def chosen(*flags):
-    return benching.chosen(bench._parse(flags))
-
-
-def test_the_flags_choose_rows():
-    rows = chosen()
-    assert not any("compiled" in name or name.startswith("network") for name in rows)
-    assert chosen("--networks") == [f"network, {name}" for name in NETWORKS]
-    assert chosen("--only", "compiled") == ["step, fp32, compiled", "step, bf16, compiled"]
-    assert set(chosen("--compiled")) == {n for n in MEASUREMENTS if not n.startswith("network")}
 
 
 @pytest.mark.parametrize(
