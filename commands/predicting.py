@@ -24,9 +24,9 @@ def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     `options` are pictures, names (of the models), tta, top_k and json. Raises `UserError` if no
     picture could be read, and `RunError` if some could not.
     """
-    paths, problems, others = find_pictures(options["pictures"])
-    if others:
-        print(ignored(others, NOT_IMAGES), file=sys.stderr)
+    paths, problems, ignorable = find_pictures(options["pictures"])
+    if ignorable:
+        print(ignored(ignorable, NOT_IMAGES), file=sys.stderr)
     count = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == count:
@@ -42,21 +42,21 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
     with a `UserError` each; and the other files and links to folders, as `find_images` does.
     """
     paths: list[str] = []
-    others: list[Path] = []
+    ignorable: list[Path] = []
     problems: list[Outcome] = []
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises for too long a name
             paths.append(name)
             continue
-        pictures, ignorable, unreadable = find_images(name)
+        pictures, rest, unreadable = find_images(name)
         paths += map(str, pictures)
-        others += ignorable
+        ignorable += rest
         for why in unreadable:
             problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
             problems.append((why.filename, problem))
         if not pictures and not unreadable:
             problems.append((name, UserError(f"the folder {name} holds no pictures")))
-    return paths, problems, others
+    return paths, problems, ignorable
 
 
 def _show(

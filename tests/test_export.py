@@ -57,9 +57,9 @@ def test_other_answers_than_the_networks_leave_no_file(command, trained, formats
     Path("former").mkdir()
     former = Path("former", EXPORT_NAMES[name].file)
     former.write_bytes(b"former")
-    given = ("--snapshot", trained.snapshot)
+    model = ("--snapshot", trained.snapshot)
     for out in ("former", "fresh"):
-        done = command("export", *given, "--format", f"exact,{name}", "--out", out)
+        done = command("export", *model, "--format", f"exact,{name}", "--out", out)
         assert done.code == 1
         assert done.err.startswith(f"error: --format {name} was not written, as its answers differ")
         assert done.err.count("\n") == 1
@@ -141,7 +141,7 @@ def test_cifar10_is_not_downloaded_unasked(command, trained, monkeypatch):
     changed = {"dataset": "cifar10", "data_dir": "nowhere"}
     settings = exporting.evaluation_settings
     monkeypatch.setattr(
-        exporting, "evaluation_settings", lambda *given: settings(*given).replace(**changed)
+        exporting, "evaluation_settings", lambda *request: settings(*request).replace(**changed)
     )
     done = command("export", "--snapshot", trained.snapshot)
     assert (done.code, done.err) == (0, "")
@@ -162,13 +162,13 @@ def test_predict_and_evaluate_take_onnx_files(command, trained, onnx_files, file
         rows = [json.loads(line)["predictions"] for line in done.out.splitlines()]
         return [[guess["probability"] for guess in row] for row in rows], rows
 
-    found, rows = shares(onnx_files / file)
+    probabilities, rows = shares(onnx_files / file)
+    expected, _ = shares(trained.weights)
     near = 1e-5 if file == "model.onnx" else 0.05
-    assert torch.tensor(found).sub(torch.tensor(shares(trained.weights)[0])).abs().max() < near
+    assert torch.tensor(probabilities).sub(torch.tensor(expected)).abs().max() < near
     assert [row[0]["class"] for row in rows] == [path.parent.name for path in pictures]
 
-    given = ("--pretrained", onnx_files / file, "--data_dir", trained.tree)
-    done = command("evaluate", *given)
+    done = command("evaluate", "--pretrained", onnx_files / file, "--data_dir", trained.tree)
     assert (done.code, done.err) == (0, "")
     report = json.loads(Path("plots_complete/metrics.json").read_text())
     of_the_run = json.loads(trained.metrics.read_text())
@@ -220,10 +220,10 @@ def test_8_bits_are_calibrated_with_training_images(command, trained):
 def test_a_package_that_is_not_installed_is_named_before_any_work(
     command, trained, onnx_files, monkeypatch, package
 ):
-    there = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     missing = {package}
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in missing else there(name)
+        importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
     )
     done = command("export", "--snapshot", trained.snapshot, "--format", "safetensors,onnx")
     assert (done.code, done.out) == (2, "")

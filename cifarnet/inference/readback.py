@@ -27,10 +27,10 @@ def answers(classify: Classify, pixels: Tensor) -> Tensor:
     return torch.cat([classify(part) for part in pixels.split(BATCH)])
 
 
-def compare(expected: Tensor, found: Tensor) -> Agreement:
+def compare(expected: Tensor, logits: Tensor) -> Agreement:
     """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
-    difference = (found.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
-    return Agreement(len(expected), difference, top1(found, expected.argmax(1)))
+    difference = (logits.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
+    return Agreement(len(expected), difference, top1(logits, expected.argmax(1)))
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:

@@ -41,12 +41,12 @@ def measure(
     for round_ in range(rounds + 1):  # round 0 warms up: it does not count
         for name, classify in classifiers.items():
             tell(f"round {round_}: {name}")
-            found = Speed() if round_ == 0 else speeds[name]
-            for place in range(SINGLES):
-                found.single.append(_seconds(classify, pixels[place : place + 1]))
+            speed = Speed() if round_ == 0 else speeds[name]
+            for index in range(SINGLES):
+                speed.single.append(_seconds(classify, pixels[index : index + 1]))
             for size, times in BATCHES.items():
                 for _ in range(times):
-                    found.batch[size].append(_seconds(classify, pixels[:size]))
+                    speed.batch[size].append(_seconds(classify, pixels[:size]))
     return speeds
 
 
