@@ -36,16 +36,14 @@ def _compare(argv: Sequence[str]) -> None:
         help="a log (.log), a history (.csv), a snapshot (.pth), the --run_dir of a run, a folder "
         "in results/, or a folder of logs",
     )
-    for kind in ("csv", "html"):
-        what = {"csv": "the table", "html": "the table and the curves"}[kind]
+    for flag, what in (("--csv", "the table"), ("--html", "the table and the curves")):
         parser.add_argument(
-            f"--{kind}", type=path_argument, metavar="FILE", help=f"write {what} to this file"
+            flag, type=path_argument, metavar="FILE", help=f"write {what} to this file"
         )
     options = parser.parse_args(argv)
-    for flag, begins in (("csv", CSV_BEGINS), ("html", PAGE_BEGINS)):
-        if getattr(options, flag) is not None:
-            _check_target(Path(getattr(options, flag)), f"--{flag}", begins)
-    runs, passed_over = read_runs(options.runs, _read_snapshots(options.runs))
+    _check_target(options.csv, "--csv", CSV_BEGINS)
+    _check_target(options.html, "--html", PAGE_BEGINS)
+    runs, passed_over = read_runs(options.runs, _run_of_snapshot)
     for reason in passed_over:
         print(printable(f"passed over: {reason}"), file=sys.stderr)
     if not runs:
@@ -54,21 +52,17 @@ def _compare(argv: Sequence[str]) -> None:
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
     test = _test([run for run in runs if run.predictions])
     if options.csv is not None:
-        _write(Path(options.csv), "--csv", as_csv(comparison))
+        _write(options.csv, "--csv", as_csv(comparison))
     if options.html is not None:
         from cifarnet.comparing.page import comparison_page
 
-        _write(Path(options.html), "--html", comparison_page(comparison, PAGE_BEGINS, test))
+        _write(options.html, "--html", comparison_page(comparison, PAGE_BEGINS, test))
 
 
-def _read_snapshots(names: Sequence[str]) -> dict[str, PastRun]:
-    """The runs of those `names` that are snapshots."""
-    snapshots = [name for name in names if name.endswith(".pth")]
-    if not snapshots:
-        return {}
+def _run_of_snapshot(path: Path) -> PastRun:
     from cifarnet.comparing.snapshot_runs import run_of_snapshot  # torch takes seconds to import
 
-    return {name: run_of_snapshot(Path(name)) for name in snapshots}
+    return run_of_snapshot(path)
 
 
 def _test(runs: Sequence[PastRun]) -> str:
@@ -83,10 +77,12 @@ def _test(runs: Sequence[PastRun]) -> str:
     return test
 
 
-def _check_target(path: Path, flag: str, begins: str) -> None:
+def _check_target(path: str | None, flag: str, begins: str) -> None:
     """Raises `UserError` if the file `path` is not a comparison: a history must not be replaced."""
+    if path is None:
+        return
     try:
-        start = path.read_bytes()[: len(begins)]
+        start = Path(path).read_bytes()[: len(begins)]
     except FileNotFoundError:
         return
     except OSError as problem:
@@ -95,9 +91,9 @@ def _check_target(path: Path, flag: str, begins: str) -> None:
         raise UserError(f"{flag} {path} exists and is not a comparison; name another file")
 
 
-def _write(path: Path, flag: str, text: str) -> None:
-    with naming_failures(flag, path):
-        write_text(path, text)
+def _write(path: str, flag: str, text: str) -> None:
+    with naming_failures(flag, Path(path)):
+        write_text(Path(path), text)
     print_line(f"written to {path}")
 
 

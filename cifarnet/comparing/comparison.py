@@ -53,7 +53,6 @@ OUTCOMES = (
     Outcome("images_per_second", "images/s", lambda run: run.images_per_second, _count),
     Outcome("parameters", "parameters", lambda run: run.record.parameters, _count),
 )
-BEST_ON = "best on"  # the images that the best epoch was chosen by
 
 
 class Figure(NamedTuple):
@@ -97,12 +96,8 @@ class Comparison:
     differing: tuple[str, ...]  # flags, and what else is in `FACTS`
     outcomes: tuple[Outcome, ...]  # those that at least one run has
 
-    def settings(self) -> dict[str, list[str]]:
-        """The settings that differ, in words: cells by title of the column."""
-        return {name: [line.setting(name) for line in self.lines] for name in self.differing}
-
-    def results(self) -> dict[str, list[str]]:
-        """The results, in words: cells by title of the column."""
+    def columns(self) -> dict[str, list[str]]:
+        """The results, and the settings that differ, in words: cells by title of the column."""
         counts = [str(len(line.runs)) for line in self.lines]
         columns = {} if set(counts) == {"1"} else {"runs": counts}
         for outcome in self.outcomes:
@@ -112,7 +107,10 @@ class Comparison:
         columns["epochs done"] = [
             f"{line.runs[0].epochs_done} of {line.setting('epochs')}" for line in self.lines
         ]
-        return columns | {BEST_ON: [_best_on(line) for line in self.lines]}
+        columns["best on"] = [_best_on(line) for line in self.lines]
+        for name in self.differing:
+            columns[name] = [line.setting(name) for line in self.lines]
+        return columns
 
     def names(self) -> list[str]:
         """The name of each line."""
@@ -164,23 +162,15 @@ def _best_on(line: Line) -> str:
 
 
 def as_text(comparison: Comparison, width: int) -> str:
-    """The table. Where it is wider than `width`, in blocks: settings first, then results.
+    """The table, results first; in blocks where it is wider than `width`.
 
     Each block begins with the names of the lines.
     """
     names = _column("run", comparison.names())
-    settings = [_column(*item) for item in comparison.settings().items()]
-    results = [_column(*item) for item in comparison.results().items()]
-    if sum(len(column[0]) + 2 for column in (names, *settings, *results)) <= width + 2:
-        blocks = [settings + results]
-    else:
-        blocks = [
-            *_blocks(settings, width - len(names[0])),
-            *_blocks(results, width - len(names[0])),
-        ]
+    columns = [_column(*item) for item in comparison.columns().items()]
     return "\n\n".join(
         "\n".join("  ".join(cells).rstrip() for cells in zip(names, *block, strict=True))
-        for block in blocks
+        for block in _blocks(columns, width - len(names[0]))
     )
 
 

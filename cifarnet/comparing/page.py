@@ -25,8 +25,7 @@ def comparison_page(comparison: Comparison, begins: str, tests: str = "") -> str
     return template.render(
         begins=begins,
         names=[printable(name) for name in comparison.names()],
-        columns=comparison.results() | comparison.settings(),
-        settings=len(comparison.differing),
+        columns=comparison.columns(),
         colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
         charts=[
             _chart(comparison, what, by_time)
@@ -64,8 +63,11 @@ def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
     for row in run.history:
         seconds += row.seconds
         xs.append(seconds if by_time else row.epoch)
+    parts = [("train", "train"), ("held", run.best_on or "test")]
+    if what == "loss" and run.settings.get("teacher"):
+        del parts[0]  # a divergence from the teacher: another scale than a cross-entropy
     curves = []
-    for kind, part in (("train", "train"), ("held", run.best_on or "test")):
+    for kind, part in parts:
         ys = [getattr(row, f"{part}_{what}") for row in run.history]
         name = printable(f"{run.name}, {part}")
         curves.append(Curve(name, f"{kind} c{at}", list(zip(xs, ys, strict=True))))

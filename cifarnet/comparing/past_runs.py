@@ -3,7 +3,9 @@
 Nothing here imports torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,47 +71,53 @@ class PastRun:
 
 
 def read_runs(
-    names: Sequence[str], snapshots: Mapping[str, PastRun] | None = None
+    names: Sequence[str], run_of_snapshot: Callable[[Path], PastRun]
 ) -> tuple[list[PastRun], list[str]]:
-    """The runs that `names` mean, each once, and for each name without a run the reason.
+    """The runs that `names` mean, each once, and the reasons why names were passed over.
 
-    A name is a log, a history, a run's folder, a result's folder, a folder of logs, or one of
-    `snapshots`: their runs by name. Several logs of one resumed run are one run. Raises
-    `UserError` for what does not exist or cannot be read.
+    A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
+    The logs of a resumed run in one folder are one run: the last one counts. `run_of_snapshot`
+    reads a snapshot. Raises `UserError` for what does not exist or cannot be read.
     """
-    runs: dict[Path, PastRun] = {}
+    runs: dict[tuple[Path, str | None], PastRun] = {}
     passed_over = []
-    for name in names:
-        path = Path(name)
-        if snapshots and name in snapshots:
-            runs.setdefault(snapshots[name].source, snapshots[name])
-            continue
-        if path.is_file() and path.suffix not in (".log", ".csv"):
+    for path in map(Path, names):
+        matches = []
+        if path.suffix == ".pth":
+            matches = [run_of_snapshot(path)]
+        elif path.is_dir():
+            matches, without = _runs_in(path)
+            if without:
+                passed_over.append(f"{path} holds {without} logs without a {RUN_JSON} beside them")
+        elif path.is_file() and path.suffix not in (".log", ".csv"):
             # a pattern such as results/* matches a README too
-            passed_over.append(f"{name} is not a log, history or snapshot")
-            continue
-        matches, without = _runs_at(path)
-        runs |= {run.source: run for run in matches if run.source not in runs}
-        if without:
-            passed_over.append(f"{name} holds {without} logs without a {RUN_JSON} beside them")
-    return _with_unique_names(_newest_parts(runs.values())), passed_over
+            passed_over.append(f"{path} is not a log, history or snapshot")
+        else:
+            matches = [_run_of_file(path)]
+        for run in matches:
+            run_id = run.record.run_id
+            key = (run.source.parent, run_id) if run_id else (run.source, None)
+            if key not in runs or runs[key].source < run.source:  # logs are named by their dates
+                runs[key] = run
+    counts = Counter(run.name for run in runs.values())
+    unique = [
+        run if counts[run.name] == 1 else replace(run, name=os.path.relpath(run.source))
+        for run in runs.values()
+    ]
+    return unique, passed_over
 
 
-def _runs_at(path: Path) -> tuple[list[PastRun], int]:
-    """The runs that `path` names, and how many logs in it have no run.json."""
-    if path.is_dir():
-        return _runs_in(path)
+def _run_of_file(path: Path) -> PastRun:
+    """The run with the log or history `path`."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a run's log, history, folder or snapshot")
-    if path.name in ("training.log", "history.csv") and (path.parent / "run.json").is_file():
-        return [_from_result(path.parent)], 0
     record = path.with_suffix(RUN_JSON)
     if path.suffix == ".log" and not record.is_file():
         raise UserError(
             f"{path} has no {record.name} beside it, which holds the settings of the run; name "
             f"its history (.csv) or a snapshot"
         )
-    return [_from_log(path.with_suffix(".log"), path.stem)], 0
+    return _from_log(path, path.stem)
 
 
 def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
@@ -124,7 +132,7 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
             f"or metrics.json"
         )
     recorded = [log for log in logs if log.with_suffix(RUN_JSON).is_file()]
-    if of_run_dir and recorded:  # named by their dates: the last one is of the newest run
+    if of_run_dir and recorded:  # the last one is of the newest run
         return [_from_log(recorded[-1], folder.resolve().name)], 0
     return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
 
@@ -136,8 +144,8 @@ def _from_result(folder: Path) -> PastRun:
 
 
 def _from_log(log: Path, name: str) -> PastRun:
-    """The run with the log file `log`, whose name is `name` or holds its date."""
-    log = log.resolve()
+    """The run named `name` with the log `log`, or with the history beside it."""
+    log = log.resolve().with_suffix(".log")
     reports = [log.parents[1] / PLOTS] if log.parent.name == "log" else []
     name = name.removeprefix("training_complete_")
     return _read(name, log, log.with_suffix(RUN_JSON), log.with_suffix(".csv"), reports)
@@ -194,39 +202,3 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
         predictions=predictions if predictions.is_file() else None,
         predicted_by="" if epoch == last["epoch"] == run.epochs_done else f"epoch {epoch}",
     )
-
-
-def _newest_parts(runs: Iterable[PastRun]) -> list[PastRun]:
-    """`runs` without those that another one continues: its history holds theirs."""
-    every = list(runs)
-    return [run for run in every if not any(_continues(later, run) for later in every)]
-
-
-def _continues(later: PastRun, run: PastRun) -> bool:
-    """Whether `later` is the same run, resumed in the same folder or after the epochs of `run`."""
-    return (
-        run.record.run_id is not None
-        and later.record.run_id == run.record.run_id
-        and (later.record.started or "") > (run.record.started or "")
-        and (
-            later.source.parent == run.source.parent
-            or later.history[: len(run.history)] == run.history
-        )
-    )
-
-
-def _with_unique_names(runs: list[PastRun]) -> list[PastRun]:
-    """`runs`; where several have one name, the folders that tell them apart come before it."""
-    namesakes: dict[str, list[PastRun]] = {}
-    for run in runs:
-        namesakes.setdefault(run.name, []).append(run)
-    names = []
-    for run in runs:
-        folders = [other.source.parent.parts for other in namesakes[run.name]]
-        common = set(folders[0]).intersection(*folders)
-        distinct = [part for part in run.source.parent.parts if part not in common]
-        names.append("/".join([*distinct, run.name]) if len(folders) > 1 else run.name)
-    return [
-        replace(run, name=name if names.count(name) == 1 else str(run.source))
-        for run, name in zip(runs, names, strict=True)
-    ]

@@ -1,17 +1,16 @@
 from dataclasses import replace
 
 import pytest
-from support.runs import leave_predictions, leave_run
+from support.runs import leave_predictions, leave_run, runs_of
 
 from cifarnet.comparing.mcnemar import mcnemar
-from cifarnet.comparing.past_runs import read_runs
 from cifarnet.core.errors import UserError
 
 
 def runs_with(folder, one: str, other: str, image="{}"):
     for name, right in (("one", one), ("other", other)):
         leave_predictions(leave_run(folder / name), right, image if name == "other" else "{}")
-    return read_runs([str(folder / "one"), str(folder / "other")])[0]
+    return runs_of(folder / "one", folder / "other")
 
 
 @pytest.mark.parametrize(

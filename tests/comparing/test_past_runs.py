@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support.runs import leave_predictions, leave_run, write_metrics
+from support.runs import leave_predictions, leave_run, runs_of, write_metrics
 from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.snapshots import pack, write_snapshot
@@ -15,13 +15,6 @@ from cifarnet.core.errors import UserError
 SECOND = "training_complete_20260102-000000"
 
 
-def runs_of(*names):
-    snapshots = {str(name): run_of_snapshot(name) for name in names if name.suffix == ".pth"}
-    runs, passed_over = read_runs([str(name) for name in names], snapshots)
-    assert passed_over == []
-    return runs
-
-
 def log_of(run):
     return next(run.glob("log/*.log"))
 
@@ -30,10 +23,9 @@ def test_a_run_is_one_by_whatever_name(tmp_path):
     run = leave_run(tmp_path / "run")
     log = log_of(run)
     names = (run, log, log.with_suffix(".csv"), log.parent)
-    for named in ([name] for name in names), [names]:
-        for group in named:
-            (found,) = runs_of(*group)
-            assert (found.epochs_done, found.top1, found.record.run_id) == (3, 0.6, "run")
+    for group in (*([name] for name in names), names):
+        (past,) = runs_of(*group)
+        assert (past.epochs_done, past.top1, past.record.run_id) == (3, 0.6, "run")
 
 
 def test_a_history_alone_has_no_settings(tmp_path):
@@ -47,8 +39,8 @@ def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_pat
     logs.mkdir()
     (logs / "old.log").touch()
     with pytest.raises(UserError, match=r"has no old\.run\.json beside it"):
-        read_runs([str(logs / "old.log")])
-    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
+        runs_of(logs / "old.log")
+    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))], run_of_snapshot)
     assert [run.name for run in runs] == ["run"]
     assert len(passed_over) == 1 and "1 logs without" in passed_over[0]
 
@@ -59,37 +51,20 @@ def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
     leave_run(folder, (0.5, 0.6), epochs=4)
     leave_run(folder, (0.5, 0.7, 0.8, 0.9), SECOND)
     leave_run(folder, (0.1,), "training_complete_20260103-000000", {"run_id": "other"})
-    by_run = {run.record.run_id: run.epochs_done for run in runs_of(folder / "log")}
-    assert by_run == {"run": 4, "other": 1}
+    for names in ([folder / "log"], sorted(folder.glob("log/*.log"), reverse=True)):
+        by_run = {run.record.run_id: run.epochs_done for run in runs_of(*names)}
+        assert by_run == {"run": 4, "other": 1}
     assert [run.epochs_done for run in runs_of(folder)] == [1]  # the newest run
 
 
-def test_a_run_that_goes_on_in_another_folder_is_one_but_forks_are_two(tmp_path):
-    same = {"run_id": "same"}
-    start = leave_run(tmp_path / "start", (0.5,), record=same, epochs=2)
-    one = leave_run(tmp_path / "one", (0.5, 0.6), SECOND, same)
-    other = leave_run(tmp_path / "other", (0.5, 0.7), SECOND.replace("02-", "03-"), same)
-    assert [run.name for run in runs_of(start, one)] == ["one"]
-    assert [run.name for run in runs_of(start, one, other)] == ["one", "other"]
-
-
-@pytest.mark.parametrize(
-    "folders", [("lr1/seed", "lr2/seed"), ("x/y/seed", "y/x/seed"), ("a/seed", "b/c/seed")]
-)
-@pytest.mark.parametrize("as_snapshots", [False, True])
-def test_runs_of_one_name_are_told_apart(tmp_path, folders, as_snapshots):
-    names = [tmp_path / folder for folder in folders]
-    for lr, name in enumerate(names, 1):
-        if as_snapshots:
-            name.mkdir(parents=True)
-            write_snapshot(pack(make_snapshot(settings={"lr": lr / 10})), name / "last.pth")
-        else:
-            leave_run(name, record={"run_id": str(lr)}, lr=lr / 10)
-    runs = runs_of(*(name / "last.pth" if as_snapshots else name for name in names))
-    assert [run.settings["lr"] for run in runs] == [0.1, 0.2]
-    assert runs[0].name != runs[1].name
-    for run, folder in zip(runs, folders, strict=True):
-        assert set(folder.split("/")[:-1]) <= set(run.name.split("/"))
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = ("x/y/seed", "y/x/seed")
+    for lr, folder in enumerate(folders, 1):
+        leave_run(tmp_path / folder, record={"run_id": str(lr)}, lr=lr / 10)
+        write_snapshot(pack(make_snapshot()), tmp_path / folder / "last.pth")
+    for file in ("", "last.pth"):
+        names = [run.name for run in runs_of(*(tmp_path / folder / file for folder in folders))]
+        assert all(folder in name for folder, name in zip(folders, names, strict=True))
 
 
 def test_a_snapshot_has_settings_history_and_parameters(tmp_path):
@@ -130,8 +105,8 @@ def test_a_report_belongs_to_the_run_that_it_names(tmp_path, change, elsewhere):
     leave_predictions(run, "yn")
     if elsewhere:
         (run / "plots_complete").rename(tmp_path / "plots")
-    (found,) = runs_of(run)
-    assert (found.top1, found.predictions is None) == ((0.7, True) if change else (0.75, False))
+    (past,) = runs_of(run)
+    assert (past.top1, past.predictions is None) == ((0.7, True) if change else (0.75, False))
 
 
 def test_predictions_of_another_epoch_are_named(tmp_path):
@@ -148,6 +123,6 @@ def test_predictions_of_another_epoch_are_named(tmp_path):
 def test_a_report_alone_is_a_run_too(tmp_path):
     run = leave_run(tmp_path / "run", lr=0.2)
     leave_predictions(run, "yn")
-    (found,) = runs_of(run / "plots_complete")
-    assert (found.top1, found.settings["lr"], found.record.dataset) == (0.6, 0.2, "bars")
-    assert found.predictions
+    (past,) = runs_of(run / "plots_complete")
+    assert (past.top1, past.settings["lr"], past.record.dataset) == (0.6, 0.2, "bars")
+    assert past.predictions

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.history import COLUMNS
+from cifarnet.comparing.past_runs import PastRun, read_runs
+from cifarnet.comparing.snapshot_runs import run_of_snapshot
 from cifarnet.settings import Settings
 from support.snapshots import make_row
 
@@ -68,3 +70,10 @@ def leave_predictions(run: Path, right: str, image: str = "{}") -> None:
     for at, letter in enumerate(right):
         rows.append(f"{image.format(at)},a,{'a' if letter == 'y' else 'b'},0.5,0.5")
     (run / "plots_complete" / "predictions.csv").write_text("\n".join(rows) + "\n")
+
+
+def runs_of(*names: object) -> list[PastRun]:
+    """The runs that `names` mean, none of them passed over."""
+    runs, passed_over = read_runs([str(name) for name in names], run_of_snapshot)
+    assert passed_over == []
+    return runs
