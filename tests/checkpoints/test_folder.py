@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from support.snapshots import make_snapshot
 
-from cifarnet.checkpoints.folder import find_best, find_newest, move_aside, prune
+from cifarnet.checkpoints.folder import find_best, find_newest, move_aside
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import pack
 from cifarnet.core.errors import UserError
@@ -15,36 +15,6 @@ def save(path: Path, epoch: int, **changes) -> None:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-@pytest.fixture
-def of_another_user(monkeypatch):
-    """`of_another_user(name)`: files of this name cannot be opened, as root too."""
-
-    def hide(name: str) -> None:
-        plain = Path.open
-
-        def refuse(path: Path, *arguments):
-            if path.name == name:
-                raise PermissionError(13, "Permission denied", str(path))
-            return plain(path, *arguments)
-
-        monkeypatch.setattr(Path, "open", refuse)
-
-    return hide
-
-
-def test_the_newest_numbered_ones_are_kept(tmp_path):
-    for epoch in (9998, 9999, 10000, 10001):
-        numbered(tmp_path, epoch).touch()
-    others = [BEST, LAST, "snapshot_epoch_old.pth"]
-    for name in others:
-        (tmp_path / name).touch()
-    prune(tmp_path, 0)
-    assert len(names(tmp_path)) == 7
-    prune(tmp_path, 2)
-    kept = ["snapshot_epoch_10000.pth", "snapshot_epoch_10001.pth"]
-    assert names(tmp_path) == sorted(others + kept)
 
 
 # --- the newest ---
@@ -77,13 +47,19 @@ def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):
 
 
 @pytest.mark.parametrize("name", [LAST, "snapshot_epoch_0005.pth", BEST])
-def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, of_another_user, name):
+def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, monkeypatch, name):
     """A run that took an older one would move this one aside, or write over it."""
     save(tmp_path / name, 5)
-    save(numbered(tmp_path, 4), 4)
-    if name == BEST:
-        numbered(tmp_path, 4).unlink()
-    of_another_user(name)
+    if name != BEST:
+        save(numbered(tmp_path, 4), 4)
+    plain = Path.open
+
+    def refuse(path: Path, *arguments):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
     for search in (
         lambda: find_newest(tmp_path),
         lambda: find_best(tmp_path / LAST, tmp_path, 5, "first"),
@@ -108,13 +84,10 @@ def test_the_best_of_a_run_is_found_by_its_id_and_epoch(tmp_path):
     def best(epoch: int, source: Path = old / LAST) -> Path | None:
         return find_best(source, new, epoch, "first")
 
-    assert best(7) is None
     save(old / BEST, 7)
     assert best(6) is None
     assert best(7) == old / BEST
     save(new / BEST, 7, run_id="other")
-    assert best(7) == old / BEST
-    (new / BEST).write_bytes(b"damaged")
     assert best(7) == old / BEST
     save(new / BEST, 7)
     assert best(7) == new / BEST

@@ -66,11 +66,6 @@ def test_numbered_snapshots_are_in_the_order_of_their_epochs(folder):
     assert all_numbered(folder) == [numbered(folder, epoch) for epoch in (2, 9_999, 10_000)]
 
 
-def test_the_results_lie_beside_the_package():
-    spec = importlib.util.find_spec("cifarnet")
-    assert Path(spec.origin).resolve().parents[1] == paths.ROOT
-
-
 def test_a_name_is_a_result_before_it_is_a_path(folder):
     assert "name a file that export.py wrote" in refused("hour")
     touch(*(f"{paths.RESULTS}/{name}/{WEIGHTS_FILE}" for name in ("hour", "long")))

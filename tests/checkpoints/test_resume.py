@@ -95,12 +95,6 @@ def test_other_differences_are_reported(changes, words):
     assert re.search(words, messages), messages
 
 
-def test_a_finished_run_is_only_evaluated():
-    plan = plan_for(make_snapshot(10), current_run())
-    assert plan.finished
-    assert "evaluating only" in plan.messages[-1]
-
-
 @pytest.mark.parametrize(
     "change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str
 )
@@ -125,13 +119,6 @@ def test_the_best_of_other_weights_is_forgotten():
     flags = {"ema_decay": 0.5, "resume_override": True}
     assert best_epoch(snapshot, **flags, evaluate="raw") == 3
     assert best_epoch(snapshot, **flags, evaluate="ema") == 0
-
-
-def test_a_teacher_is_recognized_by_its_weights():
-    snapshot = make_snapshot(settings={"teacher": "a.pth"}, teacher_sha256="1")
-    plan_for(snapshot, current_run(teacher="elsewhere/a.pth", teacher_sha256="1"))
-    with pytest.raises(UserError, match=r"the teacher b\.pth \(its weights differ\)"):
-        plan_for(snapshot, current_run(teacher="b.pth", teacher_sha256="2"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import dataclasses
 import io
 import os
 import pickle
-import re
 import stat
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.snapshots import make_row, make_snapshot
-from torch import nn
 
 from cifarnet.checkpoints.history import Row
 from cifarnet.checkpoints.paths import BEST, LAST
@@ -29,7 +27,6 @@ from cifarnet.checkpoints.snapshots import (
 from cifarnet.checkpoints.trained import FORMAT, ModelFields
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seal import PLACEHOLDER, seal
-from cifarnet.settings import Settings
 
 
 def save(snapshot: Snapshot, path: Path) -> None:
@@ -140,15 +137,6 @@ def test_a_changed_bit_is_noticed(tmp_path, place, bit):
     assert "checksum does not fit" in refused(tmp_path / LAST)
 
 
-def test_a_changed_weight_is_noticed_though_torch_reads_it(tmp_path):
-    content, ones = pack(make_snapshot()), torch.ones(3).numpy().tobytes()
-    assert content.count(ones) == 1
-    changed = torch.tensor([1.0, 1.0, 2.0]).numpy().tobytes()
-    (tmp_path / LAST).write_bytes(content.replace(ones, changed))
-    torch.load(tmp_path / LAST, weights_only=True)
-    assert "checksum does not fit" in refused(tmp_path / LAST)
-
-
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))
@@ -157,11 +145,8 @@ class Bomb:
 def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, content = tmp_path / "some.pth", pack(make_snapshot())
-    for wrong in (content[: len(content) // 2], b"", b"not a snapshot", pickle.dumps(Bomb())):
+    for wrong in (content[: len(content) // 2], b"", pickle.dumps(Bomb())):
         path.write_bytes(wrong)
-        assert "checksum does not fit" in refused(path)
-    for wrong in ({"weights": Bomb()}, {"weight": torch.ones(3)}):
-        torch.save(wrong, path)
         assert "checksum does not fit" in refused(path)
     whole = contents(make_snapshot())
     for wrong, words in (
@@ -176,38 +161,18 @@ def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatc
     assert [file.name for file in tmp_path.iterdir()] == ["some.pth"]
 
 
-def test_a_snapshot_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    def refuse(path, *arguments):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    def reason(path: Path) -> str:
-        with pytest.raises(UserError) as caught:
-            read_snapshot(path)
-        assert type(caught.value) is UserError
-        return str(caught.value)
-
-    assert "missing.pth cannot be read (No such file" in reason(tmp_path / "missing.pth")
-    assert f"{tmp_path} cannot be read (Is a directory" in reason(tmp_path)
-    save(make_snapshot(), tmp_path / LAST)
-    for method in ("open", "read_bytes"):
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, method, refuse)
-            assert f"{LAST} cannot be read (Permission denied" in reason(tmp_path / LAST)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"origin": {"epoch": -3}}, {"origin": {"epoch": 0}}, {"origin": {"epoch": 10**400}},
         {"origin": {"epoch": 4}}, {"comparable_after": 9}, {"comparable_after": -1},
         {"history": []}, {"history": [make_row(2)]}, {"history": [make_row(3), make_row(3)]},
-        {"history": [make_row(0), make_row(3)]}, {"classes": ("a", "a")},
+        {"history": [make_row(0), make_row(3)]},
     ],
     ids=str,
 )  # fmt: skip
-def test_figures_that_no_run_writes_are_refused(tmp_path, wrong):
+def test_a_history_that_no_run_writes_is_refused(tmp_path, wrong):
     save(make_snapshot(**wrong), tmp_path / LAST)
-    assert re.search(r"\(its (figures|history) do(es)? not fit", refused(tmp_path / LAST))
+    assert "(its history does not fit" in refused(tmp_path / LAST)
 
 
 ODD = ["text", 7, None, True, [], {}, {"weight": "text"}, [[]], {"a": {}}]  # they fit some fields
@@ -225,20 +190,8 @@ def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path, name):
             read_snapshot(tmp_path / LAST)
 
 
-@pytest.mark.parametrize("name", ["lr", "epochs", "teacher"])
-def test_a_setting_of_the_wrong_type_is_refused(tmp_path, name):
-    for odd in ([], float("nan"), b"bytes"):
-        settings = Settings().flags | {name: odd}
-        save(make_snapshot(origin={"settings": settings}), tmp_path / LAST)
-        assert name in refused(tmp_path / LAST)
-
-
 @pytest.mark.parametrize("name", ["weights", "averaged"])
-def test_odd_tensors_are_refused(tmp_path, name):
-    for odd in ("1.0", torch.ones(1).expand(2**40), torch.ones(3).to_sparse(), nn.Linear(1, 1)):
-        write_sealed(contents(make_snapshot()) | {name: {"weight": odd}}, tmp_path / LAST)
-        words = refused(tmp_path / LAST)
-        assert f"({name!r} is not of type" in words or "more than data" in words
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
     weights = {"fine": torch.ones(3), "spoilt": torch.tensor([1.0, float("nan")])}
     save(make_snapshot(**{name: weights}), tmp_path / LAST)
     assert "weights are not finite: spoilt" in refused(tmp_path / LAST)
@@ -271,12 +224,6 @@ def test_what_a_snapshot_says_of_its_model(tmp_path, name, val_fraction, words):
     assert described(make_row(2, test_accuracy=None), rows[1]) == (at_end, 0.75)
     never = words.replace("during the run", "never so far")
     assert described(make_row(3, test_accuracy=None)) == (never, None)
-
-
-def test_the_best_epoch_may_be_known_by_more_than_the_name():
-    snapshot = make_snapshot(source=LAST)
-    assert snapshot.trained().origin.selected_by.startswith("last epoch")
-    assert snapshot.trained(best=True).origin.selected_by.startswith("best by test accuracy")
 
 
 def test_the_weights_that_count_are_those_that_the_run_evaluates():

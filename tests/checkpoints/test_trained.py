@@ -13,10 +13,8 @@ from support.snapshots import make_trained
 from cifarnet.checkpoints.paths import WEIGHTS_FILE as FILE
 from cifarnet.checkpoints.trained import (
     FORMAT,
-    TrainedModel,
     check_classes,
     fingerprint,
-    load_weights,
     read_weights,
     write_weights,
 )
@@ -30,15 +28,6 @@ WEIGHTS = {
     "count": torch.tensor(7),
 }
 SMALL = NetworkSettings(width=0.1)
-
-
-def same(one: TrainedModel, other: TrainedModel) -> bool:
-    plain = [dataclasses.replace(model, weights={}, source="") for model in (one, other)]
-    return (
-        plain[0] == plain[1]
-        and one.weights.keys() == other.weights.keys()
-        and all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
-    )
 
 
 def refused(path: Path) -> str:
@@ -93,8 +82,9 @@ def test_a_model_comes_back_as_it_was(tmp_path, classes, accuracy, epoch):
     model = make_trained(WEIGHTS, {"lr": 0.3}, origin, classes=classes, network=SMALL)
     write_weights(model, tmp_path / FILE)
     back = read_weights(tmp_path / FILE, "some name")
-    assert same(back, model)
-    assert back.source == "some name"
+    assert all(torch.equal(back.weights[name], value) for name, value in WEIGHTS.items())
+    expected = dataclasses.replace(model, weights={}, source="some name")
+    assert dataclasses.replace(back, weights={}) == expected
 
 
 # --- damaged files, and files that somebody made ---
@@ -110,27 +100,18 @@ def test_a_changed_bit_is_refused_wherever_it_lies(tmp_path, region, place, bit)
     }[region]  # fmt: skip
     content[min(end - 1, start + int(place * (end - start)))] ^= 1 << bit
     (tmp_path / FILE).write_bytes(content)
-    refused(tmp_path / FILE)
+    words = refused(tmp_path / FILE)
+    if region == "tensors":  # the library alone notices nothing
+        assert "is damaged: its checksum does not fit" in words
 
 
-def test_a_changed_weight_is_called_damage(tmp_path):
-    write_weights(make_trained(WEIGHTS), tmp_path / FILE)
-    content = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    safetensors.torch.load_file(tmp_path / FILE)  # alone, it notices nothing
-    assert "is damaged: its checksum does not fit" in refused(tmp_path / FILE)
-
-
-@pytest.mark.parametrize("content", [b"", b"no weights at all", None], ids=["", "text", "cut"])
-def test_other_files_are_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path):
     write_weights(make_trained(), tmp_path / FILE)
     whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:-9] if content is None else content)
-    assert "not a safetensors file" in refused(tmp_path / FILE)
-
-
-def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
-    write_weights(make_trained(), tmp_path / FILE)
+    for content in (b"", b"no weights at all", whole[:-9]):
+        (tmp_path / FILE).write_bytes(content)
+        assert "not a safetensors file" in refused(tmp_path / FILE)
+    (tmp_path / FILE).write_bytes(whole)
     with safe_open(tmp_path / FILE, "pt") as file:
         metadata = file.metadata()
     less = {name: text for name, text in metadata.items() if name != "mean"}
@@ -144,16 +125,6 @@ def test_another_format_is_refused_by_its_number(tmp_path):
     for number in (1, FORMAT + 1):
         rewrite(tmp_path / FILE, format=str(number))
         assert f"it has the format {number} of another version" in refused(tmp_path / FILE)
-    rewrite(tmp_path / FILE, format=json.dumps("\n" + "long" * 100))
-    assert len(refused(tmp_path / FILE)) < 200 + len(str(tmp_path))
-
-
-def test_a_file_that_may_not_be_read_has_the_systems_reason(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "cannot be read (Permission denied)" in refused(tmp_path / FILE)
 
 
 @pytest.mark.parametrize(
@@ -181,25 +152,19 @@ def test_wrong_fields_are_refused_though_the_checksum_fits(tmp_path, crafted, wo
 
 
 @pytest.mark.parametrize(
-    ("network", "words"),
+    ("name", "text", "words"),
     [
-        ({"layers": 3}, "unknown setting, layers"),
-        ({"network": "vgg"}, "--network 'vgg' is not one of"),
-        ({"width": [1]}, "--width"),
+        *(("origin", text, "is not usable") for text in ("{", "", "[" * 50_000, "9" * 5000)),
+        ("network", '{"layers": 3}', "unknown setting, layers"),
+        ("network", '{"network": "vgg"}', "--network 'vgg' is not one of"),
+        ("network", '{"width": [1]}', "--width"),
     ],
+    ids=lambda text: text[:20],
 )
-def test_a_network_that_no_flags_describe_is_refused(tmp_path, network, words):
-    write_weights(make_trained(), tmp_path / FILE)
-    rewrite(tmp_path / FILE, network=json.dumps(network))
-    assert words in refused(tmp_path / FILE)
-
-
-@pytest.mark.parametrize("text", ["{", "", "[" * 50_000, "9" * 5000, "\x1b"])
-@pytest.mark.parametrize("name", ["origin", "classes"])
-def test_metadata_that_are_not_json_are_refused(tmp_path, name, text):
+def test_metadata_that_describe_nothing_are_refused(tmp_path, name, text, words):
     write_weights(make_trained(), tmp_path / FILE)
     rewrite(tmp_path / FILE, **{name: text})
-    assert "is not usable" in refused(tmp_path / FILE)
+    assert words in refused(tmp_path / FILE)
 
 
 @given(st.text())
@@ -231,18 +196,15 @@ def test_counting_parameters_draws_no_random_numbers():
 
 
 def test_weights_of_another_network_are_refused():
-    network = build_model(SMALL, 2)
-    weights = network.state_dict()
+    weights = build_model(SMALL, 2).state_dict()
     name = "c1.conv.weight"
     for changed in (
         {},
-        {"weight": torch.ones(3)},
+        weights | {"weight": torch.ones(3)},
         weights | {name: weights[name][:, :2]},
         weights | {name: weights[name].to(torch.complex64)},
         {f"module.{key}": value for key, value in weights.items()},
     ):
-        with pytest.raises(UserError, match="do not fit this CIFARNet"):
-            load_weights(network, changed)
         with pytest.raises(UserError, match="do not fit this CIFARNet"):
             make_trained(changed, network=SMALL).build()
 
