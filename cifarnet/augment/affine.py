@@ -1,63 +1,51 @@
 """Affine: shift, scale and rotate in one interpolation."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarnet.augment.step import BORDERS, Draw, ImageForm, Step, full_probability, to_device
+from cifarnet.augment.step import BORDERS, ImageForm, Step, full_probability, to_device, uniform
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 
 A, cv2 = LateModule("albumentations"), LateModule("cv2")
 
 
-@dataclass(frozen=True)
 class Affine(Step):
     """Shifts by whole pixels, scales and rotates about the centre, by bilinear interpolation."""
 
     name = "affine"
-    shift: int  # pixels, the largest shift along each axis
-    scale: float  # scales lie in [1 - scale, 1 + scale]
-    degrees: float  # the largest rotation either way
-    border: str  # "mean" or "black": the colour that comes in from outside
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        return cls(
-            size,
-            full_probability(settings, "affine_p"),
-            int(settings.shift * size + 1e-9),
-            settings.scale,
-            settings.degrees,
-            settings.border,
-        )
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, full_probability(settings, "affine_p")
+        self.shift = int(settings.shift * size + 1e-9)  # pixels, the largest along each axis
+        self.scales = (1 - settings.scale, 1 + settings.scale)
+        self.rotations = (-settings.degrees, settings.degrees)
+        self.border = BORDERS[settings.border]
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         shifts = (-self.shift, self.shift)  # pixels: a share would be cut off towards 0
         affine = A.Affine(
             translate_px={"x": shifts, "y": shifts},
-            scale=(1 - self.scale, 1 + self.scale),
+            scale=self.scales,
             keep_ratio=True,
-            rotate=(-self.degrees, self.degrees),
+            rotate=self.rotations,
             border_mode=cv2.BORDER_CONSTANT,
-            fill=tuple(BORDERS[self.border] * level for level in mean),
+            fill=tuple(self.border * level for level in mean),
             p=self.probability,
         )
         return [affine]
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws for B images.
 
         `shift` int64 [B,2]: pixels to the right and down. `scale` float32 [B]: above 1 the image
         grows. `rotate` float32 [B]: degrees counter-clockwise.
         """
         return {
-            "shift": draw.pairs(-self.shift, self.shift),
-            "scale": draw.uniform(1 - self.scale, 1 + self.scale),
-            "rotate": draw.uniform(-self.degrees, self.degrees),
+            "shift": torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator),
+            "scale": uniform(*self.scales, count, generator),
+            "rotate": uniform(*self.rotations, count, generator),
         }
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
@@ -73,7 +61,7 @@ class Affine(Step):
         grid = grid.permute(0, 2, 3, 1)
         # Zeros come in from outside: less the border's colour before, plus it after, they are
         # that colour.
-        border = BORDERS[self.border] * mean
+        border = self.border * mean
         values = images.float().sub_(border)
         values = F.grid_sample(values, grid, padding_mode="zeros", align_corners=False)
         return values.add_(border + 0.5).byte()

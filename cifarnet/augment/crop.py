@@ -1,12 +1,9 @@
 """Crop: pad all sides, then cut out the image's own size anywhere."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import BORDERS, Draw, ImageForm, Step, to_device
+from cifarnet.augment.step import BORDERS, ImageForm, Step, to_device
 from cifarnet.core.late import LateModule
 from cifarnet.images.imageset import SIZE
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -14,36 +11,33 @@ from cifarnet.settings.augmentation import AugmentationSettings
 A, cv2 = LateModule("albumentations"), LateModule("cv2")
 
 
-@dataclass(frozen=True)
 class Crop(Step):
     """Moves an image by at most `pad` pixels along each axis."""
 
     name = "crop"
-    pad: int  # pixels on each side
-    border: str  # "mean" or "black": the colour of the padding
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        probability = float(settings.augment != "none")
-        return cls(size, probability, round(settings.pad * size / SIZE), settings.border)
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, float(settings.augment != "none")
+        self.pad = round(settings.pad * size / SIZE)  # pixels on each side
+        self.border = BORDERS[settings.border]
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         width = self.size + 2 * self.pad
-        fill = tuple(BORDERS[self.border] * level for level in mean)
+        fill = tuple(self.border * level for level in mean)
         return [
             A.PadIfNeeded(width, width, border_mode=cv2.BORDER_CONSTANT, fill=fill),
             A.RandomCrop(self.size, self.size, p=self.probability),
         ]
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`corner` int64 [B,2]: row and column of the crop in the padded image."""
-        return {"corner": draw.pairs(0, 2 * self.pad)}
+        return {"corner": torch.randint(2 * self.pad + 1, (count, 2), generator=generator)}
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         """Copies whole rows of pixels from the padded images."""
         count, pad, size = len(images), self.pad, self.size
         width, inside = size + 2 * pad, slice(pad, pad + size)
-        padded = (BORDERS[self.border] * mean).byte().repeat(count, 1, width, width)
+        padded = (self.border * mean).byte().repeat(count, 1, width, width)
         padded[:, :, inside, inside] = images
         row, column = to_device(drawn["corner"], images).unsqueeze(2).unbind(1)  # [B,1]
         rows = torch.arange(size, device=images.device) + row  # [B,S]

@@ -1,31 +1,27 @@
 """Flip: mirror an image left to right."""
 
-from dataclasses import dataclass
-from typing import Self
-
+import torch
 from torch import Tensor
 
-from cifarnet.augment.step import Draw, ImageForm, Step
+from cifarnet.augment.step import ImageForm, Step
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 
 A = LateModule("albumentations")
 
 
-@dataclass(frozen=True)
 class Flip(Step):
     """Mirrors an image left to right."""
 
     name = "flip"
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        return cls(size, 0.5 * (settings.augment != "none"))
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, 0.5 * (settings.augment != "none")
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         return [A.HorizontalFlip(p=self.probability)]
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:

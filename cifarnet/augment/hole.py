@@ -1,12 +1,9 @@
 """Hole: fill a square inside the image with the mean colour."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import Draw, ImageForm, Step, full_probability, to_device
+from cifarnet.augment.step import ImageForm, Step, full_probability, to_device
 from cifarnet.core.late import LateModule
 from cifarnet.images.imageset import SIZE
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -14,16 +11,14 @@ from cifarnet.settings.augmentation import AugmentationSettings
 A = LateModule("albumentations")
 
 
-@dataclass(frozen=True)
 class Hole(Step):
     """Fills a square inside the image (DeVries and Taylor 2017, arXiv 1708.04552)."""
 
     name = "hole"
-    side: int  # pixels, height and width of the hole
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        return cls(size, full_probability(settings, "hole_p"), round(settings.hole * size / SIZE))
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, full_probability(settings, "hole_p")
+        self.side = round(settings.hole * size / SIZE)  # pixels, height and width of the hole
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         hole = A.CoarseDropout(
@@ -35,9 +30,10 @@ class Hole(Step):
         )
         return [hole]
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`corner` int64 [B,2]: row and column of the hole's first pixel."""
-        return {"corner": draw.pairs(0, self.size - self.side)}
+        ends = self.size - self.side + 1
+        return {"corner": torch.randint(ends, (count, 2), generator=generator)}
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         pixels = torch.arange(self.side, device=images.device)

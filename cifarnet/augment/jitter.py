@@ -1,12 +1,9 @@
 """Jitter: change brightness, contrast, saturation and hue, in random order."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import Draw, ImageForm, Step, full_probability, to_device
+from cifarnet.augment.step import ImageForm, Step, full_probability, to_device, uniform
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.flags import numbers_in
@@ -16,60 +13,43 @@ A = LateModule("albumentations")
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of the drawn factors; 0 is the brightness
 
 
-@dataclass(frozen=True)
 class Jitter(Step):
     """Changes colours by factors in [1 - x, 1 + x], and the hue by a move in [-x, x]."""
 
     name = "jitter"
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float  # in turns of the colour wheel
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        return cls(size, full_probability(settings, "jitter_p"), *numbers_in(settings.jitter))
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, full_probability(settings, "jitter_p")
+        *gains, hue = numbers_in(settings.jitter)
+        # Of brightness, contrast, saturation, and hue in turns of the colour wheel.
+        self.ranges = [*((1 - gain, 1 + gain) for gain in gains), (-hue, hue)]
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
-        jitter = A.ColorJitter(
-            brightness=(1 - self.brightness, 1 + self.brightness),
-            contrast=(1 - self.contrast, 1 + self.contrast),
-            saturation=(1 - self.saturation, 1 + self.saturation),
-            hue=(-self.hue, self.hue),
-            p=self.probability,
-        )
-        return [jitter]
+        return [A.ColorJitter(*self.ranges, p=self.probability)]
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws for B images.
 
         `factors` float32 [B,4]: brightness, contrast, saturation, and hue in turns. `order` int64
         [B,4]: columns of `factors`, in the order in which they are applied.
         """
-        gains = (self.brightness, self.contrast, self.saturation)
-        factors = [*(draw.uniform(1 - x, 1 + x) for x in gains), draw.uniform(-self.hue, self.hue)]
-        return {"factors": torch.stack(factors, 1), "order": draw.orders(4)}
-
-    def group(self, drawn: dict[str, Tensor]) -> Tensor:
-        """The position of the hue in an image's order; 4: its hue stays.
-
-        Hue takes many more operations than the rest. Images whose hue is due lie side by side.
-        """
-        hue_at = (drawn["order"] == HUE).int().argmax(1)
-        return torch.where(drawn["factors"][:, HUE] == 0, 4, hue_at)
+        factors = [uniform(*ends, count, generator) for ends in self.ranges]
+        order = torch.rand(count, 4, generator=generator).argsort(1)
+        return {"factors": torch.stack(factors, 1), "order": order}
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         factors, order = drawn["factors"], drawn["order"]
-        bounds = [0, *self.group(drawn).bincount(minlength=4).cumsum(0).tolist()]
         kinds = order[order != HUE].view(-1, 3)
         gains = to_device(factors.gather(1, kinds), images).view(-1, 3, 1, 1, 1)
         kinds = to_device(kinds, images).view(-1, 3, 1, 1, 1)
-        turn = to_device(factors[:, HUE], images)
+        turn = factors[:, HUE]
         values = images.float()
         for position in range(4):
-            due = slice(bounds[position], bounds[position + 1])
-            if due.start < due.stop:
-                _turn_hue(values[due], turn[due])
+            due = ((order[:, position] == HUE) & (turn != 0)).nonzero().squeeze(1)
+            if len(due):  # the hue takes most operations: only images that need it
+                where = to_device(due, images)
+                turned = _turn_hue(values.index_select(0, where), to_device(turn[due], images))
+                values.index_copy_(0, where, turned)
             if position < 3:
                 _blend(values, kinds[:, position], gains[:, position])
         return values.byte()
@@ -89,7 +69,7 @@ def _blend(values: Tensor, kind: Tensor, factor: Tensor) -> None:
     values.mul_(factor).add_(grey.mul_(rest * saturation).add_(level)).clamp_(0, 255).floor_()
 
 
-def _turn_hue(values: Tensor, turn: Tensor) -> None:
+def _turn_hue(values: Tensor, turn: Tensor) -> Tensor:
     """Moves the hue by `turn` [B], in turns, in place; value and saturation (HSV) stay.
 
     `values` is float32 [B,3,H,W] and holds whole numbers from 0 to 255. As in OpenCV and
@@ -111,3 +91,4 @@ def _turn_hue(values: Tensor, turn: Tensor) -> None:
         share = share.sub_(1) if channel == 0 else share.neg_().add_(2)
         torch.addcmul(low, share.clamp_(0, 1), chroma, out=share)
         values[:, channel] = share.floor_()
+    return values

@@ -26,7 +26,11 @@ class PerImageEngine:
         # albumentations would ask a server for a newer version when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         colour = tuple(round(255 * m) for m in mean)
-        self.transforms = {step: step.for_image(colour) for step in policy.steps}
+        self.transforms = [
+            (step.number, place, transform)
+            for step in policy.steps
+            for place, transform in enumerate(step.for_image(colour))
+        ]
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
         """Returns augmented copies of `images`, both uint8 [B,3,S,S].
@@ -38,14 +42,12 @@ class PerImageEngine:
         if not self.transforms:
             return images.copy()
         cv2.setNumThreads(1)  # threads slow down images this small, and die in a forked worker
-        for step, transforms in self.transforms.items():
-            for place, transform in enumerate(transforms):
-                transform.set_random_seed(derived_seed(*key, step.number, place))
-        in_order = [transform for step in self.transforms.values() for transform in step]
+        for step, place, transform in self.transforms:
+            transform.set_random_seed(derived_seed(*key, step, place))
         augmented = np.empty_like(images)
         for i, image in enumerate(images.transpose(0, 2, 3, 1)):  # [S,S,3]
             image = np.ascontiguousarray(image)
-            for transform in in_order:
+            for _, _, transform in self.transforms:
                 image = transform(image=image)["image"]
             augmented[i] = image.transpose(2, 0, 1)
         return augmented

@@ -11,7 +11,7 @@ from cifarnet.augment.flip import Flip
 from cifarnet.augment.hole import Hole
 from cifarnet.augment.jitter import Jitter
 from cifarnet.augment.published import Published
-from cifarnet.augment.step import Draw, Step
+from cifarnet.augment.step import Step
 from cifarnet.core.seeds import derived_seed
 from cifarnet.settings.augmentation import AugmentationSettings
 
@@ -36,9 +36,9 @@ class Policy:
         """
         draws = {}
         for step in self.steps:
-            seed = derived_seed(*key, step.number)
-            draw = Draw(count, torch.Generator().manual_seed(seed))
-            draws[step.name] = {APPLIED: draw.chance(step.probability)} | step.draw(draw)
+            generator = torch.Generator().manual_seed(derived_seed(*key, step.number))
+            applied = torch.rand(count, generator=generator) < step.probability
+            draws[step.name] = {APPLIED: applied} | step.draw(count, generator)
         return draws
 
 
@@ -48,7 +48,7 @@ def build_policy(settings: AugmentationSettings, size: int) -> Policy:
     --auto_augment adds its policy to each, and takes the place of the affine step and the jitter.
     --pad and --hole are pixels of a 32x32 image: the same share of images of another size.
     """
-    steps = (kind.from_settings(settings, size) for kind in STEPS)
+    steps = (kind(settings, size) for kind in STEPS)
     return Policy(tuple(step for step in steps if step.probability > 0))
 
 

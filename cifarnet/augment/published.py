@@ -2,8 +2,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -25,21 +23,17 @@ PUBLISHED: dict[str, Callable[[list[int]], Callable[[Image.Image], Image.Image]]
 }
 
 
-@dataclass(frozen=True)
 class Published(Step):
     """Changes an image by a published policy. It has no form for a batch."""
 
     name = "published"
-    policy: str  # "none" or a name in PUBLISHED
-    border: str  # "mean" or "black": the colour that comes in from outside
 
-    @classmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        probability = float(settings.auto_augment != "none")
-        return cls(size, probability, settings.auto_augment, settings.border)
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        self.size, self.probability = size, float(settings.auto_augment != "none")
+        self.policy, self.border = settings.auto_augment, BORDERS[settings.border]
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
-        fill = [BORDERS[self.border] * level for level in mean]
+        fill = [self.border * level for level in mean]
         return [_PublishedForm(PUBLISHED[self.policy](fill))]
 
 

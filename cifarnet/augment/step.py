@@ -2,8 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,30 +23,6 @@ class ImageForm(Protocol):
         """Returns a changed copy of `image` uint8 [H,W,3], under the key "image"."""
 
 
-class Draw(NamedTuple):
-    """Draws random numbers for `count` images. Results are tensors on the CPU."""
-
-    count: int
-    generator: torch.Generator
-
-    def uniform(self, low: float, high: float) -> Tensor:
-        """Numbers in [low, high): float32 [count]."""
-        return torch.empty(self.count).uniform_(low, high, generator=self.generator)
-
-    def chance(self, probability: float) -> Tensor:
-        """True with `probability`: bool [count]."""
-        return self.uniform(0, 1) < probability
-
-    def pairs(self, low: int, high: int) -> Tensor:
-        """Whole numbers from `low` to `high`: int64 [count,2]."""
-        return torch.randint(low, high + 1, (self.count, 2), generator=self.generator)
-
-    def orders(self, things: int) -> Tensor:
-        """A random order of the numbers below `things` in each row: int64 [count,things]."""
-        return torch.rand(self.count, things, generator=self.generator).argsort(1)
-
-
-@dataclass(frozen=True)
 class Step(ABC):
     """A change of images of `size` pixels, made with `probability`.
 
@@ -64,10 +39,9 @@ class Step(ABC):
         """A part of the step's seed. It depends on the name alone: steps draw independently."""
         return zlib.crc32(self.name.encode())
 
-    @classmethod
     @abstractmethod
-    def from_settings(cls, settings: AugmentationSettings, size: int) -> Self:
-        """The step that `settings` describe, for images of `size` pixels."""
+    def __init__(self, settings: AugmentationSettings, size: int) -> None:
+        """Takes its ranges from `settings`, for images of `size` pixels."""
 
     @abstractmethod
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
@@ -76,13 +50,9 @@ class Step(ABC):
         `mean` is the mean colour of the data set, in [0, 255].
         """
 
-    def draw(self, draw: Draw) -> dict[str, Tensor]:
-        """What the step draws for each image besides whether it changes the image at all."""
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draws for `count` images, on the CPU, besides whether they change at all."""
         raise NotImplementedError(f"{self.name} works on one image at a time")
-
-    def group(self, drawn: dict[str, Tensor]) -> Tensor | None:
-        """Sorts the images of `for_batch`: int64 [B], small numbers come first. None: any order."""
-        return None
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         """Changes all `images`, uint8 [B,3,S,S], as `drawn` says. It may change them in place.
@@ -96,6 +66,11 @@ class Step(ABC):
 def full_probability(settings: AugmentationSettings, flag: str) -> float:
     """The probability of a step that --augment full adds to light; `flag` is its own flag."""
     return settings.probabilities[flag] if settings.augment == "full" else 0.0
+
+
+def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
+    """Draws numbers in [low, high): float32 [count]."""
+    return torch.empty(count).uniform_(low, high, generator=generator)
 
 
 def to_device(values: Tensor, images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support.augmentation import CPU, MEAN, coordinates, policy_of, versions
 
 from cifarnet.augment.per_image import PerImageEngine
@@ -32,11 +31,6 @@ def test_equal_keys_draw_equal_changes_and_others_do_not():
     assert (versions(policy, image, 20, key=(42, 1, 2, 0)) == first).all()
     for other in ((43, 1, 2, 0), (42, 2, 2, 0), (42, 1, 2, 512)):
         assert (versions(policy, image, 20, key=other) != first).any(axis=(1, 2, 3)).all()
-
-
-@pytest.mark.parametrize(("name", "count"), [("none", 0), ("light", 2), ("full", 5)])
-def test_steps_of_probability_0_are_left_out(name, count):
-    assert len(PerImageEngine(policy_of(name), MEAN, CPU).transforms) == count
 
 
 def test_the_policy_none_changes_nothing():

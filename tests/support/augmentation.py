@@ -8,7 +8,7 @@ from torch import Tensor
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import APPLIED, Draws, Policy, build_policy, take
-from cifarnet.augment.step import Draw, Step
+from cifarnet.augment.step import Step
 from cifarnet.settings.augmentation import AugmentationSettings
 
 MEAN = (0.5, 0.4, 0.3)
@@ -25,7 +25,7 @@ def policy_of(augment: str, image_size: int = 32, **settings: object) -> Policy:
 
 def step_of(kind: type[Step], image_size: int = 32, **settings: object) -> Step:
     """A step by its flags, with probability 1 unless they say otherwise."""
-    return kind.from_settings(AugmentationSettings(**{"augment_p": 1.0, **settings}), image_size)
+    return kind(AugmentationSettings(**{"augment_p": 1.0, **settings}), image_size)
 
 
 def pictures(count: int = 256, size: int = 32) -> Tensor:
@@ -46,7 +46,7 @@ def coordinates() -> np.ndarray:
 
 def draws_of(step: Step, count: int, **values: Tensor) -> Draws:
     """Draws of `step` alone, which changes all images; `values` replace drawn ones."""
-    drawn = step.draw(Draw(count, torch.Generator().manual_seed(7)))
+    drawn = step.draw(count, torch.Generator().manual_seed(7))
     return {step.name: {APPLIED: torch.ones(count, dtype=torch.bool)} | drawn | values}
 
 
