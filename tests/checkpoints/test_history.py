@@ -17,9 +17,7 @@ def epoch_of_best(measured) -> int | None:
 
 
 @given(MEASURED, st.integers(0, 8))
-def test_the_best_is_the_first_comparable_epoch_of_the_highest_held_out_accuracy(
-    measured, comparable_after
-):
+def test_the_best_is_the_first_comparable_epoch_of_the_highest_accuracy(measured, comparable_after):
     rows = [
         make_row(epoch, val_accuracy=val, test_accuracy=test)
         for epoch, (val, test) in enumerate(measured, 1)

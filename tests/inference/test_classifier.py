@@ -1,5 +1,4 @@
 import itertools
-import pickle
 import weakref
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import nn
 from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.images.normalise import Normalise
-from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.classifier import (
     Augmented,
     Ensemble,
@@ -23,6 +21,7 @@ from cifarnet.inference.classifier import (
     log_mean,
     views,
 )
+from cifarnet.inference.pixels import to_batch
 from cifarnet.networks.build import build_model
 from cifarnet.settings.evaluation import TTA
 from cifarnet.settings.network import NetworkSettings
@@ -87,24 +86,12 @@ def test_unlikely_classes_stay_apart_where_their_probabilities_underflow():
 
 def test_an_ensemble_averages_probabilities():
     ensemble = Ensemble([Linear(seed) for seed in range(3)])
-    assert (ensemble.classes, ensemble.image_size, ensemble.source) == (
-        CLASSES,
-        6,
-        "net0,net1,net2",
-    )
+    about = (ensemble.classes, ensemble.image_size, ensemble.source)
+    assert about == (CLASSES, 6, "net0,net1,net2")
     expected = np.mean([by_hand(seed, PIXELS.numpy()) for seed in range(3)], axis=0)
     with torch.inference_mode():
         np.testing.assert_allclose(ensemble(PIXELS), expected, atol=1e-5)
         torch.testing.assert_close(ensemble.logits(PIXELS).softmax(1), ensemble(PIXELS))
-
-
-@torch.inference_mode()
-def test_a_network_with_itself_has_its_probabilities_and_the_order_does_not_matter():
-    one, other = Linear(0), Linear(1)
-    torch.testing.assert_close(Ensemble([one, one])(PIXELS), one(PIXELS))
-    either, reverse = (Ensemble(pair)(PIXELS) for pair in ((one, other), (other, one)))
-    torch.testing.assert_close(either, reverse)
-    assert (either - one(PIXELS)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -138,7 +125,7 @@ def test_views_are_those_of_plain_slicing():
     for tta in TTA:
         found = [view.numpy() for view in views(pixels, tta)]
         assert {view.dtype for view in found} == {np.dtype(np.uint8)}
-        assert len(found) == len(expected[tta]) == {"none": 1, "flip": 2, "shift": 18}[tta]
+        assert len(found) == len(expected[tta])
         assert {view.tobytes() for view in found} == {view.tobytes() for view in expected[tta]}
     assert np.array_equal(pixels.numpy(), plain)
 
@@ -166,11 +153,6 @@ def test_an_ensemble_with_augmentation_is_the_ensemble_of_the_augmented():
         assert [member.info.source for member in classifier.members] == ["net0", "net1"]
 
 
-def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(UserError, match="no test-time augmentation 'crop'; use none, flip, shift"):
-        Augmented(Linear(), "crop")
-
-
 @torch.inference_mode()
 def test_views_pass_one_after_the_other():
     seen, alive = [], []
@@ -188,18 +170,7 @@ def test_views_pass_one_after_the_other():
 
 # --- one network ---
 
-
-@torch.inference_mode()
-def test_a_network_gets_normalised_images():
-    model = small_model()
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.mean, model.std))
-    expected = model.build()((pixels / 255 - mean) / std)
-    classifier = TorchClassifier(model)
-    assert (classifier.classes, classifier.image_size) == (CLASSES, 32)
-    assert classifier.members == [classifier]
-    torch.testing.assert_close(classifier.logits(pixels), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(classifier(pixels), expected.softmax(1), rtol=1e-4, atol=1e-5)
+IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
 
 
 @torch.inference_mode()
@@ -207,47 +178,27 @@ def test_a_network_gets_normalised_images():
 def test_the_logits_are_those_of_the_batches_of_a_run_bit_for_bit(amp):
     """A run evaluates its network on batches that are normalised outside of it."""
     model = small_model(amp)
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    normalised = Normalise(model.mean, model.std, torch.device("cpu"))(pixels)
+    classifier = TorchClassifier(model)
+    assert classifier.members == [classifier]
+    normalised = Normalise(model.mean, model.std, torch.device("cpu"))(IMAGES)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        assert torch.equal(TorchClassifier(model).logits(pixels), model.build()(normalised))
-
-
-def test_weights_of_another_network_are_refused():
-    with pytest.raises(UserError, match="do not fit this CIFARNet"):
-        TorchClassifier(make_trained())
+        assert torch.equal(classifier.logits(IMAGES), model.build()(normalised))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("amp", [None, True, False])
 def test_an_autocast_reaches_only_networks_that_were_trained_with_it(amp):
     """Unless the caller decides."""
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     for trained_with in (False, True):
         reached = trained_with if amp is None else amp
         one = TorchClassifier(small_model(trained_with), amp)
-        exact = one.logits(pixels)
+        exact = one.logits(IMAGES)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(one.logits(pixels), exact) == (not reached)
-            both = Ensemble([one, one]).logits(pixels)
-            assert torch.equal(both, log_mean([exact, exact])) == (not reached)
-        assert torch.equal(one.logits(pixels), exact)
-
-
-def test_classifiers_are_in_evaluation_mode_and_can_be_pickled():
-    network = TorchClassifier(small_model())
-    classifier = Augmented(Ensemble([network, network]), "flip")
-    assert not any(part.training for part in classifier.modules())
-    again = pickle.loads(pickle.dumps(classifier))
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    with torch.inference_mode():
-        assert torch.equal(again(pixels), classifier(pixels))
+            both = Ensemble([one, one]).logits(IMAGES)
+        assert torch.equal(both, log_mean([exact, exact])) == (not reached)
 
 
 def test_a_classifier_turns_pictures_into_its_input():
     classifier = Linear(size=16)
     picture = Image.new("RGB", (40, 20), (200, 100, 50))
-    assert torch.equal(classifier.pixels(picture)[0], torch.from_numpy(to_pixels(picture, 16)))
-    noise = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
-    assert torch.equal(classifier.pixels(noise), noise)
-    assert torch.equal(classifier.pixels(noise[0] / 255), noise[:1])  # as torchvision gives them
+    assert torch.equal(classifier.pixels(picture), to_batch(picture, 16))

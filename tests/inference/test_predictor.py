@@ -69,8 +69,3 @@ def test_files_are_classified_in_order_and_bad_ones_are_named(predictor, picture
     assert [ranking[0][0] for ranking in (first, second, third)] == ["blue", "red", "green"]
     assert isinstance(missing, UserError)
     assert "missing.png" in str(missing)
-
-
-def test_no_picture_of_a_batch_may_be_readable(predictor):
-    ((_, outcome),) = predictor.classify(["missing.png"], 5, lambda: None)
-    assert isinstance(outcome, UserError)

@@ -5,15 +5,9 @@ import torch.nn.functional as F
 from cifarnet.networks.blocks import (
     ConvBlock,
     DepthwiseConv2d,
-    DepthwiseSeparableConv2d,
-    PooledConv,
     SeparableBlock,
     channel_means,
 )
-
-
-def shapes(module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (1, 4), (2, 1), (3, 1)])
@@ -32,42 +26,6 @@ def test_depthwise_convolutions_filter_each_channel_alone(kernel_size, stride, d
     )
     assert expected.shape[2:] == (-(-15 // stride), -(-17 // stride))
     torch.testing.assert_close(layer(images), expected)
-
-
-def test_weights_have_the_names_and_shapes_of_plain_convolutions():
-    assert shapes(DepthwiseSeparableConv2d(8, 16, stride=2)) == {
-        "0.weight": (8, 1, 3, 3),
-        "1.weight": (16, 8, 1, 1),
-    }
-    kernels = {name: shape for name, shape in shapes(SeparableBlock(8, 16, 0)).items() if shape[1:]}
-    assert kernels == {
-        "conv.0.weight": (8, 1, 3, 3),
-        "conv.1.weight": (16, 8, 1, 1),
-        "shortcut.0.weight": (16, 8, 1, 1),
-    }
-    assert shapes(ConvBlock(3, 8, 0))["conv.weight"] == (8, 3, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("block", "shape"),
-    [
-        (ConvBlock(4, 6, 0.1), (6, 15, 17)),
-        (SeparableBlock(4, 6, 0.1, dilation=4), (6, 15, 17)),
-        (SeparableBlock(4, 6, 0.1, stride=2, shortcut=False), (6, 8, 9)),
-        (PooledConv(4, 6), (6, 15, 17)),
-        (PooledConv(4, 6, 2), (6, 7, 8)),
-    ],
-    ids=str,
-)
-def test_shapes(block, shape):
-    assert block(torch.randn(2, 4, 15, 17)).shape == (2, *shape)
-
-
-def test_the_shortcut_is_added_before_the_relu():
-    block = SeparableBlock(4, 6, 0.0).eval()
-    images = torch.randn(2, 4, 8, 8)
-    expected = torch.relu(block.bn(block.conv(images)) + block.shortcut(images))
-    torch.testing.assert_close(block(images), expected)
 
 
 @pytest.mark.parametrize("block", [ConvBlock(4, 60, 0.5), SeparableBlock(4, 60, 0.5)], ids=str)

@@ -28,27 +28,13 @@ def test_a_network_has_the_fast_forms_and_the_fast_layout(name):
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_equal_random_states_give_equal_weights(name):
-    states = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        states.append(build_model(NetworkSettings(network=name), 3).state_dict())
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-
-
-def test_each_block_has_its_dropout_in_training_only():
+def test_each_block_has_its_dropout():
     settings = {"dropout": "0.5,0.4,0.3,0.2"}
     assert build_model(NetworkSettings(network="residual", **settings), 10).dropout.p == 0.2
     model = build_model(NetworkSettings(**settings), 10)
     blocks = (model.c1, model.c2, model.c3, model)
     assert [block.dropout.p for block in blocks] == [0.5, 0.4, 0.3, 0.2]
     assert model.c4.dropout.p == 0
-    images = torch.randn(2, 3, 32, 32)
-    dropped = (model.c1(images) == 0).all(dim=3).all(dim=2)  # [B, channels]
-    assert 0.3 < dropped.float().mean() < 0.7
-    model.eval()
-    assert torch.equal(model(images), model(images))
 
 
 def test_settings_grow_the_blocks_that_they_name():
@@ -56,5 +42,7 @@ def test_settings_grow_the_blocks_that_they_name():
     model = build_model(settings, 10)
     assert [len(block.attention) for block in (model.c2, model.c3, model.c4)] == [1, 0, 1]
     assert [len(block.repeats) for block in (model.c2, model.c3, model.c4)] == [0, 0, 1]
-    assert model.c4.repeats[0].attention
+    (repeat,) = model.c4.repeats
+    assert repeat.attention
+    assert repeat.attention is not model.c4.attention
     assert model.head.in_features == 192

@@ -11,13 +11,11 @@ from cifarnet.networks.fast_depthwise import FastDepthwiseConv2d
 from cifarnet.networks.scaling import deepen
 
 
-def attended(block: SeparableBlock) -> SeparableBlock:
-    add_attention([block], "cbam")
-    return block
-
-
-def repeated(block: SeparableBlock) -> SeparableBlock:
+def grown(**settings: object) -> SeparableBlock:
+    """A block that is repeated, with attention in both."""
+    block = SeparableBlock(4, 12, 0.3, **settings)
     deepen([block], 2)
+    add_attention([block], "cbam")
     return block
 
 
@@ -26,9 +24,8 @@ BLOCKS = {
     "separable": lambda: SeparableBlock(4, 12, 0.3),
     "dilated": lambda: SeparableBlock(4, 12, 0.3, dilation=4),
     "strided": lambda: SeparableBlock(4, 12, 0.3, stride=2, shortcut=False),
-    "attended": lambda: attended(SeparableBlock(4, 12, 0.3)),
-    "repeated": lambda: repeated(SeparableBlock(4, 12, 0.3, dilation=4)),
-    "both": lambda: attended(repeated(SeparableBlock(4, 12, 0.3, stride=2, shortcut=False))),
+    "grown": lambda: grown(dilation=4),
+    "grown, strided": lambda: grown(stride=2, shortcut=False),
     "pooled": lambda: PooledConv(4, 12, 2),
 }
 

@@ -29,14 +29,7 @@ def test_repeats_are_shared_out_evenly_and_the_last_blocks_come_first(blocks, de
     assert counts[-1] - counts[0] <= 1
 
 
-@pytest.mark.parametrize(
-    ("depth", "counts"), [(1, [0, 0, 0]), (1.2, [0, 0, 1]), (1.44, [0, 1, 1]), (3, [2, 2, 2])]
-)
-def test_repeats_of_three_blocks(depth, counts):
-    assert repeats(3, depth) == counts
-
-
-def test_a_repeat_adds_its_input():
+def test_a_repeat_adds_its_input_and_has_the_settings_of_its_block():
     torch.manual_seed(0)
     block = SeparableBlock(4, 12, 0.0, stride=2, shortcut=False)
     x = torch.randn(2, 4, 8, 8)
@@ -46,12 +39,9 @@ def test_a_repeat_adds_its_input():
     expected = torch.relu(repeat.bn(repeat.conv(first)) + first)
     assert expected.shape == (2, 12, 4, 4)
     torch.testing.assert_close(block(x), expected)
-
-
-def test_a_repeat_has_the_dilation_and_dropout_of_its_block():
-    block = SeparableBlock(4, 12, 0.3, dilation=4)
-    deepen([block], 2)
-    (repeat,) = block.repeats
+    dilated = SeparableBlock(4, 12, 0.3, dilation=4)
+    deepen([dilated], 2)
+    (repeat,) = dilated.repeats
     assert (repeat.conv[0].dilation, repeat.dropout.p) == ((4, 4), 0.3)
 
 
