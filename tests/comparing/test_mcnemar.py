@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 from support.runs import leave_predictions, leave_run, runs_of
 
@@ -21,12 +19,6 @@ def test_the_line_names_counts_and_probability(tmp_path, one, other, p):
     line = mcnemar(*runs_with(tmp_path, one, other))
     assert line.startswith(f"McNemar's test on {len(one)} images: only one is right on {only}, ")
     assert f"p = {p:.3g} " in line
-
-
-def test_the_model_is_named_where_it_is_not_the_last(tmp_path):
-    one, other = runs_with(tmp_path, "yyn", "yyn")
-    line = mcnemar(one, replace(other, predicted_by="epoch 2"))
-    assert "only one is right on 0, only other (epoch 2) on 0;" in line
 
 
 def test_other_images_are_not_compared(tmp_path):

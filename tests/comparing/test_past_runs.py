@@ -1,6 +1,5 @@
 """Which runs a name means, and which files are theirs."""
 
-import json
 import shutil
 
 import pytest
@@ -8,6 +7,7 @@ from support.runs import leave_predictions, leave_run, runs_of, write_metrics
 from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.snapshots import pack, write_snapshot
+from cifarnet.comparing.mcnemar import mcnemar
 from cifarnet.comparing.past_runs import read_runs
 from cifarnet.comparing.snapshot_runs import run_of_snapshot
 from cifarnet.core.errors import UserError
@@ -77,13 +77,10 @@ def test_a_snapshot_has_settings_history_and_parameters(tmp_path):
 
 
 def test_a_run_under_way(tmp_path):
-    run, waiting = (
-        leave_run(tmp_path / name, accuracies, epochs=9)
-        for name, accuracies in (("run", (0.5, 0.7)), ("waiting", ()))
-    )
-    under_way, not_begun = runs_of(run, waiting)
-    assert (under_way.epochs_done, under_way.top1, under_way.seconds) == (2, 0.7, 8)
-    assert (not_begun.epochs_done, not_begun.top1, not_begun.best) == (0, None, None)
+    (run,) = runs_of(leave_run(tmp_path / "run", (0.5, 0.7), epochs=9))
+    assert (run.epochs_done, run.top1, run.seconds) == (2, 0.7, 8)
+    (waiting,) = runs_of(leave_run(tmp_path / "waiting", (), epochs=9))
+    assert (waiting.epochs_done, waiting.top1, waiting.best) == (0, None, None)
 
 
 OF_OTHERS = {  # reports that evaluate.py writes into the folder of a run
@@ -113,11 +110,11 @@ def test_predictions_of_another_epoch_are_named(tmp_path):
     run = leave_run(tmp_path / "run", (0.5, 0.7, 0.6))
     leave_predictions(run, "yn")
     assert runs_of(run)[0].predicted_by == ""
-    path = run / "plots_complete" / "metrics.json"
-    report = json.loads(path.read_text())  # with --select best
-    last = {name: report[name] for name in ("epoch", "top1", "loss")}
-    path.write_text(json.dumps(report | {"epoch": 2, "top1": 0.7, "last": last}))
-    assert (runs_of(run)[0].predicted_by, runs_of(run)[0].top1) == ("epoch 2", 0.6)
+    last = {"epoch": 3, "top1": 0.6, "loss": 1.0}  # with --select best
+    write_metrics(run, {"epoch": 2, "top1": 0.7, "last": last, "run": {"id": "run"}})
+    (past,) = runs_of(run)
+    assert (past.predicted_by, past.top1) == ("epoch 2", 0.6)
+    assert "only run (epoch 2) is right on 0" in mcnemar(past, past)
 
 
 def test_a_report_alone_is_a_run_too(tmp_path):

@@ -82,10 +82,6 @@ def test_curves_are_what_was_measured():
     assert [tick.label for tick in loss.x_ticks] == ["1", "2", "3"]
 
 
-def test_one_epoch_has_charts_too():
-    assert all(len(chart.curves[0].dots) == 1 for chart in training_charts([make_row(7)]))
-
-
 def test_an_epoch_in_words_names_what_was_measured():
     rows = [make_row(1, val_loss=0.25, val_accuracy=0.75), make_row(2, test_loss=None)]
     (first, words), (last, others) = epoch_words(rows)

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -97,15 +95,3 @@ def test_an_ensemble_is_described_by_all_its_members():
     assert both["selected_by"].endswith("; trained on pictures")
     assert both["parameters"] == 2 * alone["parameters"]
     assert [member["sha256"] for member in both["members"]] == ["1", "2"]
-
-
-@pytest.mark.parametrize(
-    ("weights", "words"),
-    [
-        ("raw", "epoch 3"),
-        ("ema", "epoch 3, averaged weights"),
-        ("raw and ema", "epoch 3, some weights averaged"),
-    ],
-)
-def test_averaged_weights_are_named(weights, words):
-    assert replace(report_of(*random_logits(3)), weights=weights).epoch_in_words() == words

@@ -55,27 +55,16 @@ def test_page_and_pictures_of_another_network_do_not_stay(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
-def test_the_files(tmp_path, classes):
-    names = tuple(f"<b>$x_{i}$ é" for i in range(classes))
-    report = make_report(names, 500)
-    write_report(report, tmp_path, last=report)
-    figures = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert set(figures) >= {
-        "top1", "top3", "top5", "loss", "images", "macro", "weighted", "per_class",
-        "confusion_matrix", "dataset", "snapshot", "epoch",
-    }  # fmt: skip
-    assert set(figures["macro"]) == set(figures["weighted"]) == {"precision", "recall", "f1"}
-    assert list(figures["per_class"]) == list(names)
+def test_the_text_shows_the_main_figures(tmp_path, classes):
+    report = make_report([f"<b>$x_{i}$ é" for i in range(classes)])
+    figures = write_report(report, tmp_path, last=report)
     assert (figures["last"], figures["best"]) == (report.headline(), None)
-    assert figures["last"]["top1"] == report.top1
     text = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
-    assert "a.pth" in text
-    assert f"top-1 accuracy: {report.top1:.4f}" in text
     assert ("top-3" in text, "top-5" in text) == (classes > 3, classes > 5)
-    assert all(name in text for name in names)
-    assert "weighted avg" in text
-    low, high = figures["interval"]
-    assert (low, high) == report.interval
-    assert f"95 % interval of top-1: {low:.4f} to {high:.4f}\n" in text
-    assert f"calibration error: {figures['calibration_error']:.4f}\n" in text
-    assert len((tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 501
+    low, high = report.interval
+    for part in (
+        *("a.pth", "weighted avg", *report.per_class, f"top-1 accuracy: {report.top1:.4f}"),
+        f"95 % interval of top-1: {low:.4f} to {high:.4f}\n",
+        f"calibration error: {report.calibration_error:.4f}\n",
+    ):
+        assert part in text
