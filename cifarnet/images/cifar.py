@@ -94,8 +94,7 @@ def is_at_hand(which: Cifar, root: Path) -> bool:
 
 def _read(official: type, root: Path) -> list[Any]:
     """The training and the test part, as torchvision reads them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy 2.4 warns of pickles as old as these
+    with warnings.catch_warnings(action="ignore"):  # numpy 2.4 warns of pickles this old
         return [official(root, train=train) for train in (True, False)]
 
 

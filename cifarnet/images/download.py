@@ -1,5 +1,6 @@
 """Downloads an archive from a server that may be slow or broken, and unpacks it."""
 
+import functools
 import hashlib
 import http.client
 import shutil
@@ -151,11 +152,9 @@ def _empty(file: BinaryIO) -> None:
 
 
 def _md5_of(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # the official checksum
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)  # the official checksum
     with path.open("rb") as file:
-        while content := file.read(1 << 20):
-            digest.update(content)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, md5).hexdigest()
 
 
 def unpack(archive: Path, root: Path, folder: str) -> None:

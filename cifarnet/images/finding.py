@@ -18,6 +18,9 @@ UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # These begin with a signature, so they are recognised without an image suffix.
 BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
+# Of Synology (thumbnails, trash), Windows, Linux file systems and archives that macOS packed.
+SYSTEM = "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"
+
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
@@ -34,8 +37,7 @@ def is_image(path: Path) -> bool:
     try:
         if not path.is_file():  # opening a pipe would block
             return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags and sizes
+        with warnings.catch_warnings(action="ignore"):  # of tags and sizes
             Image.open(path, formats=BY_CONTENT).close()
     except Exception:  # any file can be here, and raise anything
         return False
@@ -43,15 +45,15 @@ def is_image(path: Path) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden. macOS puts __MACOSX into archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is hidden, or a system made it."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path], list[OSError]]:
     """Searches `folder` and all below it, in a fixed order, for images.
 
     Returns the images; the other files and the links to folders; and the errors of folders that
-    could not be read. Skips hidden files and folders; does not follow links to folders.
+    could not be read. Skips hidden files and system folders; does not follow links to folders.
     """
     images: list[Path] = []
     not_images: list[Path] = []

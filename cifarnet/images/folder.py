@@ -86,16 +86,12 @@ def _parts(
 
 
 def _fingerprint(paths: Sequence[str], files: Sequence[File]) -> str:
-    """Changes with the path, the size or the time of change of any file."""
-    listing = [[path, *_stamp(file.path)] for path, file in zip(paths, files, strict=True)]
+    """Changes with the path, the size or a time of change of any file."""
+    listing = []
+    for path, file in zip(paths, files, strict=True):
+        stat = file.path.stat() if file.path.exists() else None  # decoding reports a broken link
+        listing.append([path, stat and [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]])
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change; zeros for a broken link, which decoding reports."""
-    if not path.exists():
-        return 0, 0
-    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _decoded(
@@ -118,8 +114,7 @@ def _decoded(
         try:
             write_atomically(cache, lambda file: np.savez(file, **arrays))
         except OSError as problem:
-            why = problem.strerror
-            say(f"cannot write {cache} ({why}): the next run decodes again")
+            say(f"cannot write {cache} ({problem.strerror}): the next run decodes again")
     if problems and not settings.skip_bad_images:
         first = next(iter(problems.values()))
         raise UserError(

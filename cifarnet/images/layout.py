@@ -46,8 +46,8 @@ def read_layout(root: Path, labels: Path | None, say: Callable[[str], None]) -> 
         parts = {"": root}
     elif "train" not in parts:
         raise UserError(
-            f"{root} has {_names(parts)} but no train folder; add one, or name a folder that holds "
-            f"class folders only"
+            f"{root} has {' and '.join(path.name for path in parts.values())} but no train folder; "
+            f"add one, or name a folder that holds class folders only"
         )
     elif len(parts) == 1:
         raise UserError(
@@ -90,10 +90,6 @@ def _part_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} has both {parts[part].name} and {path.name}; keep one of them")
         parts[part] = path
     return parts
-
-
-def _names(parts: dict[str, Path]) -> str:
-    return " and ".join(path.name for path in parts.values())
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -30,9 +30,10 @@ UPRIGHT = {
 def read_images(
     paths: Iterable[Path], size: int = SIZE
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:
-    """Yields what `read_image` returns or raises for each path, in order. Several threads decode.
+    """Reads image files in several threads, and yields in order what each gives.
 
-    If you stop before its end, close the generator: the threads then end.
+    That is (pixels as `to_pixels` returns them, the file's width and height), or a `UserError` if
+    the file cannot be read. If you stop before its end, close the generator: the threads then end.
     """
 
     def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
@@ -41,21 +42,13 @@ def read_images(
         except UserError as problem:
             return problem
 
-    with _no_warnings(), ThreadPoolExecutor() as pool:
+    # Filters of warnings are global: they change in this thread only.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         try:
             yield from pool.map(attempt, paths)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def read_image(path: Path, size: int = SIZE) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reads an image file: (pixels as `to_pixels` returns them, the file's width and height).
-
-    Raises `UserError` if the file cannot be read.
-    """
-    with _no_warnings():
-        return _decode(path, size)
 
 
 def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
@@ -137,11 +130,3 @@ def without_metadata(content: bytes) -> bytes | None:
         kept.write(content[start:])
         return kept.getvalue()
     return None
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Silences warnings about tags and sizes. Filters are global: enter it in one thread only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
