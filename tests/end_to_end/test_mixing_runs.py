@@ -1,12 +1,9 @@
-"""Mixed images and published policies as a user meets them: runs, resuming, a teacher, refusals."""
+"""Mixed images and published policies as a user meets them: runs, resuming, a teacher."""
 
 from pathlib import Path
 
-import pytest
 from support.commands import QUICK
 from support.outputs import assert_same_state, log_text, rows_of, snapshot
-
-import plots
 
 MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumulate", "2")
 
@@ -57,40 +54,3 @@ def test_a_teacher_and_mixed_images_go_together(command, trained):
     done = command("main", *flags)
     assert (done.code, done.err) == (0, "")
     assert "learning from" in done.out
-
-
-def test_the_preview_shows_policies_and_mixing(command, monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "augmentations", lambda *arguments: shown.append(arguments[:2]))
-    plain = (*QUICK, "--augment", "none", "--preview_augment", "p.png")
-    for flags in ((), ("--auto_augment", "autoaugment"), ("--cutmix", "1"), ("--mixup", "1")):
-        assert command("main", *plain, *flags).code == 0
-    (originals, same), *changed = shown
-    assert all((batch == originals).all() for batch in same)
-    for _, versions in changed:
-        assert len(versions) == 8
-        assert {(batch.dtype.name, batch.shape) for batch in versions} == {
-            ("uint8", originals.shape)
-        }
-        assert sum((batch != originals).any() for batch in versions) > 4
-    pasted = changed[1][1][0]  # by CutMix: each pixel is that of an image of the batch
-    assert (pasted[:, None] == originals[None]).all(axis=2).any(axis=1).all()
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (("--mixup", "-1"), "--mixup -1 is out of range"),
-        (("--cutmix", "nan"), "--cutmix nan is out of range"),
-        (("--mix_p", "1.5"), "--mix_p 1.5 is out of range"),
-        (("--mixup", "0.2", "--batch_size", "1"), "--batch_size 1 has one image, but --mixup"),
-        (("--cutmix", "1", "--accumulate", "20"), "--batch_size 20 has one image in each of 20"),
-        (("--auto_augment", "cutout"), "--auto_augment 'cutout' is not one of none, autoaugment"),
-        (("--auto_augment", "randaugment", "--augment_engine", "batched"), "leave it or"),
-    ],
-)
-def test_bad_requests_are_one_line(command, flags, named):
-    done = command("main", *QUICK, *flags)
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith("error: ")
-    assert named in done.err

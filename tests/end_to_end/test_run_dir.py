@@ -1,14 +1,11 @@
 """Runs that stay apart: folders of their own, kept settings, reports that are not replaced."""
 
 import json
-import shutil
 from pathlib import Path
 
-import pytest
-from support.commands import QUICK, from_folder
-from support.pictures import draw_tree
+from support.commands import QUICK
 
-from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.snapshots import read_snapshot
 
 
 def report_in(run: str) -> dict:
@@ -22,8 +19,8 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
     assert [path.name for path in Path().iterdir()] == ["runs"]
     for seed in (1, 2):
         folder, report = Path("runs", str(seed)), report_in(f"runs/{seed}")
-        state = snapshots.load(folder / "snapshots_complete" / "last.pth")
-        assert report["run"]["id"] == state.run_id
+        snapshot = read_snapshot(folder / "snapshots_complete" / "last.pth")
+        assert report["run"]["id"] == snapshot.state.run_id
         assert (folder / "log" / report["run"]["log"]).is_file()
         assert report["run"]["command"].endswith(f"--run_dir runs/{seed} --seed {seed}")
         assert report["run"]["settings"]["seed"] == seed
@@ -45,14 +42,6 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
     assert report_in("runs/1")["sha256"] == report_in("runs/2")["sha256"]
 
 
-def test_evaluate_wants_a_network(command):
-    done = command("evaluate", "--device", "cpu")
-    assert (done.code, done.err) == (
-        2,
-        "error: name a network: --snapshot PATH, --pretrained NAME or --run_dir DIR\n",
-    )
-
-
 def test_a_snapshot_alone_goes_on_with_its_settings(command, monkeypatch):
     flags = ("--lr", "0.05", "--weight_decay", "0", "--run_dir", "run")
     assert command("main", *QUICK, "--epochs", "1", *flags).code == 0
@@ -64,24 +53,16 @@ def test_a_snapshot_alone_goes_on_with_its_settings(command, monkeypatch):
     assert "dataset=digits, " in settings
     assert "lr=0.05, " in settings
     assert "momentum" not in settings  # a default: those follow
-    state = snapshots.load(Path(last))
-    assert (state.epoch, state.config["weight_decay"]) == (2, 0.0)
+    snapshot = read_snapshot(Path(last))
+    assert (snapshot.epoch, snapshot.settings.training.weight_decay) == (2, 0.0)
 
     def read(*_):
         raise AssertionError("images were read before the refusal")
 
-    monkeypatch.setattr("run.load_splits", read)
+    monkeypatch.setattr("commands.training_run.load_splits", read)
     done = command("main", "--resume", last, "--epochs", "3", "--lr", "0.2")
     assert done.code == 2
     assert done.err.startswith(f"error: lr 0.05 -> 0.2 would alter the result of the run in {last}")
-
-
-@pytest.mark.parametrize("name", ["evaluate", "main"])
-def test_a_snapshot_that_is_not_there_is_refused(command, name):
-    flags = ("--run_dir", "none") if name == "evaluate" else ("--resume", "none/last.pth")
-    done = command(name, *flags)
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "cannot be read (No such file or directory)" in done.err
 
 
 def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_over(command):
@@ -90,10 +71,10 @@ def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_ove
     last = Path("new/snapshots_complete/last.pth")
     assert command("main", "--resume", last, "--epochs", "2").code == 0
     assert not Path("old").exists()
-    assert snapshots.load(last).epoch == 2
+    assert read_snapshot(last).epoch == 2
     assert command("main", "--resume", last, "--epochs", "3", "--run_dir", "third").code == 0
-    assert snapshots.load(last).epoch == 2  # untouched
-    assert snapshots.load(Path("third/snapshots_complete/last.pth")).epoch == 3
+    assert read_snapshot(last).epoch == 2  # untouched
+    assert read_snapshot(Path("third/snapshots_complete/last.pth")).epoch == 3
 
 
 def test_the_curves_of_a_run_under_way_stay_when_it_is_evaluated(command):
@@ -102,17 +83,3 @@ def test_the_curves_of_a_run_under_way_stay_when_it_is_evaluated(command):
     done = command("evaluate", "--run_dir", "run")
     assert (done.code, "moved" in done.out) == (0, False)
     assert Path("run/plots_complete/training_curves.png").exists()
-
-
-def test_a_report_on_images_that_were_drawn_otherwise_is_warned_of(command, tmp_path):
-    tree = draw_tree(tmp_path / "tree", train=12, test=0)
-    for folder in (tree / "train").iterdir():
-        folder.rename(tree / folder.name)
-    (tree / "train").rmdir()
-    shutil.rmtree(tree / "test")
-    assert command("main", *QUICK, *from_folder(tree, 4), "--epochs", "1").code == 0
-    last = ("--snapshot", "snapshots_complete/last.pth")
-    warning = "warning: the images to train on in "
-    for flags, warned in (((), False), (("--test_fraction", "0.5"), True)):
-        done = command("evaluate", *last, *flags)
-        assert (done.code, warning in done.out) == (0, warned), done.err
