@@ -14,7 +14,7 @@ from support.small_runs import small_run
 
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.mixing import Mixing
-from cifarnet.checkpoints import snapshots
+from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import build_model
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -89,8 +89,8 @@ def test_an_overflow_of_fp16_is_left_out_and_counted():
 @pytest.mark.parametrize(("amp", "accumulate"), [(False, 1), (True, 1), (False, 2)])
 def test_a_compiled_step_equals_the_plain_one(amp, accumulate):
     """With CUDA graphs where a step has one part. The last batch is smaller: it runs uncompiled."""
-    settings = {"device": CUDA, "dropout": 0, "epochs": 2, "amp": amp, "lr": 0.02}
-    settings["accumulate"] = accumulate
+    settings = {"device": CUDA, "dropout": 0, "epochs": 2, "lr": 0.02}
+    settings |= {"amp": amp, "accumulate": accumulate}
     plain, compiled = (small_run(compile=how, **settings) for how in (False, True))
     for ours, expected in zip(compiled.fit(), plain.fit(), strict=True):
         assert ours.train_loss == pytest.approx(expected.train_loss, rel=0.05 if amp else 1e-3)
@@ -130,15 +130,8 @@ def test_mixing_gives_the_images_of_the_cpu_and_never_waits_for_the_device(kind)
 
 @pytest.mark.parametrize("engine", ["batched", "albumentations"])
 def test_a_resumed_run_equals_an_uninterrupted_one(engine):
-    settings = {
-        "device": CUDA,
-        "deterministic": True,
-        "epochs": 3,
-        "amp": True,
-        "augment": "full",
-        "augment_engine": engine,
-        "ema_decay": 0.9,
-    }
+    settings = {"device": CUDA, "deterministic": True, "epochs": 3, "amp": True}
+    settings |= {"augment": "full", "augment_engine": engine, "ema_decay": 0.9}
     try:
         whole, first = small_run(**settings), small_run(**settings)
         whole.fit()
@@ -180,15 +173,15 @@ def test_a_snapshot_is_evaluated_on_the_other_kind_of_device(command, trained_on
     flags = ("--device", used_on, "--epochs", "4", "--resume", "auto", "--resume_override")
     resumed = command("main", *QUICK, "--lr", "0.02", *flags)
     assert resumed.code == 0, resumed.err
-    assert snapshots.load(Path(last)).epoch == 4
+    assert read_snapshot(Path(last)).epoch == 4
 
 
 def test_an_ensemble_with_views_equals_the_cpus(trained):
-    model, _, prepare = load_pretrained(f"{trained.weights},{trained.weights}", tta="shift")
-    pixels = prepare(torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8))
+    classifier = load_pretrained(f"{trained.weights},{trained.weights}", tta="shift")
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        here = model(pixels)
-        there = model.to(CUDA)(pixels.to(CUDA))
+        here = classifier(pixels)
+        there = classifier.to(CUDA)(pixels.to(CUDA))
     assert there.device.type == CUDA
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
 
