@@ -10,10 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from cifarnet.checkpoints.paths import resolve_model_path
-from cifarnet.core.arguments import Parser, path_argument
+from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
-from cifarnet.core.packages import check_package
 from cifarnet.export.names import ONNX_PACKAGES
 from commands.bench_rows import chosen_rows
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.paths import check_snapshot, resolve_model_path
-from cifarnet.core.arguments import path_argument
+from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.core.packages import check_package
 from cifarnet.export.names import EXPORT_NAMES
 from cifarnet.settings.parser import build_parser, check_evaluate
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.paths import check_snapshot, model_flag, resolve_model_path
+from cifarnet.core.arguments import check_package
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
 from cifarnet.core.launch import launched_ranks
-from cifarnet.core.packages import check_package
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import given_flags
 

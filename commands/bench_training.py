@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity
 from cifarnet.core.device import init_process
 from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.log import RunLog
-from cifarnet.core.memory import peak_memory
+from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import Group
 from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
 from cifarnet.images.imageset import Splits

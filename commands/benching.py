@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from cifarnet.core.cpu import available_cores
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError
 from cifarnet.core.files import naming_failures
-from cifarnet.core.memory import peak_memory
+from cifarnet.core.machine import available_cores, peak_memory
 from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
 from commands.bench_rows import MEASUREMENTS, NETWORKS

@@ -4,8 +4,7 @@ import math
 
 from cifarnet.core.device import SLOW_AMP
 from cifarnet.core.log import RunLog
-from cifarnet.core.memory import free_memory
-from cifarnet.core.packages import versions
+from cifarnet.core.machine import free_memory, versions
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds, training_memory

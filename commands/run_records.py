@@ -8,7 +8,7 @@ import numpy as np
 
 import plots
 from cifarnet.checkpoints.history import Progress
-from cifarnet.core.packages import versions
+from cifarnet.core.machine import versions
 from cifarnet.core.ranks import Group
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds

@@ -10,7 +10,7 @@ from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.log import clock
-from cifarnet.core.memory import peak_memory
+from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.metrics import Report

@@ -10,11 +10,11 @@ import plots
 from cifarnet.checkpoints.paths import LAST
 from cifarnet.checkpoints.resume import compare_settings, kept_settings, plan_resume
 from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.core.arguments import check_package
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError
 from cifarnet.core.files import exclusive, naming_failures, writable_directory
 from cifarnet.core.log import RunLog, print_line
-from cifarnet.core.packages import check_package
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast_from_rank0
 from cifarnet.core.signals import Signals
 from cifarnet.networks.build import build_model

@@ -5,9 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cifarnet.core.arguments import path_argument
+from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.core.packages import check_package
 from cifarnet.settings import Settings
 
 LAST, BEST = "last.pth", "best_model.pth"

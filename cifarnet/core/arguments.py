@@ -1,6 +1,7 @@
-"""The parser of a command line."""
+"""Arguments of a command: the parser, paths, and the packages that a flag needs."""
 
 import argparse
+import importlib.util
 import os
 import typing
 
@@ -24,3 +25,12 @@ class Parser(argparse.ArgumentParser):
 def path_argument(text: str) -> str:
     """The type of an argument that is a path: `~` means the home directory."""
     return os.path.expanduser(text)  # noqa: PTH111, Path would tidy up `./name`
+
+
+def check_package(name: str, flag: str) -> None:
+    """Raises `UserError` if the optional package `name`, which `flag` needs, is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{flag} needs the package {name}, which is not installed; "
+            f"pip install -r requirements-extra.txt, or leave {flag} out"
+        )

@@ -8,10 +8,14 @@ from typing import Protocol
 
 import torch
 
-from cifarnet.core.cpu import available_cores, cpu_name, has_bf16_instructions
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.memory import keep_freed_memory
+from cifarnet.core.machine import (
+    available_cores,
+    cpu_name,
+    has_bf16_instructions,
+    keep_freed_memory,
+)
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
 
 

@@ -54,9 +54,8 @@ def machine_errors() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as problem:
         text = str(problem)
-        if isinstance(problem, MemoryError) or any(
-            phrase in text for phrase in ("out of memory", "can't allocate memory")
-        ):
+        no_memory = re.search("out of memory|can't allocate memory", text)
+        if no_memory or isinstance(problem, MemoryError):
             raise RunError(
                 "out of memory; lower --batch_size, or raise --accumulate in training"
             ) from None

@@ -13,10 +13,9 @@ def read_template(
 ) -> jinja2.Template:
     """The template in the file `path`.
 
-    It may include files of its folder, and of others in the package, as `folder/name`.
-
-    A name that is not given is an error. `escape`: values become plain text in HTML. Its filters
-    are `filters`, and `sha256`: the name of an inline script or style in a content security policy.
+    It may include files of its folder, and of others in the package, as `folder/name`. A name that
+    is not given is an error. `escape`: values become plain text in HTML. Its filters are `filters`,
+    and `sha256`: the name of an inline script or style in a content security policy.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([path.parent, path.parents[1]]),

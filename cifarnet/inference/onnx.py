@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cifarnet.checkpoints.trained import ModelInfo, info_from_metadata
+from cifarnet.core.arguments import check_package
 from cifarnet.core.errors import UserError
-from cifarnet.core.packages import check_package
 from cifarnet.core.seal import is_sealed
 from cifarnet.inference.classifier import SingleModel
 

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from cifarnet.core.errors import UserError
-from cifarnet.settings.augmentation import AugmentationSettings
+from cifarnet.settings.augmentation import PROBABILITIES, AugmentationSettings
 from cifarnet.settings.data import LARGEST_IMAGE, DataSettings
 from cifarnet.settings.evaluation import EvaluationSettings
 from cifarnet.settings.flags import Group
@@ -14,20 +14,6 @@ from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.output import OutputSettings
 from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.settings.training import TrainingSettings
-
-GROUPS: dict[str, type[Group]] = {
-    "data": DataSettings,
-    "augmentation": AugmentationSettings,
-    "network": NetworkSettings,
-    "training": TrainingSettings,
-    "precision": PrecisionSettings,
-    "evaluation": EvaluationSettings,
-    "output": OutputSettings,
-}
-FLAGS: dict[str, Field] = {spec.name: spec for group in GROUPS.values() for spec in fields(group)}
-GROUP_OF = {spec.name: name for name, group in GROUPS.items() for spec in fields(group)}
-# The flags that change the result of a run: the others say where files lie or what is drawn.
-OF_THE_RESULT = tuple(name for name, spec in FLAGS.items() if spec.metadata["on_resume"] != "any")
 
 
 @dataclass(frozen=True)
@@ -60,17 +46,7 @@ class Settings:
 
     def replace(self, **flags: Any) -> "Settings":
         """These settings with other values of some flags. Raises `UserError`."""
-        groups = {GROUP_OF[name] for name in flags}
-        return replace(
-            self,
-            **{
-                group: replace(
-                    getattr(self, group),
-                    **{name: value for name, value in flags.items() if GROUP_OF[name] == group},
-                )
-                for group in groups
-            },
-        )
+        return Settings.from_flags(**self.flags | flags)
 
     def __post_init__(self) -> None:
         self._check_image_sizes()
@@ -141,6 +117,13 @@ class Settings:
         return self.output.save_best or self.evaluation.select == "best"
 
 
+GROUPS: dict[str, type[Group]] = {group.name: group.type for group in fields(Settings)}
+FLAGS: dict[str, Field] = {spec.name: spec for group in GROUPS.values() for spec in fields(group)}
+GROUP_OF = {spec.name: name for name, group in GROUPS.items() for spec in fields(group)}
+# The flags that change the result of a run: the others say where files lie or what is drawn.
+OF_THE_RESULT = tuple(name for name, spec in FLAGS.items() if spec.metadata["on_resume"] != "any")
+
+
 def settings_from_dict(values: Mapping[str, Any]) -> Settings:
     """Makes settings from the flags in a file. Ignores unknown names.
 
@@ -154,11 +137,9 @@ def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[s
 
     Returns the allowed changes and the forbidden ones, each as text such as "lr 0.1 -> 0.2".
     """
-    allowed: list[str] = []
-    forbidden: list[str] = []
-    new_flags = now.flags
+    allowed, forbidden = [], []
     for name, old in before.flags.items():
-        new, rule = new_flags[name], FLAGS[name].metadata["on_resume"]
+        new, rule = now.flags[name], FLAGS[name].metadata["on_resume"]
         if old != new:
             fits = rule == "any" or (rule == "larger" and new > old)
             (allowed if fits else forbidden).append(f"{name} {old} -> {new}")
@@ -169,23 +150,18 @@ def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
     augmentation, training, data = settings.augmentation, settings.training, settings.data
     full, auto = augmentation.augment == "full", augmentation.auto_augment != "none"
+    replaced = full and auto
+    per_image = augmentation.augment_engine == "albumentations"
     on = augmentation.probabilities
-    full_steps = (
-        *("augment_p", "affine_p", "hole_p", "jitter_p"),
-        *("shift", "scale", "degrees", "hole", "jitter"),
-    )
+    full_steps = ("augment_p", *PROBABILITIES, "shift", "scale", "degrees", "hole", "jitter")
     needs = (  # (what the flags need, whether it is available, the flags)
         ("--augment full", full, full_steps),
-        ("--affine_p", not (full and auto) or on["affine_p"], ("shift", "scale", "degrees")),
-        ("--jitter_p", not (full and auto) or on["jitter_p"], ("jitter",)),
+        ("--affine_p", not replaced or on["affine_p"], ("shift", "scale", "degrees")),
+        ("--jitter_p", not replaced or on["jitter_p"], ("jitter",)),
         ("--mixup or --cutmix", augmentation.mixup + augmentation.cutmix > 0, ("mix_p",)),
         ("--augment full or light", augmentation.augment != "none", ("pad",)),
         ("--augment full or light", augmentation.augment != "none" or auto, ("border",)),
-        (
-            "--augment_engine albumentations",
-            augmentation.augment_engine == "albumentations",
-            ("num_workers",),
-        ),
+        ("--augment_engine albumentations", per_image, ("num_workers",)),
         ("--attention", settings.network.attention != "none", ("attention_at",)),
         ("--optimizer muon", training.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.precision.amp, ("amp_dtype",)),

@@ -2,26 +2,13 @@
 
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from cifarnet.core.errors import UserError
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range of numbers in the usual notation: `Interval("[0, 1)")` contains 0 but not 1."""
-
-    text: str
-
-    def __contains__(self, number: float) -> bool:
-        low, high = (float(end) for end in self.text[1:-1].split(","))
-        above = number >= low if self.text[0] == "[" else number > low
-        below = number <= high if self.text[-1] == "]" else number < high
-        return above and below
 
 
 def flag(
@@ -44,7 +31,7 @@ def flag(
     """
     meta = {
         "help": help,
-        "within": Interval(within) if within else None,
+        "within": within,
         "numbers": numbers,
         "choices": choices,
         "unset": unset,
@@ -75,15 +62,18 @@ class Group:
     def check(self) -> None:
         """Raises `UserError` if two settings of this group contradict each other."""
 
-    @classmethod
-    def defaults(cls) -> Mapping[str, Any]:
-        """The default of each flag of the group."""
-        return {spec.name: spec.default for spec in fields(cls)}
-
 
 def value_type(spec: Field) -> type:
     """Returns the type of a field's values: int for a field of type `int | None`."""
     return (typing.get_args(spec.type) or (spec.type,))[0]
+
+
+def lies_in(number: float, interval: str) -> bool:
+    """Whether `number` lies in `interval`: "[0, 1)" contains 0 but not 1."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    return above and below
 
 
 def numbers_in(text: str) -> tuple[float, ...]:
@@ -105,11 +95,9 @@ def check_value(spec: Field, value: Any) -> None:
     if choices and value not in choices:
         raise UserError(f"--{spec.name} {value!r} is not one of {', '.join(choices)}")
     # A whole number can be too large for a float.
-    if within and not (abs(value) <= sys.float_info.max and value in within):
+    if within and not (abs(value) <= sys.float_info.max and lies_in(value, within)):
         shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
-        raise UserError(
-            f"--{spec.name} {shown} is out of range; use a finite number in {within.text}"
-        )
+        raise UserError(f"--{spec.name} {shown} is out of range; use a finite number in {within}")
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise UserError(
             f"--{spec.name} is empty or holds a null character; give it a value or leave it out"
@@ -121,10 +109,10 @@ def _check_numbers(spec: Field, value: Any) -> None:
     counts, within = spec.metadata["numbers"], spec.metadata["within"]
     try:
         numbers = numbers_in(str(value))
-    except (TypeError, ValueError):
+    except ValueError:
         numbers = ()
-    if len(numbers) not in counts or not all(number in within for number in numbers):
+    if len(numbers) not in counts or not all(lies_in(number, within) for number in numbers):
         raise UserError(
             f"--{spec.name} {value!r} is not a list of {' or '.join(map(str, counts))} numbers in "
-            f"{within.text}; write it like {spec.default}"
+            f"{within}; write it like {spec.default}"
         )

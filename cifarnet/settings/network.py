@@ -51,7 +51,7 @@ class NetworkSettings(Group):
                 f"write it like 2,4"
             )
         names = ("attention", "width", "depth", "compound_scale")
-        changed = [name for name in names if getattr(self, name) != self.defaults()[name]]
+        changed = [name for name in names if getattr(self, name) != getattr(NetworkSettings, name)]
         if self.network == "residual" and changed:
             raise UserError(
                 f"--{changed[0]} changes cifarnet only; leave it or --network residual out"

@@ -158,7 +158,7 @@ def flags_table() -> str:
         rows.append(f"| **{title}** | | | |")
         for spec in fields(group):
             meta, name = spec.metadata, spec.name
-            within = meta["within"].text if meta["within"] else " ".join(meta["choices"])
+            within = meta["within"] or " ".join(meta["choices"])
             flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
             rows.append(f"| `{flag}` | {shown_default(spec)} | {within} | {meta['help']} |")
     return "\n".join(rows)

@@ -109,13 +109,10 @@ class TrainingSettings(Group):
                 f"--warmup_epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs} "
                 f"for the schedule; lower it or raise --epochs"
             )
-        if self.teacher and self.label_smoothing:
+        without = "label_smoothing" if self.label_smoothing else "class_weights"
+        if self.teacher and (self.label_smoothing or self.class_weights != "none"):
             raise UserError(
-                "--teacher replaces the labels, so --label_smoothing does nothing; leave one out"
-            )
-        if self.teacher and self.class_weights != "none":
-            raise UserError(
-                "--teacher replaces the labels, so --class_weights does nothing; leave one out"
+                f"--teacher replaces the labels, so --{without} does nothing; leave one out"
             )
 
     @property

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from cifarnet.core.arguments import Parser, path_argument
+from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.errors import UserError
 
 
@@ -31,3 +31,9 @@ def test_a_path_knows_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     paths = ("~/a", "./a", "a~")
     assert [path_argument(path) for path in paths] == ["/home/me/a", "./a", "a~"]
+
+
+def test_a_missing_package_is_named_with_its_flag():
+    check_package("numpy", "--json")
+    with pytest.raises(UserError, match=r"--json needs the package no_such_package, .*; pip "):
+        check_package("no_such_package", "--json")

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from cifarnet.core.cpu import available_cores
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
+from cifarnet.core.machine import available_cores
 from cifarnet.settings.precision import PrecisionSettings
 
 TORCHRUN = {

@@ -1,0 +1,62 @@
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from cifarnet.core import machine
+from cifarnet.core.machine import available_cores, free_memory, versions
+
+ROOT = Path(__file__).parents[2]
+SIZE = 256 << 20
+
+
+def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert available_cores() == 8
+    for quota, cores in (("max 1000", 8), ("2500 1000", 2), ("100 1000", 1), ("nonsense", 8)):
+        (tmp_path / "cpu.max").write_text(quota)
+        assert available_cores() == cores
+    (tmp_path / "cpu").mkdir()  # cgroups of version 1
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("50000\n")
+    for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert available_cores() == cores
+
+
+def test_bf16_that_the_environment_forbids_is_noticed():
+    code = "from cifarnet.core.machine import has_bf16_instructions as has; print(has())"
+    forbidden = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=forbidden, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_freed_memory_stays_in_the_process_and_counts_to_the_peak():
+    code = f"""
+import re, torch
+from cifarnet.core.machine import keep_freed_memory, peak_memory
+resident = lambda: 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
+keeps, before = keep_freed_memory(), resident()
+block = torch.ones({SIZE}, dtype=torch.uint8)
+del block
+assert peak_memory() > {SIZE}
+print(keeps, resident() - before > 0.9 * {SIZE})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout in ("True True\n", "False False\n"), done.stderr  # without glibc: False
+
+
+def test_free_memory_is_a_part_of_the_machines():
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < free_memory(torch.device("cpu")) < total
+
+
+def test_versions_are_those_of_the_installed_packages():
+    assert versions()["torch"] == version("torch")
+    assert versions()["python"] == platform.python_version()
