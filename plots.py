@@ -4,7 +4,6 @@ All are 8 inches wide and have one style. The title says what the figure shows; 
 names the data.
 """
 
-import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -38,15 +37,6 @@ MOST_NAMES = 30  # beside an axis of a confusion matrix
 MOST_ROWS = 100  # classes, in the figure of the metrics per class
 
 
-def _styled(draw: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(draw)
-    def drawn(*arguments: object, **named: object) -> None:
-        with mpl.rc_context(STYLE):
-            return draw(*arguments, **named)
-
-    return drawn
-
-
 def _figure(height: float, title: str, about: str) -> Figure:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     figure.suptitle("\n".join([title, *([_shortened(drawable(about), 90)] if about else [])]))
@@ -69,7 +59,7 @@ def _legend_below(axes: Axes, columns: int) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
 
 
-@_styled
+@mpl.rc_context(STYLE)
 def training_curves(
     history: Sequence[Row],
     title: str,
@@ -82,13 +72,11 @@ def training_curves(
     `title` names the run. `train_loss` and `train_accuracy` are names for the legends: training
     may measure another loss and accuracy than evaluation. Raises `OSError`.
     """
-    tested = [row for row in history if row.test_loss is not None]
-    validated = [row for row in history if row.val_loss is not None]
+    held_out = [row for row in history if row.held_out_accuracy is not None]
     # A resumed run may hold out other images than before: the last ones measured count.
-    uses_val = validated and (not tested or validated[-1].epoch > tested[-1].epoch)
-    part, name, measured = (
-        ("val", "validation", validated) if uses_val else ("test", "test", tested)
-    )
+    validates = held_out and held_out[-1].val_loss is not None
+    part, name = ("val", "validation") if validates else ("test", "test")
+    measured = [row for row in held_out if getattr(row, f"{part}_loss") is not None]
     figure = _figure(4.2, "Loss and accuracy after each epoch", title)
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = [
@@ -119,7 +107,7 @@ def _mark_best(axes: Axes, measured: Sequence[Row], name: str) -> None:
         axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
 
 
-@_styled
+@mpl.rc_context(STYLE)
 def learning_rate_schedule(
     rate: Callable[[int], float], steps: int, epochs: int, done: int, path: Path
 ) -> None:
@@ -150,7 +138,7 @@ def learning_rate_schedule(
     _write(figure, path)
 
 
-@_styled
+@mpl.rc_context(STYLE)
 def confusion_matrix(report: Report, path: Path) -> None:
     """Draws the confusion matrix. A cell shows its share of the true class, and below it the count.
 
@@ -159,11 +147,11 @@ def confusion_matrix(report: Report, path: Path) -> None:
     _write(_confusion_figure(report), path)
 
 
+@mpl.rc_context(STYLE)
 def confusion_pixels(report: Report) -> np.ndarray:
     """The figure that `confusion_matrix` writes, as uint8 [H,W,3]."""
-    with mpl.rc_context(STYLE):
-        canvas = FigureCanvasAgg(set_fonts(_confusion_figure(report)))
-        canvas.draw()
+    canvas = FigureCanvasAgg(set_fonts(_confusion_figure(report)))
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
@@ -220,7 +208,7 @@ def _shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-@_styled
+@mpl.rc_context(STYLE)
 def class_metrics(report: Report, path: Path) -> None:
     """Precision, recall and F1 of each class, a row each.
 
@@ -270,7 +258,7 @@ def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
     return tiles.reshape(rows * height, columns * width, 3)
 
 
-@_styled
+@mpl.rc_context(STYLE)
 def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
     """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
 

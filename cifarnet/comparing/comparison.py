@@ -33,25 +33,13 @@ class Outcome(NamedTuple):
     form: Callable[[float], str]
 
 
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
-
-
-def _plainly(number: float) -> str:
-    return f"{number:g}" if number == int(number) else f"{number:.1f}"
-
-
 OUTCOMES = (
-    Outcome("top1", "top-1", lambda run: run.top1, _percent),
-    Outcome("best", "best", lambda run: run.best and run.best.held_out_accuracy, _percent),
-    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, _plainly),
+    Outcome("top1", "top-1", lambda run: run.top1, "{:.2%}".format),
+    Outcome("best", "best", lambda run: run.best and run.best.held_out_accuracy, "{:.2%}".format),
+    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, "{:.4g}".format),
     Outcome("seconds", "time", lambda run: run.seconds, clock),
-    Outcome("images_per_second", "images/s", lambda run: run.images_per_second, _count),
-    Outcome("parameters", "parameters", lambda run: run.record.parameters, _count),
+    Outcome("images_per_second", "images/s", lambda run: run.images_per_second, "{:,.0f}".format),
+    Outcome("parameters", "parameters", lambda run: run.record.parameters, "{:,.0f}".format),
 )
 
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from matplotlib.ticker import MaxNLocator
+
 from cifarnet.checkpoints.history import Row
 
 MOST_ROWS = 500  # of a history in a chart
 FEW_POINTS = 30  # a curve of up to so many points shows each as a dot
-X_TICKS, Y_TICKS = 8, 6  # at most
+X_TICKS, Y_TICKS = 8, 6  # about so many
 
 
 class Box(NamedTuple):
@@ -114,18 +116,9 @@ def place(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Two to `most` round numbers at equal distances.
-
-    The first is `low` or below it, the last is `high` or above it, by less than a distance each.
-    """
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / most))
-    for step in (power * factor for factor in (1, 2, 2.5, 5, 10, 20)):
-        start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        end = max(end, start + 1)
-        if end - start < most:
-            return [float(f"{n * step:.12g}") for n in range(start, end + 1)]
-    raise AssertionError("a step of twenty tenths is enough")
+    """About `most` round numbers at equal distances; [low, high] lies between the outer ones."""
+    high = high if high > low else low + (abs(low) or 1)
+    return MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
 
 
 # --- the history of one run ---

@@ -1,6 +1,7 @@
 """report.html: one page on a network that needs no other file and no network connection."""
 
 import base64
+import itertools
 import math
 import shlex
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from cifarnet.checkpoints.history import Row
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock
-from cifarnet.core.packages import versions
+from cifarnet.core.machine import versions
 from cifarnet.core.templates import read_template
 from cifarnet.reporting.charts import epoch_words, thinned, training_charts
 from cifarnet.reporting.metrics import Report
@@ -120,20 +121,18 @@ def _about(
         "command": shlex.join(["python", "main.py", *flags_of(settings)]),
         "without_paths": "data_dir" not in flags,
         "versions": versions(),
-        "files": [(path, _meaning(path)) for path in (*data.files, *files)],
+        "files": [
+            (path, MEANINGS.get(path.name, MEANINGS.get(path.suffix, "")))
+            for path in (*data.files, *files)
+        ],
     }
 
 
 def _shown(value: Any) -> str:
     """The value of a flag, in words."""
-    for odd, word in ((True, "on"), (False, "off"), (None, "not set")):
-        if value is odd:
-            return word
-    return str(value)
-
-
-def _meaning(path: Path) -> str:
-    return MEANINGS.get(path.name) or MEANINGS.get(path.suffix, "")
+    if value is None:
+        return "not set"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _results(report: Report, data: ReportData) -> dict[str, Any]:
@@ -194,15 +193,12 @@ def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
 
     In each pair, more images of the first class were predicted as the second than the reverse.
     """
-    counts = np.array(matrix)
-    together = np.triu(counts + counts.T, 1)
-    order = np.argsort(-together, axis=None, kind="stable")[: np.count_nonzero(together)]
     pairs = []
-    rows, columns = np.unravel_index(order, counts.shape)
-    for a, b in zip(rows.tolist(), columns.tolist(), strict=True):
-        one, other = (a, b) if counts[a, b] >= counts[b, a] else (b, a)
-        pairs.append(Pair(one, other, int(counts[one, other]), int(counts[other, one])))
-    return pairs
+    for a, b in itertools.combinations(range(len(matrix)), 2):
+        one, other = (a, b) if matrix[a][b] >= matrix[b][a] else (b, a)
+        if matrix[one][other]:
+            pairs.append(Pair(one, other, matrix[one][other], matrix[other][one]))
+    return sorted(pairs, key=lambda pair: -pair.one_as_other - pair.other_as_one)
 
 
 class Shaded(NamedTuple):

@@ -169,15 +169,7 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
     indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}
 
-    def averaged(how: str) -> dict[str, float]:
-        values = metrics.precision_recall_fscore_support(true, predicted, average=how, **arguments)
-        return dict(zip(("precision", "recall", "f1"), map(float, values[:3]), strict=True))
-
-    each = metrics.precision_recall_fscore_support(true, predicted, **arguments)  # 4 of [C]
-    per_class = {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for name, p, r, f, n in zip(classes, *each, strict=True)
-    }
+    each = metrics.classification_report(true, predicted, output_dict=True, **arguments)
     matrix = metrics.confusion_matrix(true, predicted, labels=indices)
     table = metrics.classification_report(
         true, predicted, target_names=list(classes), digits=4, **arguments
@@ -190,11 +182,20 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         calibration_error=calibration_error(reliability(predictions)),
         interval=wilson(int((true == predicted).sum()), len(labels)),
         images=len(labels),
-        macro=averaged("macro"),
-        weighted=averaged("weighted"),
-        per_class=per_class,
+        macro=_shares(each["macro avg"]),
+        weighted=_shares(each["weighted avg"]),
+        per_class={
+            name: {**_shares(each[str(i)]), "support": int(each[str(i)]["support"])}
+            for i, name in enumerate(classes)
+        },
         confusion_matrix=matrix.tolist(),
         table=table,
         predictions=predictions,
         **about,
     )
+
+
+def _shares(row: dict[str, float]) -> dict[str, float]:
+    """Precision, recall and F1 of a row of scikit-learn's classification report."""
+    keys = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+    return {name: float(row[key]) for name, key in keys.items()}

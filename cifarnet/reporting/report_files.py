@@ -160,6 +160,5 @@ def _report_in(directory: Path) -> dict[str, Any]:
 
 def _is_same(former: dict[str, Any], report: Report) -> bool:
     """Whether the report `former` is of the same weights, views and images as `report`."""
-    former = {"tta": "none"} | former  # reports of earlier versions lack it
     same = ("sha256", "tta", "dataset", "images")
     return all(former.get(name) == getattr(report, name) for name in same)
