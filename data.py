@@ -19,6 +19,7 @@ from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, printable
 from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
+from cifarnet.images.finding import Say
 from cifarnet.images.folder import read_folder
 from cifarnet.images.imageset import (
     SIZE,
@@ -41,7 +42,7 @@ BN_IMAGES = 1024  # for the statistics of averaged weights
 # --- settings -> splits ---
 
 # By --dataset: reads all images. The function is told where to say what the user should know.
-DATASETS: dict[str, Callable[[DataSettings, Callable[[str], None]], Dataset]] = {
+DATASETS: dict[str, Callable[[DataSettings, Say], Dataset]] = {
     "cifar10": read_cifar,
     "cifar100": read_cifar,
     "folder": read_folder,
@@ -49,7 +50,7 @@ DATASETS: dict[str, Callable[[DataSettings, Callable[[str], None]], Dataset]] = 
 }
 
 
-def load_splits(settings: DataSettings, say: Callable[[str], None]) -> Splits:
+def load_splits(settings: DataSettings, say: Say) -> Splits:
     """Reads --dataset; downloads CIFAR-10 or CIFAR-100 if it is missing.
 
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do

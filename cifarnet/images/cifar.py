@@ -4,7 +4,6 @@ Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.files import exclusive
 from cifarnet.core.late import LateModule
 from cifarnet.images.download import fetch, unpack
+from cifarnet.images.finding import Say
 from cifarnet.images.imageset import Dataset, ImageSet, resized
 from cifarnet.images.layout import holds_classes
 from cifarnet.settings.data import DataSettings
@@ -48,7 +48,7 @@ CIFAR = {  # by --dataset
 }
 
 
-def read_cifar(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
+def read_cifar(settings: DataSettings, say: Say) -> Dataset:
     """Reads --dataset from --data_dir, after downloading what is missing or damaged.
 
     The labels of CIFAR-100 are the hundred fine ones. --data_url replaces the official address;

@@ -1,11 +1,10 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from cifarnet.core.late import LateModule
+from cifarnet.images.finding import Say
 from cifarnet.images.imageset import Dataset, ImageSet, hold_back
 from cifarnet.settings.data import DataSettings
 
@@ -15,7 +14,7 @@ WHITE = 16  # the largest value of a pixel in scikit-learn's images
 TEST_FRACTION = 0.2
 
 
-def read_digits(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
+def read_digits(settings: DataSettings, say: Say) -> Dataset:
     """Reads the 1,797 digits, enlarged from 8x8 grey to RGB of --image_size. `say` stays unused."""
     bunch = sklearn_datasets.load_digits()
     grey = torch.from_numpy(bunch.images).float().mul_(255 / WHITE)[:, None]  # [N,1,8,8]

@@ -9,13 +9,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
 from cifarnet.core.errors import UserError
+from cifarnet.images.finding import Say
 
 PATIENCE = 45.0  # seconds without progress before the download fails
 TIMEOUT = 10.0  # seconds without a byte before an attempt fails
@@ -27,7 +27,7 @@ class _TemporaryError(Exception):
     """The server failed; the next attempt may succeed."""
 
 
-def fetch(url: str, target: Path, md5: str, say: Callable[[str], None]) -> None:
+def fetch(url: str, target: Path, md5: str, say: Say) -> None:
     """Downloads `url` (http, https or file) to `target`, unless its checksum is `md5` already.
 
     Bytes arrive in `target`.part, and a later attempt or run continues from there. The file gets
@@ -46,7 +46,7 @@ def fetch(url: str, target: Path, md5: str, say: Callable[[str], None]) -> None:
     part.replace(target)
 
 
-def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Callable[[str], None]) -> None:
+def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Say) -> None:
     """Appends to `file` until it is the whole archive, in one or more attempts."""
     pause, deadline = 1.0, time.monotonic() + PATIENCE
     may_restart = True  # once, if the bytes of an earlier attempt may be wrong

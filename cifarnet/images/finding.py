@@ -3,13 +3,15 @@
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cifarnet.core.errors import printable
 from cifarnet.core.late import LateModule
 
 Image = LateModule("PIL.Image")  # predict.py searches folders before it imports anything slow
+
+Say = Callable[[str], None]  # is told what the user should know
 
 NOT_IMAGES = "in no image format"
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import remove_leftovers, write_atomically
+from cifarnet.images.finding import Say
 from cifarnet.images.imageset import Dataset, ImageSet, held_back
 from cifarnet.images.layout import File, read_layout
 from cifarnet.images.pictures import read_images
@@ -22,7 +23,7 @@ from cifarnet.settings.data import DataSettings
 CACHE_NAME = ".cifarnet_{0}x{0}.npz"  # the images decoded to a size, in --data_dir
 
 
-def read_folder(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
+def read_folder(settings: DataSettings, say: Say) -> Dataset:
     """Reads the images under --data_dir.
 
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
@@ -45,19 +46,16 @@ def read_folder(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
             f"cannot read {problem.filename} ({problem.strerror}); repair or remove it"
         ) from None
     labels = torch.tensor([file.label for file in files])
-    parts = _parts(root, files, labels, settings.test_fraction, say)
+    parts = _parts(files, labels, settings, say)
     cache = root / CACHE_NAME.format(settings.image_size)
     images, bad = _decoded(cache, fingerprint, files, settings, say)
-    good = np.ones(len(files), dtype=bool)
-    good[bad] = False
+    parts[bad] = ""
     everything = ImageSet(torch.from_numpy(images), labels, classes)
-    train, val, test = (
-        everything.take((parts == part) & good) for part in ("train", "val", "test")
-    )
-    in_test = np.flatnonzero((parts == "test") & good)
-    test = replace(test, paths=np.array([printable(paths[i]) for i in in_test], dtype=object))
+    train, val, test = (everything.take(parts == part) for part in ("train", "val", "test"))
+    test_paths = [printable(paths[i]) for i in np.flatnonzero(parts == "test")]
+    test = replace(test, paths=np.array(test_paths, dtype=object))
     _check_counts(root, train, test, say)
-    _warn_of_repeated(images, parts, good, files, say)
+    _warn_of_repeated(images, parts, files, say)
     if len(val) and settings.val_fraction:
         raise UserError(
             f"{root} has validation images of its own, so --val_fraction would hold back more; "
@@ -67,16 +65,13 @@ def read_folder(settings: DataSettings, say: Callable[[str], None]) -> Dataset:
 
 
 def _parts(
-    root: Path,
-    files: Sequence[File],
-    labels: torch.Tensor,
-    fraction: float,
-    say: Callable[[str], None],
+    files: Sequence[File], labels: torch.Tensor, settings: DataSettings, say: Say
 ) -> np.ndarray:
     """The part of each file, str [N], after test images are held back where there are none."""
     parts = np.array([file.part for file in files])
     if parts.all():
         return parts
+    root, fraction = Path(settings.data_dir), settings.test_fraction
     in_test = held_back(labels, fraction, "--test_fraction")
     say(
         f"{root} has no test folder: {in_test.sum()} of the {len(files)} images, always the same "
@@ -95,11 +90,7 @@ def _fingerprint(paths: Sequence[str], files: Sequence[File]) -> str:
 
 
 def _decoded(
-    cache: Path,
-    fingerprint: str,
-    files: Sequence[File],
-    settings: DataSettings,
-    say: Callable[[str], None],
+    cache: Path, fingerprint: str, files: Sequence[File], settings: DataSettings, say: Say
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of all files, uint8 [N,3,S,S], and the indices int64 of unreadable ones.
 
@@ -142,10 +133,7 @@ def _load_cache(
 
 
 def _decode(
-    images: np.ndarray,
-    missing: np.ndarray,
-    files: Sequence[File],
-    say: Callable[[str], None],
+    images: np.ndarray, missing: np.ndarray, files: Sequence[File], say: Say
 ) -> dict[int, UserError]:
     """Decodes the files at the indices `missing` into `images`; returns the errors by index."""
     resized, problems, size = 0, {}, images.shape[-1]
@@ -162,7 +150,7 @@ def _decode(
     return problems
 
 
-def _check_counts(root: Path, train: ImageSet, test: ImageSet, say: Callable[[str], None]) -> None:
+def _check_counts(root: Path, train: ImageSet, test: ImageSet, say: Say) -> None:
     """Raises `UserError` if a class has no training image left, or the test set no image."""
     classes = train.classes
     in_train, in_test = (part.labels.bincount(minlength=len(classes)) for part in (train, test))
@@ -180,16 +168,12 @@ def _check_counts(root: Path, train: ImageSet, test: ImageSet, say: Callable[[st
 
 
 def _warn_of_repeated(
-    images: np.ndarray,
-    parts: np.ndarray,
-    good: np.ndarray,
-    files: Sequence[File],
-    say: Callable[[str], None],
+    images: np.ndarray, parts: np.ndarray, files: Sequence[File], say: Say
 ) -> None:
     """Warns of validation and test images whose pixels are those of a training image."""
 
     def digests(part: str) -> list[tuple[bytes, int]]:
-        chosen = np.flatnonzero((parts == part) & good).tolist()
+        chosen = np.flatnonzero(parts == part).tolist()
         return [(hashlib.blake2b(images[i], digest_size=16).digest(), i) for i in chosen]
 
     trained = dict(digests("train"))

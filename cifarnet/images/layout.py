@@ -2,13 +2,13 @@
 
 import csv
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import existing_directory
-from cifarnet.images.finding import NOT_IMAGES, find_images, ignored, is_hidden, is_image
+from cifarnet.images.finding import NOT_IMAGES, Say, find_images, ignored, is_hidden, is_image
 
 # Names of folders, in lower case, and the part of the images that they hold.
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     files: list[File]
 
 
-def read_layout(root: Path, labels: Path | None, say: Callable[[str], None]) -> Layout:
+def read_layout(root: Path, labels: Path | None, say: Say) -> Layout:
     """Lists the images under `root`, by their class folders, or by the CSV file `labels`.
 
     Their part follows from the folders train, test and val (or valid, or validation) in `root`;
@@ -71,7 +71,7 @@ def holds_classes(root: Path) -> bool:
         return False
 
 
-def _say_val_is_test(folder: Path, say: Callable[[str], None]) -> None:
+def _say_val_is_test(folder: Path, say: Say) -> None:
     say(f"{folder} holds the test images: there is no test folder")
 
 
@@ -103,14 +103,20 @@ def _folders(folder: Path) -> list[Path]:
 # --- class folders ---
 
 
-def _read_class_folders(parts: dict[str, Path], say: Callable[[str], None]) -> Layout:
+def _read_class_folders(parts: dict[str, Path], say: Say) -> Layout:
     classes: tuple[str, ...] = ()
     files, loose, not_images = [], [], []
     for part, folder in sorted(parts.items(), key=lambda item: ORDER.index(item[0])):
         entries = _visible(folder)
         names = [path.name for path in entries if path.is_dir()]
         classes = classes or _checked_classes(names, folder)
-        _check_names(names, classes, folder)
+        if not names:
+            raise UserError(f"{folder} has no class folders; add them, or name a --labels file")
+        strange = [name for name in names if name not in classes]
+        if strange:
+            raise UserError(
+                f"{folder} has the class {strange[0]!r}, which train lacks; rename or remove it"
+            )
         loose += [path for path in entries if not path.is_dir() and is_image(path)]
         for name in names:
             images, ignorable, errors = find_images(folder / name)
@@ -141,21 +147,10 @@ def _checked_classes(names: Sequence[str], where: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_names(names: Sequence[str], classes: Sequence[str], where: Path) -> None:
-    """Raises `UserError` unless all `names` in `where` are `classes`, those of train."""
-    if not names:
-        raise UserError(f"{where} has no class folders; add them, or name a --labels file")
-    for name in names:
-        if name not in classes:
-            raise UserError(
-                f"{where} has the class {name!r}, which train lacks; rename or remove it"
-            )
-
-
 # --- a CSV file ---
 
 
-def _read_labels(root: Path, labels: Path, say: Callable[[str], None]) -> Layout:
+def _read_labels(root: Path, labels: Path, say: Say) -> Layout:
     """The images and classes that the CSV file `labels` names."""
     class_of: dict[Path, tuple[str, int]] = {}  # an image's class, and the line that names it
     for line, (text, name) in _rows(root, labels):
@@ -215,7 +210,7 @@ def _find(text: str, root: Path, labels: Path) -> Path:
     return beside if beside.is_file() else root / text
 
 
-def _parts_of(paths: Sequence[Path], root: Path, say: Callable[[str], None]) -> dict[Path, str]:
+def _parts_of(paths: Sequence[Path], root: Path, say: Say) -> dict[Path, str]:
     """The part of each image, by the folders train, test and val that it lies in.
 
     All are still to be split unless they lie in train and another one.

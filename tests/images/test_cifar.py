@@ -9,7 +9,6 @@ import socket
 import tarfile
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import torch
 from torchvision import datasets
 
 from cifarnet.core.errors import UserError
-from cifarnet.images import cifar, download
+from cifarnet.images import download
 from cifarnet.images.cifar import CIFAR, CIFAR10_MEAN, CIFAR10_STD, read_cifar
 from cifarnet.images.imageset import ImageSet, channel_statistics
 from cifarnet.settings.data import DataSettings
@@ -142,13 +141,8 @@ def test_a_run_on_cifar100_from_training_to_export(archive, command):
     report = json.loads(Path("plots_complete/metrics.json").read_text())
     assert (report["dataset"], report["images"]) == ("CIFAR-100", 20)
     assert list(report["per_class"]) == [f"fine {i}" for i in range(100)]
-    given = (
-        "--snapshot",
-        "snapshots_complete/last.pth",
-        "--metrics",
-        "plots_complete/metrics.json",
-    )
-    done = command("export", *given, "--format", "safetensors,hub,page")
+    options = ["--snapshot=snapshots_complete/last.pth", "--metrics=plots_complete/metrics.json"]
+    done = command("export", *options, "--format", "safetensors,hub,page")
     assert (done.code, done.err) == (0, "")
     assert done.out.count("on 20 test images") == 3
     assert "| fine 99 |" in Path("hub/README.md").read_text()
@@ -220,18 +214,10 @@ def test_the_official_images(cifar10_dir):
     np.testing.assert_allclose(std, CIFAR10_STD, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "title", "mean", "std"),
-    [
-        ("cifar10", "CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        ("cifar100", "CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    ],
-)
-def test_images_come_at_the_size_of_the_settings_with_published_statistics(
-    dataset, title, mean, std, monkeypatch
-):
-    part = SimpleNamespace(data=np.zeros((4, 32, 32, 3), np.uint8), targets=[0] * 4, classes=["a"])
-    monkeypatch.setattr(cifar, "_read", lambda official, root: [part, part])
-    read = read_cifar(DataSettings(dataset=dataset, image_size=48), print)
-    assert (read.name, read.statistics) == (title, (mean, std))
-    assert read.train.images.shape == read.test.images.shape == (4, 3, 48, 48)
+@pytest.mark.parametrize("archive", CIFAR, indirect=True)
+def test_images_come_at_the_size_of_the_settings_with_published_statistics(archive, tmp_path):
+    which = "cifar100" if "100" in archive.name else "cifar10"
+    settings = DataSettings(dataset=which, data_dir=str(tmp_path / "data"), image_size=48)
+    dataset = read_cifar(settings, print)
+    assert dataset.statistics == (CIFAR[which].mean, CIFAR[which].std)
+    assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (3, 48, 48)

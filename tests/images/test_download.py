@@ -2,7 +2,6 @@ import hashlib
 import http.server
 import io
 import os
-import socket
 import tarfile
 import threading
 import time
@@ -38,6 +37,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
         start = 0 if mood == "knows no ranges" else int(asked)
         self.server.starts.append(int(asked))
+        if mood == "mute":
+            self.server.over.wait(20)
+            return
         if mood.isdecimal():
             self.send_error(int(mood))
             return
@@ -100,6 +102,7 @@ def target(tmp_path) -> Path:
         (["drops"], [0, 100_000]),
         (["drops", "drops"], [0, 100_000, 200_000]),
         (["stalls"], [0, 100_000]),
+        (["mute"], [0, 0]),
         (["drops", "knows no ranges"], [0, 100_000]),
         (["drops", "sends another part"], [0, 100_000, 0]),
         (["drops", "lies"], [0, 100_000, 0]),
@@ -196,13 +199,6 @@ def test_where_nothing_answers_the_pauses_grow_and_end_within_a_minute(target, m
     assert 20 < clock[0] < 60
 
 
-def test_the_real_clock_ends_it_too(target, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        with pytest.raises(OSError, match="timed out"):
-            fetch(f"http://127.0.0.1:{mute.getsockname()[1]}/", target, MD5, lambda line: None)
-
-
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "archive.tar.gz", "javascript:1", "data:,a"])
 def test_addresses_of_another_kind(target, url):
     with pytest.raises(UserError, match="--data_url"):
@@ -214,22 +210,16 @@ def test_addresses_of_another_kind(target, url):
     [
         "http://",
         "http://[::1",
-        "http://127.0.0.1:port/",
+        "http://127.0.0.1:x/",
         "http://a b/",
-        "file:///missing",
-        "file://elsewhere/x",
+        "file:///no",
+        "file://where/x",
     ],
 )
 def test_malformed_addresses_are_not_tried_twice(target, url, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
     with pytest.raises(OSError, match="no answer"):
         fetch(url, target, MD5, lambda line: None)
-
-
-def test_a_file_is_an_address(target, tmp_path):
-    (tmp_path / "source").write_bytes(CONTENT)
-    fetch((tmp_path / "source").as_uri(), target, MD5, lambda line: None)
-    assert target.read_bytes() == CONTENT
 
 
 # --- unpacking ---
