@@ -25,20 +25,12 @@ def parse(*argv):
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", "-3"), ("--epochs", ""),
-        ("--epochs", "9" * 401), ("--epochs",),
-        ("--lr", "0"), ("--lr", "-0.1"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "1e999"),
-        ("--lr", "fast"),
-        ("--min_lr", "0.2"), ("--min_lr", "-1"), ("--min_lr", "nan"), ("--weight_decay", "-1"),
-        ("--warmup_epochs", "250"), ("--warmup_epochs", "3", "--epochs", "3"),
-        ("--warmup_epochs", "-1"),
-        ("--dropout", "1.5"), ("--dropout", "1"), ("--dropout", "-0.1"), ("--momentum", "1"),
-        ("--batch_size", "0"), ("--max_grad_norm", "-1"), ("--val_fraction", "1"),
-        ("--val_fraction", "-0.1"), ("--limit_train", "-1"), ("--num_workers", "-1"),
-        ("--plot_freq", "-1"), ("--snapshot_freq", "-1"), ("--seed", "-1"),
-        ("--seed", str(2**32)), ("--dataset", "imagenet"), ("--device", "tpu"),
-        ("--select", "worst"), ("--amp_dtype", "int8"), ("--augment", "more"), ("--log_dir", ""),
-        ("--resume", ""), ("--no-such-flag",), ("--epoch", "3"), ("stray",), ("yes", "--amp"),
+        ("--epochs", "0"), ("--epochs", "1.5"), ("--epochs", ""), ("--epochs", "9" * 401),
+        ("--epochs",), ("--epoch", "3"), ("--no-such-flag",), ("stray",), ("yes", "--amp"),
+        ("--lr", "0"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "1e999"), ("--lr", "fast"),
+        ("--dropout", "1.5"), ("--dropout", "-0.1"), ("--momentum", "1"), ("--min_lr", "-1"),
+        ("--seed", "-1"), ("--seed", str(2**32)), ("--val_fraction", "1"), ("--mixup", "101"),
+        ("--dataset", "imagenet"), ("--log_dir", ""), ("--resume", ""),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_line_that_names_what_is_wrong(argv):
@@ -94,11 +86,11 @@ def test_a_parser_of_a_few_flags(capsys):
 
 def test_the_documentation_shows_the_flags_as_they_are():
     page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
-    markers = (
-        "<!-- flags: made by `python -m cifarnet.settings.parser` -->",
-        "<!-- end of flags -->",
+    first, last = (
+        "<!-- flags: made by `python -m cifarnet.settings.parser` -->\n",
+        "\n<!-- end of flags -->",
     )
-    shown = page.partition(markers[0] + "\n")[2].partition("\n" + markers[1])[0]
+    shown = page.partition(first)[2].partition(last)[0]
     assert shown == flags_table(), (
         "put the output of `python -m cifarnet.settings.parser` into docs/flags.md"
     )
@@ -150,10 +142,8 @@ def test_a_wrong_recipe_is_named_with_what_is_wrong(recipe, text, message):
     assert path in str(caught.value)
 
 
-def test_a_recipe_of_a_windows_editor(tmp_path):
-    path = tmp_path / "recipe.toml"
-    path.write_text("epochs = 3\n", encoding="utf-8-sig")
-    assert parse("--recipe", str(path)).training.epochs == 3
+def test_a_recipe_of_a_windows_editor(recipe):
+    assert parse("--recipe", recipe("\ufeffepochs = 3\n")).training.epochs == 3
 
 
 def test_a_missing_recipe():
@@ -225,7 +215,7 @@ def command_line(flags: dict) -> list[str]:
         {}, optional={name: values(flag) for name, flag in FLAGS.items() if name != "recipe"}
     )
 )
-def test_any_settings_survive_a_snapshot_and_a_command_line(flags):
+def test_any_settings_survive_a_file_and_a_command_line(flags):
     try:
         settings = Settings.from_flags(**flags)
     except UserError as problem:
@@ -238,16 +228,10 @@ def test_any_settings_survive_a_snapshot_and_a_command_line(flags):
         assume(False)
     assert settings_from_dict(settings.flags) == settings
     assert parse(*command_line(flags)) == settings
-    anew = settings.replace(resume=None, resume_override=False)
-    assert parse(*flags_of(settings)) == anew
-
-
-def test_the_command_line_of_settings_names_what_differs():
-    settings = Settings.from_flags(
-        epochs=3, amp=True, keep_memory=False, dataset_name="-x", recipe="a.toml"
-    )
-    expected = ["--dataset_name=-x", "--epochs", "3", "--amp", "--no-keep_memory"]
-    assert flags_of(settings) == expected
+    words = flags_of(settings)
+    assert parse(*words) == settings.replace(resume=None, resume_override=False)
+    defaults = {name for name, value in settings.flags.items() if value == FLAGS[name].default}
+    assert not defaults & {re.sub("^--(no-)?", "", word).partition("=")[0] for word in words}
 
 
 WORDS = st.sampled_from(

@@ -51,39 +51,32 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
             assert Path(trains_it.output.snapshot_dir) / "last.pth" == Path(needed)
 
 
+NONE = {"augment": "none"}
+AUTO = {"auto_augment": "randaugment"}
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({}, ""),
+        ({"augment_p": 0.2, "hole_p": 0.0, "plot_freq": 1}, ""),
+        ({"muon_lr": 0.2, "optimizer": "muon", "mix_p": 0.5, "cutmix": 1.0}, ""),
+        ({"attention_at": "2", "attention": "se", "amp_dtype": "bf16", "amp": True}, ""),
+        ({**NONE, **AUTO, "border": "black"}, ""),
+        ({**AUTO, "shift": 0.1, "affine_p": 0.1}, ""),
+        ({**AUTO, "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
+        ({**AUTO, "degrees": 5.0, "augment": "light"}, "degrees"),
+        ({**NONE, "pad": 2, "border": "black"}, "pad border"),
         ({"augment": "light", "augment_p": 0.2, "hole_p": 0.0}, "augment_p hole_p"),
-        ({"augment_p": 0.2, "hole_p": 0.0}, ""),
-        ({"muon_lr": 0.2, "muon_momentum": 0.9}, "muon_lr muon_momentum"),
-        ({"muon_lr": 0.2, "optimizer": "muon"}, ""),
-        ({"amp_dtype": "bf16"}, "amp_dtype"),
-        ({"augment": "none", "pad": 2, "border": "black"}, "pad border"),
-        ({"augment": "none", "auto_augment": "randaugment", "border": "black"}, ""),
-        ({"mix_p": 0.5}, "mix_p"),
-        ({"mix_p": 0.5, "cutmix": 1.0}, ""),
-        ({"auto_augment": "randaugment", "shift": 0.1, "jitter": "0,0,0,0"}, "shift jitter"),
-        ({"auto_augment": "randaugment", "shift": 0.1, "affine_p": 0.1}, ""),
-        ({"auto_augment": "randaugment", "degrees": 5.0, "augment": "light"}, "degrees"),
-        ({"attention_at": "2"}, "attention_at"),
-        ({"attention_at": "2", "attention": "se"}, ""),
-        ({"amp_dtype": "bf16", "amp": True}, ""),
-        (
-            {"num_workers": 2, "augment_engine": "batched", "skip_bad_images": True},
-            "num_workers skip_bad_images",
-        ),
+        ({"mix_p": 0.5, "muon_lr": 0.2, "muon_momentum": 0.9}, "mix_p muon_lr muon_momentum"),
+        ({"attention_at": "2", "amp_dtype": "bf16"}, "attention_at amp_dtype"),
+        ({"num_workers": 2, "augment_engine": "batched"}, "num_workers"),
+        ({"skip_bad_images": True}, "skip_bad_images"),
         ({"dataset": "folder", "skip_bad_images": True, "data_url": "http://x"}, "data_url"),
-        ({"snapshot_freq": 0, "keep_snapshots": 2, "plot_freq": 1}, "keep_snapshots"),
-        (
-            {"plot_training": False, "plot_freq": 1, "resume_override": True},
-            "plot_freq resume_override",
-        ),
-        (
-            {"decay_norms": False, "weight_decay": 0.0, "resume": "auto", "resume_override": True},
-            "decay_norms",
-        ),
+        ({"snapshot_freq": 0, "keep_snapshots": 2}, "keep_snapshots"),
+        ({"plot_training": False, "plot_freq": 1}, "plot_freq"),
+        ({"resume_override": True}, "resume_override"),
+        ({"resume": "auto", "resume_override": True, "weight_decay": 0.0}, ""),
+        ({"decay_norms": False, "weight_decay": 0.0}, "decay_norms"),
     ],
 )
 def test_flags_that_do_nothing_are_named(flags, expected):
@@ -96,12 +89,25 @@ def test_unknown_flags_of_a_file_are_ignored():
     assert settings == Settings.from_flags(epochs=3)
 
 
+WRONG = {  # what a command line, a recipe or a file may hold
+    "epochs": ("3",),
+    "amp": (1,),
+    "lr": (None,),
+    "seed": (True,),
+    "data_dir": (3,),
+    "image_size": (16, 40, 144),
+    "image_sizes": ("", "7", "33", "16,", "a", "-16", "16;24", "9" * 5000),
+    "dropout": ("", "0.1,0.2", "0.1,0.2,0.3,1", "a", "nan", -0.1, True, "0.1,,0,0"),
+    "attention_at": ("", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True),
+}
+
+
 @pytest.mark.parametrize(
-    "values", [{"epochs": "3"}, {"amp": 1}, {"lr": None}, {"seed": True}, {"data_dir": 3}]
+    ("flag", "value"), [(flag, value) for flag, values in WRONG.items() for value in values]
 )
-def test_settings_of_the_wrong_type_are_refused(values):
-    with pytest.raises(UserError, match=rf"--{next(iter(values))} .* is not "):
-        settings_from_dict(values)
+def test_wrong_values_are_refused(flag, value):
+    with pytest.raises(UserError, match=rf"^--{flag} .*(is|does) (not|empty|out of range)"):
+        settings_from_dict({flag: value})
 
 
 def test_what_a_resumed_run_may_change():
@@ -141,30 +147,6 @@ def test_image_sizes():
     assert sizes == (16, 96, 128)
 
 
-@pytest.mark.parametrize("size", [16, 40, 144])
-def test_an_image_size_is_a_multiple_of_16_from_32_to_128(size):
-    with pytest.raises(UserError, match=f"--image_size {size} is "):
-        Settings.from_flags(image_size=size)
-
-
-@pytest.mark.parametrize(
-    "sizes", ["", "7", "33", "16,", "a", "-16", "16;24", "16," * 300 + "16", "9" * 5000]
-)
-def test_wrong_image_sizes_are_refused(sizes):
-    with pytest.raises(UserError, match="--image_sizes"):
-        Settings.from_flags(image_sizes=sizes)
-
-
-def test_a_batch_is_a_whole_number_of_equal_parts():
-    assert Settings.from_flags(batch_size=512, accumulate=4).training.eval_batch_size == 128
-    for batch_size, nearest in ((10, 8), (3, 4)):
-        with pytest.raises(
-            UserError,
-            match=f"--batch_size {batch_size} cannot .* by --accumulate 4; .* {nearest}$",
-        ):
-            Settings.from_flags(batch_size=batch_size, accumulate=4)
-
-
 @pytest.mark.parametrize(
     ("flags", "fix"),
     [
@@ -175,6 +157,10 @@ def test_a_batch_is_a_whole_number_of_equal_parts():
         ({"auto_augment": "randaugment", "augment_engine": "batched"}, "--augment_engine batched"),
         ({"mixup": 0.2, "batch_size": 1}, "--batch_size 1 has one image, .* --batch_size 2"),
         ({"cutmix": 1.0, "batch_size": 4, "accumulate": 4}, "one image in each of 4 parts, .* 8"),
+        ({"batch_size": 10, "accumulate": 4}, "size 10 cannot .* by --accumulate 4; .* such as 8$"),
+        ({"batch_size": 3, "accumulate": 4}, "size 3 cannot .* by --accumulate 4; .* such as 4$"),
+        ({"jitter": "0.2,0.2,0.2,0.6"}, r"hue moves by 0\.5 turns at most"),
+        ({"image_sizes": "16,24,32", "epochs": 2}, "has 3 sizes but --epochs is only 2; leave"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
         ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
@@ -198,32 +184,15 @@ def test_the_best_model_is_kept_where_it_is_asked_for_or_reported():
 
 @pytest.mark.parametrize(
     ("value", "rates"),
-    [
-        (0, (0, 0, 0, 0)),
-        (0.1, (0.1,) * 4),
-        ("0.2", (0.2,) * 4),
-        ("0.1,0,0.3,0.4", (0.1, 0, 0.3, 0.4)),
-    ],
+    [(0, (0,) * 4), (0.1, (0.1,) * 4), ("0.2", (0.2,) * 4), ("0.1,0,.3,0.40", (0.1, 0, 0.3, 0.4))],
 )
 def test_dropout_is_one_rate_or_one_a_block(value, rates):
     assert Settings.from_flags(dropout=value).network.dropouts == rates
-    assert Settings.from_flags(dropout=value) == Settings.from_flags(
-        dropout=Settings.from_flags(dropout=value).network.dropout
-    )
 
 
 def test_equal_lists_of_numbers_are_equal_settings():
-    assert Settings.from_flags(dropout="0.050,.1, 1e-1,0.0") == Settings.from_flags(
-        dropout="0.05,0.1,0.1,0"
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong", ["", "0.1,0.2", "0.1,0.2,0.3,1", "a", "nan", -0.1, True, "0.1,,0,0"]
-)
-def test_other_lists_of_rates_are_refused(wrong):
-    with pytest.raises(UserError, match=r"--dropout .* is not a list of 1 or 4 numbers in"):
-        Settings.from_flags(dropout=wrong)
+    texts = ("0.050,.1, 1e-1,0.0", "0.05,0.1,0.1,0")
+    assert len({Settings.from_flags(dropout=text) for text in texts}) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,25 +209,11 @@ def test_blocks_with_attention(value, blocks):
     assert Settings.from_flags(attention_at=value).network.attended == ()
 
 
-@pytest.mark.parametrize("wrong", ["", "1", "5", "2,2", "2.5", "2,3,4,4", "all", "2;3", True])
-def test_other_lists_of_blocks_are_refused(wrong):
-    with pytest.raises(UserError, match=r"--attention_at .*; write it like 2,"):
-        Settings.from_flags(attention="se", attention_at=wrong)
-
-
-def test_a_hue_beyond_half_a_turn_is_refused():
-    Settings.from_flags(jitter="0.2,0.2,0.2,0.5")
-    with pytest.raises(UserError, match=r"hue moves by 0\.5 turns at most"):
-        Settings.from_flags(jitter="0.2,0.2,0.2,0.6")
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused():
-    Settings.from_flags(batch_size=24, accumulate=4).check_parts(3)
-    with pytest.raises(
-        UserError, match=r"size 32 cannot be divided evenly by 3 processes; .* of 3, such as 30"
-    ):
+def test_a_batch_is_divided_among_processes_and_parts():
+    settings = Settings.from_flags(batch_size=24, accumulate=4)
+    settings.check_parts(3)
+    assert settings.training.eval_batch_size == 6
+    with pytest.raises(UserError, match=r"by 5 processes and --accumulate 4; .* of 20, such as 20"):
+        settings.check_parts(5)
+    with pytest.raises(UserError, match=r"size 32 cannot .* by 3 processes; .* of 3, such as 30"):
         Settings.from_flags(batch_size=32).check_parts(3)
-    with pytest.raises(UserError, match=r"3 processes and --accumulate 4; .* of 12, such as 12"):
-        Settings.from_flags(batch_size=20, accumulate=4).check_parts(3)
-    with pytest.raises(UserError, match=r"batch_size 2 .* such as 3"):
-        Settings.from_flags(batch_size=2).check_parts(3)
