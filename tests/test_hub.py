@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.snapshots import make_trained
+from support.random_models import CLASSES, noise, random_model
 
 import hubconf
 from cifarnet.checkpoints.trained import write_weights
 from cifarnet.inference.classifier import Classifier
-from cifarnet.networks.build import build_model
-from cifarnet.settings.network import NetworkSettings
 
 ROOT = Path(__file__).parents[1]
-SMALL = NetworkSettings(width=0.1)
-PIXELS = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).byte()
+PIXELS = noise(2)
 
 CALLER = """
 import pickle, sys, torch
 import data
 {before}
-loaded = torch.hub.load({clone!r}, {entry!r}, {pretrained}source="local")
+loaded = torch.hub.load({clone!r}, {arguments}, source="local")
 import model
 assert (model.OWN, data.OWN) == (1, 2), "the caller's own files"
 assert {clone!r} not in sys.path
@@ -31,15 +28,12 @@ assert {clone!r} not in sys.path
 """
 
 
-def call(
-    folder: Path, clone: Path, entry: str, pretrained: str, use: str, before: str = ""
-) -> None:
+def call(folder: Path, clone: Path, arguments: str, use: str, before: str = "") -> None:
     """Runs a program in `folder`, which has a model.py and a data.py of its own."""
     (folder / "model.py").write_text("OWN = 1")
     (folder / "data.py").write_text("OWN = 2")
-    argument = f"pretrained={pretrained!r}, " if pretrained else ""
-    names = {"clone": str(clone), "entry": entry, "pretrained": argument}
-    (folder / "caller.py").write_text(CALLER.format(before=before, use=use, **names))
+    program = CALLER.format(clone=str(clone), arguments=arguments, use=use, before=before)
+    (folder / "caller.py").write_text(program)
     run = subprocess.run(
         [sys.executable, "-W", "error", "caller.py"], cwd=folder, capture_output=True, text=True
     )
@@ -55,9 +49,7 @@ def clone(tmp_path) -> Path:
     shutil.copytree(
         ROOT / "cifarnet", clone / "cifarnet", ignore=shutil.ignore_patterns("__pycache__")
     )
-    torch.manual_seed(0)
-    model = make_trained(build_model(SMALL, 2).state_dict(), network=SMALL, classes=("a", "b"))
-    write_weights(model, clone / "results" / "mine" / "weights.safetensors")
+    write_weights(random_model(width=0.1), clone / "results" / "mine" / "weights.safetensors")
     return clone
 
 
@@ -67,20 +59,20 @@ def test_the_entry_cifarnet_is_a_network(clone, tmp_path, before):
     assert not isinstance(network, Classifier)
     torch.save((PIXELS, network(network.normalise(PIXELS))), tmp_path / "expected.pt")
     use = (
-        "assert loaded.classes == ('a', 'b')\n"
+        f"assert loaded.classes == {CLASSES}\n"
         "assert not loaded.training\n"
         "pixels, expected = torch.load('expected.pt')\n"
         "for network in (loaded, pickle.loads(pickle.dumps(loaded))):\n"
         "    torch.testing.assert_close(network(network.normalise(pixels)), expected)\n"
     )
-    call(tmp_path, clone, "cifarnet", "mine", use, before)
+    call(tmp_path, clone, "'cifarnet', 'mine'", use, before)
 
 
 def test_the_entry_classifier_is_a_classifier(clone, tmp_path):
     name = str(clone / "results" / "mine" / "weights.safetensors")
     both = hubconf.classifier(f"{name},{name}", tta="flip")
     assert isinstance(both, Classifier)
-    assert (both.classes, both.tta, len(both.members)) == (("a", "b"), "flip", 2)
+    assert (both.classes, both.tta, len(both.members)) == (CLASSES, "flip", 2)
     network = hubconf.cifarnet(name)
     expected = network(network.normalise(PIXELS)).softmax(1)
     torch.testing.assert_close(hubconf.classifier(name)(PIXELS), expected)
@@ -89,7 +81,7 @@ def test_the_entry_classifier_is_a_classifier(clone, tmp_path):
         "torch.testing.assert_close(loaded(pixels).sum(1), torch.ones(2))\n"
         "assert torch.equal(pickle.loads(pickle.dumps(loaded))(pixels), loaded(pixels))\n"
     )
-    call(tmp_path, clone, "classifier", "mine", use)
+    call(tmp_path, clone, "'classifier', 'mine'", use)
 
 
 def test_a_fresh_network(tmp_path):
@@ -98,4 +90,4 @@ def test_a_fresh_network(tmp_path):
         "assert loaded(torch.zeros(2, 3, 32, 32)).shape == (2, 10)\n"
         "assert sum(p.numel() for p in loaded.parameters()) == 174_762"
     )
-    call(tmp_path, ROOT, "cifarnet", "", use)
+    call(tmp_path, ROOT, "'cifarnet'", use)

@@ -4,41 +4,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.snapshots import make_snapshot, make_trained
+from support.random_models import CLASSES, noise, random_model
+from support.snapshots import make_snapshot
 
 from cifarnet.checkpoints import paths
 from cifarnet.checkpoints.snapshots import pack
-from cifarnet.checkpoints.trained import TrainedModel, write_weights
+from cifarnet.checkpoints.trained import write_weights
 from cifarnet.core.errors import UserError
 from cifarnet.inference.classifier import Classifier
 from cifarnet.networks.build import build_model
 from cifarnet.settings.network import NetworkSettings
 from model import load_pretrained, model_table, start_from
 
-CLASSES = ("bar", "disc", "star")
-SMALL = NetworkSettings(width=0.1)
-PIXELS = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-
-
-def small_model(seed: int = 0) -> TrainedModel:
-    """A network of random weights, as if it had been trained."""
-    torch.manual_seed(seed)
-    weights = build_model(SMALL, 3).state_dict()
-    return make_trained(weights, network=SMALL, classes=CLASSES)
+SMALL = random_model(width=0.1)
+OTHER = random_model(width=0.2)
+PIXELS = noise(4)
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> None:
-    """A result `mine`, w.safetensors and last.pth of the same network, and another network."""
+    """A result `mine`, w.safetensors and last.pth are `SMALL`; other.safetensors is `OTHER`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    model = small_model()
     (tmp_path / "results" / "mine").mkdir(parents=True)
-    write_weights(model, tmp_path / "results" / "mine" / paths.WEIGHTS_FILE)
-    write_weights(model, Path("w.safetensors"))
-    write_weights(small_model(1), Path("other.safetensors"))
-    snapshot = make_snapshot(weights=model.weights, network=SMALL, classes=CLASSES)
-    Path("last.pth").write_bytes(pack(snapshot))
+    write_weights(SMALL, tmp_path / "results" / "mine" / paths.WEIGHTS_FILE)
+    write_weights(SMALL, Path("w.safetensors"))
+    write_weights(OTHER, Path("other.safetensors"))
+    Path("last.pth").write_bytes(pack(dataclasses.replace(make_snapshot(), model=SMALL)))
 
 
 # --- trained networks ---
@@ -71,8 +63,7 @@ def test_a_path_is_not_the_name_of_a_result(tmp_path):
     Path("mine").write_bytes(Path("other.safetensors").read_bytes())
     sources = [load_pretrained(name).members[0].source for name in ("mine", Path("mine"))]
     assert sources == ["mine", str(tmp_path / "mine")]
-    (ours,) = load_pretrained(Path("mine")).members
-    assert ours.info.sha256 == small_model(1).sha256
+    assert load_pretrained(Path("mine")).members[0].info.sha256 == OTHER.sha256
     with pytest.raises(UserError, match="no test-time augmentation 'crop'"):
         load_pretrained("mine", "crop")
 
@@ -84,29 +75,28 @@ def test_a_path_is_not_the_name_of_a_result(tmp_path):
     "classes", [CLASSES, ("star", "bar", "disc"), ("disc", "bar"), ("x", "star"), tuple("abc")]
 )
 def test_a_start_keeps_the_rows_of_the_head_of_known_classes(classes):
-    trained = small_model()
-    model = build_model(SMALL, len(classes))
+    model = build_model(SMALL.network, len(classes))
     fresh = copy.deepcopy(model.state_dict())
-    left = start_from(model, trained, classes)
+    left = start_from(model, SMALL, classes)
     known = set(classes) & set(CLASSES)
     assert left == ([] if len(known) == len(classes) else ["head.weight", "head.bias"])
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
-            assert torch.equal(value, trained.weights[name]), name
+            assert torch.equal(value, SMALL.weights[name]), name
             continue
         for row, label, before in zip(value, classes, fresh[name], strict=True):
-            expected = trained.weights[name][CLASSES.index(label)] if label in known else before
+            expected = SMALL.weights[name][CLASSES.index(label)] if label in known else before
             assert torch.equal(row, expected)
 
 
 def test_a_start_takes_what_fits_by_name_shape_and_type_and_names_the_rest():
-    weights = dict(small_model().weights)
+    weights = dict(SMALL.weights)
     weights["c4.conv.1.weight"] = torch.zeros(2, 2)
     weights["c2.bn.weight"] = weights["c2.bn.weight"].double()
     weights["unknown.weight"] = weights.pop("c1.bn.bias")
-    model = build_model(SMALL, 3)
+    model = build_model(SMALL.network, 3)
     fresh = copy.deepcopy(model.state_dict())
-    left = start_from(model, dataclasses.replace(small_model(), weights=weights), CLASSES)
+    left = start_from(model, dataclasses.replace(SMALL, weights=weights), CLASSES)
     assert sorted(left) == ["c1.bn.bias", "c2.bn.weight", "c4.conv.1.weight"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, (fresh if name in left else weights)[name]), name
@@ -118,7 +108,7 @@ def test_a_start_from_which_nothing_fits_is_refused(classes, other):
     """A head belongs to the blocks before it: its bias alone is no start."""
     model = build_model(NetworkSettings(**other), 3)
     with pytest.raises(UserError, match=r"no weights of .* fit this (ResidualNet|CIFARNet)"):
-        start_from(model, small_model(), classes)
+        start_from(model, SMALL, classes)
 
 
 # --- the table ---

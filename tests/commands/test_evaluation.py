@@ -1,9 +1,11 @@
+import dataclasses
 import errno
 
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
 from support.pictures import draw_tree
+from support.random_models import random_model
 from support.snapshots import make_trained
 
 from cifarnet.checkpoints.trained import write_weights
@@ -11,10 +13,8 @@ from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import SingleModel
-from cifarnet.networks.build import build_model
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
-from cifarnet.settings.network import NetworkSettings
 from commands.evaluation import (
     evaluate_classifier,
     evaluation_settings,
@@ -132,11 +132,10 @@ def test_test_images_drawn_from_a_folder_may_have_been_trained_on(command, tmp_p
     tree = draw_tree(tmp_path / "tree", train=20, test=0) / "train"  # not divided into parts
     images = DataSettings(dataset="folder", data_dir=str(tree))
     splits = load_splits(images, lambda line: None)
-    small = NetworkSettings(width=0.1)
-    weights = build_model(small, 2).state_dict()
+    model = random_model(width=0.1, classes=("bar", "disc"), amp=False)
     for mean, warned in (((0.5, 0.5, 0.5), True), (splits.mean, False)):
-        about = {"mean": mean, "std": splits.std, "network": small, "classes": ("bar", "disc")}
-        write_weights(make_trained(weights, {"amp": False}, **about), tmp_path / "w.safetensors")
+        trained = dataclasses.replace(model, mean=mean, std=splits.std)
+        write_weights(trained, tmp_path / "w.safetensors")
         flags = ("--data_dir", tree, "--dataset", "folder", "--no-plot_evaluation", "--no-report")
         done = command("evaluate", "--pretrained", "w.safetensors", *flags)
         assert (done.code, done.err) == (0, "")

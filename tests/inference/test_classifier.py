@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.random_models import noise, random_model
 from support.snapshots import make_trained
 from torch import nn
 
-from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import (
@@ -22,14 +22,10 @@ from cifarnet.inference.classifier import (
     views,
 )
 from cifarnet.inference.pixels import to_batch
-from cifarnet.networks.build import build_model
 from cifarnet.settings.evaluation import TTA
-from cifarnet.settings.network import NetworkSettings
 
 CLASSES = ("ant", "bee", "cat")
-NOISE = torch.Generator().manual_seed(0)
-PIXELS = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8, generator=NOISE)
-SMALL = NetworkSettings(width=0.1)
+PIXELS = noise(5, 6)
 
 
 class Linear(SingleModel):
@@ -42,13 +38,6 @@ class Linear(SingleModel):
 
     def logits(self, pixels):
         return (pixels.float() / 128 - 1).flatten(1) @ self.weight
-
-
-def small_model(amp: bool = False) -> TrainedModel:
-    """A small network with random weights that was trained with or without --amp."""
-    torch.manual_seed(0)
-    weights = build_model(SMALL, 3).state_dict()
-    return make_trained(weights, {"amp": amp}, network=SMALL, classes=CLASSES)
 
 
 def probabilities(logits) -> np.ndarray:
@@ -170,14 +159,14 @@ def test_views_pass_one_after_the_other():
 
 # --- one network ---
 
-IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+IMAGES = noise(4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("amp", [False, True])
 def test_the_logits_are_those_of_the_batches_of_a_run_bit_for_bit(amp):
     """A run evaluates its network on batches that are normalised outside of it."""
-    model = small_model(amp)
+    model = random_model(width=0.1, amp=amp)
     classifier = TorchClassifier(model)
     assert classifier.members == [classifier]
     normalised = Normalise(model.mean, model.std, torch.device("cpu"))(IMAGES)
@@ -191,7 +180,7 @@ def test_an_autocast_reaches_only_networks_that_were_trained_with_it(amp):
     """Unless the caller decides."""
     for trained_with in (False, True):
         reached = trained_with if amp is None else amp
-        one = TorchClassifier(small_model(trained_with), amp)
+        one = TorchClassifier(random_model(width=0.1, amp=trained_with), amp)
         exact = one.logits(IMAGES)
         with torch.autocast("cpu", torch.bfloat16):
             both = Ensemble([one, one]).logits(IMAGES)
