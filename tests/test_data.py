@@ -241,9 +241,7 @@ def ranks_of(world_size: int, settings: Settings):
 
 
 @given(images=st.integers(1, 60), batch_size=st.integers(1, 25), world_size=st.integers(1, 6))
-def test_evaluation_shows_each_image_once_in_order_and_ranks_whole_batches(
-    images, batch_size, world_size
-):
+def test_evaluation_shows_each_image_once_in_whole_batches(images, batch_size, world_size):
     settings, seen = Settings.from_flags(device="cpu"), []
     for runtime in ranks_of(world_size, settings):
         batches = EvalBatches(numbered_images(images), batch_size, runtime, MEAN, STD)

@@ -120,62 +120,46 @@ def test_names_that_differ_in_case_stay_apart(tmp_path):
 # --- trees of another form ---
 
 
-def spoil(tree: Path, how: str) -> str:
-    """Damages the tree and returns what the message must name."""
-    if how == "missing":
-        return str(tree.rename(tree.with_name("elsewhere")).with_name("pictures"))
-    if how == "file":
-        tree.rename(tree.with_name("elsewhere"))
-        tree.write_text("")
-        return "is a file"
-    if how == "no test":
-        (tree / "test").rename(tree / "testing")
-        return f"hold back test images with --data_dir {tree}/train"
-    if how == "no train":
-        (tree / "train").rename(tree / "training")
-        return f"{tree} has test but no train folder"
-    if how == "val and valid":
-        (tree / "val").mkdir()
-        (tree / "valid").mkdir()
-        return "both val and valid; keep one"
-    if how == "no class folders":
-        (tree / "train").rename(tree / "training")
-        (tree / "train").mkdir()
-        save_red(tree / "train" / "cat.1.png")
-        return f"{tree}/train has no class; it needs two or more, with a folder for each; images"
-    if how == "one class":
-        (tree / "train" / "bar").rename(tree / "bar")
-        return "only one class, 'disc'; it needs two"
-    if how == "empty class":
-        for path in (tree / "train" / "bar").iterdir():
-            path.unlink()
-        return str(tree / "train" / "bar")
-    if how == "strange class":
-        (tree / "test" / "bar").rename(tree / "test" / "zebra")
-        return "zebra"
-    if how == "empty test":
-        for path in sorted((tree / "test").rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        return "no class folders"
-    broken = tree / "train" / "disc" / "002.png"
-    broken.write_bytes(
-        {"truncated": broken.read_bytes()[:300], "empty": b"", "text": b"not an image"}[how]
-    )
-    return str(broken)
+def move(tree: Path, source: str, to: str) -> None:
+    (tree / source).rename(tree / to)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "missing", "file", "no test", "no train", "val and valid", "no class folders",
-        "one class", "empty class", "strange class", "empty test", "truncated", "empty", "text",
-    ],
-)  # fmt: skip
+SPOILT = {  # how, and what the message must name
+    "missing": (lambda tree: move(tree, "", "../elsewhere"), "{tree}"),
+    "file": (lambda tree: (move(tree, "", "../elsewhere"), tree.touch()), "is a file"),
+    "no test": (lambda tree: move(tree, "test", "testing"), "test images with --data_dir {tree}/t"),
+    "no train": (lambda tree: move(tree, "train", "training"), "{tree} has test but no train fold"),
+    "val and valid": (
+        lambda tree: [(tree / name).mkdir() for name in ("val", "valid")],
+        "both val and valid; keep one",
+    ),
+    "loose images": (
+        lambda tree: (move(tree, "train", "training"), move(tree, "training/bar", "train")),
+        "{tree}/train has no class; it needs two or more, with a folder for each; images",
+    ),
+    "one class": (lambda tree: move(tree, "train/bar", "bar"), "only one class, 'disc'; it needs"),
+    "empty class": (
+        lambda tree: [path.unlink() for path in tree.glob("train/bar/*")],
+        "{tree}/train/bar has no images",
+    ),
+    "strange class": (
+        lambda tree: move(tree, "test/bar", "test/zebra"),
+        "the class 'zebra'",
+    ),
+    "empty test": (
+        lambda tree: (shutil.rmtree(tree / "test"), (tree / "test").mkdir()),
+        "{tree}/test has no class folders",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
 def test_a_folder_that_does_not_fit_is_one_line_that_names_it(tree, how):
-    named = spoil(tree, how)
+    spoil, named = SPOILT[how]
+    spoil(tree)
     with pytest.raises(UserError) as caught:
         read(tree)
-    assert named in str(caught.value)
+    assert named.format(tree=tree) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core.errors import UserError
-from cifarnet.images import layout
 from cifarnet.images.layout import Layout, holds_classes, read_layout
 
 
@@ -110,11 +109,9 @@ def test_folders_of_images_are_told_from_others(tree, tmp_path):
     assert not holds_classes(tmp_path / "nowhere")
 
 
-def test_a_link_belongs_to_the_folder_that_it_lies_in(tmp_path):
-    (tmp_path / "pool.png").touch()
-    paths = [tmp_path / "tree" / part / "a.png" for part in ("train", "test")]
-    for path in paths:
-        path.parent.mkdir(parents=True)
-        path.symlink_to(tmp_path / "pool.png")
-    parts = layout._parts_of(paths, tmp_path / "tree", print)
-    assert [parts[path] for path in paths] == ["train", "test"]
+def test_a_link_belongs_to_the_folder_that_it_lies_in(loose):
+    for name in ("train/a.png", "test/b.png"):
+        (loose / name).parent.mkdir()
+        (loose / name).symlink_to(loose / "0.png")
+    layout = read(loose, "train/a.png,1\ntest/b.png,2\n")
+    assert entries(layout) == [("a.png", "train", "1"), ("b.png", "test", "2")]
