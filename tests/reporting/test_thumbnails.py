@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -18,34 +19,27 @@ def random_predictions(seed: int, classes: int, images: int) -> Predictions:
 
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 400), st.integers(0, 300))
 def test_each_cell_shows_its_surest_images(seed, classes, images, room):
-    found = random_predictions(seed, classes, images)
-    choice = choose(found, room)
-    assert len(set(choice.images.tolist())) == len(choice.images) <= room + 2 * MOST
-    shown, sure = set(choice.images.tolist()), found.p_predicted
-    right = found.true == found.predicted
-    for wanted, order, among in (
-        (choice.mistakes, -sure, ~right),
-        (choice.hits, sure, right),
-    ):
+    predictions = random_predictions(seed, classes, images)
+    choice = choose(predictions, room)
+    shown, sure = choice.images.tolist(), predictions.p_predicted
+    assert len(set(shown)) == len(shown) <= room + 2 * MOST
+    right = predictions.true == predictions.predicted
+    for wanted, order, among in ((choice.mistakes, -sure, ~right), (choice.hits, sure, right)):
         expected = sorted(np.flatnonzero(among), key=lambda i: order[i])[:MOST]
         assert choice.images[wanted].tolist() == expected
-    fits = room >= images
-    for t in range(classes):
-        for p in range(classes):
-            cell = np.flatnonzero((found.true == t) & (found.predicted == p))
-            cell = cell[np.argsort(-sure[cell])]
-            seen = [i for i in cell.tolist() if i in shown]
-            if fits:
-                assert seen[:MOST] == cell[:MOST].tolist()
-            in_order = [i for i in choice.images.tolist() if i in set(cell.tolist())]
-            assert in_order == seen  # the surest first
+    for true, predicted in itertools.product(range(classes), repeat=2):
+        cell = np.flatnonzero((predictions.true == true) & (predictions.predicted == predicted))
+        cell = sorted(cell.tolist(), key=lambda i: -sure[i])
+        seen = [i for i in cell if i in shown]
+        assert [i for i in shown if i in cell] == seen  # the surest first
+        assert room < images or seen[:MOST] == cell[:MOST]
 
 
 def test_where_room_is_short_all_cells_get_fewer():
-    found = random_predictions(0, 4, 800)  # 50 in each of 16 cells
-    choice = choose(found, 16 * 5)
+    predictions = random_predictions(0, 4, 800)  # 50 in each of 16 cells
+    choice = choose(predictions, 16 * 5)
     assert choice.per_cell == 5
-    cells = 4 * found.true + found.predicted
+    cells = 4 * predictions.true + predictions.predicted
     assert np.bincount(cells[choice.images]).min() >= 5
 
 
