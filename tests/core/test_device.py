@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cifarnet.core import device as device_module
-from cifarnet.core.device import _pick_device, init_process
+from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.settings.precision import PrecisionSettings
@@ -20,25 +20,43 @@ def test_the_seed_decides_the_initial_draws():
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_precision():
+def test_precision_on_the_cpu():
     assert init_process(PrecisionSettings(device="cpu")).amp_dtype is None
     assert init_process(PrecisionSettings(device="cpu", amp=True)).amp_dtype is torch.bfloat16
-    with pytest.raises(UserError, match="fp16 needs CUDA"):
-        init_process(PrecisionSettings(device="cpu", amp=True, amp_dtype="fp16"))
+    for flags, message in (
+        ({"amp": True, "amp_dtype": "fp16"}, "fp16 needs CUDA"),
+        ({"sync_bn": True}, "--sync_bn needs CUDA"),
+    ):
+        with pytest.raises(UserError, match=message):
+            init_process(PrecisionSettings(device="cpu", **flags))
 
 
-@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, native, dtype):
+@pytest.fixture
+def two_cuda_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+
+
+@pytest.mark.parametrize(("native", "auto"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, two_cuda_devices, native, auto):
     monkeypatch.setattr(
         torch.cuda,
         "is_bf16_supported",
         lambda including_emulation=True: native or including_emulation,
     )
-    cuda = torch.device("cuda")
-    assert device_module._pick_amp_dtype(PrecisionSettings(amp=True), cuda) is dtype
-    for name, wanted in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        settings = PrecisionSettings(amp=True, amp_dtype=name)
-        assert device_module._pick_amp_dtype(settings, cuda) is wanted
+    for name, dtype in (("auto", auto), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        assert init_process(PrecisionSettings(amp=True, amp_dtype=name)).amp_dtype is dtype
+
+
+def test_each_rank_has_a_cuda_device_of_its_own(two_cuda_devices):
+    for ranks, device in ((Ranks(1, 2, 1, 2), "cuda:1"), (ALONE, "cuda")):
+        runtime = init_process(PrecisionSettings(), ranks=ranks)
+        assert (str(runtime.device), runtime.device_name) == (device, device)
+    with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
+        init_process(PrecisionSettings(device="cuda"), ranks=Ranks(2, 3, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -91,20 +109,3 @@ def test_bf16_without_instructions_is_noticed(monkeypatch):
     monkeypatch.setattr(torch.cpu, names[0], lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert emulates()
-
-
-def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert _pick_device("auto", Ranks(1, 2, 1, 2)) == torch.device("cuda", 1)
-    assert chosen == [torch.device("cuda", 1)]
-    assert _pick_device("auto", ALONE) == torch.device("cuda")
-    with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
-        _pick_device("cuda", Ranks(2, 3, 2, 3))
-
-
-def test_sync_bn_is_refused_on_the_cpu():
-    with pytest.raises(UserError, match="--sync_bn needs CUDA"):
-        init_process(PrecisionSettings(device="cpu", sync_bn=True))

