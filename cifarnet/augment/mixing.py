@@ -48,15 +48,10 @@ class Mixing:
         """
         pairs = self.draw(len(images), images.shape[-1], place)
         shares = F.one_hot(labels, self.classes).float()
-        if pairs is None:
-            return images, shares
-        return mixed(images, shares, pairs)
+        return (images, shares) if pairs is None else mixed(images, shares, pairs)
 
     def draw(self, count: int, size: int, place: tuple[int, ...]) -> Pairs | None:
-        """Draws pairs for `count` images of `size` pixels; None: they are not mixed.
-
-        One image alone is not mixed.
-        """
+        """Draws pairs for `count` images of `size` pixels; None: they are not mixed."""
         random = np.random.default_rng(derived_seed(self.seed, *place, MIXING, self.rank))
         if count < 2 or random.random() >= self.probability:
             return None

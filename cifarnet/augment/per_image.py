@@ -36,8 +36,8 @@ class PerImageEngine:
         """Returns augmented copies of `images`, both uint8 [B,3,S,S].
 
         `key` (whole numbers in [0, 2**32)) is the seed: equal keys give equal changes. Each
-        transform has a seed of its own. With one seed for all, as `A.Compose` sets it, their
-        decisions would depend on each other.
+        transform has a seed of its own: with one for all, as in `A.Compose`, decisions would
+        depend on each other.
         """
         if not self.transforms:
             return images.copy()
