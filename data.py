@@ -139,18 +139,13 @@ class TrainBatches:
         self.device = runtime.device
         self.waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.normalise = Normalise(mean, std, runtime.device)
-        self.order = EpochOrder(
-            len(images),
-            settings.training.batch_size,
-            settings.training.seed,
-            runtime.rank,
-            runtime.world_size,
-        )
+        batch_size, seed = settings.training.batch_size, settings.training.seed
+        self.order = EpochOrder(self.count, batch_size, seed, runtime.rank, runtime.world_size)
         workers = settings.data.num_workers
         if workers is None:
             workers = min(MOST_WORKERS, runtime.threads)
-        augmentation = settings.augmentation
-        engine = build_engine(augmentation, settings.data.image_size, mean, runtime.device)
+        augmentation, size = settings.augmentation, settings.data.image_size
+        engine = build_engine(augmentation, size, mean, runtime.device)
         loader = ENGINES[augmentation.augment_engine].load
         self.loader = loader(images, engine, self.order, workers)
         self.workers = self.loader.workers

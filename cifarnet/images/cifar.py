@@ -99,6 +99,6 @@ def _read(official: type, root: Path) -> list[Any]:
 
 
 def _image_set(part: Any, size: int) -> ImageSet:
-    """A part as torchvision holds it, at `size` pixels."""
+    """The part at `size` pixels."""
     images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet(resized(images, size), torch.tensor(part.targets), tuple(part.classes))
