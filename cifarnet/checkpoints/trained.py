@@ -136,7 +136,8 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
     )
     settings_from_dict(origin.settings)
     classes, mean, std = (tuple(fields[name]) for name in ("classes", "mean", "std"))
-    unknown = fields["network"].keys() - NetworkSettings.defaults().keys()
+    known = {field.name for field in dataclasses.fields(NetworkSettings)}
+    unknown = fields["network"].keys() - known
     if unknown:
         raise ValueError(f"its network has an unknown setting, {min(unknown)}")
     if not (
