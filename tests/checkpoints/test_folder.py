@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from support.snapshots import make_snapshot
 
-from cifarnet.checkpoints.folder import find_best, find_newest, move_aside
+from cifarnet.checkpoints.folder import find_best, find_newest, move_aside, prune
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import pack
 from cifarnet.core.errors import UserError
@@ -15,6 +15,19 @@ def save(path: Path, epoch: int, **changes) -> None:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_newest_numbered_ones_are_kept(tmp_path):
+    for epoch in (9998, 9999, 10000):
+        numbered(tmp_path, epoch).touch()
+    others = [BEST, LAST, "snapshot_epoch_old.pth"]
+    for name in others:
+        (tmp_path / name).touch()
+    prune(tmp_path, 0)
+    assert len(names(tmp_path)) == 6
+    prune(tmp_path, 2)
+    kept = ["snapshot_epoch_9999.pth", "snapshot_epoch_10000.pth"]
+    assert names(tmp_path) == sorted(others + kept)
 
 
 # --- the newest ---

@@ -6,14 +6,10 @@ import pytest
 from cifarnet.checkpoints import paths
 from cifarnet.checkpoints.paths import (
     WEIGHTS_FILE,
-    all_numbered,
-    model_flag,
-    numbered,
     resolve_model_path,
     split_names,
 )
 from cifarnet.core.errors import UserError
-from cifarnet.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +53,6 @@ def refused(name: str) -> str:
 def test_names_are_separated_by_commas_and_paths_of_files_stay_whole(text, names, folder):
     touch("v1,2/last.pth", "a,b.safetensors", "b.safetensors", "c")
     assert split_names(text) == [name.replace("HOME", str(folder)) for name in names]
-
-
-def test_numbered_snapshots_are_in_the_order_of_their_epochs(folder):
-    for epoch in (10_000, 9_999, 2):
-        numbered(folder, epoch).touch()
-    touch("snapshot_epoch_old.pth", "last.pth")
-    assert all_numbered(folder) == [numbered(folder, epoch) for epoch in (2, 9_999, 10_000)]
 
 
 def test_a_name_is_a_result_before_it_is_a_path(folder):
@@ -113,15 +102,3 @@ def test_a_file_of_another_user_is_not_called_missing(monkeypatch, name):
     touch(name)
     monkeypatch.setattr(Path, "open", refuse)
     assert f"{name} cannot be read (Permission denied)" in refused(name)
-
-
-def test_an_error_names_the_flag_and_the_recipe_that_trains_such_a_model():
-    settings = Settings.from_flags(teacher="snapshots_teacher/last.pth")
-    with pytest.raises(UserError) as caught, model_flag("teacher", settings) as name:
-        resolve_model_path(name)
-    for words in ("--teacher: the snapshot", "recipes/teacher.toml", "--teacher off"):
-        assert words in str(caught.value)
-    settings = Settings.from_flags(init="own/last.pth", snapshot_dir="own")
-    with pytest.raises(UserError, match=r"--init own/last\.pth is in this run's --snapshot_dir"):
-        with model_flag("init", settings):
-            pass

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,41 @@ def test_the_same_run_continues_without_further_words():
     assert (plan.snapshot, plan.keeps_momenta, plan.finished) == (snapshot, True, False)
 
 
-def test_other_images_may_be_overridden_and_other_classes_never():
-    """The end-to-end tests change the flags."""
-    with pytest.raises(UserError, match="the training images"):
-        plan_for(make_snapshot(), current_run(same_images=False))
-    plan = plan_for(make_snapshot(), current_run(same_images=False, resume_override=True))
-    assert "; changed: the training images" in plan.messages[0]
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 0.2, "seed": 7}, "lr 0.1 -> 0.2, seed 42 -> 7 would alter the result"),
+        ({"epochs": 9}, "epochs 10 -> 9 would alter"),
+        ({"same_images": False}, "the training images"),
+        ({"optimizer": "adamw"}, "optimizer sgd -> adamw would alter"),
+    ],
+    ids=str,
+)
+def test_what_alters_the_result_is_refused_unless_overridden(changes, words):
+    with pytest.raises(UserError, match=words):
+        plan_for(make_snapshot(), current_run(**changes))
+    plan = plan_for(make_snapshot(), current_run(**changes, resume_override=True))
+    assert "; changed: " in plan.messages[0]
+    assert plan.keeps_momenta == ("optimizer" not in changes)
+
+
+def test_other_classes_are_refused_even_then():
     with pytest.raises(UserError, match=r"class names differ: the network knows 2 \(a, ü"):
         plan_for(make_snapshot(), current_run(classes=("a", "b", "c"), resume_override=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_workers": 3, "plot_dir": "x"}, "changed: num_workers None -> 3, plot_dir"),
+        ({"computed_on": "cuda in bfloat16"}, "that run computed on cpu in bfloat16, this one on "),
+        ({"epochs": 20}, "--epochs 20 stretches the schedule .* 0.5 at the end of epoch 3 .* 0.07"),
+    ],
+    ids=str,
+)
+def test_other_differences_are_reported(changes, words):
+    messages = " | ".join(plan_for(make_snapshot(), current_run(**changes)).messages)
+    assert re.search(words, messages), messages
 
 
 @pytest.mark.parametrize(

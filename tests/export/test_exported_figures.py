@@ -18,28 +18,22 @@ REPORT = {
 }
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "metrics.json"
-
-
-def write(path: Path, **changes: object) -> Path:
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "metrics.json"
     path.write_text(json.dumps(REPORT | changes))
     return path
 
 
-def test_the_model_takes_the_accuracy_and_its_source(path):
-    metrics = read_metrics(write(path, interval=[0.5, 0.75], calibration_error=0.125))
+def test_the_model_takes_the_accuracy_and_its_source(tmp_path):
+    path = write(tmp_path, interval=[0.5, 0.75], calibration_error=0.125)
+    metrics = read_metrics(path)
     origin = with_accuracy(MODEL, metrics, path).origin
     assert (origin.accuracy, origin.accuracy_from) == (0.625, "metrics.json, 40 images")
     figures = metrics.figures
     assert (figures["low"], figures["high"], figures["calibration_error"]) == (0.5, 0.75, 0.125)
     assert figures["per_class"]["ü"] == ROW
-
-
-def test_reports_of_earlier_versions_have_fewer_figures(path):
-    figures = read_metrics(write(path)).figures
-    assert not {"low", "high", "calibration_error"} & figures.keys()
+    earlier_version = read_metrics(write(tmp_path)).figures
+    assert not {"low", "high", "calibration_error"} & earlier_version.keys()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +50,7 @@ def test_reports_of_earlier_versions_have_fewer_figures(path):
     ],
     ids=str,
 )
-def test_other_reports_are_refused(path, change, words):
+def test_other_reports_are_refused(tmp_path, change, words):
+    path = write(tmp_path, **change)
     with pytest.raises(UserError, match=f"^--metrics .*{words}"):
-        with_accuracy(MODEL, read_metrics(write(path, **change)), path)
+        with_accuracy(MODEL, read_metrics(path), path)

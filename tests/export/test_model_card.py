@@ -17,6 +17,7 @@ from model import load_pretrained
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("a | b", "<img src=x>\n## no", "*ü* `c`")
+DATASET = 'CIFAR-100, "JPEG": re-encoding'
 FIGURES = {
     **{"top1": 0.75, "top3": 1.0, "top5": 1.0, "loss": 0.6931, "macro_f1": 0.7123, "images": 40},
     "per_class": {
@@ -28,11 +29,7 @@ FIGURES = {
 def build(network: str = "cifarnet", classes=CLASSES, **changes) -> TrainedModel:
     """A trained model with random weights; `changes` are fields of its origin."""
     model = random_model(classes=classes, network=network, dataset="cifar100", epochs=7)
-    about = {
-        "dataset": 'CIFAR-100, "JPEG": re-encoding',
-        "accuracy": 0.75,
-        "accuracy_from": "metrics.json, 40 images",
-    }
+    about = {"accuracy": 0.75, "accuracy_from": "metrics.json, 40 images", "dataset": DATASET}
     return dataclasses.replace(model, origin=dataclasses.replace(model.origin, **about | changes))
 
 
@@ -52,7 +49,7 @@ def test_the_hub_accepts_the_card_and_finds_the_figures(tmp_path):
     assert front["datasets"] == ["uoft-cs/cifar100"]
     (entry,) = front["model-index"]
     (result,) = entry["results"]
-    assert result["dataset"]["name"] == 'CIFAR-100, "JPEG": re-encoding'
+    assert result["dataset"]["name"] == DATASET
     assert [(each["type"], each["value"]) for each in result["metrics"]] == [
         ("accuracy", 0.75), ("accuracy", 1.0), ("f1", 0.7123)
     ]  # fmt: skip

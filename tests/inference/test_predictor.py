@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
+from support.random_models import noise
 from support.snapshots import make_trained
 
 from cifarnet.core.errors import UserError
@@ -20,26 +23,13 @@ class MeanColour(SingleModel):
         return pixels.float().mean((2, 3)) / 64
 
 
-@pytest.fixture
-def predictor() -> Predictor:
-    return Predictor(MeanColour(), CPU)
+PREDICTOR = Predictor(MeanColour(), CPU)
 
 
-@pytest.fixture
-def picture(tmp_path):
-    """A PNG file of one colour: `picture(name, colour)` returns its path."""
-
-    def draw(name: str, colour) -> str:
-        Image.new("RGB", (40, 20), colour).save(tmp_path / name)
-        return str(tmp_path / name)
-
-    return draw
-
-
-def test_rankings_are_the_softmax_of_the_logits(predictor):
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+def test_rankings_are_the_softmax_of_the_logits():
+    pixels = noise(4)
     expected = (pixels.double().mean((2, 3)) / 64).softmax(1)
-    for ranking, shares in zip(predictor.rank(pixels), expected.tolist(), strict=True):
+    for ranking, shares in zip(PREDICTOR.rank(pixels), expected.tolist(), strict=True):
         assert [share for _, share in ranking] == sorted((s for _, s in ranking), reverse=True)
         ours = [dict(ranking)[name] for name in ("red", "green", "blue")]
         assert ours == pytest.approx(shares, abs=1e-5)
@@ -58,11 +48,12 @@ def test_equally_probable_classes_stay_in_the_classifiers_order():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 10])
-def test_files_are_classified_in_order_and_bad_ones_are_named(predictor, picture, batch_size):
-    good = [picture(f"{colour}.png", colour) for colour in ("blue", "red", "lime")]
-    paths = [good[0], "missing.png", *good[1:]]
+def test_files_are_classified_in_order_and_bad_ones_are_named(tmp_path, batch_size):
+    paths = [str(tmp_path / f"{name}.png") for name in ("blue", "missing", "red", "lime")]
+    for path in (paths[0], *paths[2:]):
+        Image.new("RGB", (40, 20), Path(path).stem).save(path)
     read = []
-    outcomes = list(predictor.classify(paths, batch_size, lambda: read.append(1)))
+    outcomes = list(PREDICTOR.classify(paths, batch_size, lambda: read.append(1)))
     assert [path for path, _ in outcomes] == paths
     assert len(read) == 4
     (_, first), (_, missing), (_, second), (_, third) = outcomes
