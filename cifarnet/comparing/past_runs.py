@@ -195,10 +195,8 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
             record,
             settings=record.settings or {n: v for n, v in settings.items() if n in FLAGS},
             dataset=record.dataset or report["dataset"],
+            epochs_done=last["epoch"] if isinstance(last["epoch"], int) else 0,
         )
-    return replace(
-        run,
-        record=record,
-        predictions=predictions if predictions.is_file() else None,
-        predicted_by="" if epoch == last["epoch"] == run.epochs_done else f"epoch {epoch}",
-    )
+    run = replace(run, record=record, predictions=predictions if predictions.is_file() else None)
+    is_last = epoch == last["epoch"] == run.epochs_done
+    return run if is_last else replace(run, predicted_by=f"epoch {epoch}")

@@ -83,17 +83,14 @@ def test_a_run_under_way(tmp_path):
     assert (waiting.epochs_done, waiting.top1, waiting.best) == (0, None, None)
 
 
-OF_OTHERS = {  # reports that evaluate.py writes into the folder of a run
-    "another run": {"run": {"id": "b", "settings": {}}},
-    "a weights file": {"run": {"id": None, "settings": {}}},
-    "other views": {"tta": "flip"},
-    "fewer images": {"images": 20},
-    "averaged weights": {"weights": "ema"},
-}
-
-
-@pytest.mark.parametrize("change", [{}, *OF_OTHERS.values()], ids=["this run", *OF_OTHERS])
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["run_dir", "plot_dir"])
+@pytest.mark.parametrize(
+    "change",  # in reports that evaluate.py writes into the folder of a run
+    [
+        *({}, {"tta": "flip"}, {"images": 20}, {"weights": "ema"}),
+        *({"run": {"id": name, "settings": {}}} for name in ("another", None)),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_report_belongs_to_the_run_that_it_names(tmp_path, change, elsewhere):
     """The run was stopped, and evaluate.py wrote a report on its last snapshot, or another one."""
     record = {"plot_dir": str(tmp_path / "plots")} if elsewhere else {}
@@ -122,4 +119,4 @@ def test_a_report_alone_is_a_run_too(tmp_path):
     leave_predictions(run, "yn")
     (past,) = runs_of(run / "plots_complete")
     assert (past.top1, past.settings["lr"], past.record.dataset) == (0.6, 0.2, "bars")
-    assert past.predictions
+    assert (past.epochs_done, past.predicted_by, bool(past.predictions)) == (3, "", True)
