@@ -18,9 +18,31 @@ def test_evaluate_repeats_the_accuracy_of_the_run(command, trained, source):
     differing = {name for name in again if again[name] != of_the_run[name]}
     assert differing <= {"last", "best", "snapshot", "run"}
     assert again["snapshot"] == str(path)
+    files = {path.name for path in Path("plots_complete").iterdir()}
+    assert files == {
+        *("metrics.json", "classification_report.txt", "predictions.csv", "report.html"),
+        *("confusion_matrix.png", "class_metrics.png"),
+    }
     text = Path("plots_complete/classification_report.txt").read_text()
     assert f"snapshot: {path} (epoch 4; last epoch" in text
     assert str(path) in done.out
+
+
+def test_evaluate_looks_for_other_images_where_they_are(command, trained):
+    before = sorted(trained.tree.iterdir())
+    other = ("--dataset", "cifar10", "--data_url", "file:///nowhere")
+    done = command("evaluate", "--snapshot", trained.snapshot, *other)
+    assert (done.code, "cannot get CIFAR-10 into data (" in done.err) == (2, True)
+    assert sorted(trained.tree.iterdir()) == before
+    # more test images than the 40 that the run was limited to
+    more = draw_tree(Path("more"), classes=("bar", "disc", "star"), test=20)
+    flags = ("--data_dir", more, "--dataset_name", "renamed", "--no-plot_evaluation")
+    assert command("evaluate", "--snapshot", trained.snapshot, *flags).code == 0
+    assert figures()["images"] == 60
+    assert figures()["selected_by"].endswith("during the run; trained on pictures")
+    # a snapshot says where its images are
+    assert command("evaluate", "--pretrained", trained.snapshot, "--no-plot_evaluation").code == 0
+    assert figures()["images"] == 9
 
 
 @pytest.mark.parametrize(
@@ -28,6 +50,8 @@ def test_evaluate_repeats_the_accuracy_of_the_run(command, trained, source):
     [
         (("--pretrained", "WEIGHTS", "--snapshot", "SNAPSHOT"), "not allowed with"),
         ((), "name a model: --snapshot PATH, "),
+        (("--run_dir", "none"), "cannot be read (No such file or directory)"),
+        (("--snapshot", "SNAPSHOT", "--evaluate", "ema"), "--ema_decay"),
         (("--pretrained", "WEIGHTS"), "trained on a folder of images, pictures, and does not"),
         (("--pretrained", "WEIGHTS", "--data_dir", "other"), "knows 3 (bar, disc, star); the data"),
         (("--pretrained", "WEIGHTS", "--evaluate", "ema"), "--evaluate"),
