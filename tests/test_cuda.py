@@ -2,7 +2,6 @@
 
 import copy
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,13 +183,3 @@ def test_an_ensemble_with_views_equals_the_cpus(trained):
         there = classifier.to(CUDA)(pixels.to(CUDA))
     assert there.device.type == CUDA
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
-
-
-def test_a_state_moves_between_devices_with_its_momenta():
-    first = small_run(device=CUDA, optimizer="adamw", epochs=1)
-    first.fit()
-    snapshot, second = first.snapshot(), small_run(device="cpu", optimizer="adamw")
-    random_state = second.snapshot().state.random_state
-    second.learner.load(replace(snapshot, state=replace(snapshot.state, random_state=random_state)))
-    assert {p.device.type for p in second.learner.network.parameters()} == {"cpu"}
-    assert second.learner.optimizer.state

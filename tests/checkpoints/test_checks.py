@@ -36,20 +36,6 @@ def test_a_row_has_all_columns_in_their_types(column):
     assert not has_type([{name: row[name] for name in row if name != column}], list[Row])
 
 
-@pytest.mark.parametrize(
-    ("value", "kind", "expected"),
-    [
-        (1, float, True), (10**400, float, False), (True, float, False), (1.0, int, False),
-        (None, float | None, True), ("a", float | None, False), (True, int, False),
-        ({1: "a"}, dict[str, str], False), ({"a": ["b"]}, dict[str, list[str]], True),
-        (("a",), list[str], False),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_types_count_all_the_way_down(value, kind, expected):
-    assert has_type(value, kind) == expected
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_weights_must_be_finite(value, dtype):

@@ -41,14 +41,6 @@ def plan_for(snapshot: Snapshot, current: CurrentRun) -> ResumePlan:
     return plan_resume(snapshot, SOURCE, changes, current)
 
 
-def best_epoch(snapshot: Snapshot, **changes) -> int:
-    """The best epoch that the run continues with."""
-    plan = plan_for(snapshot, current_run(**changes))
-    return dataclasses.replace(
-        snapshot.state.progress, comparable_after=plan.comparable_after
-    ).best_epoch
-
-
 def test_the_same_run_continues_without_further_words():
     snapshot = make_snapshot()
     plan = plan_for(snapshot, current_run())
@@ -93,30 +85,26 @@ def test_other_differences_are_reported(changes, words):
     assert re.search(words, messages), messages
 
 
+AVERAGES, VALIDATES = {"ema_decay": 0.5}, {"val_fraction": 0.5}
+
+
 @pytest.mark.parametrize(
-    "change", [{"limit_test": 9}, {"val_fraction": 0.5}, {"skip_bad_images": True}, {}], ids=str
-)
-def test_accuracies_on_other_images_are_not_compared(change):
-    assert best_epoch(make_snapshot(), **change, resume_override=True) == (0 if change else 3)
-
-
-def test_another_seed_holds_back_the_same_images_and_the_best_by_them_stays():
-    validated = [make_row(3, val_loss=0.5, val_accuracy=0.5)]
-    snapshot = make_snapshot(settings={"val_fraction": 0.5}, history=validated)
-    flags = {"val_fraction": 0.5, "seed": 7, "resume_override": True}
-    assert best_epoch(snapshot, **flags, validates=True) == 3
-
-
-def test_the_best_by_test_images_is_forgotten_once_there_are_validation_images():
-    assert best_epoch(make_snapshot(), validates=True) == 0
-    assert best_epoch(make_snapshot(), validates=False) == 3
-
-
-def test_the_best_of_other_weights_is_forgotten():
-    snapshot = make_snapshot(settings={"ema_decay": 0.5})
-    flags = {"ema_decay": 0.5, "resume_override": True}
-    assert best_epoch(snapshot, **flags, evaluate="raw") == 3
-    assert best_epoch(snapshot, **flags, evaluate="ema") == 0
+    ("before", "changes", "best"),
+    [
+        ({}, {}, 3), ({}, {"limit_test": 9}, 0), ({}, VALIDATES, 0),
+        ({}, {"skip_bad_images": True}, 0), ({}, {"validates": True}, 0),
+        (AVERAGES, AVERAGES, 3), (AVERAGES, AVERAGES | {"evaluate": "ema"}, 0),
+        (VALIDATES, VALIDATES | {"validates": True, "seed": 7}, 3),  # of the same images
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_best_epoch_is_forgotten_where_accuracies_cannot_be_compared(before, changes, best):
+    share = 0.5 if before == VALIDATES else None
+    row = make_row(3, val_loss=share, val_accuracy=share)
+    snapshot = make_snapshot(settings=before, history=[row])
+    plan = plan_for(snapshot, current_run(**changes, resume_override=True))
+    progress = dataclasses.replace(snapshot.state.progress, comparable_after=plan.comparable_after)
+    assert progress.best_epoch == best
 
 
 @pytest.mark.parametrize(

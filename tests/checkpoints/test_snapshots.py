@@ -18,14 +18,13 @@ from cifarnet.checkpoints.history import Row
 from cifarnet.checkpoints.paths import BEST, LAST
 from cifarnet.checkpoints.snapshots import (
     DamagedSnapshotError,
-    RunState,
     Snapshot,
     pack,
     read_snapshot,
     write_snapshot,
 )
-from cifarnet.checkpoints.trained import FORMAT, ModelFields
-from cifarnet.core.errors import UserError, printable
+from cifarnet.checkpoints.trained import FORMAT
+from cifarnet.core.errors import printable
 from cifarnet.core.seal import PLACEHOLDER, seal
 
 
@@ -66,20 +65,6 @@ def equal(a: Any, b: Any) -> bool:
 
 
 # --- the file ---
-
-
-def test_other_programs_read_the_file(tmp_path):
-    """By torch alone: the fields of a weights file, under the same names, and those of the run."""
-    snapshot = make_snapshot()
-    save(snapshot, tmp_path / LAST)
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
-    content = torch.load(tmp_path / LAST, weights_only=True)
-    names = {field.name for kind in (ModelFields, RunState) for field in fields(kind)}
-    assert content.keys() == names | {"format", "weights"}
-    assert (content["format"], content["classes"]) == (FORMAT, ["a", "ü"])
-    assert equal(content["origin"], dataclasses.asdict(snapshot.model.origin))
-    assert equal(content["optimizer"], snapshot.state.optimizer)
-    assert [row["epoch"] for row in content["history"]] == [3]
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -221,21 +206,3 @@ def test_what_a_snapshot_says_of_its_model(tmp_path, name, val_fraction, words):
     assert described(make_row(2, test_accuracy=None), rows[1]) == (at_end, 0.75)
     never = words.replace("during the run", "never so far")
     assert described(make_row(3, test_accuracy=None)) == (never, None)
-
-
-def test_the_weights_that_count_are_those_that_the_run_evaluates():
-    averaged = {"n_averaged": torch.tensor(5), "module.weight": torch.zeros(3)}
-    settings = {"ema_decay": 0.9, "evaluate": "ema"}
-    raw = make_snapshot(averaged=averaged)
-    ema = make_snapshot(averaged=averaged, settings=settings)
-    for snapshot, kind, expected, accuracy in (
-        (raw, None, "raw", 0.5), (ema, None, "ema", 0.5),
-        (raw, "ema", "ema", None), (ema, "raw", "raw", None),
-    ):  # fmt: skip
-        trained = snapshot.trained(kind)
-        assert list(trained.weights) == ["weight"]
-        assert (trained.weights["weight"] == 0).all() == (expected == "ema")
-        assert (trained.origin.weights, trained.origin.accuracy) == (expected, accuracy)
-        assert (trained.sha256 == snapshot.model.sha256) == (expected == "raw")
-    with pytest.raises(UserError, match="no averaged weights"):
-        make_snapshot().trained("ema")

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from cifarnet.checkpoints.trained import (
     read_weights,
     write_weights,
 )
-from cifarnet.core.errors import UserError, printable
+from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
 from cifarnet.networks.build import build_model
 from cifarnet.settings.network import NetworkSettings
@@ -47,29 +46,6 @@ def rewrite(path: Path, **changes: str) -> None:
 
 
 # --- the file ---
-
-
-def test_other_programs_read_the_file(tmp_path):
-    """By the library alone: every tensor, and the fields as JSON."""
-    model = make_trained(WEIGHTS)
-    write_weights(model, tmp_path / FILE)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    tensors = safetensors.torch.load_file(tmp_path / FILE)
-    assert tensors.keys() == WEIGHTS.keys()
-    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in tensors)
-    with safe_open(tmp_path / FILE, "np") as file:
-        metadata = file.metadata()
-    metadata.pop("checksum")
-    assert {name: json.loads(text) for name, text in metadata.items()} == {
-        "format": FORMAT,
-        "network": dataclasses.asdict(model.network),
-        "image_size": 32,
-        "classes": ["a", "ü"],
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.3, 0.2, 0.1],
-        "origin": dataclasses.asdict(model.origin),
-        "sha256": fingerprint(WEIGHTS),
-    }
 
 
 @given(
@@ -134,14 +110,11 @@ def test_another_format_is_refused_by_its_number(tmp_path):
         ({"classes": ("a", "a")}, "do not fit"), ({"classes": ("a",)}, "do not fit"),
         ({"classes": (1, 2)}, "classes"), ({"mean": (1, float("nan"), 1)}, "mean"),
         ({"mean": (1, 10**400, 1)}, "mean"), ({"image_size": 8}, "do not fit"),
-        ({"image_size": 32.5}, "image_size"), ({"sha256": "0" * 64}, "of another model"),
+        ({"sha256": "0" * 64}, "of another model"),
         ({"weights": {"w": torch.tensor([1.0, float("inf")])}}, "not finite: w"),
-        ({"origin": {"epoch": "3"}}, "origin"), ({"origin": {"epoch": True}}, "origin"),
-        ({"origin": {"epoch": 0}}, "do not fit"), ({"origin": {"epoch": 10**400}}, "do not fit"),
-        ({"origin": {"accuracy": float("nan")}}, "origin"),
-        ({"origin": {"accuracy": 7.5}}, "do not fit"),
-        ({"origin": {"weights": "both"}}, "do not fit"),
-        ({"origin": {"dataset": None}}, "origin"), ({"origin": {"settings": []}}, "origin"),
+        ({"origin": {"epoch": True}}, "origin"), ({"origin": {"epoch": 0}}, "do not fit"),
+        ({"origin": {"epoch": 10**400}}, "do not fit"), ({"origin": {"accuracy": 7.5}}, "do not"),
+        ({"origin": {"weights": "both"}}, "do not fit"), ({"origin": {"dataset": None}}, "origin"),
         ({"origin": {"settings": {"lr": "fast"}}}, "--lr 'fast'"),
     ],
     ids=str,
@@ -165,14 +138,6 @@ def test_metadata_that_describe_nothing_are_refused(tmp_path, name, text, words)
     write_weights(make_trained(), tmp_path / FILE)
     rewrite(tmp_path / FILE, **{name: text})
     assert words in refused(tmp_path / FILE)
-
-
-@given(st.text())
-def test_words_of_a_file_are_one_printable_line(tmp_path, text):
-    words = ("dataset", "selected_by", "accuracy_from", "computed_on")
-    write_weights(make_trained(origin=dict.fromkeys(words, text)), tmp_path / FILE)
-    origin = read_weights(tmp_path / FILE, "some name").origin
-    assert {getattr(origin, name) for name in words} == {printable(text)}
 
 
 # --- the model ---
@@ -220,15 +185,9 @@ def test_a_fingerprint_is_of_names_and_values():
 # --- classes ---
 
 
-@pytest.mark.parametrize(
-    ("trained", "classes", "words"),
-    [
-        ("ab", "xyz", "knows 2 (a, b); the data set has 3 (x, y, z)"),
-        ("abcdefgh", "abcdxfgh", "8 (..., c, d, e, ...); the data set has 8 (..., c, d, x, ...)"),
-    ],
-)
-def test_class_names_that_differ_are_shown(trained, classes, words):
-    check_classes(list(trained), tuple(trained))
+def test_the_first_class_names_that_differ_are_shown():
+    check_classes(list("abcde"), tuple("abcde"))
     with pytest.raises(UserError) as caught:
-        check_classes(trained, classes)
+        check_classes("abcdefgh", "abcdxf")
+    words = "knows 8 (..., c, d, e, ...); the data set has 6 (..., c, d, x, ...)"
     assert words in str(caught.value)

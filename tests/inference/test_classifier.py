@@ -73,16 +73,6 @@ def test_unlikely_classes_stay_apart_where_their_probabilities_underflow():
     assert log_mean([logits, logits]).argsort(descending=True).tolist() == [[0, 2, 1]]
 
 
-def test_an_ensemble_averages_probabilities():
-    ensemble = Ensemble([Linear(seed) for seed in range(3)])
-    about = (ensemble.classes, ensemble.image_size, ensemble.source)
-    assert about == (CLASSES, 6, "net0,net1,net2")
-    expected = np.mean([by_hand(seed, PIXELS.numpy()) for seed in range(3)], axis=0)
-    with torch.inference_mode():
-        np.testing.assert_allclose(ensemble(PIXELS), expected, atol=1e-5)
-        torch.testing.assert_close(ensemble.logits(PIXELS).softmax(1), ensemble(PIXELS))
-
-
 @pytest.mark.parametrize(
     ("other", "words"),
     [
@@ -129,17 +119,6 @@ def test_augmentation_averages_the_probabilities_of_the_views(tta):
     torch.testing.assert_close(augmented.logits(PIXELS).softmax(1), augmented(PIXELS))
     torch.testing.assert_close(augmented(PIXELS.flip(3)), augmented(PIXELS))  # mirror images
     assert (plain(PIXELS.flip(3)) - plain(PIXELS)).abs().max() > 0.1
-
-
-@torch.inference_mode()
-def test_an_ensemble_with_augmentation_is_the_ensemble_of_the_augmented():
-    members = [Linear(0), Linear(1)]
-    outer = Augmented(Ensemble(members), "flip")
-    inner = Ensemble([Augmented(member, "flip") for member in members])
-    torch.testing.assert_close(outer(PIXELS), inner(PIXELS))
-    assert (outer.tta, Linear().tta) == ("flip", "none")
-    for classifier in (outer, inner):
-        assert [member.info.source for member in classifier.members] == ["net0", "net1"]
 
 
 @torch.inference_mode()
