@@ -12,7 +12,6 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0  # on its machine
     local_world_size: int = 1
-    machine: int = 0
     attempt: int = 0  # times torchrun has restarted all ranks
 
     @property
@@ -33,12 +32,5 @@ def launched_ranks() -> Ranks:
     """Reads torchrun's environment variables; `ALONE` without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
-    names = (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "GROUP_RANK",
-        "TORCHELASTIC_RESTART_COUNT",
-    )
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     return Ranks(*(int(os.environ[name]) for name in names))

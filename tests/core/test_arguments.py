@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from cifarnet.core.arguments import Parser, check_package, path_argument
+from cifarnet.core.arguments import Parser, check_package
 from cifarnet.core.errors import UserError
 
 
@@ -25,12 +25,6 @@ def test_a_misspelt_flag_is_answered_with_the_closest(parser):
 def test_a_switch_takes_no_value(parser, word):
     with pytest.raises(UserError, match=r"^--amp takes no value; "):
         parser.parse_args([word])
-
-
-def test_a_path_knows_the_home_directory(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    paths = ("~/a", "./a", "a~")
-    assert [path_argument(path) for path in paths] == ["/home/me/a", "./a", "a~"]
 
 
 def test_a_missing_package_is_named_with_its_flag():

@@ -1,6 +1,3 @@
-import dataclasses
-import platform
-
 import pytest
 import torch
 
@@ -21,8 +18,9 @@ def test_the_seed_decides_the_initial_draws():
 
 
 def test_precision_on_the_cpu():
-    assert init_process(PrecisionSettings(device="cpu")).amp_dtype is None
-    assert init_process(PrecisionSettings(device="cpu", amp=True)).amp_dtype is torch.bfloat16
+    assert init_process(PrecisionSettings(device="cpu")).computed_on == "cpu in float32"
+    runtime = init_process(PrecisionSettings(device="cpu", amp=True))
+    assert (runtime.computed_on, runtime.amp_dtype) == ("cpu in bfloat16", torch.bfloat16)
     for flags, message in (
         ({"amp": True, "amp_dtype": "fp16"}, "fp16 needs CUDA"),
         ({"sync_bn": True}, "--sync_bn needs CUDA"),
@@ -55,22 +53,9 @@ def test_each_rank_has_a_cuda_device_of_its_own(two_cuda_devices):
     for ranks, device in ((Ranks(1, 2, 1, 2), "cuda:1"), (ALONE, "cuda")):
         runtime = init_process(PrecisionSettings(), ranks=ranks)
         assert (str(runtime.device), runtime.device_name) == (device, device)
+        assert runtime.computed_on == "cuda in float32, products in TF32"
     with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
         init_process(PrecisionSettings(device="cuda"), ranks=Ranks(2, 3, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "words"),
-    [
-        ("cpu", None, "cpu in float32"),
-        ("cuda:1", None, "cuda in float32, products in TF32"),
-        ("cuda:0", torch.bfloat16, "cuda in bfloat16"),
-    ],
-)
-def test_device_and_precision_in_words(device, dtype, words):
-    cpu = init_process(PrecisionSettings(device="cpu"))
-    runtime = dataclasses.replace(cpu, device=torch.device(device), amp_dtype=dtype)
-    assert runtime.computed_on == words
 
 
 def test_a_device_that_is_not_available(monkeypatch):
@@ -93,19 +78,3 @@ def test_no_more_threads_than_omp_num_threads(monkeypatch, limit, ranks, threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert init_process(PrecisionSettings(device="cpu"), ranks=ranks).threads == threads
-
-
-def test_bf16_without_instructions_is_noticed(monkeypatch):
-    def emulates(amp: bool = True) -> bool:
-        return init_process(PrecisionSettings(device="cpu", amp=amp)).emulates_bf16
-
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for native in (True, False):
-        for name in names:
-            monkeypatch.setattr(torch.cpu, name, lambda native=native: native)
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert (emulates(), emulates(amp=False)) == (not native, False)
-    monkeypatch.setattr(torch.cpu, names[0], lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert emulates()

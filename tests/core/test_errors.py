@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarnet.core.errors import RunError, UserError, did_you_mean, machine_errors, printable
+from cifarnet.core.errors import RunError, UserError, machine_errors, printable
 
 
 @given(st.text())
@@ -13,11 +13,6 @@ def test_messages_are_one_printable_line_without_loss(text):
     assert shown.isprintable()
     assert str(UserError(text)) == shown
     assert printable(shown) == shown
-
-
-def test_the_closest_word_is_suggested_if_one_is_close():
-    assert did_you_mean("epohcs", ["epochs", "lr"]) == "did you mean epochs?"
-    assert did_you_mean("zzz", ["epochs", "lr"]) == ""
 
 
 @pytest.mark.parametrize(

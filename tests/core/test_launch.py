@@ -15,7 +15,6 @@ TORCHRUN = {
     "WORLD_SIZE": "6",
     "LOCAL_RANK": "1",
     "LOCAL_WORLD_SIZE": "2",
-    "GROUP_RANK": "2",
 }
 
 
@@ -24,9 +23,7 @@ def test_torchruns_environment(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     ranks = launched_ranks()
-    assert ranks == Ranks(
-        rank=5, world_size=6, local_rank=1, local_world_size=2, machine=2, attempt=3
-    )
+    assert ranks == Ranks(rank=5, world_size=6, local_rank=1, local_world_size=2, attempt=3)
     assert ranks.launcher == "torchrun ..."
     assert replace(ranks, local_world_size=6).launcher == "torchrun --nproc_per_node=6"
     with pytest.raises(UserError, match="without torchrun"):

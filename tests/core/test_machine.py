@@ -1,3 +1,4 @@
+import itertools
 import os
 import platform
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 import torch
 
 from cifarnet.core import machine
-from cifarnet.core.machine import available_cores, free_memory, versions
+from cifarnet.core.device import init_process
+from cifarnet.core.machine import available_cores, free_memory, has_bf16_instructions, versions
+from cifarnet.settings.precision import PrecisionSettings
 
 ROOT = Path(__file__).parents[2]
 SIZE = 256 << 20
@@ -26,6 +29,19 @@ def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
     for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
         (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
         assert available_cores() == cores
+
+
+def test_bf16_counts_where_neither_the_cpu_nor_onednn_emulates_it(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for avx512, amx, onednn in itertools.product((True, False), repeat=3):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=onednn: has)
+        has = (avx512 or amx) and onednn
+        assert has_bf16_instructions() is has
+        for amp in (True, False):
+            runtime = init_process(PrecisionSettings(device="cpu", amp=amp))
+            assert runtime.emulates_bf16 is (amp and not has)
 
 
 def test_bf16_that_the_environment_forbids_is_noticed():

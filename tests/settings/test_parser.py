@@ -42,13 +42,6 @@ def test_a_wrong_request_is_one_line_that_names_what_is_wrong(argv):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is bool])
-def test_every_switch_has_both_forms(name):
-    assert parse(f"--{name}").flags[name] is True
-    assert parse(f"--no-{name}").flags[name] is False
-    assert parse(f"--{name}", f"--no-{name}").flags[name] is False  # the last one wins
-
-
 def test_every_path_flag_knows_the_home_directory(monkeypatch, recipe):
     monkeypatch.setenv("HOME", "/home/me")
     others = ("init", "teacher", "resume", "preview_augment", "labels")

@@ -8,21 +8,6 @@ from cifarnet.settings import GROUPS, Settings, changed_settings, settings_from_
 from cifarnet.settings.parser import read_recipe
 
 
-def test_the_default_is_what_the_published_description_names():
-    settings = Settings()
-    training = {
-        "epochs": 250, "optimizer": "sgd", "lr": 0.1, "min_lr": 1e-6, "schedule": "cosine",
-        "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 5e-4, "max_grad_norm": 1.0,
-    }  # fmt: skip
-    augmentation = {
-        "augment": "full", "pad": 4, "shift": 0.0625, "scale": 0.1, "degrees": 15.0, "hole": 16,
-        "jitter": "0.2,0.2,0.2,0.02",
-    }  # fmt: skip
-    named = training | augmentation | {"dataset": "cifar10", "val_fraction": 0, "select": "last"}
-    assert {name: settings.flags[name] for name in named} == named
-    assert settings.training.eval_batch_size == 512
-
-
 @pytest.mark.parametrize(
     ("flag", "name"),
     [("log_dir", "log"), ("snapshot_dir", "snapshots_complete"), ("plot_dir", "plots_complete")],
@@ -44,6 +29,7 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     default = Settings()
     assert spelled_out.augmentation.probabilities == default.augmentation.probabilities
     assert spelled_out.training.smoothing == default.training.smoothing
+    assert spelled_out.training.eval_batch_size == default.training.eval_batch_size
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
         for needed in filter(None, (recipe.training.init, recipe.training.teacher)):

@@ -43,7 +43,6 @@ class Started:
                 "WORLD_SIZE": count,
                 "LOCAL_RANK": rank % 2,
                 "LOCAL_WORLD_SIZE": 2,
-                "GROUP_RANK": rank // 2,
             }
             self.processes.append(FORK.Process(target=_live, args=(job, environment, output)))
             self.processes[-1].start()
