@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cifarnet"
-# A folder, and the folders that its files may import from besides their own.
+# A folder of the package, and the folders that its files may import from besides their own.
 FLOORS = {
     "core": set(),
     "settings": {"core"},
@@ -18,13 +18,21 @@ FLOORS = {
     "augment": {"core", "settings", "images"},
     "networks": {"settings"},
     "training": {"core", "settings", "networks"},
-    "checkpoints": {"core", "settings"},
+    "checkpoints": {"core", "settings", "networks"},
+    "inference": {"core", "settings", "images", "networks", "checkpoints"},
     "reporting": {"core", "settings", "checkpoints"},
-    "inference": {"core", "settings", "images", "networks"},
+    "comparing": {"core", "settings", "checkpoints", "reporting"},
+    "export": {
+        *("core", "settings", "images", "networks", "checkpoints", "inference", "reporting"),
+    },
 }
+STORY = {"model", "data", "train", "plots"}
 COMMANDS = sorted(
     path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
 )
+OPTIONAL = {"tensorboard", "onnx", "onnxruntime", "onnxscript"}  # packages: imported late
+OPTIONAL_PARTS = ("torch.utils.tensorboard",)  # these need such a package
+LONGEST = 300  # lines of a file
 
 
 def imports_of(path: Path) -> set[str]:
@@ -41,7 +49,7 @@ def imports_of(path: Path) -> set[str]:
 
 def modules() -> dict[str, Path]:
     """All our modules by name, tests apart."""
-    files = [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")]
+    files = [*ROOT.glob("*.py"), *ROOT.glob("commands/*.py"), *PACKAGE.rglob("*.py")]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
 
 
@@ -50,14 +58,56 @@ def test_every_folder_of_the_package_has_its_floor():
     assert folders - {"."} == set(FLOORS)
 
 
+def test_the_top_level_holds_the_story_and_the_commands():
+    names = {path.stem for path in ROOT.glob("*.py")}
+    assert names - {Path(name).stem for name in COMMANDS} == STORY | {"hubconf"}
+
+
 @pytest.mark.parametrize("floor", FLOORS)
 def test_no_import_goes_upwards(floor):
-    top = {path.stem for path in ROOT.glob("*.py")}
+    above = {path.stem for path in ROOT.glob("*.py")} | {"commands"}
     for file in (PACKAGE / floor).glob("*.py"):
         for name in imports_of(file):
-            assert name.split(".")[0] not in top, f"{file} imports the top level: {name}"
+            assert name.split(".")[0] not in above, f"{file} imports the top level: {name}"
             if name.startswith("cifarnet."):
                 assert name.split(".")[1] in FLOORS[floor] | {floor}, f"{file} imports {name}"
+
+
+def test_the_story_imports_no_command_and_the_commands_folder_no_command_file():
+    commands = {Path(name).stem for name in COMMANDS}
+    for file in [*(ROOT / f"{name}.py" for name in STORY), *ROOT.glob("commands/*.py")]:
+        above = commands | ({"commands"} if file.parent == ROOT else set())
+        imported = {name.split(".")[0] for name in imports_of(file)}
+        assert not imported & above, f"{file} imports {imported & above}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_stand_at_the_top(name):
+    file = modules()[name]
+    if file.name in COMMANDS:
+        return  # they import torch late, so that --help and errors come at once
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                late = isinstance(node, ast.Import | ast.ImportFrom)
+                parts = {alias.name for alias in node.names} if late else set()
+                parts = {node.module} if isinstance(node, ast.ImportFrom) else parts
+                early = {
+                    part
+                    for part in parts
+                    if part.split(".")[0] not in OPTIONAL and not part.startswith(OPTIONAL_PARTS)
+                }
+                assert not early, f"{file}, {function.name}: imports {early}"
+
+
+def test_files_stay_short():
+    long = {
+        str(path): count
+        for path in modules().values()
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST
+    }
+    assert not long
 
 
 def test_no_import_goes_in_a_circle():
