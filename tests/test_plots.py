@@ -50,9 +50,12 @@ def figures(monkeypatch):
 
 @pytest.mark.parametrize("epochs", [1, 2, 250])
 @pytest.mark.parametrize("held_out", ["test", "val"])
-def test_curves(tmp_path, epochs, held_out):
-    plots.training_curves(history(epochs, held_out), "$x$ of <b>", tmp_path / "curves.png")
-    assert size_of(tmp_path / "curves.png") == (960, 504)
+def test_curves_and_schedule(tmp_path, epochs, held_out):
+    path, steps = tmp_path / "figure.png", 98 * epochs
+    plots.training_curves(history(epochs, held_out), "$x$ of <b>", path)
+    assert size_of(path) == (960, 504)
+    plots.learning_rate_schedule(lambda step: 1 - step / steps, steps, epochs, epochs // 2, path)
+    assert size_of(path) == (960, 456)
 
 
 def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures):
@@ -69,13 +72,6 @@ def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures
     assert several[1][-1].startswith("best test: ")
     assert once[1][-1].startswith("test: ")  # a single one is not the best of several
     assert never == [["train"], ["train"]]
-
-
-@pytest.mark.parametrize(("epochs", "done"), [(1, 1), (250, 100), (3, 0)])
-def test_schedule(tmp_path, epochs, done):
-    path, steps = tmp_path / "rate.png", epochs * 98
-    plots.learning_rate_schedule(lambda step: 1 - step / steps, steps, epochs, done, path)
-    assert size_of(path) == (960, 456)
 
 
 def test_legends_are_off_the_data(tmp_path, figures):

@@ -41,10 +41,8 @@ def test_a_run_and_an_evaluation_say_the_same(command):
     assert np.mean(losses) == pytest.approx(figures["loss"], rel=1e-4)
     assert 0 < figures["calibration_error"] < 1
     page = page_of()
-    assert "No curves" not in page
-    assert "--save_best" in page
-    for file in ("log/training_", ".run.json", "/best_model.pth", "predictions.csv"):
-        assert file in page
+    for part in ("--save_best", "log/training_", ".run.json", "/best_model.pth", "predictions.csv"):
+        assert part in page
 
     last = ("--snapshot", "snapshots_complete/last.pth", "--plot_dir", "again")
     assert command("evaluate", *last, "--no-plot_evaluation").code == 0
@@ -59,10 +57,9 @@ def test_weights_alone_have_no_curves_and_images_are_named(command, trained):
     names = [row["image"] for row in rows_of(Path("it"))]
     files = sorted(trained.tree.glob("test/*/*.png"))
     assert names == [path.relative_to(trained.tree).as_posix() for path in files]
-    page = page_of(Path("it"))
-    assert "No curves" in page
-    assert data_of(page)["epochs"] == []
-    assert set(data_of(page)["names"]) <= set(names)
+    data = data_of(page_of(Path("it")))
+    assert data["epochs"] == []
+    assert set(data["names"]) <= set(names)
 
 
 def test_names_of_images_that_are_no_text_are_escapes(command, tree):

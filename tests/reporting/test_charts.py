@@ -39,21 +39,17 @@ def test_a_long_history_is_thinned_and_keeps_its_end(epochs):
     assert len({b.epoch - a.epoch for a, b in itertools.pairwise(rows)}) <= 1
 
 
-whole_numbers = st.integers(0, 10**6)
-
-
-@given(st.lists(st.tuples(whole_numbers, whole_numbers), max_size=40), st.booleans())
+@given(st.lists(st.tuples(*[st.integers(0, 10**6)] * 2), max_size=40), st.booleans())
 def test_points_and_ticks_lie_in_the_box(points, from_zero):
     chart = line_chart("", [Curve("", "", points)], Axis(from_zero=from_zero), Axis())
-    assert all(BOX.left <= tick.at <= BOX.right for tick in chart.x_ticks)
-    assert all(BOX.top <= tick.at <= BOX.bottom for tick in chart.y_ticks)
-    assert len(chart.curves) == bool(points)
-    for curve in chart.curves:
-        ends = [end.split() for end in curve.path.removeprefix("M").split("L")]
-        assert len(ends) == len(points)
-        assert all(BOX.left <= float(x) <= BOX.right for x, _ in ends)
-        assert all(BOX.top <= float(y) <= BOX.bottom for _, y in ends)
-        assert len(curve.dots) == (len(points) if len(points) <= FEW_POINTS else 0)
+    ends = [end.split() for curve in chart.curves for end in curve.path[1:].split("L")]
+    assert len(ends) == len(points)
+    xs = [tick.at for tick in chart.x_ticks] + [float(x) for x, _ in ends]
+    ys = [tick.at for tick in chart.y_ticks] + [float(y) for _, y in ends]
+    assert all(BOX.left <= x <= BOX.right for x in xs)
+    assert all(BOX.top <= y <= BOX.bottom for y in ys)
+    dots = [dot for curve in chart.curves for dot in curve.dots]
+    assert len(dots) == (len(points) if len(points) <= FEW_POINTS else 0)
 
 
 def test_curves_are_what_was_measured():
@@ -80,7 +76,5 @@ def test_an_epoch_in_words_names_what_was_measured():
     rows = [make_row(1, val_loss=0.25, val_accuracy=0.75), make_row(2, test_loss=None)]
     (first, words), (last, others) = epoch_words(rows)
     assert (first, last) == (BOX.left, BOX.right)
-    assert words.startswith(
-        "epoch 1 · training loss 0.5000, accuracy 50.00 % · validation loss 0.2500, "
-    )
+    assert words.startswith("epoch 1 · training loss 0.5000, accuracy 50.00 % · validation loss ")
     assert "test" not in others

@@ -55,15 +55,12 @@ def test_the_interval_is_the_one_of_scipy(counts):
 
 def test_predictions_are_the_two_highest_probabilities():
     logits, labels = random_predictions()
-    found = predictions_of(logits, labels)
-    shares = torch.softmax(logits.double(), dim=1).numpy()
-    order = np.argsort(-shares, axis=1)
-    rows = np.arange(len(labels))
-    assert (found.predicted == order[:, 0]).all()
-    assert (found.runner_up == order[:, 1]).all()
-    np.testing.assert_allclose(found.p_predicted, shares.max(axis=1))
-    np.testing.assert_allclose(found.p_runner_up, shares[rows, order[:, 1]])
-    np.testing.assert_allclose(found.p_true, shares[rows, labels.numpy()])
+    predictions = predictions_of(logits, labels)
+    shares = logits.double().softmax(dim=1)
+    highest, classes = (values.numpy().T for values in shares.topk(2))
+    assert (np.array([predictions.predicted, predictions.runner_up]) == classes).all()
+    np.testing.assert_allclose([predictions.p_predicted, predictions.p_runner_up], highest)
+    np.testing.assert_allclose(predictions.p_true, shares[torch.arange(len(labels)), labels])
 
 
 @pytest.mark.parametrize("paths", [None, ["a,b.png", 'c"d.png']])
