@@ -1,1 +1,1 @@
-"""What the commands and the five top-level files stand on; it imports nothing of them."""
+"""The package beneath the commands and the story; CONTRIBUTING.md lists its floors."""

@@ -1,1 +1,1 @@
-"""Augmenting training images: one file a step. Imports `core`, `settings` and `images`."""
+"""Augmentation of training images: one file a step, two engines."""

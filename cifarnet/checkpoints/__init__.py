@@ -1,1 +1,1 @@
-"""Snapshots, weights files and how a run is resumed; imports core."""
+"""Snapshots, trained models, and resuming."""

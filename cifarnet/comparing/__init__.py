@@ -1,1 +1,1 @@
-"""Past runs side by side; imports core, settings, checkpoints and reporting."""
+"""Past runs side by side."""

@@ -1,1 +1,1 @@
-"""Errors, command line, device, seeds, signals, ranks, files, log: the lowest floor."""
+"""Errors, command line, device, seeds, signals, ranks, files, log."""

@@ -1,4 +1,1 @@
-"""Trained models in other formats. Each format is a module with `write` and `read`.
-
-Imports core, settings, images, networks, checkpoints, inference and reporting.
-"""
+"""Trained models in other formats."""

@@ -1,1 +1,1 @@
-"""Reading images into memory. Imports `core` and `settings`."""
+"""Reading images into memory."""

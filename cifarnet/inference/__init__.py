@@ -1,1 +1,1 @@
-"""Trained networks at work. Imports `core`, `images` and `networks`."""
+"""Inference with trained models."""

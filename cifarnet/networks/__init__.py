@@ -1,1 +1,1 @@
-"""Convolution blocks and networks. Imports torch only."""
+"""Networks and their blocks."""

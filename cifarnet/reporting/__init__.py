@@ -1,1 +1,1 @@
-"""What a run or an evaluation writes down; imports core and checkpoints."""
+"""What a run or an evaluation writes."""

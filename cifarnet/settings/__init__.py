@@ -1,4 +1,4 @@
-"""All settings of a run: the groups together, and the checks across them. Imports core."""
+"""All settings of a run: the groups together, and the checks across them."""
 
 import re
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Objectives, schedules, optimizers, averaged weights; imports core and networks."""
+"""Objectives, schedules, optimizers, averaged weights."""
