@@ -59,8 +59,8 @@ def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = ("x/y/seed", "y/x/seed")
-    for lr, folder in enumerate(folders, 1):
-        leave_run(tmp_path / folder, record={"run_id": str(lr)}, lr=lr / 10)
+    for folder in folders:
+        leave_run(tmp_path / folder)
         write_snapshot(pack(make_snapshot()), tmp_path / folder / "last.pth")
     for file in ("", "last.pth"):
         names = [run.name for run in runs_of(*(tmp_path / folder / file for folder in folders))]

@@ -8,23 +8,16 @@ from torch import Tensor
 from cifarnet.reporting.metrics import Report, build_report
 
 ABOUT = {
-    "dataset": "noise",
-    "snapshot": "a.pth",
-    "epoch": 3,
-    "weights": "raw",
-    "selected_by": "last epoch",
-    "sha256": "0",
+    **{"dataset": "noise", "snapshot": "a.pth", "epoch": 3},
+    **{"weights": "raw", "selected_by": "last epoch", "sha256": "0"},
 }
 
 
-def random_logits(
-    classes: int, images: int = 60, seed: int = 0, spread: float = 1
-) -> tuple[Tensor, Tensor]:
+def random_logits(classes: int, images: int) -> tuple[Tensor, Tensor]:
     """Logits float32 [N,C], half of them right, and labels int64 [N]."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = spread * torch.randn(images, classes, generator=generator)
+    logits = torch.randn(images, classes, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(images) % classes
-    logits[torch.arange(images), labels] += 1.5 * spread
+    logits[torch.arange(images), labels] += 1.5
     return logits, labels
 
 
