@@ -38,34 +38,29 @@ class MeanColour(SingleModel):
         return pixels.float().mean((2, 3))
 
 
-@pytest.fixture
-def runtime():
-    return init_process(SETTINGS.precision)
+TESTED = ImageSet(IMAGES, torch.arange(20) % 3, CLASSES)
+SPLITS = Splits("pictures", TESTED, None, TESTED, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
-@pytest.fixture
-def splits() -> Splits:
-    images = ImageSet(IMAGES, torch.arange(20) % 3, CLASSES)
-    return Splits("pictures", images, None, images, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
-
-
-def test_a_report_is_on_all_test_images_whatever_the_batches(splits, runtime):
-    report = evaluate_classifier(MeanColour(), splits, SETTINGS, runtime, {"id": "first"})
+def test_a_report_is_on_all_test_images_whatever_the_batches():
+    runtime = init_process(SETTINGS.precision)
+    report = evaluate_classifier(MeanColour(), SPLITS, SETTINGS, runtime, {"id": "first"})
     predicted = IMAGES.double().mean((2, 3)).argmax(1)
     assert report.images == 20
-    assert report.top1 == pytest.approx(accuracy_score(splits.test.labels, predicted))
+    assert report.top1 == pytest.approx(accuracy_score(TESTED.labels, predicted))
     assert (report.snapshot, report.epoch, report.run) == ("one.pth", 3, {"id": "first"})
     assert report.parameters == 174_762 - 7 * 385
     at_once = SETTINGS.replace(batch_size=20)
-    assert evaluate_classifier(MeanColour(), splits, at_once, runtime).loss == report.loss
+    assert evaluate_classifier(MeanColour(), SPLITS, at_once, runtime).loss == report.loss
 
 
-def test_a_full_disk_is_an_error_of_the_run(splits, runtime, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_the_run(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    report = evaluate_classifier(MeanColour(), splits, SETTINGS, runtime)
-    data = report_data([MeanColour().info], splits, SETTINGS, runtime)
+    runtime = init_process(SETTINGS.precision)
+    report = evaluate_classifier(MeanColour(), SPLITS, SETTINGS, runtime)
+    data = report_data([MeanColour().info], SPLITS, SETTINGS, runtime)
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(RunError, match=r"could not be written to .* \(No space left"):
         write_evaluation(report, SETTINGS, tmp_path, data)
@@ -115,14 +110,6 @@ def test_the_first_of_several_gives_the_settings_and_any_gives_amp():
     assert settings_after({}, {"amp": False}, {"amp": True})["amp"]
     assert not settings_after({}, {"amp": False}, {"amp": False})["amp"]
     assert not settings_after({"amp": False}, {"amp": True})["amp"]
-
-
-def test_a_model_that_knows_no_place_of_its_folder_takes_one():
-    settings = Settings.from_flags(dataset="folder", data_dir="pictures").flags
-    del settings["data_dir"]
-    info = make_trained(origin={"settings": settings})
-    assert evaluation_settings([info], {"data_dir": "here"}).data.data_dir == "here"
-    assert evaluation_settings([info], {"dataset": "digits"}).data.dataset == "digits"
 
 
 # --- evaluate.py ---

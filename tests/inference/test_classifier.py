@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from support.random_models import noise, random_model
 from support.snapshots import make_trained
 from torch import nn
@@ -21,7 +20,6 @@ from cifarnet.inference.classifier import (
     log_mean,
     views,
 )
-from cifarnet.inference.pixels import to_batch
 from cifarnet.settings.evaluation import TTA
 
 CLASSES = ("ant", "bee", "cat")
@@ -164,9 +162,3 @@ def test_an_autocast_reaches_only_networks_that_were_trained_with_it(amp):
         with torch.autocast("cpu", torch.bfloat16):
             both = Ensemble([one, one]).logits(IMAGES)
         assert torch.equal(both, log_mean([exact, exact])) == (not reached)
-
-
-def test_a_classifier_turns_pictures_into_its_input():
-    classifier = Linear(size=16)
-    picture = Image.new("RGB", (40, 20), (200, 100, 50))
-    assert torch.equal(classifier.pixels(picture), to_batch(picture, 16))

@@ -1,31 +1,11 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
 from cifarnet.networks.blocks import (
     ConvBlock,
-    DepthwiseConv2d,
     SeparableBlock,
     channel_means,
 )
-
-
-@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (1, 4), (2, 1), (3, 1)])
-@pytest.mark.parametrize("kernel_size", [3, 5])
-def test_depthwise_convolutions_filter_each_channel_alone(kernel_size, stride, dilation):
-    layer = DepthwiseConv2d(3, kernel_size, stride, dilation).double()
-    assert layer.bias is None
-    images = torch.randn(2, 3, 15, 17, dtype=torch.float64)
-    padding = dilation * (kernel_size // 2)
-    expected = torch.cat(
-        [
-            F.conv2d(images[:, c : c + 1], layer.weight[c : c + 1], None, stride, padding, dilation)
-            for c in range(3)
-        ],
-        dim=1,
-    )
-    assert expected.shape[2:] == (-(-15 // stride), -(-17 // stride))
-    torch.testing.assert_close(layer(images), expected)
 
 
 @pytest.mark.parametrize("block", [ConvBlock(4, 60, 0.5), SeparableBlock(4, 60, 0.5)], ids=str)

@@ -11,23 +11,13 @@ def test_parameters_row_by_row():
     assert rows == blocks | {"head": 3_850, "dropout": 0}
 
 
-def test_shapes_block_by_block():
-    model, x = CIFARNet(classes=7).eval(), torch.randn(2, 3, 32, 32)
-    shapes = {"c1": (40, 32, 32), "c2": (128, 32, 32), "c3": (240, 32, 32), "c4": (384, 16, 16)}
-    for block, shape in shapes.items():
-        x = getattr(model, block)(x)
-        assert x.shape == (2, *shape)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
-    assert model(torch.randn(1, 3, 45, 30)).shape == (1, 7)
-
-
 def test_the_forward_pass_is_the_published_one():
     torch.manual_seed(0)
     model = CIFARNet(dropout=(0.5,) * 4)
     with torch.no_grad():
         model(torch.randn(8, 3, 32, 32))  # moves the running statistics away from 0 and 1
     model.eval()
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 45, 30)
     state = {name: value.double() for name, value in model.state_dict().items()}
     expected = reference_forward(state, images.double())
     torch.testing.assert_close(model(images).double(), expected, rtol=1e-4, atol=1e-5)

@@ -48,8 +48,7 @@ def test_each_fast_block_computes_what_the_plain_one_does(name):
             (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
             gradients = [p.grad for p in block.parameters()]
             results.append([y, inputs.grad, *gradients, *block.buffers()])
-        for expected, ours in zip(*results, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 def test_forms_change_there_and_back_and_weights_stay():

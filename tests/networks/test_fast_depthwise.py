@@ -31,8 +31,7 @@ def test_every_form_equals_the_plain_convolution(dtype, size, stride, dilation, 
         layer.weight.grad = reference.weight.grad = None
         images = torch.randn(2, 6, *size, dtype=dtype).to(memory_format=layout)
         results = (outputs_and_gradients(each, images) for each in (layer, reference))
-        for ours, plain in zip(*results, strict=True):
-            torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("stride", "dilation"), FORMS)
