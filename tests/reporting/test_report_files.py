@@ -4,10 +4,7 @@ from dataclasses import replace
 import pytest
 from support.reports import make_report
 
-from cifarnet.reporting.report_files import (
-    move_other_report,
-    write_report,
-)
+from cifarnet.reporting.report_files import move_other_report, write_report
 
 
 @pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
