@@ -169,12 +169,6 @@ def has_a_bug(group: Group) -> None:
     gathered(None, _runtime(group))
 
 
-def has_no_memory(group: Group) -> None:
-    if group.ranks.rank == 1:
-        torch.empty(2**50)
-    gathered(None, _runtime(group))
-
-
 def _lose(group: Group, which: int, signum: int) -> None:
     if group.ranks.rank == which:
         os.kill(os.getpid(), signum)
