@@ -7,9 +7,11 @@ import pytest
 from cifarnet.augment.published import PUBLISHED
 from cifarnet.augment.step import BORDERS
 from cifarnet.export.names import EXPORT_NAMES
+from cifarnet.inference.classifier import VIEWS
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
 from cifarnet.settings import FLAGS
+from cifarnet.settings.evaluation import TTA
 from cifarnet.training.objective import CLASS_WEIGHTS
 from cifarnet.training.optimizers import OPTIMIZERS
 from cifarnet.training.schedule import SCHEDULES
@@ -32,6 +34,10 @@ TABLES = {
 @pytest.mark.parametrize(("flag", "table"), TABLES.items(), ids=TABLES)
 def test_a_flag_and_its_table_agree(flag: str, table: Collection[str]):
     assert set(FLAGS[flag].metadata["choices"]) == set(table)
+
+
+def test_views():
+    assert set(VIEWS) == set(TTA)
 
 
 def test_formats():

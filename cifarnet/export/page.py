@@ -100,6 +100,8 @@ def _output(layer: Layer, inputs: list[Tensor], weights: Tensor) -> Tensor:
             return x.amax((2, 3), keepdim=True)
         case "maxpool":
             return F.max_pool2d(x, layer["size"])
+        case kind:
+            raise ValueError(f"unknown kind of layer {kind!r}")
 
 
 def _base64(content: bytes) -> str:

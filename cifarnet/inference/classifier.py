@@ -1,5 +1,6 @@
 """Classifiers: pixels in, probabilities out. One network, an ensemble, and averaged views."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,9 +12,12 @@ from cifarnet.checkpoints.trained import ModelInfo, TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.pixels import to_batch
-from cifarnet.settings.evaluation import TTA
 
-SHIFTS = tuple((down, right) for down in (0, -1, 1) for right in (0, -1, 1))  # in pixels
+VIEWS = {  # by --tta: how many pixels each view is shifted down and right; whether it is mirrored
+    "none": [(0, 0, False)],
+    "flip": [(0, 0, False), (0, 0, True)],
+    "shift": list(itertools.product((0, -1, 1), (0, -1, 1), (False, True))),
+}
 
 
 class Classifier(nn.Module):
@@ -111,8 +115,8 @@ class Augmented(Classifier):
 
     def __init__(self, classifier: Classifier, tta: str) -> None:
         super().__init__(classifier.classes, classifier.image_size, classifier.source)
-        if tta not in TTA:
-            raise UserError(f"there is no test-time augmentation {tta!r}; use {', '.join(TTA)}")
+        if tta not in VIEWS:
+            raise UserError(f"there is no test-time augmentation {tta!r}; use {', '.join(VIEWS)}")
         self.classifier, self.tta = classifier, tta
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -136,11 +140,9 @@ def views(pixels: Tensor, tta: str) -> Iterator[Tensor]:
     shifts by one pixel, each with its mirror image: 18 views. A shifted image repeats its border
     row or column, which most often resembles what lies beyond. It brings in no new colour.
     """
-    for down, right in SHIFTS if tta == "shift" else SHIFTS[:1]:
+    for down, right, mirrored in VIEWS[tta]:
         view = _shifted(pixels, down, right)
-        yield view
-        if tta != "none":
-            yield view.flip(3)
+        yield view.flip(3) if mirrored else view
 
 
 def _shifted(pixels: Tensor, down: int, right: int) -> Tensor:
