@@ -4,11 +4,7 @@ from pathlib import Path
 import pytest
 
 from cifarnet.checkpoints import paths
-from cifarnet.checkpoints.paths import (
-    WEIGHTS_FILE,
-    resolve_model_path,
-    split_names,
-)
+from cifarnet.checkpoints.paths import WEIGHTS_FILE, resolve_model_path, split_names
 from cifarnet.core.errors import UserError
 
 

@@ -10,12 +10,7 @@ from safetensors import safe_open
 from support.snapshots import make_trained
 
 from cifarnet.checkpoints.paths import WEIGHTS_FILE as FILE
-from cifarnet.checkpoints.trained import (
-    check_classes,
-    fingerprint,
-    read_weights,
-    write_weights,
-)
+from cifarnet.checkpoints.trained import check_classes, fingerprint, read_weights, write_weights
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
 from cifarnet.networks.build import build_model

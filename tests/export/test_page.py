@@ -117,11 +117,7 @@ def test_a_result_gives_the_same_logits_in_the_browser(browser, tmp_path, count)
 
 # --- what the page shows ---
 
-HOSTILE = (
-    "</script><script>document.title='hurt'</script>",
-    "<img src=x onerror=a()>",
-    "&amp;",
-)
+HOSTILE = ("</script><script>document.title='hurt'</script>", "<img src=x onerror=a()>", "&amp;")
 SHOWN = "return [document.body.innerText, document.getElementById('seen').toDataURL()]"
 DELIVER = """
 const [kind, name, type, text] = arguments;

@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from cifarnet.networks.blocks import (
-    ConvBlock,
-    SeparableBlock,
-    channel_means,
-)
+from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
 
 
 @pytest.mark.parametrize("block", [ConvBlock(4, 60, 0.5), SeparableBlock(4, 60, 0.5)], ids=str)
