@@ -13,8 +13,8 @@ from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
-from cifarnet.export.names import ONNX_PACKAGES
 from commands.bench_rows import chosen_rows
+from commands.export_formats import ONNX_PACKAGES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

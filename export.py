@@ -14,8 +14,8 @@ from cifarnet.checkpoints.paths import check_snapshot, resolve_model_path
 from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.export.names import EXPORT_NAMES
 from cifarnet.settings.parser import build_parser, check_evaluate
+from commands.export_formats import FORMATS
 
 IMAGES = (
     *("dataset", "data_dir", "labels", "test_fraction", "data_url"),
@@ -64,8 +64,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "--format",
         default="safetensors",
         metavar="NAME[,NAME...]",
-        help=f"What to write: {', '.join(EXPORT_NAMES)}; several with commas "
-        "(default: %(default)s).",
+        help=f"What to write: {', '.join(FORMATS)}; several with commas (default: %(default)s).",
     )
     parser.add_argument(
         "--out",
@@ -73,7 +72,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         default=".",
         metavar="FILE|FOLDER",
         help="File to write, or the folder to write into (default: this folder). Usual names: "
-        f"{', '.join(name.file for name in EXPORT_NAMES.values())}.",
+        f"{', '.join(form.file for form in FORMATS.values())}.",
     )
     parser.add_argument(
         "--metrics",
@@ -96,12 +95,10 @@ def _formats(text: str) -> list[str]:
     """The names in `text`, each once."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in EXPORT_NAMES:
-            hint = did_you_mean(name, EXPORT_NAMES)
-            raise UserError(
-                f"--format {name!r}: use {', '.join(EXPORT_NAMES)}. {hint}".rstrip(". ")
-            )
-        for package in EXPORT_NAMES[name].packages:
+        if name not in FORMATS:
+            hint = did_you_mean(name, FORMATS)
+            raise UserError(f"--format {name!r}: use {', '.join(FORMATS)}. {hint}".rstrip(". "))
+        for package in FORMATS[name].packages:
             check_package(package, f"--format {name}")
     return names
 
@@ -109,7 +106,7 @@ def _formats(text: str) -> list[str]:
 def _targets(names: Sequence[str], out: Path) -> dict[str, Path]:
     """Where each format goes: to `out` itself if that is named as its file, else into it."""
     is_folder = os.path.isdir(out)  # noqa: PTH112, Path.is_dir can raise
-    suffixes = {Path(EXPORT_NAMES[name].file).suffix for name in names} - {""}
+    suffixes = {Path(FORMATS[name].file).suffix for name in names} - {""}
     if out.suffix in suffixes:
         if len(names) > 1 or is_folder:
             why = "is a folder" if is_folder else "is one file, for several formats"
@@ -120,7 +117,7 @@ def _targets(names: Sequence[str], out: Path) -> dict[str, Path]:
         raise UserError(
             f"--out {out} is not a folder and does not end in {ends}; choose another name"
         )
-    return {name: out / EXPORT_NAMES[name].file for name in names}
+    return {name: out / FORMATS[name].file for name in names}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
 from cifarnet.core.log import print_line
-from cifarnet.export.names import EXPORT_NAMES
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.inference.readback import Classify, answers, top1
@@ -54,7 +53,7 @@ def inference(
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("safetensors", "onnx", "onnx-int8"):
-            path = Path(folder) / EXPORT_NAMES[name].file
+            path = Path(folder) / FORMATS[name].file
             FORMATS[name].write(Source(model, splits, None), path)
             sizes[name] = path.stat().st_size
             if name != "safetensors":

@@ -1,75 +1,95 @@
-"""The formats of export.py: how each is written, and how it is read back."""
+"""The formats of export.py. Imports no torch: a wrong name fails at once.
 
-from collections.abc import Callable
+A new format is a module in cifarnet/export/ and an entry of `FORMATS`.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cifarnet.checkpoints.load import load_trained
-from cifarnet.checkpoints.trained import TrainedModel, write_weights
+from cifarnet.checkpoints.paths import WEIGHTS_FILE
+from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
-from cifarnet.export.model_card import write_hub
-from cifarnet.export.onnx import CALIBRATION_IMAGES, write_int8, write_onnx
-from cifarnet.export.page import read_page, write_page
-from cifarnet.images.imageset import Splits, limited
-from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.inference.onnx import read_onnx
-from cifarnet.inference.readback import Classify
+
+if TYPE_CHECKING:
+    from cifarnet.checkpoints.trained import TrainedModel
+    from cifarnet.images.imageset import Splits
+    from cifarnet.inference.readback import Classify
+
+load = LateModule("cifarnet.checkpoints.load")
+trained = LateModule("cifarnet.checkpoints.trained")
+model_card = LateModule("cifarnet.export.model_card")
+onnx = LateModule("cifarnet.export.onnx")
+page = LateModule("cifarnet.export.page")
+imageset = LateModule("cifarnet.images.imageset")
+classifier = LateModule("cifarnet.inference.classifier")
+onnx_files = LateModule("cifarnet.inference.onnx")
 
 
 class Source(NamedTuple):
     """What is exported."""
 
-    model: TrainedModel
-    splits: Splits | None  # the images of its training; None: not available
+    model: "TrainedModel"
+    splits: "Splits | None"  # the images of its training; None: not available
     figures: dict[str, Any] | None  # of its metrics.json, see `Metrics`; None: not available
 
 
 class Format(NamedTuple):
     """A kind of export. What it writes is read back and compared with the network."""
 
-    write: Callable[[Source, Path], None]
-    read: Callable[[Path], Classify]
+    file: str  # the usual name of the file; of the folder, if it has no suffix
+    write: Callable[[Source, Path], object]
+    read: "Callable[[Path], Classify]"
+    packages: Sequence[str] = ()  # optional ones, to write and to read it
     difference: float = float("inf")  # the largest allowed difference of a logit
     same: float = 0.0  # the least share of the images with equal top-1, in [0, 1]
     needs_images: bool = False  # to write it
 
 
-def _write_safetensors(source: Source, path: Path) -> None:
-    write_weights(source.model, path)
-
-
-def _read_safetensors(path: Path) -> Classify:  # the file, or a folder with it
-    return TorchClassifier(load_trained(str(path))).logits
-
-
-def _write_onnx(source: Source, path: Path) -> None:
-    write_onnx(TorchClassifier(source.model), path)
+def _read_weights(path: Path) -> "Classify":  # the file, or a folder with it
+    return classifier.TorchClassifier(load.load_trained(str(path))).logits
 
 
 def _write_int8(source: Source, path: Path) -> None:
     splits = source.splits
-    count = max(CALIBRATION_IMAGES, len(splits.train.classes))
-    images = limited(splits.train, count, "--format").images
+    count = max(onnx.CALIBRATION_IMAGES, len(splits.train.classes))
+    images = imageset.limited(splits.train, count, "--format").images
     print_line(f"calibrating with {len(images)} training images of {splits.name}")
-    write_int8(TorchClassifier(source.model), images, path)
+    onnx.write_int8(classifier.TorchClassifier(source.model), images, path)
 
 
-def _read_onnx(path: Path) -> Classify:
-    return read_onnx(path, path.name).logits
+def _read_onnx(path: Path) -> "Classify":
+    return onnx_files.read_onnx(path, path.name).logits
 
 
-def _write_hub(source: Source, path: Path) -> None:
-    write_hub(source.model, source.figures, path)
-
-
-def _write_page(source: Source, path: Path) -> None:
-    write_page(source.model.build(), source.model, path)
-
-
-FORMATS = {  # by --format; `EXPORT_NAMES` has the names of their files
-    "safetensors": Format(_write_safetensors, _read_safetensors, difference=0.0),
-    "onnx": Format(_write_onnx, _read_onnx, difference=1e-3),
-    "onnx-int8": Format(_write_int8, _read_onnx, same=0.97, needs_images=True),
-    "hub": Format(_write_hub, _read_safetensors, difference=0.0),
-    "page": Format(_write_page, read_page, difference=1e-3),
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FORMATS = {  # by --format
+    "safetensors": Format(
+        WEIGHTS_FILE,
+        lambda source, path: trained.write_weights(source.model, path),
+        _read_weights,
+        difference=0.0,
+    ),
+    "onnx": Format(
+        "model.onnx",
+        lambda source, path: onnx.write_onnx(classifier.TorchClassifier(source.model), path),
+        _read_onnx,
+        ONNX_PACKAGES,
+        difference=1e-3,
+    ),
+    "onnx-int8": Format(
+        "model-int8.onnx", _write_int8, _read_onnx, ONNX_PACKAGES, same=0.97, needs_images=True
+    ),
+    "hub": Format(
+        "hub",
+        lambda source, path: model_card.write_hub(source.model, source.figures, path),
+        _read_weights,
+        difference=0.0,
+    ),
+    "page": Format(
+        "page.html",
+        lambda source, path: page.write_page(source.model.build(), source.model, path),
+        lambda path: page.read_page(path),
+        difference=1e-3,
+    ),
 }

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,19 @@ from support.pictures import draw_tree
 
 import bench
 from cifarnet.core.errors import UserError
-from cifarnet.export.names import EXPORT_NAMES, ExportName
 from cifarnet.inference.classifier import TorchClassifier
 from commands import exporting
 from commands.export_formats import FORMATS, Format
 from model import load_pretrained
 
 
-def answering(change=lambda logits: logits, **limits) -> Format:
+def answering(file, change=lambda logits: logits, **limits) -> Format:
     """A format whose files hold `new` and answer as the network does, changed."""
 
     def read(path):
         return lambda pixels: change(logits_of(None, pixels))
 
-    return Format(lambda source, path: path.write_bytes(b"new"), read, **limits)
+    return Format(file, lambda source, path: path.write_bytes(b"new"), read, **limits)
 
 
 def logits_of(classifier, pixels):
@@ -33,29 +33,25 @@ def logits_of(classifier, pixels):
 
 @pytest.fixture
 def add(monkeypatch):
-    """Adds a format to the real ones: `add(name, file, format)`."""
+    """Adds a format to the real ones: `add(name, format)`."""
     monkeypatch.setattr(TorchClassifier, "logits", logits_of)
 
-    def add_format(name, file, spec):
-        monkeypatch.setitem(EXPORT_NAMES, name, ExportName(file))
-        monkeypatch.setitem(FORMATS, name, spec)
-
-    return add_format
+    return partial(monkeypatch.setitem, FORMATS)
 
 
 @pytest.fixture
 def formats(add):
-    add("exact", "exact.txt", answering(difference=0.0))
-    add("near", "near.txt", answering(lambda x: x + 0.5, difference=1.0))
-    add("far", "far.txt", answering(lambda x: x + 1.5, difference=1.0))
-    add("turned", "turned.txt", answering(lambda x: -x, same=0.9))
-    add("not a number", "nan.txt", answering(lambda x: x / 0, difference=1.0))
+    add("exact", answering("exact.txt", difference=0.0))
+    add("near", answering("near.txt", lambda x: x + 0.5, difference=1.0))
+    add("far", answering("far.txt", lambda x: x + 1.5, difference=1.0))
+    add("turned", answering("turned.txt", lambda x: -x, same=0.9))
+    add("not a number", answering("nan.txt", lambda x: x / 0, difference=1.0))
 
 
 @pytest.mark.parametrize("name", ["far", "turned", "not a number"])
 def test_other_answers_than_the_networks_leave_no_file(command, trained, formats, name):
     Path("former").mkdir()
-    former = Path("former", EXPORT_NAMES[name].file)
+    former = Path("former", FORMATS[name].file)
     former.write_bytes(b"former")
     model = ("--snapshot", trained.snapshot)
     for out in ("former", "fresh"):
@@ -90,7 +86,7 @@ def test_a_folder_is_exported_file_by_file(command, trained, add):
         (path / "a.txt").write_text("a")
         (path / "deep/b.txt").write_text("b")
 
-    add("folder", "hub", answering()._replace(write=write))
+    add("folder", answering("hub")._replace(write=write))
     for flags, place in (((), "hub"), (("--out", "other"), "other/hub")):
         done = command("export", "--snapshot", trained.snapshot, "--format", "folder", *flags)
         assert (done.code, done.err) == (0, "")
@@ -101,7 +97,7 @@ def test_a_writer_that_fails_is_one_line(command, trained, add):
     def fail(source, path):
         raise OSError(28, "No space left on device")
 
-    add("full", "full.txt", Format(fail, None))
+    add("full", Format("full.txt", fail, None))
     done = command("export", "--snapshot", trained.snapshot, "--format", "full")
     assert (done.code, done.err) == (
         1,
@@ -114,7 +110,7 @@ def test_a_file_that_cannot_be_read_back_is_a_failure(command, trained, add):
     def refuse(path):
         raise UserError("it is damaged")
 
-    add("odd", "odd.txt", answering()._replace(read=refuse))
+    add("odd", answering("odd.txt")._replace(read=refuse))
     done = command("export", "--snapshot", trained.snapshot, "--format", "odd")
     assert (done.code, done.err) == (1, "error: --format odd cannot be read back (it is damaged)\n")
     assert not list(Path().iterdir())

@@ -6,7 +6,7 @@ import pytest
 
 from cifarnet.augment.published import PUBLISHED
 from cifarnet.augment.step import BORDERS
-from cifarnet.export.names import EXPORT_NAMES
+from cifarnet.checkpoints.snapshots import WEIGHTS
 from cifarnet.inference.classifier import VIEWS
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
@@ -14,8 +14,8 @@ from cifarnet.settings import FLAGS
 from cifarnet.settings.evaluation import TTA
 from cifarnet.training.objective import CLASS_WEIGHTS
 from cifarnet.training.optimizers import OPTIMIZERS
+from cifarnet.training.plan import SCHEDULE_POSITIONS
 from cifarnet.training.schedule import SCHEDULES
-from commands.export_formats import FORMATS
 from data import DATASETS, ENGINES
 
 TABLES = {
@@ -27,7 +27,9 @@ TABLES = {
     "auto_augment": {"none", *PUBLISHED},
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "schedule_per": SCHEDULE_POSITIONS,
     "class_weights": CLASS_WEIGHTS,
+    "evaluate": WEIGHTS,
 }
 
 
@@ -38,7 +40,3 @@ def test_a_flag_and_its_table_agree(flag: str, table: Collection[str]):
 
 def test_views():
     assert set(VIEWS) == set(TTA)
-
-
-def test_formats():
-    assert list(FORMATS) == list(EXPORT_NAMES)
