@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -82,12 +81,6 @@ def test_a_snapshot_is_never_a_result():
     assert "the snapshot x.pth cannot be read (No such file" in refused("x.pth")
     touch("x.pth")
     assert resolve_model_path("x.pth") == Path("x.pth")
-
-
-def test_an_onnx_file_needs_its_package(monkeypatch):
-    touch("x.onnx")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "needs the package onnxruntime" in refused("x.onnx")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
