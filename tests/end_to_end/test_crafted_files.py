@@ -29,10 +29,7 @@ def spoil(weights: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         return {f"module.{name}": value for name, value in weights.items()}
     changed = {
         "not finite": value * float("nan"),
-        "expanded": torch.ones(1).expand(value.shape),
         "sparse": value.to_sparse(),
-        "text": "weights",
-        "complex": value.to(torch.complex64),
         "of other shape": value[:1],
     }
     return weights | {FIRST: changed[how]}
@@ -61,7 +58,7 @@ def uses_of(path: Path, tree: Path) -> dict[str, tuple]:
 def assert_each_use_is_one_line(command, path: Path, tree: Path, how: str) -> None:
     for use, line in uses_of(path, tree).items():
         done = command(*line)
-        if use == "init" and how in ("of other shape", "complex"):  # the rest of it fits
+        if use == "init" and how == "of other shape":  # the rest of it fits
             assert done.code == 0
             assert any(FIRST in line for line in done.out.splitlines() if "fresh, " in line)
         else:
@@ -70,26 +67,20 @@ def assert_each_use_is_one_line(command, path: Path, tree: Path, how: str) -> No
     assert not list(Path().glob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["not finite", "expanded", "sparse", "text", "complex", "of other shape", "of DataParallel"],
-)
+@pytest.mark.parametrize("how", ["not finite", "sparse", "of other shape"])
 def test_wrong_weights_in_a_snapshot(command, trained, tmp_path, how):
     snapshot, path = read_snapshot(trained.snapshot), tmp_path / "crafted.pth"
     weights = spoil(snapshot.model.weights, how)
-    usable = how in ("not finite", "complex", "of other shape", "of DataParallel")
-    sha256 = fingerprint(weights) if usable else snapshot.model.sha256
+    sha256 = snapshot.model.sha256 if how == "sparse" else fingerprint(weights)
     path.write_bytes(pack(change_weights(snapshot, weights, sha256)))
     assert_each_use_is_one_line(command, path, trained.tree, how)
 
 
-@pytest.mark.parametrize("how", ["not finite", "complex", "of other shape", "of DataParallel"])
+@pytest.mark.parametrize("how", ["not finite", "of DataParallel"])
 def test_wrong_weights_in_a_file(command, trained, tmp_path, how):
     model = load_trained(str(trained.weights))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    weights = spoil(model.weights, how)
-    path = folder / "crafted.safetensors"
+    (tmp_path / "folder").mkdir()
+    weights, path = spoil(model.weights, how), tmp_path / "folder" / "crafted.safetensors"
     write_weights(replace(model, weights=weights, sha256=fingerprint(weights)), path)
     assert_each_use_is_one_line(command, path, trained.tree, how)
 
@@ -101,7 +92,6 @@ ODD_OPTIMIZERS = {
     "an odd momentum": "text",
     "a sparse momentum": torch.ones(3).to_sparse(),
     "another's momentum": torch.ones(3),
-    "none": None,
 }
 
 

@@ -68,49 +68,17 @@ def test_an_ensemble_and_mirror_images_average_the_probabilities(command, traine
     assert shares(both, "--tta", "flip", *pictures) == expected
 
 
-@pytest.mark.parametrize("name", ["predict", "evaluate"])
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"classes": ("bar", "star", "disc")}, "has disc as class 2, odd.safetensors star"),
-        ({"image_size": 48}, "takes images of 32 pixels, odd.safetensors of 48"),
-    ],
-    ids=["classes", "size"],
-)
-def test_networks_that_do_not_fit_together_are_one_line(command, trained, name, change, words):
-    model = dataclasses.replace(load_trained(str(trained.weights)), **change)
-    write_weights(model, Path("odd.safetensors"))
-    what = {
-        "predict": [next(trained.tree.glob("test/*/*.png"))],
-        "evaluate": ["--dataset", "folder", "--data_dir", trained.tree],
-    }
-    done = command(name, "--pretrained", f"{trained.weights},odd.safetensors", *what[name])
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: {trained.weights} {words}; name networks")
-    assert done.err.count("\n") == 1
-    assert [path.name for path in Path().iterdir()] == ["odd.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--pretrained", "WEIGHTS,nobody"), "there are no weights 'nobody'"),
-        (("--pretrained", "WEIGHTS,,WEIGHTS"), "there are no weights ''"),
-        (("--pretrained", "WEIGHTS", "--tta", "crop"), "--tta: invalid choice: 'crop'"),
-    ],
-    ids=["nobody", "nothing", "crop"],
-)
-@pytest.mark.parametrize("name", ["predict", "evaluate"])
-def test_a_wrong_request_is_one_line(command, trained, name, flags, words):
-    flags = [flag.replace("WEIGHTS", str(trained.weights)) for flag in flags]
-    picture = [next(trained.tree.glob("test/*/*.png"))] if name == "predict" else []
-    done = command(name, *flags, *picture)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert words in done.err
-    assert not list(Path().iterdir())
-
-
 # --- evaluate ---
+
+
+def test_networks_that_do_not_fit_together_are_one_line(command, trained):
+    model = load_trained(str(trained.weights))
+    odd = dataclasses.replace(model, classes=("bar", "star", "disc"))
+    write_weights(odd, Path("odd.safetensors"))
+    done = command("evaluate", "--pretrained", f"{trained.weights},odd.safetensors")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "has disc as class 2, odd.safetensors star" in done.err
+    assert [path.name for path in Path().iterdir()] == ["odd.safetensors"]
 
 
 def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):

@@ -33,9 +33,13 @@ def test_a_signal_ends_after_the_step_and_the_command_printed_goes_on(
     assert_same_run(run, reference)
 
 
+def send_sigterm(*args) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def stop_in_a_step(learner, objective, batches, plan, stop) -> None:
     """Stands for `train.run_epoch`: SIGTERM comes during the first step."""
-    os.kill(os.getpid(), signal.SIGTERM)
+    send_sigterm()
     stop()
 
 
@@ -72,16 +76,14 @@ def test_a_finished_run_stopped_while_it_is_evaluated_is_not_mixed_up_with_anoth
     run = (*QUICK, "--epochs", "1", "--snapshot_dir")
     for place in ("a", "b"):
         assert command("main", *run, place).code == 0
-    stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    monkeypatch.setattr("commands.run_report.evaluate_classifier", stop)
+    monkeypatch.setattr("commands.run_report.evaluate_classifier", send_sigterm)
     done = command("main", *run, "b", "--resume", "a/last.pth")
     assert done.code == 143
     assert done.out.rstrip().endswith("--snapshot_dir b --resume a/last.pth")
 
 
 def test_a_signal_while_images_are_read_ends_too(command, monkeypatch):
-    stop = lambda *args: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    monkeypatch.setattr("commands.training_run.load_splits", stop)
+    monkeypatch.setattr("commands.training_run.load_splits", send_sigterm)
     done = command("main", *QUICK)
     assert (done.code, done.err) == (143, "")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
