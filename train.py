@@ -127,7 +127,7 @@ class Learner:
         state = snapshot.state
         try:
             if momenta:
-                restore_optimizer(self.optimizer, state.optimizer)
+                restore_optimizer(self.optimizer, state.optimizer, self.settings.training.optimizer)
             if self.averaged is not None and state.averaged:
                 if not fits(self.averaged.state_dict(), state.averaged):
                     raise ValueError("its averaged weights are of another network")

@@ -1,8 +1,9 @@
-"""Snapshots: all that a run needs to go on, in one file."""
+"""Snapshots: everything needed to resume a run, in one file."""
 
 import dataclasses
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,23 +77,32 @@ class Snapshot:
         are no such weights.
         """
         kind = weights or self.settings.evaluation.evaluate
-        tensors = self.model.weights if kind == "raw" else self._averaged()
+        tensors = WEIGHTS[kind](self)
         best = best or Path(self.model.source).name == BEST
         origin = describe_origin(self.model.origin, self.state.history, kind, best)
-        sha256 = self.model.sha256 if kind == "raw" else fingerprint(tensors)
-        return dataclasses.replace(self.model, weights=tensors, origin=origin, sha256=sha256)
+        return dataclasses.replace(
+            self.model, weights=tensors, origin=origin, sha256=fingerprint(tensors)
+        )
 
-    def _averaged(self) -> dict[str, Tensor]:
-        if not self.state.averaged:
-            raise UserError(
-                "the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw"
-            )
-        prefix = "module."
-        return {
-            name.removeprefix(prefix): value
-            for name, value in self.state.averaged.items()
-            if name.startswith(prefix)
-        }
+
+def _averaged(snapshot: Snapshot) -> dict[str, Tensor]:
+    if not snapshot.state.averaged:
+        raise UserError(
+            "the snapshot keeps no averaged weights (--ema_decay was 0); use --evaluate raw"
+        )
+    prefix = "module."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in snapshot.state.averaged.items()
+        if name.startswith(prefix)
+    }
+
+
+# By --evaluate: the tensors of a snapshot's network.
+WEIGHTS: dict[str, Callable[[Snapshot], dict[str, Tensor]]] = {
+    "raw": lambda snapshot: snapshot.model.weights,
+    "ema": _averaged,
+}
 
 
 def describe_origin(origin: Origin, history: list[Row], weights: str, best: bool) -> Origin:
@@ -118,16 +128,16 @@ def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
     validated = settings.data.val_fraction > 0 or any(
         row.val_accuracy is not None for row in history
     )
-    looks = [row.epoch for row in history if row.test_accuracy is not None]
-    at_end_only = looks == [settings.training.epochs]
-    looked = "at the end only" if at_end_only else "during the run" if looks else "never so far"
+    test_epochs = [row.epoch for row in history if row.test_accuracy is not None]
+    at_end_only = test_epochs == [settings.training.epochs]
+    when = "at the end only" if at_end_only else "during the run" if test_epochs else "never so far"
     if best and validated:
         return "best by validation accuracy"
     if best:
-        return f"best by test accuracy, evaluated {looked}"
+        return f"best by test accuracy, evaluated {when}"
     if validated:
         return "last epoch; chosen without test images"
-    return f"last epoch; the test set was evaluated {looked}"
+    return f"last epoch; the test set was evaluated {when}"
 
 
 def pack(snapshot: Snapshot) -> bytes:

@@ -1,7 +1,7 @@
 """Optimizers: parameter groups, SGD, AdamW and Muon, and how one is restored from a snapshot."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def build_optimizer(
     The learning rate of a group is that of the step times the group's "rate_factor". `fused`: the
     weights are updated in one pass.
     """
-    return OPTIMIZERS[settings.optimizer](network, settings, fused)
+    return OPTIMIZERS[settings.optimizer].build(network, settings, fused)
 
 
 def _sgd(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch.optim.Optimizer:
@@ -37,8 +37,8 @@ def _adamw(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch
 def _muon(network: nn.Module, settings: TrainingSettings, fused: bool) -> torch.optim.Optimizer:
     """Muon for the dense convolutions, SGD for the rest."""
     orthogonal = [m.weight for m in network.modules() if isinstance(m, DenseConv2d)]
-    taken = {id(p) for p in orthogonal}
-    groups = _groups([p for p in network.parameters() if id(p) not in taken], settings)
+    muon_ids = {id(p) for p in orthogonal}
+    groups = _groups([p for p in network.parameters() if id(p) not in muon_ids], settings)
     groups.append(
         {
             "params": orthogonal,
@@ -64,10 +64,10 @@ def _sgd_options(settings: TrainingSettings) -> dict[str, Any]:
 def _groups(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> list[dict[str, Any]]:
     """`parameters` in groups: without --decay_norms, vectors form one without weight decay."""
     decayed = [p for p in parameters if settings.decay_norms or p.ndim > 1]
-    spared = [p for p in parameters if p.ndim == 1 and not settings.decay_norms]
+    vectors = [p for p in parameters if p.ndim == 1 and not settings.decay_norms]
     groups: list[dict[str, Any]] = [{"params": decayed, "rate_factor": 1.0}]
-    if spared:
-        groups.append({"params": spared, "rate_factor": 1.0, "weight_decay": 0.0})
+    if vectors:
+        groups.append({"params": vectors, "rate_factor": 1.0, "weight_decay": 0.0})
     return groups
 
 
@@ -116,17 +116,25 @@ def orthogonalised(update: Tensor) -> Tensor:
     return (x.T if tall else x).reshape(update.shape)
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, TrainingSettings, bool], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
-    "adamw": _adamw,
-    "muon": _muon,
+class OptimizerKind(NamedTuple):
+    """How an optimizer is built, and the keys of what it keeps of each weight."""
+
+    build: Callable[[nn.Module, TrainingSettings, bool], torch.optim.Optimizer]
+    state_keys: frozenset[str]
+
+
+OPTIMIZERS = {
+    "sgd": OptimizerKind(_sgd, frozenset({"momentum_buffer"})),
+    "adamw": OptimizerKind(_adamw, frozenset({"step", "exp_avg", "exp_avg_sq"})),
+    "muon": OptimizerKind(_muon, frozenset({"momentum_buffer"})),
 }  # by --optimizer
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Loads the momenta of the state_dict `saved`, but keeps the optimizer's own settings.
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], kind: str) -> None:
+    """Loads the state of the state_dict `saved` into an `optimizer` of --optimizer `kind`.
 
-    Raises `ValueError`, among others, where `saved` belongs to other weights.
+    The settings of `optimizer` do not change. Raises `ValueError`, among others, if `saved`
+    belongs to other weights.
     """
     current = [
         {key: value for key, value in group.items() if key != "params"}
@@ -137,8 +145,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
         group | settings for group, settings in zip(saved["param_groups"], current, strict=True)
     ]
     optimizer.load_state_dict(saved | {"param_groups": groups})
-    adamw = isinstance(optimizer, torch.optim.AdamW)
-    kept = {"step", "exp_avg", "exp_avg_sq"} if adamw else {"momentum_buffer"}
+    keys = OPTIMIZERS[kind].state_keys
     for group in optimizer.param_groups:
         states = [(p, optimizer.state[p]) for p in group["params"]]
         same_keys = all(state.keys() == states[0][1].keys() for _, state in states)
@@ -148,5 +155,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
             for p, state in states
             for name, value in state.items()
         )
-        if not (same_keys and same_form and states[0][1].keys() in (set(), kept)):
+        if not (same_keys and same_form and states[0][1].keys() in (set(), keys)):
             raise ValueError("its momenta belong to other weights")

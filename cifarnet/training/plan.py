@@ -1,13 +1,14 @@
-"""How a run goes: learning rate, image size, clipping, when to evaluate."""
+"""Schedule of a run: learning rate, image size, clipping, evaluation."""
 
 import math
+from collections.abc import Callable
 
 from cifarnet.settings import Settings
 from cifarnet.training.schedule import learning_rate
 
 
 class Plan:
-    """How the run goes: learning rate, image size, clipping, when to evaluate.
+    """Schedule of a run.
 
     Steps count from 0 over the whole run, epochs from 1.
     """
@@ -24,11 +25,10 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`."""
-        training, total = self.settings.training, self.total_steps
+        training = self.settings.training
         warmup = training.warmup_epochs * self.steps_per_epoch
-        if training.schedule_per == "epoch":  # as torch's schedulers, stepped after each epoch
-            step, total = step // self.steps_per_epoch, self.epochs + 1
-        return learning_rate(step, total, warmup, training)
+        position, length = SCHEDULE_POSITIONS[training.schedule_per](self, step)
+        return learning_rate(position, length, warmup, training)
 
     def image_size(self, epoch: int) -> int:
         """The side of the training images in `epoch`, in pixels."""
@@ -47,3 +47,11 @@ class Plan:
         """
         teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
+
+
+# By --schedule_per: from a step of the run to its position in the schedule, and its length.
+SCHEDULE_POSITIONS: dict[str, Callable[[Plan, int], tuple[int, int]]] = {
+    "step": lambda plan, step: (step, plan.total_steps),
+    # as torch's schedulers, stepped after each epoch
+    "epoch": lambda plan, step: (step // plan.steps_per_epoch, plan.epochs + 1),
+}
