@@ -13,6 +13,7 @@ from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
+from cifarnet.settings.parser import add_pretrained
 from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
 
@@ -78,13 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="Instead, measure a trained model at work: in PyTorch and as ONNX files, in turns.",
     )
-    parser.add_argument(
-        "--pretrained",
-        type=path_argument,
-        metavar="NAME|PATH",
-        help="The model of --inference: the name of a result, a .safetensors file or a .pth "
-        "snapshot (default: long).",
-    )
+    add_pretrained(parser, note="For --inference (default: long).")
     parser.add_argument(
         "--data_dir",
         type=path_argument,

@@ -14,7 +14,7 @@ from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.settings.output import SNAPSHOTS
-from cifarnet.settings.parser import add_tta, build_parser, check_evaluate
+from cifarnet.settings.parser import add_pretrained, add_tta, build_parser, check_evaluate
 
 FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
@@ -55,13 +55,8 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[st
         metavar="PATH",
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
-    what.add_argument(
-        "--pretrained",
-        metavar="NAME|PATH,...",
-        help="Trained model: the name of a result, a snapshot, or a file that export.py wrote "
-        "(add --data_dir: such a file keeps no paths). Several, separated by commas, are an "
-        "ensemble: their probabilities are averaged, and the flags are those of the first.",
-    )
+    note = "The flags are those of the first. An exported file keeps no paths: add --data_dir."
+    add_pretrained(what, several=True, note=note)
     add_tta(parser)
     flags = vars(parser.parse_args(argv))
     options = {

@@ -14,7 +14,7 @@ from cifarnet.checkpoints.paths import check_snapshot, resolve_model_path
 from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.settings.parser import build_parser, check_evaluate
+from cifarnet.settings.parser import add_pretrained, build_parser, check_evaluate
 from commands.export_formats import FORMATS
 
 IMAGES = (
@@ -53,13 +53,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="PATH",
         help="Snapshot to export. Without --evaluate: the weights that its run evaluates.",
     )
-    what.add_argument(
-        "--pretrained",
-        type=path_argument,
-        metavar="NAME|PATH",
-        help="Trained model to export: the name of a result, a .safetensors file or a .pth "
-        "snapshot.",
-    )
+    add_pretrained(what)
     parser.add_argument(
         "--format",
         default="safetensors",

@@ -12,7 +12,7 @@ from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.settings import Settings
-from cifarnet.settings.parser import add_tta, build_parser
+from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,14 +38,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         metavar="IMAGE",
         help="Picture of any size and mode, or a folder to search for pictures.",
     )
-    parser.add_argument(
-        "--pretrained",
-        required=True,
-        metavar="NAME|PATH,...",
-        help="Trained model: the name of a result, a file that export.py wrote, or a .pth "
-        "snapshot. Several, separated by commas, are an ensemble: their probabilities are "
-        "averaged.",
-    )
+    add_pretrained(parser, several=True, required=True)
     add_tta(parser)
     parser.add_argument(
         "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."

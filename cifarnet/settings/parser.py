@@ -79,6 +79,29 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pretrained(
+    parser: argparse._ActionsContainer,
+    several: bool = False,
+    required: bool = False,
+    note: str = "",
+) -> None:
+    """Adds the flag --pretrained for one model, or for `several` with commas between them.
+
+    `note` ends its help.
+    """
+    file = "a file that export.py wrote" if several else "a .safetensors file"
+    text = f"Trained model: the name of a result, {file}, or a .pth snapshot."
+    if several:
+        text += " Several, separated by commas, form an ensemble: their probabilities are averaged."
+    parser.add_argument(
+        "--pretrained",
+        type=str if several else path_argument,  # `split_names` expands each of several
+        required=required,
+        metavar="NAME|PATH,..." if several else "NAME|PATH",
+        help=f"{text} {note}".rstrip(),
+    )
+
+
 def check_evaluate(evaluate: str | None, pretrained: str | None) -> None:
     """Raises `UserError` where both flags are given: --evaluate chooses within a snapshot."""
     if evaluate is not None and pretrained is not None:
