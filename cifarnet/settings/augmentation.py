@@ -15,12 +15,10 @@ class AugmentationSettings(Group):
     """How training images are changed."""
 
     # fmt: off
-    augment: str = flag("full",
-        "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.",
-        choices=("full", "light", "none"))
-    augment_p: float | None = flag(None,
-        "Probability of each step that full adds to light: affine, hole and jitter.",
-        within="[0, 1]", unset="the three flags below")
+    augment: str = flag("full", choices=("full", "light", "none"), help=
+        "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.")
+    augment_p: float | None = flag(None, within="[0, 1]", unset="the three flags below", help=
+        "Probability of each step that full adds to light: affine, hole and jitter.")
     affine_p: float | None = flag(None,
         "Probability of the shift, scale and rotation of full.",
         within="[0, 1]",
@@ -32,55 +30,43 @@ class AugmentationSettings(Group):
         "Probability of the colour jitter of full.",
         within="[0, 1]",
         unset=f"--augment_p, else {PROBABILITIES['jitter_p']}, or 0 with --auto_augment")
-    pad: int = flag(4,
+    pad: int = flag(4, within="[0, 16]", help=
         "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
-        "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.",
-        within="[0, 16]")
-    shift: float = flag(0.0625,
-        "Largest shift along each axis, as a share of the image. Whole pixels are shifted.",
-        within="[0, 1)")
-    scale: float = flag(0.1,
-        "Largest change of scale: 0.1 scales by 0.9 to 1.1.",
-        within="[0, 1)")
-    degrees: float = flag(15.0,
-        "Largest rotation, either way, in degrees.",
-        within="[0, 180]")
-    hole: int = flag(16,
-        "Height and width of the hole, in pixels. It has the mean colour of the data set.",
-        within="[1, 32]")
-    jitter: str = flag("0.2,0.2,0.2,0.02",
+        "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.")
+    shift: float = flag(0.0625, within="[0, 1)", help=
+        "Largest shift along each axis, as a share of the image. Whole pixels are shifted.")
+    scale: float = flag(0.1, within="[0, 1)", help=
+        "Largest change of scale: 0.1 scales by 0.9 to 1.1.")
+    degrees: float = flag(15.0, within="[0, 180]", help=
+        "Largest rotation, either way, in degrees.")
+    hole: int = flag(16, within="[1, 32]", help=
+        "Height and width of the hole, in pixels. It has the mean colour of the data set.")
+    jitter: str = flag("0.2,0.2,0.2,0.02", within="[0, 1)", numbers=(4,), metavar="B,C,S,H", help=
         "Largest change of brightness, contrast and saturation, as a share, and of hue, in turns "
-        "of the colour wheel.",
-        within="[0, 1)", numbers=(4,), metavar="B,C,S,H")
-    border: str = flag("mean",
-        "Colour of the pixels outside the image: the mean of the data set, or black.",
-        choices=("mean", "black"))
+        "of the colour wheel.")
+    border: str = flag("mean", choices=("mean", "black"), help=
+        "Colour of the pixels outside the image: the mean of the data set, or black.")
     auto_augment: str = flag("none",
         "Change each image by a published policy, after crop and flip and before the hole: "
         "AutoAugment (its policy for CIFAR-10), RandAugment or TrivialAugmentWide, as in "
         "torchvision. Affine and jitter are then off, unless their probabilities are set.",
         choices=("none", "autoaugment", "randaugment", "trivialaugment"))
-    mixup: float = flag(0.0,
+    mixup: float = flag(0.0, within="[0, 100]", metavar="ALPHA", help=
         "Average the images of a batch in pairs, and their labels too. Their shares are drawn "
-        "from Beta(ALPHA, ALPHA), once a batch. 0: off.",
-        within="[0, 100]", metavar="ALPHA")
-    cutmix: float = flag(0.0,
+        "from Beta(ALPHA, ALPHA), once a batch. 0: off.")
+    cutmix: float = flag(0.0, within="[0, 100]", metavar="ALPHA", help=
         "Paste a rectangle of one image of a batch into another, and mix the labels by area. "
         "The area is drawn from Beta(ALPHA, ALPHA), once a batch. With --mixup too, each batch "
-        "draws one of the two. 0: off.",
-        within="[0, 100]", metavar="ALPHA")
-    mix_p: float = flag(1.0,
+        "draws one of the two. 0: off.")
+    mix_p: float = flag(1.0, within="[0, 1]", help=
         "Probability that a batch is mixed by --mixup or --cutmix. With --accumulate or several "
-        "processes, each part of a batch is mixed within itself.",
-        within="[0, 1]")
-    augment_engine: str = flag("albumentations",
+        "processes, each part of a batch is mixed within itself.")
+    augment_engine: str = flag("albumentations", choices=("albumentations", "batched"), help=
         "albumentations: one image at a time, in --num_workers processes. batched: the same "
-        "policy on whole batches, on the device, without workers.",
-        choices=("albumentations", "batched"))
-    preview_augment: str | None = flag(None,
+        "policy on whole batches, on the device, without workers.")
+    preview_augment: str | None = flag(None, unset="off", on_resume="any", help=
         "Draw images before and after augmentation, at --image_size, into this PNG file, then "
-        "stop.",
-        unset="off", on_resume="any")
+        "stop.")
     # fmt: on
 
     def check(self) -> None:

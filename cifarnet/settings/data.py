@@ -13,44 +13,36 @@ class DataSettings(Group):
     """Which images to use, and how they are split."""
 
     # fmt: off
-    dataset: str = flag("cifar10",
+    dataset: str = flag("cifar10", choices=("cifar10", "cifar100", "folder", "digits"), help=
         "Which images to use. cifar10 and cifar100 are downloaded once; folder reads your own "
-        "images from --data_dir; digits comes with scikit-learn.",
-        choices=("cifar10", "cifar100", "folder", "digits"))
-    data_dir: str = flag("./data",
+        "images from --data_dir; digits comes with scikit-learn.")
+    data_dir: str = flag("./data", on_resume="any", help=
         "Folder that holds cifar10 or cifar100, or receives its download. With --dataset folder: "
         "the folder that holds a folder for each class, or train/ and test/ with a folder for each "
-        "class.",
-        on_resume="any")
-    labels: str | None = flag(None,
+        "class.")
+    labels: str | None = flag(None, unset="off", metavar="FILE", on_resume="any", help=
         "With --dataset folder: take the images and their classes from this CSV file, not from "
-        "class folders. Each line is path,label; paths start from the file or from --data_dir.",
-        unset="off", metavar="FILE", on_resume="any")
-    image_size: int = flag(32,
-        "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.",
-        within=f"[32, {LARGEST_IMAGE}]")
+        "class folders. Each line is path,label; paths start from the file or from --data_dir.")
+    image_size: int = flag(32, within=f"[32, {LARGEST_IMAGE}]", help=
+        "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.")
     data_url: str | None = flag(None,
         "Download cifar10 or cifar100 from this address (http, https or file).",
         unset="the official server", metavar="URL", on_resume="any")
     dataset_name: str | None = flag(None,
         "Name of the data set in logs and reports.",
         unset="the name of the data set or its folder", metavar="NAME", on_resume="any")
-    limit_train: int = flag(0,
+    limit_train: int = flag(0, within="[0, inf)", help=
         "Use only this many training images, always the same ones, balanced over the classes. "
-        "0: all.",
-        within="[0, inf)")
-    limit_test: int = flag(0,
-        "Use only this many test images, always the same ones, balanced over the classes. 0: all.",
-        within="[0, inf)")
-    val_fraction: float = flag(0.0,
+        "0: all.")
+    limit_test: int = flag(0, within="[0, inf)", help=
+        "Use only this many test images, always the same ones, balanced over the classes. 0: all.")
+    val_fraction: float = flag(0.0, within="[0, 1)", help=
         "Hold back this share of the training images, stratified by class, to select the model; "
         "the test set is then evaluated once, at the end. 0: hold back none and evaluate the test "
-        "set every --eval_freq epochs.",
-        within="[0, 1)")
-    test_fraction: float = flag(0.2,
+        "set every --eval_freq epochs.")
+    test_fraction: float = flag(0.2, within="(0, 1)", help=
         "With --dataset folder: if there is no folder of test images, hold back this share of "
-        "the images of each class to test on, always the same ones.",
-        within="(0, 1)")
+        "the images of each class to test on, always the same ones.")
     num_workers: int | None = flag(None,
         "Processes that augment images. 0: augment in the main process.",
         within="[0, 256]", unset="one per core, at most 4", on_resume="any")

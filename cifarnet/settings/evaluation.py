@@ -12,26 +12,19 @@ class EvaluationSettings(Group):
     """What is measured, and what is drawn."""
 
     # fmt: off
-    evaluate: str = flag("raw",
+    evaluate: str = flag("raw", choices=("raw", "ema"), help=
         "Weights used for accuracies, the best model and the report. ema: the averaged weights "
-        "of --ema_decay.",
-        choices=("raw", "ema"))
-    eval_freq: int = flag(1,
-        "Epochs between evaluations; the last epoch is always evaluated. 0: only the last one.",
-        within="[0, 1000000]")
-    select: str = flag("last",
-        "Model that the report describes. best also keeps best_model.pth, like --save_best.",
-        choices=("last", "best"), on_resume="any")
-    plot_training: bool = flag(True,
-        "Draw training_curves.png and learning_rate_schedule.png.",
-        on_resume="any")
-    plot_evaluation: bool = flag(True,
-        "Draw confusion_matrix.png and class_metrics.png.",
-        on_resume="any")
-    report: bool = flag(True,
-        "Write report.html: one page with the figures, the curves and the misclassified images.",
-        on_resume="any")
-    plot_freq: int = flag(50,
-        "Epochs after which the curves are drawn again during the run. 0: only at the end.",
-        within="[0, 1000000]", on_resume="any")
+        "of --ema_decay.")
+    eval_freq: int = flag(1, within="[0, 1000000]", help=
+        "Epochs between evaluations; the last epoch is always evaluated. 0: only the last one.")
+    select: str = flag("last", choices=("last", "best"), on_resume="any", help=
+        "Model that the report describes. best also keeps best_model.pth, like --save_best.")
+    plot_training: bool = flag(True, on_resume="any", help=
+        "Draw training_curves.png and learning_rate_schedule.png.")
+    plot_evaluation: bool = flag(True, on_resume="any", help=
+        "Draw confusion_matrix.png and class_metrics.png.")
+    report: bool = flag(True, on_resume="any", help=
+        "Write report.html: one page with the figures, the curves and the misclassified images.")
+    plot_freq: int = flag(50, within="[0, 1000000]", on_resume="any", help=
+        "Epochs after which the curves are drawn again during the run. 0: only at the end.")
     # fmt: on

@@ -15,28 +15,22 @@ class NetworkSettings(Group):
     """The architecture."""
 
     # fmt: off
-    network: str = flag("cifarnet",
-        "residual is a larger network, meant as a --teacher.",
-        choices=("cifarnet", "residual"))
-    attention: str = flag("none",
+    network: str = flag("cifarnet", choices=("cifarnet", "residual"), help=
+        "residual is a larger network, meant as a --teacher.")
+    attention: str = flag("none", choices=("none", "eca", "se", "simam", "cbam", "spatial"), help=
         "Add attention to the separable blocks of cifarnet. eca and se weight channels, "
-        "spatial weights positions, cbam both. simam weights each value and has no parameters.",
-        choices=("none", "eca", "se", "simam", "cbam", "spatial"))
-    attention_at: str = flag("2,3,4",
-        "Blocks of cifarnet that get the attention, with their repeats.",
-        within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N")
-    width: float = flag(1.0,
-        "Multiply the channels of cifarnet, rounded to multiples of 8.",
-        within="[0.1, 8]")
-    depth: float = flag(1.0,
+        "spatial weights positions, cbam both. simam weights each value and has no parameters.")
+    attention_at: str = flag("2,3,4", within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N", help=
+        "Blocks of cifarnet that get the attention, with their repeats.")
+    width: float = flag(1.0, within="[0.1, 8]", help=
+        "Multiply the channels of cifarnet, rounded to multiples of 8.")
+    depth: float = flag(1.0, within="[1, 8]", help=
         "Multiply the number of separable blocks of cifarnet (three), rounded up: 1.2 repeats the "
-        "last block, 2 repeats each. A repeat adds its input to its output.",
-        within="[1, 8]")
-    compound_scale: float = flag(0.0,
+        "last block, 2 repeats each. A repeat adds its input to its output.")
+    compound_scale: float = flag(0.0, within="[0, 10]", help=
         "Grow cifarnet by X steps of EfficientNet's rule. Each multiplies the depth by 1.2, the "
         "width by 1.1 and the side of the images by 1.15, and about doubles the work. The images "
-        "are enlarged on the device, in evaluation too.",
-        within="[0, 10]")
+        "are enlarged on the device, in evaluation too.")
     dropout: str = flag("0.05,0.1,0.1,0.02",
         "Share of the channels that dropout sets to zero: one rate, or one for each of the four "
         "blocks. --network residual uses the last one, before its head.",

@@ -15,37 +15,29 @@ class OutputSettings(Group):
     """What a run writes, and where."""
 
     # fmt: off
-    save_best: bool = flag(False,
-        "Keep best_model.pth; it is replaced only when the accuracy improves.",
-        on_resume="any")
-    snapshot_freq: int = flag(5,
-        "Epochs between numbered snapshots; last.pth is written every epoch. 0: no numbered ones.",
-        within="[0, 1000000]", on_resume="any")
-    keep_snapshots: int = flag(0,
-        "Keep only this many numbered snapshots, the newest ones. 0: all.",
-        within="[0, inf)", on_resume="any")
-    resume: str | None = flag(None,
+    save_best: bool = flag(False, on_resume="any", help=
+        "Keep best_model.pth; it is replaced only when the accuracy improves.")
+    snapshot_freq: int = flag(5, within="[0, 1000000]", on_resume="any", help=
+        "Epochs between numbered snapshots; last.pth is written every epoch. 0: no numbered ones.")
+    keep_snapshots: int = flag(0, within="[0, inf)", on_resume="any", help=
+        "Keep only this many numbered snapshots, the newest ones. 0: all.")
+    resume: str | None = flag(None, unset="off", metavar="PATH|auto", on_resume="any", help=
         "Continue from this snapshot. auto: from the newest one in --snapshot_dir, or start a new "
-        "run if there is none.",
-        unset="off", metavar="PATH|auto", on_resume="any")
-    resume_override: bool = flag(False,
-        "Let --resume continue with flags that change the result.",
-        on_resume="any")
-    run_dir: str = flag(".",
-        "Folder of the run: it contains the next three.", on_resume="any")
-    log_dir: str | None = flag(None,
-        "Folder for the log, the history and run.json of each run.",
-        unset="log, in --run_dir", on_resume="any")
+        "run if there is none.")
+    resume_override: bool = flag(False, on_resume="any", help=
+        "Let --resume continue with flags that change the result.")
+    run_dir: str = flag(".", on_resume="any", help=
+        "Folder of the run: it contains the next three.")
+    log_dir: str | None = flag(None, unset="log, in --run_dir", on_resume="any", help=
+        "Folder for the log, the history and run.json of each run.")
     snapshot_dir: str | None = flag(None,
         "Folder for snapshots.",
         unset="snapshots_complete, in --run_dir", on_resume="any")
-    plot_dir: str | None = flag(None,
-        "Folder for figures, metrics.json and classification_report.txt.",
-        unset="plots_complete, in --run_dir", on_resume="any")
-    tensorboard: bool = flag(False,
+    plot_dir: str | None = flag(None, unset="plots_complete, in --run_dir", on_resume="any", help=
+        "Folder for figures, metrics.json and classification_report.txt.")
+    tensorboard: bool = flag(False, on_resume="any", help=
         "Also write the history, pictures and the final figures for TensorBoard, into a folder "
-        "beside the log. Needs the package tensorboard.",
-        on_resume="any")
+        "beside the log. Needs the package tensorboard.")
     # fmt: on
 
     def folder(self, flag: str) -> Path:

@@ -12,22 +12,19 @@ class PrecisionSettings(Group):
     # fmt: off
     amp: bool = flag(False,
         "Mixed precision: autocast to --amp_dtype.")
-    amp_dtype: str = flag("auto",
-        "auto: bf16, or fp16 on CUDA devices without bf16. fp16 scales the loss and needs CUDA.",
-        choices=("auto", "bf16", "fp16"))
+    amp_dtype: str = flag("auto", choices=("auto", "bf16", "fp16"), help=
+        "auto: bf16, or fp16 on CUDA devices without bf16. fp16 scales the loss and needs CUDA.")
     sync_bn: bool = flag(False,
         "Under torchrun: compute batch normalisation statistics over all devices together. "
         "Needs CUDA.")
     compile: bool = flag(False,
         "Use torch.compile for the training step. It takes up to a minute at the start. On CUDA it "
         "uses CUDA graphs and needs gcc or clang; on the CPU it needs g++ and is slower.")
-    device: str = flag("auto",
-        "auto: CUDA if there is one, else MPS, else the CPU.",
-        choices=("auto", "cpu", "cuda", "mps"))
-    keep_memory: bool = flag(True,
+    device: str = flag("auto", choices=("auto", "cpu", "cuda", "mps"), help=
+        "auto: CUDA if there is one, else MPS, else the CPU.")
+    keep_memory: bool = flag(True, on_resume="any", help=
         "Keep freed activations in the process (on the CPU, with glibc). This is several times "
-        "faster, but the process holds more memory.",
-        on_resume="any")
+        "faster, but the process holds more memory.")
     deterministic: bool = flag(False,
         "Use only deterministic algorithms: the same results every time on one machine, but "
         "slower on CUDA.")

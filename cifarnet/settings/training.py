@@ -14,85 +14,65 @@ class TrainingSettings(Group):
     """How the network is trained."""
 
     # fmt: off
-    recipe: str | None = flag(None,
-        "Read flags from this TOML file. Flags on the command line win.",
-        unset="off", on_resume="any")
-    epochs: int = flag(250,
-        "Passes over the training images.",
-        within="[1, 1000000]", on_resume="larger")
+    recipe: str | None = flag(None, unset="off", on_resume="any", help=
+        "Read flags from this TOML file. Flags on the command line win.")
+    epochs: int = flag(250, within="[1, 1000000]", on_resume="larger", help=
+        "Passes over the training images.")
     batch_size: int | None = flag(None,
         "Images per step, over all devices together.",
         within="[1, 1000000]", unset="512, or all training images if they are fewer")
-    accumulate: int = flag(1,
+    accumulate: int = flag(1, within="[1, 1000000]", help=
         "Compute the share of each process in this many parts, one after the other, to save "
-        "memory. Batch normalisation then uses the statistics of each part.",
-        within="[1, 1000000]")
-    image_sizes: str | None = flag(None,
+        "memory. Batch normalisation then uses the statistics of each part.")
+    image_sizes: str | None = flag(None, unset="--image_size throughout", metavar="N,N,...", help=
         "Sizes of the training images in pixels, such as 16,20,24,28,32: each for an equal part "
-        "of the run. Evaluation always uses --image_size.",
-        unset="--image_size throughout", metavar="N,N,...")
-    optimizer: str = flag("sgd",
-        "muon: orthogonalised updates for the dense convolutions, sgd for the rest.",
-        choices=("sgd", "adamw", "muon"))
-    lr: float = flag(0.1,
-        "Learning rate of the first batch, or of the first one after the warm-up.",
-        within="(0, inf)")
-    min_lr: float = flag(1e-6,
-        "Learning rate of the last batch.",
-        within="[0, inf)")
-    schedule: str = flag("cosine",
-        "How the learning rate falls from --lr to --min_lr.",
-        choices=("cosine", "linear"))
-    schedule_per: str = flag("step",
+        "of the run. Evaluation always uses --image_size.")
+    optimizer: str = flag("sgd", choices=("sgd", "adamw", "muon"), help=
+        "muon: orthogonalised updates for the dense convolutions, sgd for the rest.")
+    lr: float = flag(0.1, within="(0, inf)", help=
+        "Learning rate of the first batch, or of the first one after the warm-up.")
+    min_lr: float = flag(1e-6, within="[0, inf)", help=
+        "Learning rate of the last batch.")
+    schedule: str = flag("cosine", choices=("cosine", "linear"), help=
+        "How the learning rate falls from --lr to --min_lr.")
+    schedule_per: str = flag("step", choices=("step", "epoch"), help=
         "When the learning rate falls: after each step, or after each epoch. Per epoch, --min_lr "
-        "is the rate that would follow the last epoch.",
-        choices=("step", "epoch"))
-    warmup_epochs: int = flag(0,
-        "Epochs of linear warm-up before the schedule.",
-        within="[0, 1000000]")
-    momentum: float = flag(0.9,
-        "Nesterov momentum of sgd (0: none), first beta of adamw.",
-        within="[0, 1)")
-    muon_lr: float = flag(0.1,
-        "Learning rate of the convolutions that muon updates, instead of --lr.",
-        within="(0, inf)")
-    muon_momentum: float = flag(0.6,
-        "Nesterov momentum of the convolutions that muon updates.",
-        within="[0, 1)")
-    weight_decay: float = flag(5e-4,
+        "is the rate that would follow the last epoch.")
+    warmup_epochs: int = flag(0, within="[0, 1000000]", help=
+        "Epochs of linear warm-up before the schedule.")
+    momentum: float = flag(0.9, within="[0, 1)", help=
+        "Nesterov momentum of sgd (0: none), first beta of adamw.")
+    muon_lr: float = flag(0.1, within="(0, inf)", help=
+        "Learning rate of the convolutions that muon updates, instead of --lr.")
+    muon_momentum: float = flag(0.6, within="[0, 1)", help=
+        "Nesterov momentum of the convolutions that muon updates.")
+    weight_decay: float = flag(5e-4, within="[0, inf)", help=
         "L2 penalty; decoupled with adamw. Convolutions that muon updates get none: each row of "
-        "their weights is kept at length 1.",
-        within="[0, inf)")
+        "their weights is kept at length 1.")
     decay_norms: bool = flag(True,
         "Apply weight decay to normalisation layers and biases too.")
     label_smoothing: float | None = flag(None,
         "Share of each training label that is spread evenly over all classes. The training loss "
         "is computed with the smoothed labels, the test loss without smoothing.",
         within="[0, 1)", unset=f"{SMOOTHING}; with --teacher 0")
-    class_weights: str = flag("none",
+    class_weights: str = flag("none", choices=("none", "balanced"), help=
         "balanced: weight the loss of each image by the inverse frequency of its class, so that "
-        "all classes count the same.",
-        choices=("none", "balanced"))
-    ema_decay: float = flag(0.0,
+        "all classes count the same.")
+    ema_decay: float = flag(0.0, within="[0, 1)", help=
         "Also keep averaged weights: an exponential moving average with this decay per step. "
-        "0: none.",
-        within="[0, 1)")
-    max_grad_norm: float = flag(1.0,
-        "Scale the gradient down to this norm when it is larger. 0: off.",
-        within="[0, inf)")
-    teacher: str | None = flag(None,
+        "0: none.")
+    max_grad_norm: float = flag(1.0, within="[0, inf)", help=
+        "Scale the gradient down to this norm when it is larger. 0: off.")
+    teacher: str | None = flag(None, unset="off", metavar="NAME|PATH", help=
         "Learn from the predictions of a trained network with the same classes, instead of from "
         "the labels: the name of a result, a .safetensors file or a .pth snapshot. The training "
-        "loss is then the divergence from the predictions.",
-        unset="off", metavar="NAME|PATH")
-    init: str | None = flag(None,
+        "loss is then the divergence from the predictions.")
+    init: str | None = flag(None, unset="off", metavar="NAME|PATH", help=
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
         "snapshot. Weights that do not match start at random, also those of new classes. "
-        "The images are normalised with the statistics of their own data set.",
-        unset="off", metavar="NAME|PATH")
-    seed: int = flag(42,
-        "Seed of the initial weights, the image order, augmentation and dropout.",
-        within="[0, 4294967295]")
+        "The images are normalised with the statistics of their own data set.")
+    seed: int = flag(42, within="[0, 4294967295]", help=
+        "Seed of the initial weights, the image order, augmentation and dropout.")
     # fmt: on
 
     def check(self) -> None:
