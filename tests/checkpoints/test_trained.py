@@ -97,7 +97,7 @@ def test_other_files_are_refused(tmp_path):
         ({"classes": ("a", "a")}, "do not fit"), ({"classes": ("a",)}, "do not fit"),
         ({"classes": (1, 2)}, "classes"), ({"mean": (1, float("nan"), 1)}, "mean"),
         ({"mean": (1, 10**400, 1)}, "mean"), ({"image_size": 8}, "do not fit"),
-        ({"sha256": "0" * 64}, "of another model"),
+        ({"sha256": "0" * 64}, "belong to another model"),
         ({"weights": {"w": torch.tensor([1.0, float("inf")])}}, "not finite: w"),
         ({"origin": {"epoch": True}}, "origin"), ({"origin": {"epoch": 0}}, "do not fit"),
         ({"origin": {"epoch": 10**400}}, "do not fit"), ({"origin": {"accuracy": 7.5}}, "do not"),
