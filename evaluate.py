@@ -25,7 +25,7 @@ FLAGS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit code 0; 1 where the disk does not take the files, 2 for a wrong request."""
+    """The command. Exit code 0; 1 if the files cannot be written, 2 for a wrong request."""
     return run_command(lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 

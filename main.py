@@ -22,16 +22,15 @@ DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
 
 
 def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = None) -> int:
-    """The command. Exit code 0; 1 where the run failed, 2 for a wrong request, 130 after Ctrl-C,
+    """The command. Exit code 0; 1 if the run failed, 2 for a wrong request, 130 after Ctrl-C,
     143 after SIGTERM. `presets` are values of flags that a recipe and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings, flags = Settings(), {}
+    defaults = dict(presets or {})
+    flags: dict[str, Any] = {}
 
     def read_flags() -> None:
-        nonlocal settings, flags
-        flags = given_flags(argv, DESCRIPTION)
-        settings = Settings.from_flags(**(dict(presets or {}) | flags))
-        check_request(settings)
+        flags.update(given_flags(argv, DESCRIPTION))
+        check_request(Settings.from_flags(**defaults | flags))
         import commands.training_run  # noqa: F401, and torch: Ctrl-C ends that in one line too
 
     quiet = launched_ranks().local_rank > 0
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     from commands.training_run import run_training
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    request = Request(settings, flags, command)
+    request = Request(Settings.from_flags(**defaults | flags), flags, command)
     return run_on_ranks(lambda group: run_training(request, group))
 
 

@@ -1,6 +1,6 @@
 """The network: build it, load a trained one, start from one, show it.
 
-CIFARNet itself stands in cifarnet/networks/cifarnet.py, its blocks in blocks.py beside it, and
+CIFARNet itself is in cifarnet/networks/cifarnet.py, its blocks in blocks.py beside it, and
 the table of all networks in build.py.
 """
 
@@ -37,40 +37,40 @@ def load_pretrained(name: str | Path, tta: str = "none") -> Classifier:
 
 
 def start_from(model: nn.Module, trained: TrainedModel, classes: Sequence[str]) -> list[str]:
-    """Loads what fits of `trained` into `model`, by name and shape, running statistics too.
+    """Loads the weights and running statistics of `trained` that match `model` by name and shape.
 
-    Of the head it takes the rows of those `classes` that the trained network knows by their names.
+    Of the head it loads the rows of those `classes` that the trained network has, by their names.
     Returns the names of the weights that stay as they are, if only in part. Raises `UserError` if
     nothing fits.
     """
-    own = model.state_dict()
-    head = {name: own[name].clone() for name in own if name.startswith("head.")}
-    taken = {
+    weights = model.state_dict()
+    head = {name: weights[name].clone() for name in weights if name.startswith("head.")}
+    matching = {
         name: value
         for name, value in trained.weights.items()
-        if name in own.keys() - head.keys()
-        and (value.shape, value.dtype) == (own[name].shape, own[name].dtype)
+        if name in weights.keys() - head.keys()
+        and (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
     }
-    if not taken.keys() & dict(model.named_parameters()).keys():
+    if not matching.keys() & dict(model.named_parameters()).keys():
         raise UserError(
             f"no weights of {trained.source} fit this {type(model).__name__}; use others, or "
             f"another --network"
         )
-    known = [name for name in classes if name in trained.classes]
+    shared = [name for name in classes if name in trained.classes]
     if all(
         name in trained.weights
         and trained.weights[name].shape == (len(trained.classes), *value.shape[1:])
         for name, value in head.items()
     ):
-        here = [list(classes).index(name) for name in known]
-        there = [list(trained.classes).index(name) for name in known]
+        rows = [list(classes).index(name) for name in shared]
+        source_rows = [list(trained.classes).index(name) for name in shared]
         for name, value in head.items():
-            value[here] = trained.weights[name][there]
-        own |= head
-        if len(known) == len(classes):
-            taken |= head
-    load_weights(model, own | taken)
-    return [name for name in own if name not in taken]
+            value[rows] = trained.weights[name][source_rows]
+        weights |= head
+        if len(shared) == len(classes):
+            matching |= head
+    load_weights(model, weights | matching)
+    return [name for name in weights if name not in matching]
 
 
 def model_table(model: nn.Module, size: int = 32) -> str:

@@ -99,8 +99,8 @@ class Learner:
         return norm
 
     def end_epoch(self, bn_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Makes the running statistics the mean over ranks, and takes those of the averaged
-        weights from `bn_batches`."""
+        """Averages the running statistics over ranks, and recomputes those of the averaged weights
+        on `bn_batches`."""
         average_over_ranks(self.network.buffers(), self.runtime)
         if self.averaged is not None:
             update_bn(self.averaged.module, bn_batches, self.runtime)
@@ -118,19 +118,19 @@ class Learner:
             "comparable_after": progress.comparable_after,
         }
 
-    def load(self, snapshot: Snapshot, momenta: bool = True) -> None:
-        """Goes on from `snapshot`, with the `momenta` of its optimizer or without.
+    def load(self, snapshot: Snapshot, optimizer_state: bool = True) -> None:
+        """Restores `snapshot`, optionally without optimizer state.
 
-        Raises `UserError` where the snapshot belongs to another network.
+        Raises `UserError` if the snapshot belongs to another network.
         """
         load_weights(self.network, snapshot.model.weights)
         state = snapshot.state
         try:
-            if momenta:
+            if optimizer_state:
                 restore_optimizer(self.optimizer, state.optimizer, self.settings.training.optimizer)
             if self.averaged is not None and state.averaged:
                 if not fits(self.averaged.state_dict(), state.averaged):
-                    raise ValueError("its averaged weights are of another network")
+                    raise ValueError("its averaged weights belong to another network")
                 self.averaged.load_state_dict(state.averaged)
             if self.scaler.is_enabled() and state.scaler:
                 self.scaler.load_state_dict(state.scaler)
@@ -187,8 +187,8 @@ def run_epoch(
     """Trains the next epoch of `learner`: one pass over `batches`."""
     epoch, runtime = learner.progress.epoch + 1, learner.runtime
     tally = Tally(runtime, learner.scaler.is_enabled())
-    own_draws = (runtime.rank,) if runtime.world_size > 1 else ()
-    torch.manual_seed(derived_seed(learner.settings.training.seed, epoch, DROPOUT, *own_draws))
+    rank_key = (runtime.rank,) if runtime.world_size > 1 else ()
+    torch.manual_seed(derived_seed(learner.settings.training.seed, epoch, DROPOUT, *rank_key))
     learner.forward.train()
 
     waited, started = 0.0, time.perf_counter()
@@ -214,7 +214,7 @@ def fit(
     recorders: Recorders,
     stop: Stop = lambda: None,
 ) -> None:
-    """Trains the epochs that are left. Raises `RunError` when loss or weights are not finite."""
+    """Trains the epochs that are left. Raises `RunError` if loss or weights are not finite."""
     while learner.progress.epoch < plan.epochs:
         started = time.perf_counter()
         epoch = learner.progress.epoch + 1
@@ -238,7 +238,7 @@ def fit(
 
 
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
-    """The scores on the held-out images, of "raw" and, where there are, "ema" weights."""
+    """The scores on the held-out images, of "raw" and, if they exist, "ema" weights."""
     return {
         name: scores(*predict(network.eval(), stoppable(data.held_out, stop), learner.runtime))
         for name, network in learner.networks().items()
@@ -265,11 +265,11 @@ def _row(
     evaluated = held_out.get(plan.settings.evaluation.evaluate)
     val, test = (evaluated, None) if validates else (None, evaluated)
     raw, ema = held_out.get("raw"), held_out.get("ema")
+    trained = stats._asdict()
+    del trained["bad_step"]
     return Row(
-        epoch=stats.epoch,
+        **trained,
         lr=plan.rate(plan.first_step(stats.epoch + 1) - 1),
-        train_loss=stats.loss,
-        train_accuracy=stats.accuracy,
         val_loss=val and val.loss,
         val_accuracy=val and val.top1,
         test_loss=test and test.loss,
@@ -279,17 +279,11 @@ def _row(
         raw_accuracy=raw.top1 if ema else None,
         ema_accuracy=ema and ema.top1,
         seconds=seconds,
-        train_seconds=stats.seconds,
-        images_per_second=stats.images / stats.seconds,
-        data_wait=stats.data_wait,
-        grad_norm=stats.grad_norm,
-        clipped=stats.clipped,
-        skipped_steps=stats.skipped,
     )
 
 
 def _check_finite(bad_step: int, epoch: int, plan: Plan) -> None:
-    """Raises `RunError` where there is a bad step (-1: there is none)."""
+    """Raises `RunError` if there is a bad step (-1: there is none)."""
     if bad_step >= 0:
         rate = plan.rate(plan.first_step(epoch) + bad_step)
         raise RunError(

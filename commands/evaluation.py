@@ -91,8 +91,8 @@ def write_evaluation(
 
     Removes page and pictures of another network or other images: they must not stand beside these.
     With --plot_evaluation also two pictures, with --report a page that shows `data` too. `last`
-    and `best` are the reports of a run's last and best model, where there are such. Raises
-    `RunError` where the disk does not take the files.
+    and `best` are the reports of a run's last and best model, if they exist. Raises
+    `RunError` if the files cannot be written.
     """
     try:
         remove_other_pictures(directory, report)
@@ -118,7 +118,7 @@ def run_evaluation(
 
     `options` are snapshot, pretrained, tta and evaluate; `flags` those of `Settings` that the user
     gave. `names` are the models of --pretrained; None: the snapshot is evaluated. Raises
-    `UserError`, and `RunError` where the disk does not take the files.
+    `UserError`, and `RunError` if the files cannot be written.
     """
     run: dict[str, Any] = {"id": None, "log": None, "command": command}
     facts: dict[str, Any] = {}
@@ -191,8 +191,8 @@ def _warn_of_training_images(
     drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
         print_line(
-            f"warning: the images to train on in {tree} are not those of the training; if the "
-            f"network learnt from this folder, it knows some of the test images"
+            f"warning: the training images in {tree} differ from those the network was trained on; "
+            f"if it was trained on this folder, some test images may have been training images"
         )
 
 

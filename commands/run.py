@@ -8,7 +8,7 @@ from typing import Any
 from cifarnet.checkpoints.folder import find_best
 from cifarnet.checkpoints.resume import ResumePlan
 from cifarnet.checkpoints.snapshots import RunState, Snapshot, describe_origin
-from cifarnet.checkpoints.trained import Origin, TrainedModel, fingerprint
+from cifarnet.checkpoints.trained import TrainedModel, fingerprint
 from cifarnet.core.device import Runtime
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
@@ -61,16 +61,6 @@ class Run:
             world_size=self.runtime.world_size,
             teacher_sha256=self.teacher_sha256,
         )
-        origin = Origin(
-            dataset=splits.name,
-            epoch=done,
-            weights="raw",
-            selected_by="",
-            accuracy=None,
-            accuracy_from="",
-            computed_on=self.runtime.computed_on,
-            settings=settings.flags,
-        )
         weights = self.learner.network.state_dict()
         model = TrainedModel(
             network=settings.network,
@@ -78,7 +68,9 @@ class Run:
             classes=splits.train.classes,
             mean=tuple(splits.mean),
             std=tuple(splits.std),
-            origin=describe_origin(origin, state.history, "raw", best=False),
+            origin=describe_origin(
+                splits.name, done, self.runtime.computed_on, settings.flags, state.history
+            ),
             sha256=fingerprint(weights),
             source="",
             weights=weights,
@@ -86,8 +78,8 @@ class Run:
         return Snapshot(model, state)
 
 
-def best_snapshot(run: Run, source: Path, directory: Path) -> Path | None:
+def best_snapshot(learner: Learner, source: Path, directory: Path) -> Path | None:
     """The snapshot of the best epoch so far, in `directory` or beside `source`; None: none."""
-    progress = run.learner.progress
+    progress = learner.progress
     find = partial(find_best, source, directory, progress.best_epoch, progress.run_id)
-    return broadcast_from_rank0(find, run.runtime)
+    return broadcast_from_rank0(find, learner.runtime)

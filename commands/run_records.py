@@ -1,6 +1,5 @@
 """What a run writes down: its recorders, and its facts for run.json."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,11 +52,11 @@ def _draw_examples(run: Run) -> np.ndarray:
     return plots.mosaic(*examples)
 
 
-def _facts(run: Run) -> Callable[[], dict[str, Any]]:
+def _facts(run: Run) -> dict[str, Any]:
     """The facts of `run` for run.json: see docs/reading-a-run.md."""
     settings, runtime, splits, network = run.settings, run.runtime, run.splits, run.learner.network
     size, resume = settings.data.image_size, run.resume
-    facts = {
+    return {
         "command": run.command,
         "settings": settings.flags,
         "versions": versions(),
@@ -89,4 +88,3 @@ def _facts(run: Run) -> Callable[[], dict[str, Any]]:
         "snapshot_dir": str(run.folders["snapshot_dir"]),
         "plot_dir": str(run.folders["plot_dir"]),
     }
-    return lambda: facts

@@ -54,7 +54,7 @@ def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, T
     last = snapshot.trained(kind)
     models = {"last": replace(last, source=str(source))}
     if run.settings.keeps_best:
-        path = best_snapshot(run, source, source.parent)
+        path = best_snapshot(run.learner, source, source.parent)
         if path:
             best = broadcast_from_rank0(lambda: read_snapshot(path), run.runtime)
             models["best"] = best.trained(kind, best=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from cifarnet.augment.mixing import Mixing
-from cifarnet.checkpoints.folder import find_best, find_newest, move_aside
+from cifarnet.checkpoints.folder import find_newest, move_aside
 from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import BEST, LAST, model_flag
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
@@ -28,14 +28,14 @@ from train import Learner
 
 
 def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunLog) -> Path | None:
-    """The snapshot that --resume means; None: the run starts anew. `directory` is searched."""
+    """The snapshot that --resume means; None: the run is new. `directory` is searched."""
     if settings.output.resume != "auto":
         return Path(settings.output.resume) if settings.output.resume else None
-    source, passed_over = broadcast_from_rank0(lambda: find_newest(directory), runtime)
-    for why in passed_over:
-        log.line(f"passed over: {why}")
+    source, reasons = broadcast_from_rank0(lambda: find_newest(directory), runtime)
+    for why in reasons:
+        log.line(f"skipped: {why}")
     if source is None:
-        log.line(f"nothing to resume in {directory}: starting anew")
+        log.line(f"nothing to resume in {directory}: starting a new run")
     return source
 
 
@@ -56,9 +56,7 @@ def disable_slow_amp(
 
 def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[str, TrainedModel]:
     """The trained models that `flags`, init or teacher, name; those that are not set are left out.
-
-    Raises `UserError`.
-    """
+    Raises `UserError`."""
 
     def read(flag: str) -> TrainedModel:
         with model_flag(flag, settings) as name:
@@ -117,15 +115,15 @@ def current_run(
 
 def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log: RunLog) -> None:
     """Loads the weights of `model`, which --init names, into `network`. Raises `UserError`."""
-    fresh = start_from(network, model, current.classes)
+    initial = start_from(network, model, current.classes)
     shared = sum(name in model.classes for name in current.classes)
     head = _describe_head(model, current, shared)
     log.line(f"starting from the weights {model.source}: {_describe(model)}{head}")
     has_new_classes = shared < len(current.classes)  # the line above says so
-    unknown = [name for name in fresh if not (has_new_classes and name.startswith("head."))]
-    if unknown:
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        log.line(f"fresh, as those weights do not fit: {', '.join(unknown[:8])}{more}")
+    unmatched = [name for name in initial if not (has_new_classes and name.startswith("head."))]
+    if unmatched:
+        more = f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else ""
+        log.line(f"randomly initialized, no matching weights: {', '.join(unmatched[:8])}{more}")
     if model.classes == current.classes:
         _warn_of_validation_images("the network that --init names", model, current, log.line)
 
@@ -136,7 +134,7 @@ def _describe_head(model: TrainedModel, current: CurrentRun, shared: int) -> str
         names = ", ".join(model.classes[:3])
         return f"; with a new head, as its classes differ ({names}, ...)"
     if model.classes != current.classes:
-        return f"; its head knows {shared} of the {len(current.classes)} classes, by their names"
+        return f"; head loaded for {shared} of {len(current.classes)} classes, matched by name"
     return ""
 
 
@@ -206,7 +204,7 @@ def _describe(model: TrainedModel) -> str:
 
 
 def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
-    """Loads the snapshot of `plan` into `learner`. Raises `UserError` where it does not fit."""
+    """Loads the snapshot of `plan` into `learner`. Raises `UserError` if it does not fit."""
     try:
         learner.load(plan.snapshot, plan.keeps_momenta)
     except UserError as problem:
@@ -214,33 +212,29 @@ def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
     learner.progress.comparable_after = plan.comparable_after
     for message in plan.messages:
         log.line(message)
-    progress, settings = learner.progress, learner.settings
-    if plan.finished and settings.evaluation.select == "best":
-        find = partial(
-            find_best, plan.source, plan.source.parent, progress.best_epoch, progress.run_id
+    needs_best = plan.finished and learner.settings.evaluation.select == "best"
+    if needs_best and not best_snapshot(learner, plan.source, plan.source.parent):
+        raise UserError(
+            f"--select best: no snapshot of the best epoch {learner.progress.best_epoch} is beside "
+            f"{plan.source}; leave it out"
         )
-        if not broadcast_from_rank0(find, learner.runtime):
-            raise UserError(
-                f"--select best: no snapshot of the best epoch {progress.best_epoch} is beside "
-                f"{plan.source}; leave it out"
-            )
 
 
 def archive_old_snapshots(run: Run) -> None:
     """Moves snapshots of other runs in --snapshot_dir aside, and copies this run's into it.
 
     If this run continues from another folder, its newest and its best snapshot are copied:
-    `--resume auto` then finds them even after a crash. Raises `UserError` if the disk does not
-    take them.
+    `--resume auto` then finds them even after a crash. Raises `UserError` if they
+    cannot be written.
     """
     plan, progress, directory = run.resume, run.learner.progress, run.folders["snapshot_dir"]
     best = None
     if plan and run.settings.keeps_best and progress.best_epoch:
-        best = best_snapshot(run, plan.source, directory)
+        best = best_snapshot(run.learner, plan.source, directory)
         if not best:
             run.log.line(
                 f"no snapshot of the best epoch {progress.best_epoch} is beside {plan.source}: "
-                f"the best starts anew"
+                f"the best epoch is chosen from the following ones"
             )
             progress.comparable_after = progress.epoch
     if run.runtime.rank:

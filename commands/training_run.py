@@ -204,9 +204,9 @@ def _say_how_to_continue(run: Run, why: BaseException, group: Group) -> None:
     """Logs why the run ended early, and the command that continues it."""
     progress, command = run.learner.progress, run.command
     stepped = run.learner.first_step_seconds > 0
-    trained_here = stepped or progress.epoch < run.settings.training.epochs
+    has_trained = stepped or progress.epoch < run.settings.training.epochs
     last = run.folders["snapshot_dir"] / LAST
-    if trained_here and last.exists():  # else the same command does it again
+    if has_trained and last.exists():  # else the same command does it again
         words = build_parser("", ["resume"]).parse_known_args(command)[1]  # without --resume
         resume = run.settings.output.resume
         by_path = resume not in (None, "auto")  # its flags say only what changed

@@ -141,7 +141,7 @@ def test_an_optimizer_may_start_anew(change):
     first = small_run()
     first.fit()
     second = small_run(epochs=3, **change)
-    second.learner.load(first.snapshot(), momenta=False)
+    second.learner.load(first.snapshot(), optimizer_state=False)
     assert not second.learner.optimizer.state
     ours, expected = (run.learner.network.state_dict() for run in (second, first))
     assert all(torch.equal(value, ours[name]) for name, value in expected.items())

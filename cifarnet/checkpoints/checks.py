@@ -1,7 +1,6 @@
-"""Checks of what a file holds, once, when it is loaded. Each raises `ValueError` or tells why not.
+"""Checks of what a file holds, once, when it is loaded.
 
-A checksum shows damage, not intent: a file that somebody made can fit its checksum and hold
-anything.
+Functions raise ValueError or return a bool. A checksum detects damage, not tampering.
 """
 
 import dataclasses
@@ -76,9 +75,10 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"its weights are not finite: {name}")
 
 
-def fits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether `weights` have the names, shapes and types of `own`, a network's state_dict."""
-    return own.keys() == weights.keys() and all(
+def fits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether `weights` have the names, shapes and types of `expected`, a network's
+    state_dict."""
+    return expected.keys() == weights.keys() and all(
         (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
-        for name, value in own.items()
+        for name, value in expected.items()
     )

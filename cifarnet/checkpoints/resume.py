@@ -1,4 +1,4 @@
-"""How a run continues from a snapshot: a pure plan, or a refusal."""
+"""How a run continues from a snapshot: computes the plan, or raises UserError."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ def kept_settings(snapshot: Snapshot, source: Path, flags: dict[str, Any]) -> Se
         left_out |= {"log_dir", "snapshot_dir", "plot_dir"}
     elif config["snapshot_dir"] is None and source.absolute().parent.name == SNAPSHOTS:
         run_dir = {"run_dir": str(source.parent.parent)}
-    kept = {name: value for name, value in config.items() if name not in left_out}
-    return settings_from_dict(kept | run_dir | flags)
+    inherited = {name: value for name, value in config.items() if name not in left_out}
+    return settings_from_dict(inherited | run_dir | flags)
 
 
 def compare_settings(snapshot: Snapshot, source: Path, settings: Settings) -> Changes:
@@ -90,7 +90,7 @@ def plan_resume(
 ) -> ResumePlan:
     """How the run `current` continues from `snapshot`, which was read from `source`.
 
-    `changes` are those of `compare_settings`. Raises `UserError` where it must not: other
+    `changes` are those of `compare_settings`. Raises `UserError` if it cannot: other
     classes, or images or a teacher that would alter the result, unless --resume_override.
     """
     settings, former, epoch = current.settings, snapshot.settings, snapshot.epoch
@@ -111,7 +111,7 @@ def plan_resume(
         )
     keeps_momenta = _optimizer_kind(former) == _optimizer_kind(settings)
     if not keeps_momenta:
-        messages.append("the optimizer's momenta start anew: the snapshot's fit other settings")
+        messages.append("optimizer state is reset: the settings have changed")
     messages += _other_machine(snapshot, current)
     epochs = settings.training.epochs
     finished = epoch >= epochs
@@ -120,7 +120,7 @@ def plan_resume(
             f"--epochs {epochs} stretches the schedule and --image_sizes: the learning rate was "
             f"{snapshot.state.history[-1].lr:.3g} at the end of epoch {epoch} and goes on at "
             f"{current.rate_after(epoch):.3g}; a run that had {epochs} epochs from the start would "
-            f"end elsewhere"
+            f"give another result"
         )
     if finished:
         messages.append(
@@ -148,13 +148,13 @@ def _comparable_after(snapshot: Snapshot, current: CurrentRun) -> int:
 
 def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:
     """Images and teacher that differ from those of the run of `snapshot`, in words."""
-    other, model = [], snapshot.model
+    changed, model = [], snapshot.model
     if same_flags and not current.same_normalization(model.mean, model.std):
-        other.append("the training images (their channel statistics differ)")
-    taught = snapshot.settings.training.teacher and current.teacher_sha256
-    if taught and current.teacher_sha256 != snapshot.state.teacher_sha256:
-        other.append(f"the teacher {current.settings.training.teacher} (its weights differ)")
-    return other
+        changed.append("the training images (their channel statistics differ)")
+    has_teacher = snapshot.settings.training.teacher and current.teacher_sha256
+    if has_teacher and current.teacher_sha256 != snapshot.state.teacher_sha256:
+        changed.append(f"the teacher {current.settings.training.teacher} (its weights differ)")
+    return changed
 
 
 def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:

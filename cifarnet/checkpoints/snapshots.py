@@ -79,7 +79,16 @@ class Snapshot:
         kind = weights or self.settings.evaluation.evaluate
         tensors = WEIGHTS[kind](self)
         best = best or Path(self.model.source).name == BEST
-        origin = describe_origin(self.model.origin, self.state.history, kind, best)
+        former = self.model.origin
+        origin = describe_origin(
+            former.dataset,
+            former.epoch,
+            former.computed_on,
+            former.settings,
+            self.state.history,
+            kind,
+            best,
+        )
         return dataclasses.replace(
             self.model, weights=tensors, origin=origin, sha256=fingerprint(tensors)
         )
@@ -105,21 +114,32 @@ WEIGHTS: dict[str, Callable[[Snapshot], dict[str, Tensor]]] = {
 }
 
 
-def describe_origin(origin: Origin, history: list[Row], weights: str, best: bool) -> Origin:
-    """`origin` of the `weights`, "raw" or "ema", with what `history` says of them.
+def describe_origin(
+    dataset: str,
+    epoch: int,
+    computed_on: str,
+    flags: dict[str, Any],
+    history: list[Row],
+    weights: str = "raw",
+    best: bool = False,
+) -> Origin:
+    """The origin of the `weights`, "raw" or "ema", of a run with `flags` and `history`.
 
-    `best` says that the epoch is the best one.
+    `best` says that `epoch` is the best one.
     """
-    settings = settings_from_dict(origin.settings)
-    measured = [row.test_accuracy for row in history if row.epoch == origin.epoch]
+    settings = settings_from_dict(flags)
+    measured = [row.test_accuracy for row in history if row.epoch == epoch]
     accuracy = measured[0] if measured and weights == settings.evaluation.evaluate else None
-    measured_at = f"the run's history, epoch {origin.epoch}"
-    return dataclasses.replace(
-        origin,
+    measured_at = f"the run's history, epoch {epoch}"
+    return Origin(
+        dataset=dataset,
+        epoch=epoch,
         weights=weights,
         selected_by=_selected_by(settings, history, best),
         accuracy=accuracy,
         accuracy_from="not measured" if accuracy is None else measured_at,
+        computed_on=computed_on,
+        settings=flags,
     )
 
 

@@ -97,7 +97,7 @@ class TrainedModel(ModelInfo):
     def build(self) -> nn.Module:
         """The trained network, on the CPU in evaluation mode: see `build_model`.
 
-        Raises `UserError` if the weights are of another network.
+        Raises `UserError` if the weights belong to another network.
         """
         network = build_model(self.network, len(self.classes))
         load_weights(network, self.weights)
@@ -136,8 +136,8 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
     )
     settings_from_dict(origin.settings)
     classes, mean, std = (tuple(fields[name]) for name in ("classes", "mean", "std"))
-    known = {field.name for field in dataclasses.fields(NetworkSettings)}
-    unknown = fields["network"].keys() - known
+    names = {field.name for field in dataclasses.fields(NetworkSettings)}
+    unknown = fields["network"].keys() - names
     if unknown:
         raise ValueError(f"its network has an unknown setting, {min(unknown)}")
     if not (
@@ -161,9 +161,9 @@ def trained_model(info: ModelInfo, weights: dict[str, Tensor]) -> TrainedModel:
     """The model of `info` and `weights`. Raises `ValueError` unless these are its weights."""
     check_finite(weights)
     if info.sha256 != fingerprint(weights):
-        raise ValueError("its weights are of another model")
-    own = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
-    return TrainedModel(**own, weights=weights)
+        raise ValueError("its weights belong to another model")
+    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
+    return TrainedModel(**values, weights=weights)
 
 
 def info_from_metadata(metadata: Mapping[str, str], path: Path, source: str) -> ModelInfo:

@@ -70,7 +70,9 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
     available.
     """
     if ranks is None and launched_ranks().world_size > 1:
-        raise UserError("this command runs as one process; start it with python, without torchrun")
+        raise UserError(
+            "the command supports one process only; start it with python, without torchrun"
+        )
     ranks = ranks or ALONE
     device = _pick_device(precision.device, ranks)
     if precision.sync_bn and device.type != "cuda":

@@ -36,8 +36,10 @@ class Recorder:
         """Called after each epoch; its row is the last one of the history."""
 
     def end(self, progress: Progress) -> None:
-        """Called when no epoch follows: all are done, or the run was stopped. Again where it is
-        stopped after that."""
+        """Called when no epoch follows: all are done, or the run was stopped.
+
+        Called a second time if the run is stopped later.
+        """
 
     def report(self, report: Report) -> None:
         """Called once all epochs are done and the network is evaluated."""
@@ -86,7 +88,7 @@ class Recorders:
         for recorder in self.recorders:
             try:
                 getattr(recorder, event)(*news)
-                if event in ("start", "row", "end"):  # else most write nothing: it mends nothing
+                if event in ("start", "row", "end"):  # other events do not write pending data
                     self.failed.pop(recorder, None)
             except OSError as problem:
                 self.failed[recorder] = problem
@@ -94,7 +96,7 @@ class Recorders:
                 self.log.line(f"warning: {recorder.failure} ({problem.strerror}){again}")
 
     def check(self) -> None:
-        """Raises `RunError` where the last try of a recorder failed."""
+        """Raises `RunError` if the last try of a recorder failed."""
         for recorder in self.failed:
             raise RunError(f"{recorder.failure}; see the log")
 

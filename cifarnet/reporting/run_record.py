@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 from cifarnet.checkpoints.history import Progress
@@ -17,8 +16,8 @@ class RunRecord(Recorder):
 
     failure = "run.json could not be written"
 
-    def __init__(self, log: RunLog, facts: Callable[[], dict[str, Any]]) -> None:
-        """`facts()` are the keys that `docs/reading-a-run.md` lists, but for those set here."""
+    def __init__(self, log: RunLog, facts: dict[str, Any]) -> None:
+        """`facts` are the keys that `docs/reading-a-run.md` lists, but for those set here."""
         self.log, self.facts = log, facts
         self.started, self.progress = _now(), Progress()
         self.figures: dict[str, Any] | None = None
@@ -41,7 +40,7 @@ class RunRecord(Recorder):
             "ended": ended,
             "epochs_done": progress.epoch,
             "seconds": sum(row.train_seconds for row in progress.history),
-            **self.facts(),
+            **self.facts,
             "figures": self.figures,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""What a step learns from: labels, smoothed or mixed labels, or a teacher.
+"""Training losses: cross-entropy, mixed labels, distillation.
 
 An objective is called with the network, a batch and its place in the run. It returns the loss,
 summed over the images, and the logits. The training loop knows nothing else of it.

@@ -1,4 +1,4 @@
-"""What an epoch adds up to: loss, accuracy, gradient norms; and the progress bar that shows it."""
+"""Running sums of an epoch."""
 
 import time
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from cifarnet.core.ranks import earliest_over_ranks, sum_over_ranks
 
 
 class EpochStats(NamedTuple):
-    """What one pass over the training images showed; means are over images or steps."""
+    """The figures of a pass over the training images: those of `Row`, and `bad_step`."""
 
     epoch: int
-    images: int  # of all ranks
-    loss: float
-    accuracy: float
-    grad_norm: float  # before clipping, over the steps where it was finite
-    clipped: float  # share of steps whose gradient was scaled down
-    skipped: int  # steps that the fp16 scaler left out
-    seconds: float
-    data_wait: float  # share of `seconds` spent waiting for the next batch
+    train_loss: float
+    train_accuracy: float
+    train_seconds: float
+    images_per_second: float
+    data_wait: float
+    grad_norm: float  # over the steps where it was finite
+    clipped: float
+    skipped_steps: int
     bad_step: int  # the first step whose loss or gradient was not finite; -1: none
 
 
@@ -66,21 +66,24 @@ class Tally:
         return {"loss": f"{loss:.4f}", "acc": f"{accuracy:.2%}"}
 
     def stats(self, epoch: int, started: float, waited: float) -> EpochStats:
-        """The means over all ranks, of an epoch that `started` then and `waited` so long."""
+        """Means over all ranks.
+
+        `started`: start time; `waited`: seconds spent waiting for batches.
+        """
         infinite = int(self.infinite)  # waits for the device: only now the epoch is over
         seconds = time.perf_counter() - started
         sums = [self.loss.item(), self.correct.item(), self.images]
         loss, correct, images = sum_over_ranks(sums, self.runtime)
         return EpochStats(
             epoch=epoch,
-            images=int(images),
-            loss=loss / images,
-            accuracy=correct / images,
+            train_loss=loss / images,
+            train_accuracy=correct / images,
+            train_seconds=seconds,
+            images_per_second=images / seconds,
+            data_wait=waited / seconds,
             grad_norm=self.norm.item() / max(1, self.steps - infinite),
             clipped=self.clipped.item() / self.steps,
-            skipped=infinite if self.scaled else 0,
-            seconds=seconds,
-            data_wait=waited / seconds,
+            skipped_steps=infinite if self.scaled else 0,
             bad_step=earliest_over_ranks(int(self.bad_step), self.runtime),
         )
 

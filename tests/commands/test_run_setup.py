@@ -16,7 +16,7 @@ def continued_run(source, directory, save_best=True):
     snapshot, lines = read_snapshot(source), []
     return SimpleNamespace(
         resume=SimpleNamespace(source=source, snapshot=snapshot),
-        learner=SimpleNamespace(progress=snapshot.state.progress),
+        learner=SimpleNamespace(progress=snapshot.state.progress, runtime=ALONE),
         folders={"snapshot_dir": directory},
         settings=Settings.from_flags(save_best=save_best),
         runtime=ALONE,

@@ -88,7 +88,7 @@ def test_a_file_system_without_niceties_keeps_everything(command, monkeypatch):
         (Path("snapshots_complete") / name).unlink()
     done = command("main", *SHORT, "--epochs", "2", "--resume", "auto")
     assert (done.code, done.err) == (0, "")
-    assert "passed over: last.pth" in done.out
+    assert "skipped: last.pth" in done.out
     assert "resuming after epoch 1 from snapshots_complete/best_model.pth" in done.out
 
 
@@ -283,7 +283,7 @@ def test_a_changed_weight_is_noticed_and_an_older_snapshot_taken(command, tmp_pa
     last.write_bytes(content)
     done = command("main", *RUN, "--resume", "auto")
     assert done.code == 0
-    assert "passed over: snapshots_complete/last.pth is damaged, or not a snapshot" in done.out
+    assert "skipped: snapshots_complete/last.pth is damaged, or not a snapshot" in done.out
     assert "resuming after epoch 4 from snapshots_complete/snapshot_epoch_0004.pth" in done.out
     moved = next(Path("snapshots_complete").glob("before_*"))
     assert (moved / "last.pth").read_bytes() == content

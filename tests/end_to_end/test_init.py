@@ -45,7 +45,7 @@ def test_other_classes_get_a_fresh_head(run_from, trained):
     tree = draw_tree(Path("tree"), classes=("bar", "disc", "tree"))
     done = run_from(trained.weights, tree)
     assert (done.code, done.err) == (0, "")
-    assert "; its head knows 2 of the 3 classes, by their names\n" in done.out
+    assert "; head loaded for 2 of 3 classes, matched by name\n" in done.out
     before, after = torch.load(trained.snapshot)["weights"], snapshot("last.pth")["weights"]
     assert (after["head.weight"] - before["head.weight"]).abs().max() > 1e-3
     name = "c4.conv.1.weight"

@@ -77,8 +77,8 @@ def test_auto_without_a_snapshot_starts_anew_and_passes_over_broken_ones(command
     Path("snapshots_complete/last.pth").write_text("broken")
     done = command("main", *QUICK, "--epochs", "1", "--resume", "auto")
     assert done.code == 0
-    assert "passed over: " in done.out
-    assert "starting anew" in done.out
+    assert "skipped: " in done.out
+    assert "starting a new run" in done.out
     kept = list(Path("snapshots_complete").glob("before_*/last.pth"))
     assert [path.read_text() for path in kept] == ["broken"]
 
@@ -128,7 +128,7 @@ def test_flags_that_alter_the_result_are_refused_unless_told(command):
     done = command("main", *changed, "--resume_override")
     assert done.code == 0
     assert "changed: optimizer sgd -> adamw" in done.out
-    assert "momenta start anew" in done.out
+    assert "optimizer state is reset" in done.out
 
 
 def test_other_images_under_the_same_flags_are_noticed(command, tree):
