@@ -17,6 +17,15 @@ from cifarnet.settings.parser import add_pretrained
 from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
 
+SWITCHES = {
+    "quick": "One round of the rows that decide: two minutes on two cores.",
+    "compiled": "Measure torch.compile too: a minute per row.",
+    "profile": "Instead, show the twenty costliest operations of a training step.",
+    "networks": "Instead, measure training steps of CIFARNet with each attention and of other "
+    "sizes.",
+    "inference": "Instead, measure inference: in PyTorch and as ONNX files, in turns.",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit code 0; 1 if a measurement failed, 2 for a wrong request."""
@@ -46,38 +55,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         description="Measures the speed of training, or of --inference, on this machine."
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="One round of the rows that decide: two minutes on two cores.",
-    )
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--json", metavar="FILE", help="Write the figures to this file too.")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="Only measurements with TEXT in their name."
     )
     parser.add_argument(
-        "--compiled", action="store_true", help="Measure torch.compile too: a minute per row."
-    )
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="Instead, show the twenty costliest operations of a training step.",
-    )
-    parser.add_argument(
         "--ranks",
         metavar="N,N",
         help="Instead, measure training with each of these numbers of processes.",
-    )
-    parser.add_argument(
-        "--networks",
-        action="store_true",
-        help="Instead, measure training steps of CIFARNet with each attention and of other sizes.",
-    )
-    parser.add_argument(
-        "--inference",
-        action="store_true",
-        help="Instead, measure a trained model at work: in PyTorch and as ONNX files, in turns.",
     )
     add_pretrained(parser, note="For --inference (default: long).")
     parser.add_argument(

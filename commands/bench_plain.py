@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from cifarnet.core.late import LateModule
 from cifarnet.images.cifar import CIFAR10_MEAN, CIFAR10_STD
 from cifarnet.images.imageset import ImageSet
+from cifarnet.inference.readback import random_images
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.settings import Settings
 
@@ -25,7 +26,7 @@ def plain_loop(device: str, steps: int) -> float:
     optimizer = optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    images = _PlainImages(random_images(BATCH * (steps + 1)))
+    images = _PlainImages(noise(BATCH * (steps + 1)))
     times = []
     started = time.perf_counter()
     for batch, labels in DataLoader(images, BATCH, shuffle=True, num_workers=2):
@@ -40,11 +41,9 @@ def plain_loop(device: str, steps: int) -> float:
     return BATCH / statistics.median(times[1:])
 
 
-def random_images(count: int, size: int = 32) -> ImageSet:
-    """The same random pixels each time, with ten classes in turn."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-    return ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
+def noise(count: int, size: int = 32) -> ImageSet:
+    """Random images, with ten classes in turn."""
+    return ImageSet(random_images(count, size), torch.arange(count) % 10, tuple("0123456789"))
 
 
 class _PlainImages:

@@ -4,14 +4,12 @@ bench.py checks the names before it imports torch.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.late import LateModule
 from cifarnet.settings import FLAGS
 
-bench_plain = LateModule("commands.bench_plain")
 bench_training = LateModule("commands.bench_training")
 
 NETWORKS: dict[str, dict[str, Any]] = {  # the settings of each row of --networks
@@ -23,65 +21,50 @@ NETWORKS_BATCH = 128  # images: the largest network needs four times the memory 
 
 
 class Measurement(NamedTuple):
-    """A row of the table: `measure(device)` returns its rate."""
+    """A row of the table: a function of bench_training.py, which returns its rate."""
 
-    measure: Callable[[str], float]
+    function: str
+    options: dict[str, Any]
     decides: bool = True  # measured in each round, and with --quick; else in the first round only
 
-
-def _steps(device: str) -> int:
-    """The steps of an epoch, so that it takes a second at least."""
-    return 50 if device == "cuda" else 3
+    def measure(self, device: str) -> float:
+        """The rate on `device`, or on the one in `options`."""
+        return getattr(bench_training, self.function)(**{"device": device} | self.options)
 
 
 def _of_dtype(dtype: str) -> dict[str, Measurement]:
-    amp = dtype == "bf16"
-
-    def loop(engine: str) -> Callable[[str], float]:
-        return lambda device: bench_training.training(device, amp, engine, _steps(device))
-
-    def one(**how: Any) -> Measurement:
-        return Measurement(lambda device: bench_training.step(device, amp, **how), decides=False)
-
-    def passes(decides: bool, **how: Any) -> Measurement:
-        return Measurement(lambda device: bench_training.evaluation(device, amp, **how), decides)
-
+    bf16 = dtype == "bf16"
+    amp = {"amp": bf16}
+    plain = amp | {"plain": True}
     return {
-        f"main.py, {dtype}, albumentations": Measurement(loop("albumentations")),
-        f"main.py, {dtype}, batched": Measurement(loop("batched"), decides=amp),
-        f"step, {dtype}, plain forms": one(plain=True),
-        f"step, {dtype}, fast forms": one(),
-        f"step, {dtype}, compiled": one(compile_it=True),
-        f"evaluation, {dtype}, plain forms": passes(decides=False, plain=True),
-        f"evaluation, {dtype}, fast forms": passes(decides=amp),
+        f"main.py, {dtype}, albumentations": Measurement(
+            "training", amp | {"engine": "albumentations"}
+        ),
+        f"main.py, {dtype}, batched": Measurement("training", amp | {"engine": "batched"}, bf16),
+        f"step, {dtype}, plain forms": Measurement("step", plain, decides=False),
+        f"step, {dtype}, fast forms": Measurement("step", amp, decides=False),
+        f"step, {dtype}, compiled": Measurement("step", amp | {"compile": True}, decides=False),
+        f"evaluation, {dtype}, plain forms": Measurement("evaluation", plain, decides=False),
+        f"evaluation, {dtype}, fast forms": Measurement("evaluation", amp, decides=bf16),
     }
 
 
-def _product(amp: bool) -> Measurement:
-    return Measurement(lambda device: bench_training.matmul(device, amp))
-
-
-def _augmentation(engine: str) -> Measurement:
-    return Measurement(lambda device: bench_training.augmentation(engine))
-
-
-def _network(flags: dict[str, Any]) -> Measurement:
-    return Measurement(
-        lambda device: bench_training.step(device, False, batch=NETWORKS_BATCH, **flags)
-    )
-
-
 MEASUREMENTS: dict[str, Measurement] = {  # by name, in the order of the table
-    "matrix product, fp32": _product(amp=False),
-    "matrix product, bf16": _product(amp=True),
-    "plain loop, fp32": Measurement(
-        lambda device: bench_plain.plain_loop(device, _steps(device) // 3)
-    ),
+    "matrix product, fp32": Measurement("matmul", {"amp": False}),
+    "matrix product, bf16": Measurement("matmul", {"amp": True}),
+    "plain loop, fp32": Measurement("plain_loop", {}),
     **_of_dtype("fp32"),
     **_of_dtype("bf16"),
-    "augmentation, one core, albumentations": _augmentation("albumentations"),
-    "augmentation, one core, batched": _augmentation("batched"),
-    **{f"network, {name}": _network(flags) for name, flags in NETWORKS.items()},
+    **{
+        f"augmentation, one core, {engine}": Measurement(
+            "augmentation", {"device": "cpu", "engine": engine}
+        )
+        for engine in ("albumentations", "batched")
+    },
+    **{
+        f"network, {name}": Measurement("step", {"batch_size": NETWORKS_BATCH} | flags)
+        for name, flags in NETWORKS.items()
+    },
 }
 
 

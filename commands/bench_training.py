@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity
 
 from cifarnet.core.device import init_process
@@ -31,14 +30,13 @@ from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.precision import PrecisionSettings
-from cifarnet.training.compiling import compiled
 from cifarnet.training.objective import Labels
 from cifarnet.training.plan import Plan
-from commands.bench_plain import BATCH, random_images
+from cifarnet.training.tally import Tally
+from commands import bench_plain
+from commands.bench_plain import BATCH, noise
 from data import Batches, EvalBatches, build_batches, build_engine
-from train import Learner, fit, run_epoch
-
-PARAMETERS = 174_762  # of CIFARNet
+from train import Learner, StepBatch, fit, run_epoch, train_step
 
 
 def matmul(device: str, amp: bool) -> float:
@@ -48,57 +46,45 @@ def matmul(device: str, amp: bool) -> float:
     return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
 
 
-def step(
-    device: str,
-    amp: bool,
-    *,
-    plain: bool = False,
-    compile_it: bool = False,
-    batch: int = BATCH,
-    **changes: Any,
-) -> float:
+def plain_loop(device: str) -> float:
+    """Images of the usual loop: see bench_plain.py."""
+    return bench_plain.plain_loop(device, _steps(device) // 3)
+
+
+def step(device: str, plain: bool = False, **flags: Any) -> float:
     """Images of main.py's step alone, on one batch that is already on the device.
 
-    `changes` are settings of the network.
+    `plain`: in the plain forms of the network's blocks. `flags` are those of main.py.
     """
-    settings = Settings.from_flags(device=device, amp=amp, **changes)
-    runtime = init_process(settings.precision, settings.training.seed)
-    model = build_model(settings.network, 10).to(runtime.device)
+    settings = Settings.from_flags(**{"device": device, "batch_size": BATCH} | flags)
+    learner, objective, _, plan = _run_on_noise(settings, 1)
     if plain:
-        use_plain_forms(model)
-    forward = compiled(model, runtime.device) if compile_it else model
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    )
-    images = torch.randn(batch, 3, 32, 32, device=runtime.device)
+        use_plain_forms(learner.network)
+    count, on_device = settings.training.batch_size, learner.runtime.device
+    images = torch.randn(count, 3, 32, 32, device=on_device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=runtime.device) % 10
-
-    def one() -> None:
-        with runtime.autocast():
-            loss = F.cross_entropy(forward(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return batch / _seconds(one, 3, 3)
+    batch = StepBatch(images, torch.arange(count, device=on_device) % 10, count, epoch=1, step=0)
+    tally = Tally(learner.runtime, learner.scaler.is_enabled())
+    return count / _seconds(lambda: train_step(learner, objective, batch, plan, tally), 3, 3)
 
 
 def training(
     device: str,
     amp: bool,
     engine: str,
-    steps: int,
+    steps: int | None = None,
     ranks: Ranks = ALONE,
     batch_size: int = BATCH,
     epochs: int = 2,
 ) -> float:
-    """Images of main.py's own loop, with augmentation and workers."""
+    """Images of main.py's own loop, with augmentation and workers.
+
+    An epoch has `steps` steps; None: as many as take a second at least.
+    """
     settings = Settings.from_flags(
         device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
     )
-    learner, *parts = _run_on_noise(settings, steps, ranks)
+    learner, *parts = _run_on_noise(settings, steps or _steps(device), ranks)
     fit(learner, *parts, Recorders([], RunLog(), lambda work: work()))
     # The first epoch starts the workers and takes memory.
     return statistics.median(row.images_per_second for row in learner.progress.history[1:])
@@ -109,8 +95,8 @@ def _run_on_noise(
 ) -> tuple[Learner, Labels, Batches, Plan]:
     """The parts of a run whose epochs have `steps` steps."""
     runtime = init_process(settings.precision, settings.training.seed, ranks)
-    images = random_images(settings.training.batch_size * steps)
-    splits = Splits("noise", images, None, random_images(BATCH), CIFAR10_MEAN, CIFAR10_STD)
+    images = noise(settings.training.batch_size * steps)
+    splits = Splits("noise", images, None, noise(BATCH), CIFAR10_MEAN, CIFAR10_STD)
     data = build_batches(splits, settings, runtime)
     learner = Learner(build_model(settings.network, 10), settings, runtime)
     return learner, Labels(settings.training.smoothing), data, Plan(settings, len(data.train))
@@ -136,24 +122,29 @@ def profile(device: str) -> str:
     return averages.table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
 
 
-def augmentation(engine: str) -> float:
-    """Images of an augmentation engine on one core."""
+def augmentation(device: str, engine: str) -> float:
+    """Images of an augmentation engine; on the CPU, on one core."""
     torch.set_num_threads(1)
     settings = AugmentationSettings(augment_engine=engine)
-    run = build_engine(settings, 32, CIFAR10_MEAN, torch.device("cpu"))
-    images = random_images(BATCH).images.numpy()
+    run = build_engine(settings, 32, CIFAR10_MEAN, torch.device(device))
+    images = noise(BATCH).images.numpy()
     return BATCH / _seconds(lambda: run(images, 0), 2, 3)
 
 
-def evaluation(device: str, amp: bool, *, plain: bool = False) -> float:
+def evaluation(device: str, amp: bool, plain: bool = False) -> float:
     """Images of the evaluation pass."""
     settings = Settings.from_flags(device=device, amp=amp)
     runtime = init_process(settings.precision, settings.training.seed)
     model = build_model(settings.network, 10).to(runtime.device)
     if plain:
         use_plain_forms(model)
-    batches = EvalBatches(random_images(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
+    batches = EvalBatches(noise(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
     return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
+
+
+def _steps(device: str) -> int:
+    """The steps of an epoch, so that it takes a second at least."""
+    return 50 if device == "cuda" else 3
 
 
 def _seconds(work: Callable[[], object], warm_up: int, repeats: int) -> float:
@@ -180,9 +171,8 @@ def measure_ranks(group: Group, device: str) -> None:
         name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
-    gradient = torch.zeros(
-        PARAMETERS, device=init_process(PrecisionSettings(device=device), ranks=ranks).device
-    )
+    runtime = init_process(PrecisionSettings(device=device), ranks=ranks)
+    gradient = torch.zeros(parameter_count(CIFARNet()), device=runtime.device)
     alone = ranks.world_size == 1
     rates["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)
     if ranks.rank == 0:

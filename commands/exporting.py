@@ -17,7 +17,14 @@ from cifarnet.export.exported_figures import Metrics, read_metrics, with_accurac
 from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.inference.readback import Agreement, answers, compare, random_images, top1
+from cifarnet.inference.readback import (
+    RANDOM_IMAGES,
+    Agreement,
+    answers,
+    compare,
+    random_images,
+    top1,
+)
 from cifarnet.settings import OF_THE_RESULT
 from cifarnet.settings.precision import PrecisionSettings
 from commands.evaluation import evaluation_settings
@@ -102,7 +109,7 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
     Raises `RunError` if one cannot be written, or if its answers differ from the network's.
     """
     if source.splits is None:
-        pixels, labels = random_images(source.model.image_size), None
+        pixels, labels = random_images(RANDOM_IMAGES, source.model.image_size), None
         print_line("the test images of its training are not available (--data_dir names them)")
     else:
         pixels, labels = source.splits.test.images, source.splits.test.labels
@@ -124,7 +131,7 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
         messages[name] = _describe(path, compared, top1s)
         if not (compared.difference <= form.difference and compared.same >= form.same):
             raise RunError(
-                f"--format {name} was not written, as its answers differ too much from the "
+                f"--format {name} was not written, because its outputs differ too much from the "
                 f"network's (allowed: {form.difference:g} and {form.same:.0%}): {messages[name]}"
             )
     return messages

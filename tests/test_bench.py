@@ -3,7 +3,7 @@
 import pytest
 
 import bench
-from commands.bench_rows import MEASUREMENTS, Measurement
+from commands import bench_training
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ def test_wrong_requests_are_one_line(capsys, flags, words):
 
 
 def test_a_child_prints_its_figures_as_json(monkeypatch, capsys):
-    measured = Measurement(lambda device: 12.5)
-    monkeypatch.setitem(MEASUREMENTS, "plain loop, fp32", measured)
+    monkeypatch.setattr(bench_training, "plain_loop", lambda device: 12.5)
     assert bench.main(["--child", "plain loop, fp32", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith('{"rate": 12.5, "memory": ')

@@ -68,7 +68,7 @@ def model_card(model: TrainedModel, architecture: str, figures: Mapping[str, Any
 
 
 def _markdown(text: object) -> str:
-    """`text` as it is, in Markdown: every sign that could have a meaning becomes a number."""
+    """Escapes all Markdown characters in `text`."""
     plain = " -.,:;/()%"
     shown = printable(str(text))
     return "".join(c if c.isalnum() or c in plain else f"&#{ord(c)};" for c in shown)

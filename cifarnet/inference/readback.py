@@ -1,4 +1,4 @@
-"""Reading an exported file back: do its answers equal the network's?"""
+"""Compares an exported file with the network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 Classify = Callable[[Tensor], Tensor]  # uint8 [N,3,S,S] -> logits float32 [N,classes]
 
-RANDOM_IMAGES = 100  # where no real ones are at hand
+RANDOM_IMAGES = 100  # if no test images are available
 BATCH = 256  # images: the last batch of a set is usually smaller, so other sizes are tried too
 
 
@@ -38,8 +38,8 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def random_images(size: int) -> Tensor:
-    """The same random pixels each time: uint8 [RANDOM_IMAGES,3,size,size]."""
+def random_images(count: int, size: int) -> Tensor:
+    """The same random pixels each time: uint8 [count,3,size,size]."""
     generator = torch.Generator().manual_seed(0)
-    shape = (RANDOM_IMAGES, 3, size, size)
+    shape = (count, 3, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

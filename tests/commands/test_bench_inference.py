@@ -4,7 +4,6 @@ import shutil
 import pytest
 
 import bench
-from cifarnet.inference import speed
 from commands import bench_inference
 from commands.bench_inference import inference_table
 from commands.export_formats import FORMATS
@@ -17,9 +16,8 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
             write=lambda source, path: shutil.copy(onnx_files / path.name, path)
         )
         monkeypatch.setitem(FORMATS, name, copy)
-    monkeypatch.setattr(speed, "SINGLES", 2)
-    for module in (speed, bench_inference):
-        monkeypatch.setattr(module, "BATCHES", {2: 1, 4: 1})
+    monkeypatch.setattr(bench_inference, "SINGLES", 2)
+    monkeypatch.setattr(bench_inference, "BATCHES", {2: 1, 4: 1})
     file = tmp_path / "figures.json"
     flags = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]
     flags += ["--quick", "--device", "cpu", "--json", file]

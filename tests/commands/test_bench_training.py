@@ -5,13 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cifarnet.networks.build import build_model, parameter_count
-from cifarnet.settings.network import NetworkSettings
 from commands import bench_plain, bench_training
-
-
-def test_the_gradients_exchanged_are_this_networks():
-    assert parameter_count(build_model(NetworkSettings(), 10)) == bench_training.PARAMETERS
 
 
 def test_a_training_step_is_three_forward_passes_of_two_flops_a_multiply_add():
@@ -34,7 +28,7 @@ def test_a_step_counts_the_images_of_its_batch(monkeypatch, changes):
         return 0.5
 
     monkeypatch.setattr(bench_training, "_seconds", seconds)
-    assert bench_training.step("cpu", False, batch=4, **changes) == 8
+    assert bench_training.step("cpu", batch_size=4, **changes) == 8
 
 
 def test_the_evaluation_counts_all_its_images(monkeypatch):

@@ -15,9 +15,9 @@ from commands.bench_rows import NETWORKS, Measurement
 def named(monkeypatch):
     """Two measurements that decide and one that explains, in place of the real ones."""
     table = {
-        "matrix product, fp32": Measurement(None),
-        "plain loop, fp32": Measurement(None),
-        "step, fp32, fast forms": Measurement(None, decides=False),
+        "matrix product, fp32": Measurement("", {}),
+        "plain loop, fp32": Measurement("", {}),
+        "step, fp32, fast forms": Measurement("", {}, decides=False),
     }
     for module in (bench_rows, benching):
         monkeypatch.setattr(module, "MEASUREMENTS", table)
