@@ -80,9 +80,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def check_request(options: argparse.Namespace) -> None:
     """Checks the flags. Adds `counts`, the numbers of --ranks, and `names`, those of the rows.
-
-    Raises `UserError`.
-    """
+    Raises `UserError`."""
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")

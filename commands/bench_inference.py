@@ -107,8 +107,9 @@ def measure_in_turns(
 ) -> dict[str, Speed]:
     """Times each of `classifiers` on `pixels` uint8 [N,3,S,S], in each of the rounds.
 
-    They take turns, because the speed of a machine drifts. The answers come back to the CPU within the time. N is the largest size in `BATCHES`. `tell` is
-    told of each part before it starts.
+    They take turns, because the speed of a machine drifts. The answers come back to the CPU within
+    the time. N is the largest size in `BATCHES`. `tell` gets the name of each part before it
+    starts.
     """
     speeds = {name: Speed() for name in classifiers}
     for round_ in range(rounds + 1):  # round 0 warms up: it does not count

@@ -105,9 +105,7 @@ def _without_paths(model: TrainedModel) -> TrainedModel:
 
 def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
     """Writes each format to its path in `drafts` and reads it back; returns a line about each.
-
-    Raises `RunError` if one cannot be written, or if its answers differ from the network's.
-    """
+    Raises `RunError` if one cannot be written, or if its answers differ from the network's."""
     if source.splits is None:
         pixels, labels = random_images(RANDOM_IMAGES, source.model.image_size), None
         print_line("the test images of its training are not available (--data_dir names them)")

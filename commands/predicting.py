@@ -66,9 +66,7 @@ def _show(
     settings: Settings,
 ) -> int:
     """Prints a line for each outcome; returns how many pictures and folders were not readable.
-
-    Raises the problem instead if only one picture was asked for.
-    """
+    Raises the problem instead if only one picture was asked for."""
     predictor = _load(options, settings) if paths else None
     table = Table(paths, predictor.classifier.classes if predictor else ("",))
     unreadable = 0
@@ -79,11 +77,11 @@ def _show(
             failed = isinstance(outcome, UserError)
             if failed and len(paths) + len(problems) == 1:
                 raise outcome
-            shown = outcome if failed else outcome[: options["top_k"]]
+            entries = outcome if failed else outcome[: options["top_k"]]
             if options["json"]:
-                tqdm.write(_json_line(path, shown))
+                tqdm.write(_json_line(path, entries))
             elif not failed:
-                tqdm.write(table.row(path, shown))
+                tqdm.write(table.row(path, entries))
             if failed:
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)

@@ -65,10 +65,8 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_accuracy(model: TrainedModel, metrics: Metrics, path: Path) -> TrainedModel:
-    """`model` with the accuracy in `metrics`, read from `path`.
-
-    Raises `UserError` if those are of another model.
-    """
+    """`model` with the accuracy in `metrics`, read from `path`. Raises `UserError` if those are of
+    another model."""
     origin = model.origin
     about = {"epoch": origin.epoch, "dataset": origin.dataset, "weights": origin.weights}
     if (metrics.about, metrics.classes) != (about, list(model.classes)):

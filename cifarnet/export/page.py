@@ -34,10 +34,8 @@ Layer = dict[str, Any]
 
 
 def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
-    """Writes the page of `network`, the model of `info`, to `path`, whole or not at all.
-
-    Raises `UserError` if the page does not support a layer of the network, and `OSError`.
-    """
+    """Writes the page of `network`, the model of `info`, to `path`, whole or not at all. Raises
+    `UserError` if the page does not support a layer of the network, and `OSError`."""
     layers, weights = layers_of(network)
     data = {
         "classes": [printable(name) for name in info.classes],
@@ -57,9 +55,7 @@ def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
 
 def read_page(path: Path) -> Classify:
     """The network in the file `path`: uint8 [N,3,S,S] -> logits float32 [N,C], as its script does.
-
-    Raises `ValueError` for a file that `write_page` did not write.
-    """
+    Raises `ValueError` for a file that `write_page` did not write."""
     text = path.read_text(encoding="utf-8")
     data = json.loads(text[text.index(DATA) + len(DATA) : text.index("</script>")])
     weights = torch.frombuffer(bytearray(base64.b64decode(data["weights"])), dtype=torch.float32)

@@ -86,10 +86,8 @@ class TorchClassifier(SingleModel):
 
 
 class Ensemble(Classifier):
-    """Several classifiers: the mean of their probabilities.
-
-    Raises `UserError` unless all have the same classes, in the same order, and the same image size.
-    """
+    """Several classifiers: the mean of their probabilities. Raises `UserError` unless all have the
+    same classes, in the same order, and the same image size."""
 
     def __init__(self, parts: Sequence[Classifier]) -> None:
         first = parts[0]

@@ -26,10 +26,8 @@ def load_member(name: str, amp: bool | None = None) -> SingleModel:
 
 
 def combine(members: Sequence[Classifier], tta: str = "none") -> Classifier:
-    """One classifier of `members`: itself, or their ensemble, with test-time augmentation.
-
-    Raises `UserError` if they do not fit together.
-    """
+    """One classifier of `members`: itself, or their ensemble, with test-time augmentation. Raises
+    `UserError` if they do not fit together."""
     classifier = members[0] if len(members) == 1 else Ensemble(members)
     return classifier if tta == "none" else Augmented(classifier, tta)
 
