@@ -119,10 +119,8 @@ class Learner:
         }
 
     def load(self, snapshot: Snapshot, optimizer_state: bool = True) -> None:
-        """Restores `snapshot`, optionally without optimizer state.
-
-        Raises `UserError` if the snapshot belongs to another network.
-        """
+        """Restores `snapshot`, optionally without optimizer state. Raises `UserError` if the
+        snapshot belongs to another network."""
         load_weights(self.network, snapshot.model.weights)
         state = snapshot.state
         try:

@@ -147,10 +147,8 @@ def run_evaluation(
 
 
 def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Settings:
-    """The `flags` that the user gave, over the settings of the (first) training.
-
-    Raises `UserError`.
-    """
+    """The `flags` that the user gave, over the settings of the (first) training. Raises
+    `UserError`."""
     first = infos[0]
     of_training = settings_from_dict(first.origin.settings)
     inherited = {name: of_training.flags[name] for name in OF_THE_RUN}

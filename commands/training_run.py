@@ -97,10 +97,8 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
 def prepare(
     request: Request, runtime: Runtime, folders: dict[str, Path], log: RunLog, group: Group
 ) -> Run:
-    """Checks everything and builds the parts of the run; then the log file begins.
-
-    Raises `UserError`; nothing of an earlier run has changed then.
-    """
+    """Checks everything and builds the parts of the run; then the log file begins. Raises
+    `UserError`; nothing of an earlier run has changed then."""
     settings = request.settings
     log.line(f"{group.ranks.launcher} {shlex.join(request.command)}")
 

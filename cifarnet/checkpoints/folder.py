@@ -9,10 +9,8 @@ from cifarnet.core.files import dated_folder
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Removes the numbered snapshots in `directory` except the `keep` newest; 0: none.
-
-    Raises `OSError`.
-    """
+    """Removes the numbered snapshots in `directory` except the `keep` newest; 0: none. Raises
+    `OSError`."""
     for path in all_numbered(directory)[:-keep] if keep else ():
         path.unlink()
 

@@ -64,10 +64,8 @@ def kept_settings(snapshot: Snapshot, source: Path, flags: dict[str, Any]) -> Se
 
 
 def compare_settings(snapshot: Snapshot, source: Path, settings: Settings) -> Changes:
-    """What `settings` change in the run of the snapshot `source`.
-
-    Raises `UserError` for changes that would alter the result, unless --resume_override.
-    """
+    """What `settings` change in the run of the snapshot `source`. Raises `UserError` for changes
+    that would alter the result, unless --resume_override."""
     former = snapshot.settings
     ignored = {name: settings.flags[name] for name in ("resume", "resume_override")}
     if former.training.teacher and settings.training.teacher:  # a teacher is known by its weights

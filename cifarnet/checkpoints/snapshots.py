@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnet.checkpoints.checks import check_fields, check_finite
+from cifarnet.checkpoints.checks import check_fields, check_finite, has_type
 from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.checkpoints.paths import BEST, check_snapshot
 from cifarnet.checkpoints.trained import (
@@ -73,7 +73,7 @@ class Snapshot:
         """The model to evaluate or to use, with its origin.
 
         `weights` is "raw" or "ema"; None: the kind that its run evaluates. `best` says that its
-        epoch is the best one, as the name of the file may say too. Raises `UserError` where there
+        epoch is the best one, as the name of the file may say too. Raises `UserError` if there
         are no such weights.
         """
         kind = weights or self.settings.evaluation.evaluate
@@ -224,7 +224,8 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
         raise ValueError("it holds no fields")
     check_format(fields)
     check_fields(RunState, fields)
-    check_fields(_Weights, fields)
+    if not has_type(fields.get("weights"), dict[str, Tensor]):
+        raise ValueError("'weights' is not of type dict")
     info: ModelInfo = model_info(fields, source)
     state = RunState(**{field.name: fields[field.name] for field in dataclasses.fields(RunState)})
     state = dataclasses.replace(state, history=[Row(**row) for row in state.history])
@@ -238,10 +239,3 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
     ):
         raise ValueError("its history does not fit together")
     return Snapshot(trained_model(info, fields["weights"]), state)
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The tensors of the model in the file."""
-
-    weights: dict[str, Tensor]

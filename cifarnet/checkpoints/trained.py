@@ -95,10 +95,8 @@ class TrainedModel(ModelInfo):
     weights: dict[str, Tensor]  # the network's state_dict
 
     def build(self) -> nn.Module:
-        """The trained network, on the CPU in evaluation mode: see `build_model`.
-
-        Raises `UserError` if the weights belong to another network.
-        """
+        """The trained network, on the CPU in evaluation mode: see `build_model`. Raises `UserError`
+        if the weights belong to another network."""
         network = build_model(self.network, len(self.classes))
         load_weights(network, self.weights)
         return network.eval()
@@ -124,10 +122,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
-    """The model that a file describes by `fields`, those of `ModelFields` among them.
-
-    Raises `ValueError`, or `UserError` for a wrong setting, for what no run writes.
-    """
+    """The model that a file describes by `fields`, those of `ModelFields` among them. Raises
+    `ValueError`, or `UserError` for a wrong setting, for what no run writes."""
     check_fields(ModelFields, fields)
     origin = Origin(**fields["origin"])
     words = ("dataset", "selected_by", "accuracy_from", "computed_on")
@@ -167,10 +163,8 @@ def trained_model(info: ModelInfo, weights: dict[str, Tensor]) -> TrainedModel:
 
 
 def info_from_metadata(metadata: Mapping[str, str], path: Path, source: str) -> ModelInfo:
-    """The model that the file `path` describes in its `metadata`, written by `metadata()`.
-
-    Raises `UserError` for a file that export.py did not write, or of another format.
-    """
+    """The model that the file `path` describes in its `metadata`, written by `metadata()`. Raises
+    `UserError` for a file that export.py did not write, or of another format."""
     names = ["format", *(field.name for field in dataclasses.fields(ModelFields))]
     missing = [name for name in names if name not in metadata]
     if missing:
@@ -206,10 +200,8 @@ def write_weights(model: TrainedModel, path: Path) -> None:
 
 
 def read_weights(path: Path, source: str) -> TrainedModel:
-    """Reads the weights file `path`, which the user calls `source`, onto the CPU.
-
-    Raises `UserError` for any file that `write_weights` did not write.
-    """
+    """Reads the weights file `path`, which the user calls `source`, onto the CPU. Raises
+    `UserError` for any file that `write_weights` did not write."""
     try:
         content = path.read_bytes()
     except OSError as problem:
