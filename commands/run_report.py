@@ -3,12 +3,15 @@
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cifarnet.checkpoints.folder import find_best
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
+from cifarnet.core.errors import UserError
 from cifarnet.core.log import clock
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
@@ -17,7 +20,7 @@ from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.report_files import RUN_JSON
 from commands.evaluation import evaluate_classifier, report_data, write_evaluation
-from commands.run import Run, best_snapshot
+from commands.run import Run
 
 
 def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
@@ -54,11 +57,21 @@ def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, T
     last = snapshot.trained(kind)
     models = {"last": replace(last, source=str(source))}
     if run.settings.keeps_best:
-        path = best_snapshot(run.learner, source, source.parent)
+        path = broadcast_from_rank0(partial(_find_best, run, source), run.runtime)
         if path:
             best = broadcast_from_rank0(lambda: read_snapshot(path), run.runtime)
             models["best"] = best.trained(kind, best=True)
     return models
+
+
+def _find_best(run: Run, source: Path) -> Path | None:
+    """The snapshot of the best model; None if there is none, or if it cannot be read."""
+    progress = run.learner.progress
+    try:
+        return find_best(source, source.parent, progress.best_epoch, progress.run_id)
+    except UserError as problem:
+        run.log.line(f"warning: the best model is not evaluated: {problem}")
+        return None
 
 
 def _evaluate(run: Run, model: TrainedModel, snapshot: Snapshot) -> Report:

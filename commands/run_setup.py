@@ -244,6 +244,8 @@ def archive_old_snapshots(run: Run) -> None:
     try:
         contents = {name: path.read_bytes() for name, path in wanted.items() if path}
         moved = move_aside(directory, progress.epoch if in_place else 0, progress.best_epoch)
+        if moved:
+            run.log.line(f"moved the snapshots of an earlier run to {moved}")
         for name, content in contents.items():
             if not (directory / name).exists():
                 write_snapshot(content, directory / name)
@@ -251,5 +253,3 @@ def archive_old_snapshots(run: Run) -> None:
         raise UserError(
             f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
         ) from None
-    if moved:
-        run.log.line(f"moved the snapshots of an earlier run to {moved}")

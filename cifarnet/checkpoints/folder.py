@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered, epoch_of_numbered, numbered
 from cifarnet.checkpoints.snapshots import DamagedSnapshotError, read_snapshot
+from cifarnet.core.errors import UserError
 from cifarnet.core.files import dated_folder
 
 
@@ -42,8 +43,9 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
 def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | None:
     """The snapshot of `epoch` of the run `run_id`: in `directory`, `source`, or beside it.
 
-    None where there is none. Raises `UserError` for a snapshot that cannot be read.
+    None where there is none. Raises `UserError` if one cannot be read and no other is found.
     """
+    unreadable = None
     folders = (directory, source.parent)
     best = [folder / BEST for folder in folders]
     for path in (*best, source, *(numbered(folder, epoch) for folder in folders)):
@@ -53,8 +55,13 @@ def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | 
             snapshot = read_snapshot(path)
         except DamagedSnapshotError:
             continue
+        except UserError as problem:  # the next one may be of the same epoch
+            unreadable = problem
+            continue
         if (snapshot.state.run_id, snapshot.epoch) == (run_id, epoch):
             return path
+    if unreadable:
+        raise unreadable
     return None
 
 

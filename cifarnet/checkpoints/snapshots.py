@@ -27,7 +27,7 @@ from cifarnet.checkpoints.trained import (
 )
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import write_atomically
-from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
+from cifarnet.core.seal import MARK, PLACEHOLDER, is_sealed, seal
 from cifarnet.settings import Settings, settings_from_dict
 
 
@@ -155,9 +155,11 @@ def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
         return "best by validation accuracy"
     if best:
         return f"best by test accuracy, evaluated {when}"
+    epoch, epochs = history[-1].epoch if history else 0, settings.training.epochs
+    which = "last epoch" if epoch == epochs else f"epoch {epoch} of {epochs}"
     if validated:
-        return "last epoch; chosen without test images"
-    return f"last epoch; the test set was evaluated {when}"
+        return f"{which}; chosen without test images"
+    return f"{which}; the test set was evaluated {when}"
 
 
 def pack(snapshot: Snapshot) -> bytes:
@@ -198,10 +200,10 @@ def read_snapshot(path: Path) -> Snapshot:
             f"the snapshot {path} cannot be read ({problem.strerror}); use another one"
         ) from None
     if not is_sealed(content):
-        raise DamagedSnapshotError(
-            f"{path} is damaged, or not a snapshot of this version: its checksum does not fit; "
-            f"use another one"
-        )
+        end = content[:-64]
+        earlier = end.endswith(b"sha256:") and not end.endswith(MARK)  # as format 1 ended
+        what = "of an earlier version" if earlier else "damaged, or not a snapshot"
+        raise DamagedSnapshotError(f"{path} is {what}: its checksum does not fit; use another one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says it in one line
