@@ -135,7 +135,7 @@ def evaluation(device: str, amp: bool, plain: bool = False) -> float:
     """Images of the evaluation pass."""
     settings = Settings.from_flags(device=device, amp=amp)
     runtime = init_process(settings.precision, settings.training.seed)
-    model = build_model(settings.network, 10).to(runtime.device)
+    model = build_model(settings.network, 10).to(runtime.device).eval()
     if plain:
         use_plain_forms(model)
     batches = EvalBatches(noise(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
