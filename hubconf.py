@@ -5,8 +5,8 @@
 
 from torch import nn
 
-from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import split_names
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.inference.classifier import Classifier
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.pixels import NetworkInput

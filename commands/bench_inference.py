@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
 from cifarnet.core.log import print_line

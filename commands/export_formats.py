@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cifarnet.images.imageset import Splits
     from cifarnet.inference.readback import Classify
 
-load = LateModule("cifarnet.checkpoints.load")
+snapshots = LateModule("cifarnet.checkpoints.snapshots")
 trained = LateModule("cifarnet.checkpoints.trained")
 model_card = LateModule("cifarnet.export.model_card")
 onnx = LateModule("cifarnet.export.onnx")
@@ -47,7 +47,7 @@ class Format(NamedTuple):
 
 
 def _read_weights(path: Path) -> "Classify":  # the file, or a folder with it
-    return classifier.TorchClassifier(load.load_trained(str(path))).logits
+    return classifier.TorchClassifier(snapshots.load_trained(str(path))).logits
 
 
 def _write_int8(source: Source, path: Path) -> None:

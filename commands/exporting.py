@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.load import load_trained
-from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.checkpoints.snapshots import load_trained, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError

@@ -8,10 +8,9 @@ from torch import nn
 
 from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.folder import find_newest, move_aside
-from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import BEST, LAST, model_flag
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
-from cifarnet.checkpoints.snapshots import Snapshot, write_snapshot
+from cifarnet.checkpoints.snapshots import Snapshot, load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import Runtime, without_amp
 from cifarnet.core.errors import UserError

@@ -10,8 +10,8 @@ from PIL import Image
 from support.outputs import figures
 from support.pictures import draw_tree
 
-from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import RECIPES, RESULTS, WEIGHTS_FILE
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import read_recipe
 

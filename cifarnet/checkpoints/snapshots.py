@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cifarnet.checkpoints.checks import check_fields, check_finite, has_type
 from cifarnet.checkpoints.history import Progress, Row
-from cifarnet.checkpoints.paths import BEST, check_snapshot
+from cifarnet.checkpoints.paths import BEST, check_snapshot, resolve_model_path
 from cifarnet.checkpoints.trained import (
     FORMAT,
     ModelInfo,
@@ -23,6 +23,7 @@ from cifarnet.checkpoints.trained import (
     check_format,
     fingerprint,
     model_info,
+    read_weights,
     trained_model,
 )
 from cifarnet.core.errors import UserError
@@ -241,3 +242,19 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
     ):
         raise ValueError("its history does not fit together")
     return Snapshot(trained_model(info, fields["weights"]), state)
+
+
+def load_trained(name: str) -> TrainedModel:
+    """The trained model `name`: a result, a snapshot (.pth), a weights file or a hub folder.
+
+    Of a snapshot it takes the weights that the run evaluates. Raises `UserError`.
+    """
+    path = resolve_model_path(name)
+    if path.suffix == ".pth":
+        return read_snapshot(path).trained()
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{path}: only predict.py and evaluate.py read an ONNX file; name the snapshot or the "
+            f"weights that it was made from"
+        )
+    return read_weights(path, name)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from cifarnet.checkpoints.load import load_trained
 from cifarnet.checkpoints.paths import resolve_model_path
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.inference.classifier import (
     Augmented,
     Classifier,

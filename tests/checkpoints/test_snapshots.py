@@ -12,19 +12,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.snapshots import make_row, make_snapshot
+from support.snapshots import make_row, make_snapshot, make_trained
 
 from cifarnet.checkpoints.history import Row
 from cifarnet.checkpoints.paths import BEST, LAST
 from cifarnet.checkpoints.snapshots import (
     DamagedSnapshotError,
     Snapshot,
+    load_trained,
     pack,
     read_snapshot,
     write_snapshot,
 )
-from cifarnet.checkpoints.trained import FORMAT
-from cifarnet.core.errors import printable
+from cifarnet.checkpoints.trained import FORMAT, write_weights
+from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seal import PLACEHOLDER, seal
 
 
@@ -206,3 +207,23 @@ def test_what_a_snapshot_says_of_its_model(tmp_path, name, val_fraction, words):
     assert described(make_row(2, test_accuracy=None), rows[1]) == (at_end, 0.75)
     never = words.replace("during the run", "never so far")
     assert described(make_row(3, test_accuracy=None)) == (never, None)
+
+
+# --- by name ---
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("w.pth", r"w\.pth is refused: it is not a torch file"),
+        ("w.safetensors", "not a safetensors file"),
+        ("w.onnx", r"only predict\.py and evaluate\.py read an ONNX file"),
+    ],
+)
+def test_the_kind_of_file_follows_from_its_name(tmp_path, name, words):
+    path = tmp_path / name
+    write_weights(make_trained(), path)
+    if name == "w.safetensors":
+        path.write_bytes(pack(make_snapshot()))
+    with pytest.raises(UserError, match=words):
+        load_trained(str(path))

@@ -8,8 +8,7 @@ import torch
 from support.commands import QUICK, from_folder
 from torch import Tensor
 
-from cifarnet.checkpoints.load import load_trained
-from cifarnet.checkpoints.snapshots import Snapshot, pack, read_snapshot
+from cifarnet.checkpoints.snapshots import Snapshot, load_trained, pack, read_snapshot
 from cifarnet.checkpoints.trained import fingerprint, write_weights
 
 SHORT = (*QUICK, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")

@@ -12,7 +12,7 @@ from PIL import Image
 from support.outputs import figures
 
 import hubconf
-from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.checkpoints.trained import fingerprint, write_weights
 
 

@@ -8,7 +8,7 @@ from support.commands import QUICK, run
 from support.outputs import assert_same_state, figures, log_text, snapshot
 
 import hubconf
-from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.snapshots import load_trained
 from commands import log_header
 from model import load_pretrained
 

@@ -15,7 +15,7 @@ from support.random_models import CLASSES, MEAN, STD, noise, random_model
 from support.snapshots import make_trained
 from torch import nn
 
-from cifarnet.checkpoints.load import load_trained
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.core.errors import UserError
 from cifarnet.export.page import read_page, write_page
 from cifarnet.images.digits import read_digits
