@@ -1,7 +1,5 @@
-"""Evaluates a trained model: `python evaluate.py --snapshot PATH`.
-
-The request is checked before torch is imported, which takes seconds.
-"""
+"""Evaluates a trained model: `python evaluate.py --snapshot PATH`. The request is checked before
+torch is imported, which takes seconds."""
 
 import shlex
 import sys
@@ -38,9 +36,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
     """The options of this command, the flags that the user gave, and the names of --pretrained.
-
-    Raises `UserError`.
-    """
+    Raises `UserError`."""
     parser = build_parser(
         "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
         "--evaluate and --skip_bad_images are those of the training, unless given here. Other "

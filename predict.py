@@ -1,7 +1,5 @@
-"""Classifies images: `python predict.py --pretrained long photo.jpg holidays/`.
-
-The request is checked before torch is imported, which takes seconds.
-"""
+"""Classifies images: `python predict.py --pretrained long photo.jpg holidays/`. The request is
+checked before torch is imported, which takes seconds."""
 
 import sys
 from collections.abc import Sequence

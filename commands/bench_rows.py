@@ -1,7 +1,5 @@
 """The rows of bench.py: their names, what each measures, and which of them the flags choose.
-
-bench.py checks the names before it imports torch.
-"""
+bench.py checks the names before it imports torch."""
 
 import argparse
 from typing import Any, NamedTuple

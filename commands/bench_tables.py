@@ -33,10 +33,8 @@ def networks_table(figures: dict[str, dict]) -> str:
 
 
 def table(figures: dict[str, dict], flops: float) -> str:
-    """The figures as a Markdown table; `flops` are those of a training step per image.
-
-    Each rate, its ratio to the plain loop, its share of the ceiling, and the peak memory.
-    """
+    """The figures as a Markdown table; `flops` are those of a training step per image. Each rate,
+    its ratio to the plain loop, its share of the ceiling, and the peak memory."""
     rows = []
     plain = figures.get("plain loop, fp32", {}).get("rate")
     for name, figure in figures.items():
@@ -52,11 +50,8 @@ def table(figures: dict[str, dict], flops: float) -> str:
 
 
 def ranks_table(rates: Mapping[int, Mapping[str, float]], device: str) -> str:
-    """The rates for each number of ranks on this machine.
-
-    The efficiency is the rate divided by the rate of one rank; on GPUs, where each rank adds one,
-    divided by their number too.
-    """
+    """The rates for each number of ranks on this machine. The efficiency is the rate divided by the
+    rate of one rank; on GPUs, where each rank adds one, divided by their number too."""
     rows = []
     for count, each in rates.items():
         cells = [str(count), f"{each['exchange'] * 1e3:.2f} ms"]

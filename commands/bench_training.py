@@ -1,7 +1,5 @@
-"""What bench.py measures of training: each function returns a rate, per second.
-
-Each measurement runs in a process of its own: see benching.py.
-"""
+"""What bench.py measures of training: each function returns a rate, per second. Each measurement
+runs in a process of its own: see benching.py."""
 
 import json
 import statistics
@@ -52,10 +50,8 @@ def plain_loop(device: str) -> float:
 
 
 def step(device: str, plain: bool = False, **flags: Any) -> float:
-    """Images of main.py's step alone, on one batch that is already on the device.
-
-    `plain`: in the plain forms of the network's blocks. `flags` are those of main.py.
-    """
+    """Images of main.py's step alone, on one batch that is already on the device. `plain`: in the
+    plain forms of the network's blocks. `flags` are those of main.py."""
     settings = Settings.from_flags(**{"device": device, "batch_size": BATCH} | flags)
     learner, objective, _, plan = _run_on_noise(settings, 1)
     if plain:
@@ -77,10 +73,8 @@ def training(
     batch_size: int = BATCH,
     epochs: int = 2,
 ) -> float:
-    """Images of main.py's own loop, with augmentation and workers.
-
-    An epoch has `steps` steps; None: as many as take a second at least.
-    """
+    """Images of main.py's own loop, with augmentation and workers. An epoch has `steps` steps;
+    None: as many as take a second at least."""
     settings = Settings.from_flags(
         device=device, amp=amp, augment_engine=engine, epochs=epochs, batch_size=batch_size
     )
@@ -103,10 +97,8 @@ def _run_on_noise(
 
 
 def profile(device: str) -> str:
-    """The twenty costliest operations of main.py's training steps (--amp, batched), as a table.
-
-    On CUDA they are sorted by their own time on the device, else by their own time on the CPU.
-    """
+    """The twenty costliest operations of main.py's training steps (--amp, batched), as a table. On
+    CUDA they are sorted by their own time on the device, else by their own time on the CPU."""
     settings = Settings.from_flags(
         device=device, amp=True, augment_engine="batched", epochs=2, batch_size=BATCH
     )

@@ -56,10 +56,8 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[str, float]]:
-    """The median rate and the largest peak memory of each measurement. Raises `RunError`.
-
-    Rows that explain rather than decide are measured in the first round only.
-    """
+    """The median rate and the largest peak memory of each measurement. Raises `RunError`. Rows that
+    explain rather than decide are measured in the first round only."""
     runs: dict[str, list[dict]] = {name: [] for name in names}
     for round_ in range(rounds):
         for name in names:

@@ -36,11 +36,8 @@ def evaluate_classifier(
     runtime: Runtime,
     run: dict[str, Any] | None = None,
 ) -> Report:
-    """The report on `classifier` on the test images of `splits`.
-
-    `run` says which run the model comes from: its id, command, log and settings. Raises
-    `UserError` if the classes differ.
-    """
+    """The report on `classifier` on the test images of `splits`. `run` says which run the model
+    comes from: its id, command, log and settings. Raises `UserError` if the classes differ."""
     check_classes(classifier.classes, splits.test.classes)
     batches = EvalBatches(splits.test, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
@@ -49,7 +46,7 @@ def evaluate_classifier(
         labels,
         splits.test.classes,
         dataset=splits.name,
-        **describe_network([member.info for member in classifier.members], splits.name),
+        **describe_network(classifier.infos, splits.name),
         tta=classifier.tta,
         run=run or {},
     )
@@ -129,7 +126,7 @@ def run_evaluation(
         classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
     else:
         classifier = load_classifier(names, options["tta"], flags.get("amp"))
-    infos = [member.info for member in classifier.members]
+    infos = classifier.infos
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
     runtime = _init(settings, amp_is_given="amp" in flags)

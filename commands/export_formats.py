@@ -1,7 +1,5 @@
-"""The formats of export.py. Imports no torch: a wrong name fails at once.
-
-A new format is a module in cifarnet/export/ and an entry of `FORMATS`.
-"""
+"""The formats of export.py. Imports no torch: a wrong name fails at once. A new format is a module
+in cifarnet/export/ and an entry of `FORMATS`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

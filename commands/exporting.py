@@ -73,10 +73,8 @@ def _load(options: dict[str, Any], metrics: Metrics | None) -> TrainedModel:
 
 
 def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits | None:
-    """The images of the training; None where they are not available and nothing needs them.
-
-    `flags` that name images ask for them too. Raises `UserError`.
-    """
+    """The images of the training; None where they are not available and nothing needs them. `flags`
+    that name images ask for them too. Raises `UserError`."""
     needed = needed or bool(flags)
     try:
         settings = evaluation_settings([model], flags)
@@ -135,10 +133,8 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
 
 
 def _describe(path: Path, compared: Agreement, top1s: Sequence[float]) -> str:
-    """Size and answers of the export at `path`, in words.
-
-    `top1s` are its top-1 accuracy and the network's; empty: the images were random.
-    """
+    """Size and answers of the export at `path`, in words. `top1s` are its top-1 accuracy and the
+    network's; empty: the images were random."""
     size = sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
     parts = [
         f"largest difference of a logit {compared.difference:.2g}",

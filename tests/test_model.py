@@ -61,9 +61,9 @@ def test_a_trained_network_is_always_a_classifier(name, tta):
 @pytest.mark.usefixtures("files")
 def test_a_path_is_not_the_name_of_a_result(tmp_path):
     Path("mine").write_bytes(Path("other.safetensors").read_bytes())
-    sources = [load_pretrained(name).members[0].source for name in ("mine", Path("mine"))]
+    sources = [load_pretrained(name).source for name in ("mine", Path("mine"))]
     assert sources == ["mine", str(tmp_path / "mine")]
-    assert load_pretrained(Path("mine")).members[0].info.sha256 == OTHER.sha256
+    assert load_pretrained(Path("mine")).infos[0].sha256 == OTHER.sha256
     with pytest.raises(UserError, match="no test-time augmentation 'crop'"):
         load_pretrained("mine", "crop")
 

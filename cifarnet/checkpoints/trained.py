@@ -225,8 +225,13 @@ def read_weights(path: Path, source: str) -> TrainedModel:
         ) from None
 
 
-def check_classes(trained: Sequence[str], classes: Sequence[str]) -> None:
-    """Raises `UserError` unless a network for the classes `trained` is one for `classes`."""
+def check_classes(
+    trained: Sequence[str],
+    classes: Sequence[str],
+    network: str = "the network",
+    other: str = "the data set",
+) -> None:
+    """Raises `UserError` unless `network`, for the classes `trained`, fits `other`, of `classes`"""
     if tuple(trained) == tuple(classes):
         return
     pairs = enumerate(zip(trained, classes, strict=False))
@@ -234,8 +239,8 @@ def check_classes(trained: Sequence[str], classes: Sequence[str]) -> None:
     start = max(0, differs - 2)  # the first difference is shown
     theirs, ours = (f"{len(names)} ({_three(names, start)})" for names in (trained, classes))
     raise UserError(
-        f"class names differ: the network knows {theirs}; the data set has {ours}; "
-        f"name the data set that it was trained on"
+        f"class names differ: {network} knows {theirs}; {other} has {ours}; "
+        f"both must have the same classes in the same order"
     )
 
 

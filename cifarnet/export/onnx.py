@@ -1,7 +1,5 @@
-"""Writes ONNX files: pixels in; logits and probabilities out. In float32, or quantised.
-
-The packages onnx, onnxscript and onnxruntime are optional: they are imported where they are used.
-"""
+"""Writes ONNX files: pixels in; logits and probabilities out. In float32, or quantised. The
+packages onnx, onnxscript and onnxruntime are optional: they are imported where they are used."""
 
 import copy
 import dataclasses
@@ -37,7 +35,7 @@ def write_onnx(classifier: TorchClassifier, path: Path) -> None:
     float32 [N,C]. Batch normalisation is folded into the convolutions. Equal networks give equal
     files.
     """
-    _write(_to_onnx(classifier), classifier.info, path)
+    _write(_to_onnx(classifier), classifier.infos[0], path)
 
 
 def write_int8(classifier: TorchClassifier, images: Tensor, path: Path) -> None:
@@ -73,17 +71,12 @@ def write_int8(classifier: TorchClassifier, images: Tensor, path: Path) -> None:
             weight_type=quantization.QuantType.QInt8,
             reduce_range=True,  # 7 bits of weight: no sum overflows on CPUs without VNNI
         )
-        _write(_clean(onnx.load(quantised)), _before_quantisation(classifier.info), path)
-
-
-def _before_quantisation(info: ModelInfo) -> ModelInfo:
-    """`info`, which says that the accuracy was measured before the quantisation."""
-    if info.origin.accuracy is None:
-        return info
-    measured = f"{info.origin.accuracy_from}, before the quantisation"
-    return dataclasses.replace(
-        info, origin=dataclasses.replace(info.origin, accuracy_from=measured)
-    )
+        (info,) = classifier.infos
+        origin = info.origin
+        if origin.accuracy is not None:
+            measured = f"{origin.accuracy_from}, before the quantisation"
+            origin = dataclasses.replace(origin, accuracy_from=measured)
+        _write(_clean(onnx.load(quantised)), dataclasses.replace(info, origin=origin), path)
 
 
 def _to_onnx(classifier: TorchClassifier) -> "onnx.ModelProto":
@@ -114,10 +107,8 @@ class _WithProbabilities(nn.Module):
 
 
 def _clean(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Removes the notes of the programs that made `model`, in place, and returns it.
-
-    They hold paths of this machine and running numbers: equal networks would give other files.
-    """
+    """Removes the notes of the programs that made `model`, in place, and returns it. They hold
+    paths of this machine and running numbers: equal networks would give other files."""
     graph = model.graph
     del graph.value_info[:], model.metadata_props[:]
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
@@ -131,10 +122,8 @@ def _clean(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def _write(model: "onnx.ModelProto", info: ModelInfo, path: Path) -> None:
-    """Writes `model` with the metadata of `info` and a checksum. Raises `OSError`.
-
-    onnxruntime itself would not notice a changed weight.
-    """
+    """Writes `model` with the metadata of `info` and a checksum. Raises `OSError`. onnxruntime
+    itself would not notice a changed weight."""
     import onnx
 
     metadata = info.metadata() | {"source": json.dumps(Path(info.source).name)}

@@ -158,9 +158,7 @@ def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
 
 def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
     """The layer for the call `node` of a module, a function or a method; `before` is its input.
-
-    None: the output is that of `before`. Weights are tensors here. Raises `UserError`.
-    """
+    None: the output is that of `before`. Weights are tensors here. Raises `UserError`."""
     inputs = sum(isinstance(value, fx.Node) for value in node.args)
     match called:
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() | "to":

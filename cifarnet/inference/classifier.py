@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cifarnet.checkpoints.trained import ModelInfo, TrainedModel
+from cifarnet.checkpoints.trained import ModelInfo, TrainedModel, check_classes
 from cifarnet.core.errors import UserError
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.pixels import to_batch
@@ -25,15 +25,16 @@ class Classifier(nn.Module):
 
     It normalises inside and is in evaluation mode. `classes` name the probabilities, in their
     order. `image_size` is S, the side of its training images in pixels. `source` names it in
-    reports and errors. `members` are the single models that it is made of, each with its `info`.
+    reports and errors. `infos` are the trained models that it is made of.
     """
 
     tta = "none"
 
-    def __init__(self, classes: Sequence[str], image_size: int, source: str) -> None:
+    def __init__(self, infos: Sequence[ModelInfo]) -> None:
         super().__init__()
         self.eval()
-        self.classes, self.image_size, self.source = tuple(classes), image_size, source
+        self.infos, self.source = infos, ",".join(info.source for info in infos)
+        self.classes, self.image_size = infos[0].classes, infos[0].image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.logits(pixels).softmax(dim=1)
@@ -42,30 +43,13 @@ class Classifier(nn.Module):
         """Logits float32 [N,C] of the probabilities, for pixels uint8 [N,3,S,S]."""
         raise NotImplementedError
 
-    @property
-    def members(self) -> list["SingleModel"]:
-        """The single models that it is made of."""
-        raise NotImplementedError
-
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
         """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats."""
         batch = to_batch(picture, self.image_size)
         return batch.round().to(torch.uint8) if batch.is_floating_point() else batch
 
 
-class SingleModel(Classifier):
-    """A classifier of one trained model; `info` is all that is known of the model."""
-
-    def __init__(self, info: ModelInfo) -> None:
-        super().__init__(info.classes, info.image_size, info.source)
-        self.info = info
-
-    @property
-    def members(self) -> list["SingleModel"]:
-        return [self]
-
-
-class TorchClassifier(SingleModel):
+class TorchClassifier(Classifier):
     """One network in PyTorch.
 
     An autocast around it has no effect where `amp` is false. None: only models that were trained
@@ -73,12 +57,13 @@ class TorchClassifier(SingleModel):
     """
 
     def __init__(self, model: TrainedModel, amp: bool | None = None) -> None:
-        super().__init__(model)
+        super().__init__([model])
+        self.mean, self.std = model.mean, model.std
         self.network = model.build()
         self.amp = model.origin.settings.get("amp", False) if amp is None else amp
 
     def logits(self, pixels: Tensor) -> Tensor:
-        images = Normalise(self.info.mean, self.info.std, pixels.device)(pixels)
+        images = Normalise(self.mean, self.std, pixels.device)(pixels)
         if self.amp:
             return self.network(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -90,39 +75,33 @@ class Ensemble(Classifier):
     same classes, in the same order, and the same image size."""
 
     def __init__(self, parts: Sequence[Classifier]) -> None:
+        super().__init__([info for part in parts for info in part.infos])
         first = parts[0]
-        super().__init__(first.classes, first.image_size, ",".join(one.source for one in parts))
         for other in parts[1:]:
-            _check_alike(first, other)
+            if first.image_size != other.image_size:
+                raise UserError(
+                    f"{first.source} takes images of {first.image_size} pixels, {other.source} "
+                    f"of {other.image_size}; name networks of the same image size"
+                )
+            check_classes(first.classes, other.classes, first.source, other.source)
         self.parts = nn.ModuleList(parts).eval()
 
     def logits(self, pixels: Tensor) -> Tensor:
         return log_mean(part.logits(pixels) for part in self.parts)
 
-    @property
-    def members(self) -> list[SingleModel]:
-        return [member for part in self.parts for member in part.members]
-
 
 class Augmented(Classifier):
-    """Test-time augmentation: the mean of the probabilities of `views`.
-
-    The views pass one after the other: they take time, but no more memory. Raises `UserError` for
-    an unknown `tta`.
-    """
+    """Test-time augmentation: the mean of the probabilities of `views`. The views pass one after
+    the other: they take time, but no more memory. Raises `UserError` for an unknown `tta`."""
 
     def __init__(self, classifier: Classifier, tta: str) -> None:
-        super().__init__(classifier.classes, classifier.image_size, classifier.source)
+        super().__init__(classifier.infos)
         if tta not in VIEWS:
             raise UserError(f"there is no test-time augmentation {tta!r}; use {', '.join(VIEWS)}")
         self.classifier, self.tta = classifier, tta
 
     def logits(self, pixels: Tensor) -> Tensor:
         return log_mean(self.classifier.logits(view) for view in views(pixels, self.tta))
-
-    @property
-    def members(self) -> list[SingleModel]:
-        return self.classifier.members
 
 
 def log_mean(logits: Iterable[Tensor]) -> Tensor:
@@ -139,31 +118,9 @@ def views(pixels: Tensor, tta: str) -> Iterator[Tensor]:
     row or column, which most often resembles what lies beyond. It brings in no new colour.
     """
     for down, right, mirrored in VIEWS[tta]:
-        view = _shifted(pixels, down, right)
+        rows, columns = (
+            (torch.arange(side, device=pixels.device) - by).clamp(0, side - 1)
+            for side, by in zip(pixels.shape[2:], (down, right), strict=True)
+        )
+        view = pixels[:, :, rows][..., columns]
         yield view.flip(3) if mirrored else view
-
-
-def _shifted(pixels: Tensor, down: int, right: int) -> Tensor:
-    rows, columns = (
-        (torch.arange(side, device=pixels.device) - by).clamp(0, side - 1)
-        for side, by in zip(pixels.shape[2:], (down, right), strict=True)
-    )
-    return pixels[:, :, rows][..., columns]
-
-
-def _check_alike(first: Classifier, other: Classifier) -> None:
-    """Raises `UserError` unless both take the same images and name the same classes."""
-    if first.image_size != other.image_size:
-        why = f"takes images of {first.image_size} pixels, {other.source} of {other.image_size}"
-    elif len(first.classes) != len(other.classes):
-        why = f"knows {len(first.classes)} classes, {other.source} {len(other.classes)}"
-    elif first.classes != other.classes:
-        pairs = enumerate(zip(first.classes, other.classes, strict=True), start=1)
-        at, (ours, theirs) = next((at, pair) for at, pair in pairs if len(set(pair)) > 1)
-        why = f"has {ours} as class {at}, {other.source} {theirs}"
-    else:
-        return
-    raise UserError(
-        f"{first.source} {why}; name networks with the same classes, in the same order, and the "
-        f"same image size"
-    )

@@ -12,7 +12,7 @@ from cifarnet.checkpoints.trained import ModelInfo, info_from_metadata
 from cifarnet.core.arguments import check_package
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import is_sealed
-from cifarnet.inference.classifier import SingleModel
+from cifarnet.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -21,12 +21,12 @@ INPUT, OUTPUTS = "image", ("logits", "probabilities")
 FATAL = 4  # of onnxruntime's log levels, the highest
 
 
-class OnnxClassifier(SingleModel):
+class OnnxClassifier(Classifier):
     """The model in an ONNX file that export.py wrote, on the CPU."""
 
     def __init__(self, session: "onnxruntime.InferenceSession", info: ModelInfo) -> None:
         """Raises `ValueError` if the file has other inputs or outputs than `info` asks for."""
-        super().__init__(info)
+        super().__init__([info])
         inputs, outputs = (
             {value.name: (value.type, value.shape) for value in values}
             for values in (session.get_inputs(), session.get_outputs())

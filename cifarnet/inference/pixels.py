@@ -37,10 +37,8 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
 
 
 class NetworkInput:
-    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised.
-
-    Takes what `to_batch` takes. `mean` and `std` of the three channels are in [0, 1].
-    """
+    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised. Takes what
+    `to_batch` takes. `mean` and `std` of the three channels are in [0, 1]."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
         self.mean, self.std, self.size = tuple(mean), tuple(std), size

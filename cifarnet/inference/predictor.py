@@ -24,10 +24,8 @@ class Predictor:
 
     @torch.inference_mode()
     def rank(self, pixels: Tensor) -> list[Ranking]:
-        """Ranks all classes for each of the pictures uint8 [N,3,S,S].
-
-        Equally probable classes stay in the classifier's order.
-        """
+        """Ranks all classes for each of the pictures uint8 [N,3,S,S]. Equally probable classes stay
+        in the classifier's order."""
         logits = self.classifier.logits(pixels.to(self.device)).cpu()  # [N,C]
         shares, order = logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
@@ -38,10 +36,8 @@ class Predictor:
     def classify(
         self, paths: Sequence[str], batch_size: int, on_read: Callable[[], object]
     ) -> Iterator[Outcome]:
-        """Yields the outcome of each picture file, in order.
-
-        Reads and ranks `batch_size` pictures at a time, and calls `on_read` after each is read.
-        """
+        """Yields the outcome of each picture file, in order. Reads and ranks `batch_size` pictures
+        at a time, and calls `on_read` after each is read."""
         for first in range(0, len(paths), batch_size):
             part, read = paths[first : first + batch_size], []
             size = self.classifier.image_size

@@ -36,10 +36,8 @@ class Eca(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention: two linear layers, C -> C/16 (at least 8) -> C, of the channel means.
-
-    Hu et al. 2018, arXiv 1709.01507.
-    """
+    """Channel attention: two linear layers, C -> C/16 (at least 8) -> C, of the channel means. Hu
+    et al. 2018, arXiv 1709.01507."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,10 +61,8 @@ class SimAm(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """The second part of CBAM: a 7x7 convolution of the mean and the maximum over the channels.
-
-    Woo et al. 2018, arXiv 1807.06521.
-    """
+    """The second part of CBAM: a 7x7 convolution of the mean and the maximum over the channels. Woo
+    et al. 2018, arXiv 1807.06521."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,10 +74,8 @@ class SpatialAttention(nn.Module):
 
 
 class Cbam(nn.Module):
-    """Channel attention from means and maxima, then `SpatialAttention`.
-
-    Means and maxima go through the same two linear layers. Woo et al. 2018, arXiv 1807.06521.
-    """
+    """Channel attention from means and maxima, then `SpatialAttention`. Means and maxima go through
+    the same two linear layers. Woo et al. 2018, arXiv 1807.06521."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,17 +1,13 @@
-"""Convolution blocks in their plain forms, layer by layer.
-
-`fast.use_fast_forms` replaces them by faster forms of the same functions.
-"""
+"""Convolution blocks in their plain forms, layer by layer. `fast.use_fast_forms` replaces them by
+faster forms of the same functions."""
 
 import torch
 from torch import Tensor, nn
 
 
 class DenseConv2d(nn.Conv2d):
-    """Convolution of stride 1 without bias: [B,in,H,W] -> [B,out,H,W]. `kernel_size` is odd.
-
-    Muon orthogonalises the updates of these layers.
-    """
+    """Convolution of stride 1 without bias: [B,in,H,W] -> [B,out,H,W]. `kernel_size` is odd. Muon
+    orthogonalises the updates of these layers."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(
@@ -21,9 +17,7 @@ class DenseConv2d(nn.Conv2d):
 
 class DepthwiseConv2d(nn.Conv2d):
     """One k x k filter per channel, without bias: [B,C,H,W] -> [B,C,ceil(H/stride),ceil(W/stride)].
-
-    `kernel_size` is odd. The weight is [C,1,k,k].
-    """
+    `kernel_size` is odd. The weight is [C,1,k,k]."""
 
     def __init__(
         self, channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1
@@ -36,9 +30,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 class DepthwiseSeparableConv2d(nn.Sequential):
     """Depthwise 3x3, then pointwise 1x1: [B,in,H,W] -> [B,out,ceil(H/stride),ceil(W/stride)].
-
-    Howard et al. 2017, arXiv 1704.04861, without the normalisation and ReLU between the two.
-    """
+    Howard et al. 2017, arXiv 1704.04861, without the normalisation and ReLU between the two."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1

@@ -34,10 +34,8 @@ NETWORKS: dict[str, Callable[[NetworkSettings, int], nn.Module]] = {  # by --net
 
 
 def build_model(settings: NetworkSettings, classes: int) -> nn.Module:
-    """The network that `settings` describe, with fresh random weights, in channels_last layout.
-
-    It takes normalised images float32 [B,3,H,W] and gives logits float32 [B,classes].
-    """
+    """The network that `settings` describe, with fresh random weights, in channels_last layout. It
+    takes normalised images float32 [B,3,H,W] and gives logits float32 [B,classes]."""
     model = NETWORKS[settings.network](settings, classes)
     return use_fast_forms(model).to(memory_format=torch.channels_last)
 

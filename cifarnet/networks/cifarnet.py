@@ -10,10 +10,8 @@ from cifarnet.networks.scaling import enlarged, widened
 
 
 class CIFARNet(nn.Module):
-    """Normalised images [B,3,H,W] of any size -> logits float32 [B,classes].
-
-    The receptive field before the pooling is 15x15 pixels.
-    """
+    """Normalised images [B,3,H,W] of any size -> logits float32 [B,classes]. The receptive field
+    before the pooling is 15x15 pixels."""
 
     def __init__(
         self,

@@ -1,8 +1,5 @@
-"""Fast forms of the blocks: the same functions as the plain forms.
-
-`use_fast_forms(model)` swaps them in. `bench.py` measures both: "step, ... plain forms" and
-"step, ... fast forms".
-"""
+"""Fast forms of the blocks: the same functions as the plain forms. `use_fast_forms(model)` swaps
+them in. `bench.py` measures both: "step, ... plain forms" and "step, ... fast forms"."""
 
 from collections.abc import Collection
 
@@ -57,10 +54,8 @@ FAST_FORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_fast_forms(model: nn.Module) -> nn.Module:
-    """Switches the blocks of `model` to their fast forms in place and returns it.
-
-    Only the class of a module changes, and with it `forward`: weights and their names stay.
-    """
+    """Switches the blocks of `model` to their fast forms in place and returns it. Only the class of
+    a module changes, and with it `forward`: weights and their names stay."""
     for module in model.modules():
         module.__class__ = FAST_FORMS.get(type(module), type(module))
     return model

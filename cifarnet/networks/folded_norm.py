@@ -66,10 +66,8 @@ def conv_with_running_stats(x: Tensor, conv: DenseConv2d, bn: nn.BatchNorm2d) ->
 
 
 def _patches(x: Tensor, conv: DenseConv2d) -> tuple[Tensor, Tensor]:
-    """Lays out each pixel's k x k patch as channels, so that `conv` becomes a matrix product.
-
-    x [B,in,H,W] -> [B,k*k*in,H,W], and the weight of `conv` [out,in,k,k] -> [out,k*k*in].
-    """
+    """Lays out each pixel's k x k patch as channels, so that `conv` becomes a matrix product. x
+    [B,in,H,W] -> [B,k*k*in,H,W], and the weight of `conv` [out,in,k,k] -> [out,k*k*in]."""
     k = conv.kernel_size[0]
     if k == 1:
         return x, conv.weight.flatten(1)

@@ -1,8 +1,5 @@
-"""Scaling of CIFARNet: more channels, repeated blocks, larger images.
-
-Tan & Le 2019, arXiv 1905.11946 (EfficientNet), scale the three together. `NetworkSettings.scaling`
-holds the factors.
-"""
+"""Scaling of CIFARNet: more channels, repeated blocks, larger images. Tan & Le 2019, arXiv
+1905.11946 (EfficientNet), scale the three together. `NetworkSettings.scaling` holds the factors."""
 
 import math
 from collections.abc import Collection
@@ -44,10 +41,8 @@ def repeats(blocks: int, depth: float) -> list[int]:
 
 
 def deepen(blocks: Collection[SeparableBlock], depth: float) -> None:
-    """Appends their repeats to `blocks`, in place: see `repeats`.
-
-    A repeat has stride 1 and the channels of its block. Its shortcut is its input, without weights.
-    """
+    """Appends their repeats to `blocks`, in place: see `repeats`. A repeat has stride 1 and the
+    channels of its block. Its shortcut is its input, without weights."""
     for block, count in zip(blocks, repeats(len(blocks), depth), strict=True):
         channels, dropout = block.bn.num_features, block.dropout.p
         dilation = block.conv[0].dilation[0]

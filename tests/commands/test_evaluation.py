@@ -12,7 +12,7 @@ from cifarnet.checkpoints.trained import write_weights
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError
 from cifarnet.images.imageset import ImageSet, Splits
-from cifarnet.inference.classifier import SingleModel
+from cifarnet.inference.classifier import Classifier
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
 from commands.evaluation import (
@@ -28,11 +28,11 @@ IMAGES = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manu
 SETTINGS = Settings.from_flags(device="cpu", batch_size=6, augment="none")
 
 
-class MeanColour(SingleModel):
+class MeanColour(Classifier):
     """Logits are the channel means."""
 
     def __init__(self) -> None:
-        super().__init__(make_trained(classes=CLASSES, source="one.pth"))
+        super().__init__([make_trained(classes=CLASSES, source="one.pth")])
 
     def logits(self, pixels):
         return pixels.float().mean((2, 3))
@@ -60,7 +60,7 @@ def test_a_full_disk_is_an_error_of_the_run(tmp_path, monkeypatch):
 
     runtime = init_process(SETTINGS.precision)
     report = evaluate_classifier(MeanColour(), SPLITS, SETTINGS, runtime)
-    data = report_data([MeanColour().info], SPLITS, SETTINGS, runtime)
+    data = report_data(MeanColour().infos, SPLITS, SETTINGS, runtime)
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(RunError, match=r"could not be written to .* \(No space left"):
         write_evaluation(report, SETTINGS, tmp_path, data)

@@ -27,7 +27,7 @@ def test_a_grown_network_is_rebuilt_by_every_command(command, grown):
     done = command("export", "--snapshot", grown, "--out", "w.safetensors")
     assert (done.code, done.err) == (0, "")
     weights = Path("w.safetensors").absolute()
-    (classifier,) = load_pretrained(weights).members
+    classifier = load_pretrained(weights)
     images, expected = torch.randn(2, 3, 32, 32), load_trained(str(grown)).build()
     for network in (classifier.network, hubconf.cifarnet(str(weights))):
         assert network.c2.attention

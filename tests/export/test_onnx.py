@@ -49,8 +49,8 @@ def test_the_checker_passes_and_the_metadata_are_complete(file, request, ours):
     assert json.loads(metadata.pop("source")) == "some.pth"
     origin = json.loads(metadata["origin"])
     quantised = ", before the quantisation" if file == "quantised" else ""
-    assert origin.pop("accuracy_from") == f"{ours.info.origin.accuracy_from}{quantised}"
-    expected = ours.info.metadata()
+    assert origin.pop("accuracy_from") == f"{ours.infos[0].origin.accuracy_from}{quantised}"
+    expected = ours.infos[0].metadata()
     assert metadata.keys() == expected.keys()
     assert origin.items() <= json.loads(expected["origin"]).items()
     assert all(metadata[name] == expected[name] for name in expected.keys() - {"origin"})

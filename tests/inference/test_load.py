@@ -13,5 +13,5 @@ def test_each_network_is_autocast_as_it_was_trained(tmp_path, amp, expected):
     names = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     for trained_with, name in enumerate(names):
         write_weights(random_model(width=0.1, amp=bool(trained_with)), Path(name))
-    members = load_classifier(names, amp=amp).members
-    assert "".join(str(int(member.amp)) for member in members) == expected
+    parts = load_classifier(names, amp=amp).parts
+    assert "".join(str(int(part.amp)) for part in parts) == expected

@@ -34,8 +34,8 @@ def test_a_file_is_a_classifier(exported):
     torch.testing.assert_close(read(noise(3)), torch.from_numpy(shares))
     assert (read.classes, read.image_size, read.source) == (CLASSES, 32, "named so")
     for name in ("network", "mean", "std", "origin"):
-        assert getattr(read.info, name) == getattr(model, name)
-    assert read.info.sha256 == hashlib.sha256(exported.read_bytes()).hexdigest()
+        assert getattr(read.infos[0], name) == getattr(model, name)
+    assert read.infos[0].sha256 == hashlib.sha256(exported.read_bytes()).hexdigest()
 
 
 # --- what is refused ---

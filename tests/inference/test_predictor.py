@@ -7,17 +7,17 @@ from support.random_models import noise
 from support.snapshots import make_trained
 
 from cifarnet.core.errors import UserError
-from cifarnet.inference.classifier import SingleModel
+from cifarnet.inference.classifier import Classifier
 from cifarnet.inference.predictor import Predictor
 
 CPU = torch.device("cpu")
 
 
-class MeanColour(SingleModel):
+class MeanColour(Classifier):
     """Logits are the channel means in [0, 4], so that a ranking is easy to tell."""
 
     def __init__(self) -> None:
-        super().__init__(make_trained(classes=("red", "green", "blue")))
+        super().__init__([make_trained(classes=("red", "green", "blue"))])
 
     def logits(self, pixels):
         return pixels.float().mean((2, 3)) / 64
@@ -36,12 +36,12 @@ def test_rankings_are_the_softmax_of_the_logits():
 
 
 def test_equally_probable_classes_stay_in_the_classifiers_order():
-    class Same(SingleModel):
+    class Same(Classifier):
         def logits(self, pixels):
             return torch.zeros(len(pixels), 20)
 
     classes = tuple(f"class {i}" for i in range(20))
-    (ranking,) = Predictor(Same(make_trained(classes=classes)), CPU).rank(
+    (ranking,) = Predictor(Same([make_trained(classes=classes)]), CPU).rank(
         torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     )
     assert ranking == [(name, pytest.approx(0.05)) for name in classes]
