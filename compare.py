@@ -43,7 +43,7 @@ def _compare(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     _check_target(options.csv, "--csv", CSV_BEGINS)
     _check_target(options.html, "--html", PAGE_BEGINS)
-    runs, passed_over = read_runs(options.runs, _run_of_snapshot)
+    runs, passed_over = read_runs(options.runs)
     for reason in passed_over:
         print(printable(f"passed over: {reason}"), file=sys.stderr)
     if not runs:
@@ -57,12 +57,6 @@ def _compare(argv: Sequence[str]) -> None:
         from cifarnet.comparing.page import comparison_page
 
         _write(options.html, "--html", comparison_page(comparison, PAGE_BEGINS, test))
-
-
-def _run_of_snapshot(path: Path) -> PastRun:
-    from cifarnet.comparing.snapshot_runs import run_of_snapshot  # torch takes seconds to import
-
-    return run_of_snapshot(path)
 
 
 def _test(runs: Sequence[PastRun]) -> str:

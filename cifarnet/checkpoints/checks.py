@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 
-def check_fields(kind: type, values: Mapping[str, Any]) -> None:
-    """Raises `ValueError` unless `values` has each field of the dataclass `kind`, in its type.
-
-    A field whose type is a dataclass is a dict with exactly that one's fields.
-    """
-    for name, annotation in typing.get_type_hints(kind).items():
+def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless `values` has each name of `kinds`, in its type: see `has_type`."""
+    for name, annotation in kinds.items():
         if name not in values:
             raise ValueError(f"it lacks {name!r}")
         if not has_type(values[name], annotation):
@@ -30,12 +27,13 @@ def check_fields(kind: type, values: Mapping[str, Any]) -> None:
 def has_type(value: Any, kind: Any) -> bool:
     """Whether `value` has the type that the annotation `kind` names, all the way down.
 
-    A float is finite, and may be an int. A tensor is dense, on the CPU, and owns its numbers.
+    A dataclass is a dict with exactly its fields, and a tuple is a list. A float is finite, and may
+    be an int. A tensor is dense, on the CPU, and owns its numbers.
     """
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return any(has_type(value, each) for each in arguments)
-    if typing.get_origin(kind) is list:
+    if typing.get_origin(kind) in (list, tuple):
         return isinstance(value, list) and all(has_type(item, arguments[0]) for item in value)
     if typing.get_origin(kind) is dict:
         return isinstance(value, dict) and all(

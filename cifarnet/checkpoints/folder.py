@@ -49,16 +49,14 @@ def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | 
     folders = (directory, source.parent)
     best = [folder / BEST for folder in folders]
     for path in (*best, source, *(numbered(folder, epoch) for folder in folders)):
-        if not path.exists():
-            continue
         try:
-            snapshot = read_snapshot(path)
+            snapshot = read_snapshot(path) if path.exists() else None
         except DamagedSnapshotError:
             continue
         except UserError as problem:  # the next one may be of the same epoch
             unreadable = problem
             continue
-        if (snapshot.state.run_id, snapshot.epoch) == (run_id, epoch):
+        if snapshot and (snapshot.state.run_id, snapshot.epoch) == (run_id, epoch):
             return path
     if unreadable:
         raise unreadable

@@ -26,12 +26,9 @@ class CurrentRun:
     rate_after: Callable[[int], float]  # learning rate of the first step after so many epochs
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What the current settings change in the run of a snapshot, in words."""
-
-    allowed: list[str]
-    altering: list[str]  # these alter the result: only with --resume_override
+# What the current settings change in the run of a snapshot, in words: what they may change, and
+# what alters the result.
+Changes = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ def compare_settings(snapshot: Snapshot, source: Path, settings: Settings) -> Ch
     ignored = {name: settings.flags[name] for name in ("resume", "resume_override")}
     if former.training.teacher and settings.training.teacher:  # a teacher is known by its weights
         ignored["teacher"] = settings.training.teacher
-    changes = Changes(*changed_settings(former.replace(**ignored), settings))
-    _refuse(changes.altering, source, settings)
+    changes = changed_settings(former.replace(**ignored), settings)
+    _refuse(changes[1], source, settings)
     return changes
 
 
@@ -88,17 +85,18 @@ def plan_resume(
 ) -> ResumePlan:
     """How the run `current` continues from `snapshot`, which was read from `source`.
 
-    `changes` are those of `compare_settings`. Raises `UserError` if it cannot: other
-    classes, or images or a teacher that would alter the result, unless --resume_override.
+    `changes` are those of `compare_settings`. Raises `UserError` if it cannot: other classes, or
+    images or a teacher that would alter the result, unless --resume_override.
     """
     settings, former, epoch = current.settings, snapshot.settings, snapshot.epoch
+    allowed, altering = changes
     try:
         check_classes(snapshot.model.classes, current.classes)
     except UserError as problem:
         raise UserError(f"--resume {source}: {problem}") from None
-    other = _other_data(snapshot, current, same_flags=not changes.altering)
+    other = _other_data(snapshot, current, same_flags=not altering)
     _refuse(other, source, settings)
-    listed = ", ".join([*changes.allowed, *changes.altering, *other])
+    listed = ", ".join([*allowed, *altering, *other])
     messages = [
         f"resuming after epoch {epoch} from {source}" + (f"; changed: {listed}" if listed else "")
     ]
@@ -107,7 +105,9 @@ def plan_resume(
             "warning: this run has trained on images that are now held back for validation; "
             "accuracy on them will be too high"
         )
-    keeps_momenta = _optimizer_kind(former) == _optimizer_kind(settings)
+    # what an optimizer keeps of each weight
+    kinds = {(each.training.optimizer, each.training.decay_norms) for each in (former, settings)}
+    keeps_momenta = len(kinds) == 1
     if not keeps_momenta:
         messages.append("optimizer state is reset: the settings have changed")
     messages += _other_machine(snapshot, current)
@@ -124,14 +124,8 @@ def plan_resume(
         messages.append(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
-    return ResumePlan(
-        snapshot,
-        source,
-        keeps_momenta,
-        finished,
-        _comparable_after(snapshot, current),
-        tuple(messages),
-    )
+    comparable_after = _comparable_after(snapshot, current)
+    return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
 
 
 def _comparable_after(snapshot: Snapshot, current: CurrentRun) -> int:
@@ -157,14 +151,14 @@ def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> li
 
 def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
     """Says that another device or number of ranks changes the result."""
-    messages, state = [], snapshot.state
+    messages = []
     before, now = snapshot.model.origin.computed_on, current.computed_on
     if before != now:
         messages.append(
             f"that run computed on {before}, this one on {now}: "
             f"rounding differs, and so will the result"
         )
-    before, now = state.world_size, current.world_size
+    before, now = snapshot.state.world_size, current.world_size
     if before != now:
         messages.append(
             f"that run had {before} {'rank' if before == 1 else 'ranks'}, this one has {now}: "
@@ -180,28 +174,14 @@ def may_have_seen(model: ModelInfo, current: CurrentRun) -> bool:
     It has not where it held back the same ones: of the same data set, by the same flags.
     """
     former = settings_from_dict(model.origin.settings)
-    before, now = (
-        (settings.data.dataset, settings.data.val_fraction, settings.data.limit_train)
-        for settings in (former, current.settings)
-    )
-    same_split = before == now and current.same_normalization(model.mean, model.std)
+    before, now = former.flags, current.settings.flags
+    same_flags = all(before[n] == now[n] for n in ("dataset", "val_fraction", "limit_train"))
+    same_split = same_flags and current.same_normalization(model.mean, model.std)
     return current.validates and not same_split
 
 
-def _optimizer_kind(settings: Settings) -> tuple[Any, ...]:
-    """The settings that say what an optimizer keeps of each weight."""
-    return settings.training.optimizer, settings.training.decay_norms
-
-
-def _judged_on(settings: Settings) -> tuple[Any, ...]:
+def _judged_on(settings: Settings) -> list[Any]:
     """The settings that say on which images, and with which weights, accuracy is measured."""
-    limit = settings.data.limit_train if settings.data.val_fraction else settings.data.limit_test
-    return (
-        settings.evaluation.evaluate,
-        settings.data.dataset,
-        settings.data.skip_bad_images,
-        settings.data.test_fraction,
-        settings.data.image_size,
-        settings.data.val_fraction,
-        limit,
-    )
+    limit = "limit_train" if settings.data.val_fraction else "limit_test"
+    names = ("evaluate", "dataset", "skip_bad_images", "test_fraction", "image_size")
+    return [settings.flags[name] for name in (*names, "val_fraction", limit)]

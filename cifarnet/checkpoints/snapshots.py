@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import typing
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnet.checkpoints.checks import check_fields, check_finite, has_type
+from cifarnet.checkpoints.checks import check_fields, check_finite
 from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.checkpoints.paths import BEST, check_snapshot, resolve_model_path
 from cifarnet.checkpoints.trained import (
     FORMAT,
-    ModelInfo,
     Origin,
     TrainedModel,
-    check_format,
     fingerprint,
     model_info,
     read_weights,
     trained_model,
 )
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import read_file, write_atomically
 from cifarnet.core.seal import MARK, PLACEHOLDER, is_sealed, seal
 from cifarnet.settings import Settings, settings_from_dict
 
@@ -80,15 +79,9 @@ class Snapshot:
         kind = weights or self.settings.evaluation.evaluate
         tensors = WEIGHTS[kind](self)
         best = best or Path(self.model.source).name == BEST
-        former = self.model.origin
+        former, history = self.model.origin, self.state.history
         origin = describe_origin(
-            former.dataset,
-            former.epoch,
-            former.computed_on,
-            former.settings,
-            self.state.history,
-            kind,
-            best,
+            former.dataset, former.epoch, former.computed_on, former.settings, history, kind, best
         )
         return dataclasses.replace(
             self.model, weights=tensors, origin=origin, sha256=fingerprint(tensors)
@@ -170,10 +163,10 @@ def pack(snapshot: Snapshot) -> bytes:
     for a comment. `torch.load` alone would not notice a weight that changed on the disk.
     """
     model, state = snapshot.model, snapshot.state
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {"format": FORMAT, **model.fields(), "weights": model.weights, **vars(state)}
     fields["history"] = [dataclasses.asdict(row) for row in state.history]
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **model.fields(), "weights": model.weights, **fields}, buffer)
+    torch.save(fields, buffer)
     comment = PLACEHOLDER.encode()
     return seal(buffer.getvalue()[:-2] + len(comment).to_bytes(2, "little") + comment)
 
@@ -194,12 +187,7 @@ def read_snapshot(path: Path) -> Snapshot:
     `DamagedSnapshotError` for any other file, and `UserError` where it cannot be read.
     """
     check_snapshot(path)
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise UserError(
-            f"the snapshot {path} cannot be read ({problem.strerror}); use another one"
-        ) from None
+    content = read_file(path)
     if not is_sealed(content):
         end = content[:-64]
         earlier = end.endswith(b"sha256:") and not end.endswith(MARK)  # as format 1 ended
@@ -225,13 +213,11 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
     """The snapshot of `fields`. Raises `ValueError` or `UserError` for what no run writes."""
     if not isinstance(fields, dict):
         raise ValueError("it holds no fields")
-    check_format(fields)
-    check_fields(RunState, fields)
-    if not has_type(fields.get("weights"), dict[str, Tensor]):
-        raise ValueError("'weights' is not of type dict")
-    info: ModelInfo = model_info(fields, source)
-    state = RunState(**{field.name: fields[field.name] for field in dataclasses.fields(RunState)})
-    state = dataclasses.replace(state, history=[Row(**row) for row in state.history])
+    info = model_info(fields, source)
+    kinds = typing.get_type_hints(RunState)
+    check_fields(kinds | {"weights": dict[str, Tensor]}, fields)
+    history = [Row(**row) for row in fields["history"]]
+    state = RunState(**{name: fields[name] for name in kinds} | {"history": history})
     check_finite(state.averaged)
     epochs = [row.epoch for row in state.history]
     epoch = info.origin.epoch

@@ -1,12 +1,13 @@
 """One type for a trained model, and its weights file: weights.safetensors.
 
-A weights file and a snapshot hold the same fields of a model under the same names: those of
-`ModelFields`, and the tensors.
+A weights file and a snapshot hold the same fields of a model under the same names: `FIELDS`, and
+the tensors.
 """
 
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from cifarnet.checkpoints.checks import check_fields, check_finite, fits
 from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import write_atomically
+from cifarnet.core.files import read_file, write_atomically
 from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
 from cifarnet.networks.build import build_model, parameter_count
 from cifarnet.settings import settings_from_dict
@@ -44,19 +45,6 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class ModelFields:
-    """The fields of a model in a file, with the types that they have there."""
-
-    network: dict[str, Any]  # of `NetworkSettings`
-    image_size: int  # pixels
-    classes: list[str]
-    mean: list[float]  # of each channel of the training images, in [0, 1]
-    std: list[float]
-    origin: Origin
-    sha256: str
-
-
-@dataclass(frozen=True)
 class ModelInfo:
     """All that is known of a trained model beside its weights."""
 
@@ -70,9 +58,8 @@ class ModelInfo:
     source: str  # the name that the user gave
 
     def fields(self) -> dict[str, Any]:
-        """The fields of `ModelFields`, as plain values."""
-        names = [field.name for field in dataclasses.fields(ModelFields)]
-        values = {name: getattr(self, name) for name in names}
+        """The values of `FIELDS`, as plain values."""
+        values = {name: getattr(self, name) for name in FIELDS}
         values |= {name: list(values[name]) for name in ("classes", "mean", "std")}
         parts = {name: dataclasses.asdict(values[name]) for name in ("network", "origin")}
         return values | parts
@@ -86,6 +73,11 @@ class ModelInfo:
         """The number of trainable parameters."""
         with torch.device("meta"):  # takes neither time nor random numbers
             return parameter_count(build_model(self.network, len(self.classes)))
+
+
+# The fields of a model in a file, with the types that they have there.
+FIELDS = typing.get_type_hints(ModelInfo) | {"network": dict[str, Any]}
+del FIELDS["source"]
 
 
 @dataclass(frozen=True)
@@ -122,18 +114,20 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
-    """The model that a file describes by `fields`, those of `ModelFields` among them. Raises
-    `ValueError`, or `UserError` for a wrong setting, for what no run writes."""
-    check_fields(ModelFields, fields)
-    origin = Origin(**fields["origin"])
+    """The model that a file describes by `fields`, with `FIELDS` among them. Raises `ValueError`,
+    or `UserError` for a wrong setting, for what no run writes."""
+    if fields.get("format") != FORMAT:
+        raise ValueError(
+            f"it has the format {str(fields.get('format'))[:20]} of another version, not {FORMAT}"
+        )
+    check_fields(FIELDS, fields)
     words = ("dataset", "selected_by", "accuracy_from", "computed_on")
-    origin = dataclasses.replace(
-        origin, **{name: printable(getattr(origin, name)) for name in words}
+    origin = Origin(
+        **fields["origin"] | {name: printable(fields["origin"][name]) for name in words}
     )
     settings_from_dict(origin.settings)
     classes, mean, std = (tuple(fields[name]) for name in ("classes", "mean", "std"))
-    names = {field.name for field in dataclasses.fields(NetworkSettings)}
-    unknown = fields["network"].keys() - names
+    unknown = fields["network"].keys() - typing.get_type_hints(NetworkSettings)
     if unknown:
         raise ValueError(f"its network has an unknown setting, {min(unknown)}")
     if not (
@@ -146,11 +140,8 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         and (origin.accuracy is None or 0 <= origin.accuracy <= 1)
     ):
         raise ValueError("its figures do not fit together")
-    network = NetworkSettings(**fields["network"])
-    parts = {"network": network, "classes": classes, "mean": mean, "std": std, "origin": origin}
-    return ModelInfo(
-        image_size=fields["image_size"], sha256=fields["sha256"], source=source, **parts
-    )
+    network, size, sha256 = (fields[name] for name in ("network", "image_size", "sha256"))
+    return ModelInfo(NetworkSettings(**network), size, classes, mean, std, origin, sha256, source)
 
 
 def trained_model(info: ModelInfo, weights: dict[str, Tensor]) -> TrainedModel:
@@ -158,35 +149,19 @@ def trained_model(info: ModelInfo, weights: dict[str, Tensor]) -> TrainedModel:
     check_finite(weights)
     if info.sha256 != fingerprint(weights):
         raise ValueError("its weights belong to another model")
-    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
-    return TrainedModel(**values, weights=weights)
+    return TrainedModel(**vars(info), weights=weights)
 
 
 def info_from_metadata(metadata: Mapping[str, str], path: Path, source: str) -> ModelInfo:
     """The model that the file `path` describes in its `metadata`, written by `metadata()`. Raises
     `UserError` for a file that export.py did not write, or of another format."""
-    names = ["format", *(field.name for field in dataclasses.fields(ModelFields))]
-    missing = [name for name in names if name not in metadata]
-    if missing:
-        raise UserError(
-            f"{path} lacks the metadata {missing[0]!r}; use a file that this version wrote"
-        )
     try:
-        fields = {name: json.loads(metadata[name]) for name in names}
-        check_format(fields)
-        return model_info(fields, source)
+        names = metadata.keys() & {"format", *FIELDS}
+        return model_info({name: json.loads(metadata[name]) for name in names}, source)
     except (RecursionError, UserError, ValueError) as problem:  # as of nested or wrong JSON
         raise UserError(
             f"{path} is not usable ({problem}); use a file that export.py wrote"
         ) from None
-
-
-def check_format(fields: Mapping[str, Any]) -> None:
-    """Raises `ValueError` unless the file that holds `fields` has this version's format."""
-    if fields.get("format") != FORMAT:
-        raise ValueError(
-            f"it has the format {str(fields.get('format'))[:20]} of another version, not {FORMAT}"
-        )
 
 
 def write_weights(model: TrainedModel, path: Path) -> None:
@@ -202,10 +177,7 @@ def write_weights(model: TrainedModel, path: Path) -> None:
 def read_weights(path: Path, source: str) -> TrainedModel:
     """Reads the weights file `path`, which the user calls `source`, onto the CPU. Raises
     `UserError` for any file that `write_weights` did not write."""
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); use another file") from None
+    content = read_file(path)
     try:
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]

@@ -1,12 +1,9 @@
-"""Compares runs: the settings that differ, and the results. As text and as CSV.
-
-Runs of one setting that differ only in their seed are one line: mean, deviation and count.
-"""
+"""Compares runs: the settings that differ, and the results. As text and as CSV."""
 
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,13 +40,6 @@ OUTCOMES = (
 )
 
 
-class Figure(NamedTuple):
-    """A figure of several runs: mean, and sample deviation where there are two values or more."""
-
-    mean: float | None
-    deviation: float | None
-
-
 @dataclass(frozen=True)
 class Line:
     """One setting: a run, or several that differ only in their seed."""
@@ -64,16 +54,13 @@ class Line:
 
     def setting(self, name: str) -> str:
         """The value of a flag in words; the seeds of several runs are listed."""
-        shown = dict.fromkeys(_shown(run, name) for run in self.runs)
-        return ", ".join(shown)
+        return ", ".join(dict.fromkeys(_shown(run, name) for run in self.runs))
 
-    def figure(self, outcome: Outcome) -> Figure:
-        """The figure of those runs that have it."""
+    def figure(self, outcome: Outcome) -> tuple[float | None, float | None]:
+        """Mean and sample deviation over those runs that have the figure; None: of too few."""
         values = [value for run in self.runs if (value := outcome.of(run)) is not None]
-        return Figure(
-            statistics.mean(values) if values else None,
-            statistics.stdev(values) if len(values) > 1 else None,
-        )
+        mean = statistics.mean(values) if values else None
+        return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -89,20 +76,14 @@ class Comparison:
         counts = [str(len(line.runs)) for line in self.lines]
         columns = {} if set(counts) == {"1"} else {"runs": counts}
         for outcome in self.outcomes:
-            columns[outcome.title] = [
-                _figure_in_words(line.figure(outcome), outcome) for line in self.lines
-            ]
+            columns[outcome.title] = [_in_words(line, outcome) for line in self.lines]
         columns["epochs done"] = [
             f"{line.runs[0].epochs_done} of {line.setting('epochs')}" for line in self.lines
         ]
         columns["best on"] = [_best_on(line) for line in self.lines]
-        for name in self.differing:
-            columns[name] = [line.setting(name) for line in self.lines]
-        return columns
-
-    def names(self) -> list[str]:
-        """The name of each line."""
-        return [line.name for line in self.lines]
+        return columns | {
+            name: [line.setting(name) for line in self.lines] for name in self.differing
+        }
 
 
 def compare(runs: Sequence[PastRun]) -> Comparison:
@@ -116,7 +97,11 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
         lines.setdefault(key, {})[seed] = run
     return Comparison(
         tuple(Line(tuple(by_seed.values())) for by_seed in lines.values()),
-        tuple(name for name in (*COMPARED, *FACTS) if _differs(runs, name)),
+        tuple(
+            name
+            for name in (*COMPARED, *FACTS)
+            if len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
+        ),
         tuple(o for o in OUTCOMES if any(o.of(run) is not None for run in runs)),
     )
 
@@ -133,15 +118,11 @@ def _shown(run: PastRun, name: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _differs(runs: Iterable[PastRun], name: str) -> bool:
-    return len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
-
-
-def _figure_in_words(figure: Figure, outcome: Outcome) -> str:
-    if figure.mean is None:
-        return ""
-    shown = outcome.form(figure.mean)
-    return f"{shown} ± {outcome.form(figure.deviation)}" if figure.deviation else shown
+def _in_words(line: Line, outcome: Outcome) -> str:
+    mean, deviation = line.figure(outcome)
+    return " ± ".join(
+        outcome.form(value) for value in (mean, deviation or None) if value is not None
+    )
 
 
 def _best_on(line: Line) -> str:
@@ -150,11 +131,8 @@ def _best_on(line: Line) -> str:
 
 
 def as_text(comparison: Comparison, width: int) -> str:
-    """The table, results first; in blocks where it is wider than `width`.
-
-    Each block begins with the names of the lines.
-    """
-    names = _column("run", comparison.names())
+    """The table, results first; where it is wider than `width`, in blocks that begin with names."""
+    names = _column("run", [line.name for line in comparison.lines])
     columns = [_column(*item) for item in comparison.columns().items()]
     return "\n\n".join(
         "\n".join("  ".join(cells).rstrip() for cells in zip(names, *block, strict=True))

@@ -24,7 +24,7 @@ def comparison_page(comparison: Comparison, begins: str, tests: str = "") -> str
     template = read_template(Path(__file__).with_name("page.html.j2"))
     return template.render(
         begins=begins,
-        names=[printable(name) for name in comparison.names()],
+        names=[printable(line.name) for line in comparison.lines],
         columns=comparison.columns(),
         colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
         charts=[

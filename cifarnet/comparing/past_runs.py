@@ -1,21 +1,21 @@
-"""Finds past runs by their files: run.json, history and report; also a run under way.
-
-Nothing here imports torch.
-"""
+"""Finds past runs by their files: run.json, history, report, snapshot; also a run under way."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.history import Row, best_row
-from cifarnet.comparing.run_files import RunRecord, read_history, read_record
+from cifarnet.comparing.run_files import RunFacts, read_history, read_record
 from cifarnet.core.errors import UserError
+from cifarnet.core.late import LateModule
 from cifarnet.reporting.report_files import RUN_JSON, read_report
 from cifarnet.settings import FLAGS
 from cifarnet.settings.output import PLOTS
+
+snapshots = LateModule("cifarnet.checkpoints.snapshots")  # imports torch
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PastRun:
     name: str
     source: Path  # the file or folder that tells it from other runs
     history: list[Row]
-    record: RunRecord = field(default_factory=RunRecord)
+    record: RunFacts = field(default_factory=RunFacts)
     predictions: Path | None = None
     predicted_by: str = ""  # the model of the predictions in words, unless it is the last one
 
@@ -70,21 +70,19 @@ class PastRun:
         return images / total if total else None
 
 
-def read_runs(
-    names: Sequence[str], run_of_snapshot: Callable[[Path], PastRun]
-) -> tuple[list[PastRun], list[str]]:
+def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
     """The runs that `names` mean, each once, and the reasons why names were passed over.
 
     A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
-    The logs of a resumed run in one folder are one run: the last one counts. `run_of_snapshot`
-    reads a snapshot. Raises `UserError` for what does not exist or cannot be read.
+    The logs of a resumed run in one folder are one run: the last one counts. Raises `UserError` for
+    what does not exist or cannot be read.
     """
     runs: dict[tuple[Path, str | None], PastRun] = {}
     passed_over = []
     for path in map(Path, names):
         matches = []
         if path.suffix == ".pth":
-            matches = [run_of_snapshot(path)]
+            matches = [_run_of_snapshot(path)]
         elif path.is_dir():
             matches, without = _runs_in(path)
             if without:
@@ -107,6 +105,15 @@ def read_runs(
     return unique, passed_over
 
 
+def _run_of_snapshot(path: Path) -> PastRun:
+    """The run up to the snapshot `path`."""
+    snapshot = snapshots.read_snapshot(path)
+    model = snapshot.model
+    settings, dataset = snapshot.settings.flags, model.origin.dataset
+    record = RunFacts(settings=settings, dataset=dataset, parameters=model.parameters)
+    return PastRun(path.stem, path.resolve(), snapshot.state.history, record)
+
+
 def _run_of_file(path: Path) -> PastRun:
     """The run with the log or history `path`."""
     if not path.is_file():
@@ -123,7 +130,9 @@ def _run_of_file(path: Path) -> PastRun:
 def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
     """The runs in `folder`, and how many logs in it have no run.json."""
     if any((folder / name).is_file() for name in ("run.json", "history.csv", "metrics.json")):
-        return [_from_result(folder)], 0
+        folder = folder.resolve()  # its files have names without a date, as in results/
+        paths = folder / "run.json", folder / "history.csv"
+        return [_read(folder.name, folder, *paths, [folder])], 0
     of_run_dir = sorted(folder.glob("log/*.log"))
     logs = of_run_dir or sorted(folder.glob("*.log"))
     if not logs:
@@ -135,12 +144,6 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
     if of_run_dir and recorded:  # the last one is of the newest run
         return [_from_log(recorded[-1], folder.resolve().name)], 0
     return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
-
-
-def _from_result(folder: Path) -> PastRun:
-    """The run whose files lie in `folder` under names without a date, as in results/."""
-    folder = folder.resolve()
-    return _read(folder.name, folder, folder / "run.json", folder / "history.csv", [folder])
 
 
 def _from_log(log: Path, name: str) -> PastRun:
@@ -155,7 +158,7 @@ def _read(
     name: str, source: Path, record_path: Path, history_path: Path, reports: list[Path]
 ) -> PastRun:
     """The run of the files that exist. `reports` are folders that may hold its metrics.json."""
-    record = read_record(record_path) if record_path.is_file() else RunRecord()
+    record = read_record(record_path) if record_path.is_file() else RunFacts()
     history = read_history(history_path) if history_path.is_file() else []
     run = PastRun(name, source, history, record)
     if record.plot_dir:

@@ -1,7 +1,4 @@
-"""Reads the files that a run leaves for other programs: run.json, the history, and other tables.
-
-Nothing here imports torch.
-"""
+"""Reads run.json, the history and other tables that a run leaves. Imports no torch."""
 
 import csv
 import dataclasses
@@ -14,13 +11,14 @@ from typing import Any
 
 from cifarnet.checkpoints.history import COLUMNS, Row
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import read_file
 from cifarnet.reporting.report_files import RUN_JSON_FORMAT
 from cifarnet.settings import FLAGS
 from cifarnet.settings.flags import value_type
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunFacts:
     """The part of a run.json that a comparison needs. None: not known."""
 
     run_id: str | None = None
@@ -35,14 +33,14 @@ class RunRecord:
     plot_dir: str | None = None
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path) -> RunFacts:
     """Reads the run.json `path`. Raises `UserError` for another file."""
-    text = read_text(path)
+    content = read_file(path)
     try:
-        keys = json.loads(text)
+        keys = json.loads(content)
         parts = ("device", "dataset", "model", "figures")
         device, dataset, model, figures = (keys[name] or {} for name in parts)
-        record = RunRecord(
+        record = RunFacts(
             run_id=keys["run_id"],
             started=keys["started"],
             settings={name: value for name, value in keys["settings"].items() if name in FLAGS},
@@ -92,7 +90,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     A last row that is not whole, because it is being written, is left out.
     """
     try:
-        reader = csv.DictReader(read_text(path).splitlines())
+        text = read_file(path).decode(errors="backslashreplace")  # paths need not be UTF-8
+        reader = csv.DictReader(text.splitlines())
         rows = list(reader)
     except csv.Error as problem:
         raise UserError(f"{path} is not a CSV file ({problem}); name another one") from None
@@ -104,11 +103,3 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if rows and None in rows[-1].values():
         rows.pop()
     return rows
-
-
-def read_text(path: Path) -> str:
-    """The text of the file `path`, what is no UTF-8 as escapes. Raises `UserError`."""
-    try:
-        return path.read_text(encoding="utf-8", errors="backslashreplace")
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None

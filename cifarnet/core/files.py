@@ -62,6 +62,14 @@ def existing_directory(path: str | Path, flag: str) -> Path:
     raise UserError(f"{flag} {path} {reason}; name a folder")
 
 
+def read_file(path: Path) -> bytes:
+    """The content of the file `path`. Raises `UserError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read ({problem.strerror}); use another file") from None
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes the file `path` completely or not at all. Raises `OSError`.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from cifarnet.checkpoints.trained import ModelInfo, info_from_metadata
 from cifarnet.core.arguments import check_package
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import read_file
 from cifarnet.core.seal import is_sealed
 from cifarnet.inference.classifier import Classifier
 
@@ -57,10 +58,7 @@ def read_onnx(path: Path, source: str) -> OnnxClassifier:
     check_package("onnxruntime", source)
     import onnxruntime
 
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); use another file") from None
+    content = read_file(path)
     if not is_sealed(content):
         raise UserError(
             f"{path} is truncated, damaged, or of another program; "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import dated_folder, write_text
+from cifarnet.core.files import dated_folder, read_file, write_text
 
 if TYPE_CHECKING:
     from cifarnet.reporting.metrics import Report
@@ -131,8 +131,9 @@ def read_report(path: Path) -> dict[str, Any]:
 
     Accuracies, losses, epochs and settings have their types. Raises `UserError`.
     """
+    content = read_file(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(content)
         models = [report, *(report[name] for name in ("last", "best") if report.get(name))]
         settings = report.get("run", {}).get("settings", {})
         typed = isinstance(report["dataset"], str) and isinstance(settings, dict)
@@ -142,8 +143,6 @@ def read_report(path: Path) -> dict[str, Any]:
             for name in ("top1", "loss")
         ):
             raise TypeError("a value has another type")
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); name another file") from None
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(
             f"{path} is not a metrics.json of main.py or evaluate.py; evaluate.py writes one"

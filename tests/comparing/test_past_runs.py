@@ -9,7 +9,6 @@ from support.snapshots import make_row, make_snapshot
 from cifarnet.checkpoints.snapshots import pack, write_snapshot
 from cifarnet.comparing.mcnemar import mcnemar
 from cifarnet.comparing.past_runs import read_runs
-from cifarnet.comparing.snapshot_runs import run_of_snapshot
 from cifarnet.core.errors import UserError
 
 SECOND = "training_complete_20260102-000000"
@@ -40,7 +39,7 @@ def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_pat
     (logs / "old.log").touch()
     with pytest.raises(UserError, match=r"has no old\.run\.json beside it"):
         runs_of(logs / "old.log")
-    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))], run_of_snapshot)
+    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
     assert [run.name for run in runs] == ["run"]
     assert len(passed_over) == 1 and "1 logs without" in passed_over[0]
 

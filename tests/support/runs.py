@@ -9,7 +9,6 @@ from typing import Any
 
 from cifarnet.checkpoints.history import COLUMNS
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.comparing.snapshot_runs import run_of_snapshot
 from cifarnet.settings import Settings
 from support.snapshots import make_row
 
@@ -74,6 +73,6 @@ def leave_predictions(run: Path, right: str, image: str = "{}") -> None:
 
 def runs_of(*names: object) -> list[PastRun]:
     """The runs that `names` mean, none of them passed over."""
-    runs, passed_over = read_runs([str(name) for name in names], run_of_snapshot)
+    runs, passed_over = read_runs([str(name) for name in names])
     assert passed_over == []
     return runs
