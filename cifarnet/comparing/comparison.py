@@ -110,9 +110,9 @@ def _shown(run: PastRun, name: str) -> str:
     """A setting of `run`, or a fact, in words."""
     if name in FACTS:
         return FACTS[name](run) or UNKNOWN
-    if name not in run.settings:
+    if name not in run.record.settings:
         return UNKNOWN
-    value = run.settings[name]
+    value = run.record.settings[name]
     if value is None or isinstance(value, bool):
         return {True: "on", False: "off", None: "-"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

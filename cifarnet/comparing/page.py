@@ -64,7 +64,7 @@ def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
         seconds += row.seconds
         xs.append(seconds if by_time else row.epoch)
     parts = [("train", "train"), ("held", run.best_on or "test")]
-    if what == "loss" and run.settings.get("teacher"):
+    if what == "loss" and run.record.settings.get("teacher"):
         del parts[0]  # a divergence from the teacher: another scale than a cross-entropy
     curves = []
     for kind, part in parts:

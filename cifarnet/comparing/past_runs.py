@@ -30,11 +30,6 @@ class PastRun:
     predicted_by: str = ""  # the model of the predictions in words, unless it is the last one
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings by flag; those of an older version lack some."""
-        return self.record.settings
-
-    @property
     def epochs_done(self) -> int:
         """The number of finished epochs."""
         return self.history[-1].epoch if self.history else self.record.epochs_done

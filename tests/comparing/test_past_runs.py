@@ -30,7 +30,7 @@ def test_a_run_is_one_by_whatever_name(tmp_path):
 def test_a_history_alone_has_no_settings(tmp_path):
     shutil.copy(log_of(leave_run(tmp_path / "run")).with_suffix(".csv"), tmp_path / "lr0.1.csv")
     (run,) = runs_of(tmp_path / "lr0.1.csv")
-    assert (run.name, run.epochs_done, run.top1, run.settings) == ("lr0.1", 3, 0.6, {})
+    assert (run.name, run.epochs_done, run.top1, run.record.settings) == ("lr0.1", 3, 0.6, {})
 
 
 def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_path):
@@ -71,7 +71,11 @@ def test_a_snapshot_has_settings_history_and_parameters(tmp_path):
     snapshot = make_snapshot(3, settings={"epochs": 20}, history=history)
     write_snapshot(pack(snapshot), tmp_path / "a.pth")
     (run,) = runs_of(tmp_path / "a.pth")
-    assert (run.settings["epochs"], run.epochs_done, run.record.parameters) == (20, 3, 171_682)
+    assert (run.record.settings["epochs"], run.epochs_done, run.record.parameters) == (
+        20,
+        3,
+        171_682,
+    )
     assert (run.record.dataset, run.best.epoch, run.best_on) == ("pictures", 3, "val")
 
 
@@ -117,5 +121,5 @@ def test_a_report_alone_is_a_run_too(tmp_path):
     run = leave_run(tmp_path / "run", lr=0.2)
     leave_predictions(run, "yn")
     (past,) = runs_of(run / "plots_complete")
-    assert (past.top1, past.settings["lr"], past.record.dataset) == (0.6, 0.2, "bars")
+    assert (past.top1, past.record.settings["lr"], past.record.dataset) == (0.6, 0.2, "bars")
     assert (past.epochs_done, past.predicted_by, bool(past.predictions)) == (3, "", True)
