@@ -9,8 +9,8 @@ from cifarnet.comparing.comparison import as_csv, as_text, compare
 from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
-from cifarnet.core.errors import UserError, printable
-from cifarnet.core.files import naming_failures, write_text
+from cifarnet.core.errors import UserError, os_errors, printable
+from cifarnet.core.files import write_text
 from cifarnet.core.log import print_line
 from cifarnet.settings.parser import build_parser
 
@@ -86,7 +86,7 @@ def _check_target(path: str | None, flag: str, begins: str) -> None:
 
 
 def _write(path: str, flag: str, text: str) -> None:
-    with naming_failures(flag, Path(path)):
+    with os_errors(f"{flag} {path}: cannot write it", "name another file"):
         write_text(Path(path), text)
     print_line(f"written to {path}")
 

@@ -16,7 +16,7 @@ from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import UserError, printable
+from cifarnet.core.errors import printable
 from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.finding import Say
@@ -56,8 +56,6 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
     not match the settings.
     """
-    if settings.dataset != "folder" and settings.labels:
-        raise UserError("--labels names your own images; add --dataset folder")
     dataset = DATASETS[settings.dataset](settings, say)
     train = limited(dataset.train, settings.limit_train, "--limit_train")
     test = limited(dataset.test, settings.limit_test, "--limit_test")
@@ -100,9 +98,7 @@ def augmented_examples(
     splits: Splits, settings: Settings, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each.
-
-    With --mixup or --cutmix each version is a batch, mixed within itself.
-    """
+    With --mixup or --cutmix each version is a batch, mixed within itself."""
     classes, seed = splits.train.classes, settings.training.seed
     subset = limited(splits.train, max(EXAMPLES, len(classes)), "--preview_augment")
     images, labels = subset.images[:EXAMPLES].numpy(), subset.labels[:EXAMPLES]

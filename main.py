@@ -50,7 +50,7 @@ def check_request(settings: Settings) -> None:
     """Raises `UserError` for what can be refused without reading an image or a tensor."""
     if settings.output.tensorboard:
         check_package("tensorboard", "--tensorboard")
-    if settings.data.dataset == "folder":
+    if settings.data.is_folder:
         existing_directory(settings.data.data_dir, "--data_dir")
     if settings.output.resume not in (None, "auto"):
         check_snapshot(Path(settings.output.resume))

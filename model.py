@@ -74,10 +74,8 @@ def start_from(model: nn.Module, trained: TrainedModel, classes: Sequence[str]) 
 
 
 def model_table(model: nn.Module, size: int = 32) -> str:
-    """torchsummary's table of layers, output shapes and parameters, for images of `size`.
-
-    Changes neither `model` nor a random state.
-    """
+    """torchsummary's table of layers, output shapes and parameters, for images of `size`. Changes
+    neither `model` nor a random state."""
     # The table lists modules that are called; the fast forms call fewer.
     twin = use_plain_forms(copy.deepcopy(model).cpu().eval())
     table = io.StringIO()

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError
-from cifarnet.core.files import naming_failures
+from cifarnet.core.errors import RunError, os_errors
 from cifarnet.core.machine import available_cores, peak_memory
 from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
@@ -112,5 +111,5 @@ def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -
     print(shown)
     if path:
         content = {"machine": machine, "cores": cores, "figures": figures}
-        with naming_failures("--json", Path(path)):
+        with os_errors(f"--json {path}: cannot write it", "name another file"):
             Path(path).write_text(json.dumps(content, indent=2) + "\n")

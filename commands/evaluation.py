@@ -10,7 +10,7 @@ import plots
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.core.device import SLOW_AMP, Runtime, init_process, without_amp
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
@@ -91,7 +91,8 @@ def write_evaluation(
     and `best` are the reports of a run's last and best model, if they exist. Raises
     `RunError` if the files cannot be written.
     """
-    try:
+    failure = f"the evaluation files could not be written to {directory}"
+    with os_errors(failure, kind=RunError):
         remove_other_pictures(directory, report)
         figures = write_report(report, directory, data.paths, last, best)
         if settings.evaluation.plot_evaluation:
@@ -99,10 +100,6 @@ def write_evaluation(
             plots.class_metrics(report, directory / "class_metrics.png")
         if settings.evaluation.report:
             write_page(report, figures, data, directory)
-    except OSError as problem:
-        raise RunError(
-            f"the evaluation files could not be written to {directory} ({problem.strerror})"
-        ) from None
 
 
 # --- evaluate.py ---
@@ -159,7 +156,7 @@ def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Se
         if "data_dir" in flags or other_data:
             del inherited["labels"]
     settings = Settings.from_flags(**(inherited | flags))
-    if settings.data.dataset == "folder" and "data_dir" not in flags | first.origin.settings:
+    if settings.data.is_folder and "data_dir" not in flags | first.origin.settings:
         raise UserError(
             f"{first.source} was trained on a folder of images, {first.origin.dataset}, and does "
             f"not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
@@ -183,7 +180,7 @@ def _warn_of_training_images(
 ) -> None:
     """Warns if test images that were drawn from a folder may have been trained on."""
     tree = Path(settings.data.data_dir)
-    drawn = settings.data.dataset == "folder" and not (tree / "train").is_dir()
+    drawn = settings.data.is_folder and not (tree / "train").is_dir()
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
         print_line(
             f"warning: the training images in {tree} differ from those the network was trained on; "
@@ -193,11 +190,7 @@ def _warn_of_training_images(
 
 def _move_other_report(directory: Path, report: Report) -> None:
     """Moves the report of another network or other images aside. Raises `RunError`."""
-    try:
+    with os_errors(f"the report in {directory} could not be moved aside", kind=RunError):
         moved = move_other_report(directory, report)
-    except OSError as problem:
-        raise RunError(
-            f"the report in {directory} could not be moved aside ({problem.strerror})"
-        ) from None
     if moved:
         print_line(f"moved the report of another network or other images to {moved}")

@@ -9,7 +9,7 @@ from typing import Any
 from cifarnet.checkpoints.snapshots import load_trained, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import print_line
 from cifarnet.export.exported_figures import Metrics, read_metrics, with_accuracy
@@ -113,10 +113,8 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
     for name, path in drafts.items():
         form = FORMATS[name]
         path.parent.mkdir()
-        try:
+        with os_errors(f"--format {name} could not be written", kind=RunError):
             form.write(source, path)
-        except OSError as problem:
-            raise RunError(f"--format {name} could not be written ({problem.strerror})") from None
         try:
             logits = answers(form.read(path), pixels)
         except (OSError, UserError, ValueError) as problem:
@@ -148,12 +146,10 @@ def _describe(path: Path, compared: Agreement, top1s: Sequence[float]) -> str:
 
 def _publish(draft: Path, target: Path) -> None:
     """Moves the file `draft`, or the files in the folder `draft`, to `target`. Raises `RunError`"""
-    try:
+    with os_errors(f"{target} could not be written", kind=RunError):
         for path in sorted(draft.rglob("*")) if draft.is_dir() else [draft]:
             place = target / path.relative_to(draft)
             if path.is_dir():
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, lambda file, path=path: file.write(path.read_bytes()))
-    except OSError as problem:
-        raise RunError(f"{target} could not be written ({problem.strerror})") from None

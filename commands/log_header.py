@@ -15,10 +15,8 @@ from train import Learner
 
 
 def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) -> None:
-    """Logs settings, versions, device, images and network.
-
-    `workers` is the number of processes that augment images.
-    """
+    """Logs settings, versions, device, images and network. `workers` is the number of processes
+    that augment images."""
     settings, runtime = learner.settings, learner.runtime
     changed = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
     for title, names in (("settings", changed), ("defaults", FLAGS.keys() - changed)):
@@ -68,10 +66,8 @@ def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) ->
 
 
 def _say_cost(log: RunLog, learner: Learner) -> None:
-    """Logs what attention and scaling change, and what an image costs.
-
-    Warns if the memory may not suffice. Speed is not predicted: the first epoch shows it.
-    """
+    """Logs what attention and scaling change, and what an image costs. Warns if the memory may not
+    suffice. Speed is not predicted: the first epoch shows it."""
     settings, runtime, network = learner.settings, learner.runtime, learner.network
     side = settings.data.image_size
     if settings.network.attended:

@@ -24,10 +24,8 @@ from commands.run import Run
 
 
 def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
-    """Evaluates the last and the best model, writes the report, and sums the run up.
-
-    Returns the figures of both models, on the first rank. Raises `RunError`.
-    """
+    """Evaluates the last and the best model, writes the report, and sums the run up. Returns the
+    figures of both models, on the first rank. Raises `RunError`."""
     if run.trains:
         source, snapshot = run.folders["snapshot_dir"] / LAST, run.snapshot()
     else:  # its own statistics and settings count

@@ -13,7 +13,7 @@ from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
 from cifarnet.checkpoints.snapshots import Snapshot, load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import Runtime, without_amp
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
 from cifarnet.images.imageset import Splits
@@ -69,10 +69,8 @@ def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[
 
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
-    """`settings` with a --batch_size of at most `count`, the number of training images.
-
-    Lowers the default. Raises `UserError` if a --batch_size was given and is too large.
-    """
+    """`settings` with a --batch_size of at most `count`, the number of training images. Lowers the
+    default. Raises `UserError` if a --batch_size was given and is too large."""
     size = settings.training.batch_size
     if size:
         if size > count:
@@ -240,7 +238,7 @@ def archive_old_snapshots(run: Run) -> None:
         return
     wanted = {LAST: plan and plan.source, BEST: best}
     in_place = plan is not None and plan.source.resolve().parent == directory.resolve()
-    try:
+    with os_errors(f"--snapshot_dir {directory}: cannot write there", "choose another folder"):
         contents = {name: path.read_bytes() for name, path in wanted.items() if path}
         moved = move_aside(directory, progress.epoch if in_place else 0, progress.best_epoch)
         if moved:
@@ -248,7 +246,3 @@ def archive_old_snapshots(run: Run) -> None:
         for name, content in contents.items():
             if not (directory / name).exists():
                 write_snapshot(content, directory / name)
-    except OSError as problem:
-        raise UserError(
-            f"--snapshot_dir {directory}: {problem.strerror}; choose another directory"
-        ) from None

@@ -12,8 +12,8 @@ from cifarnet.checkpoints.resume import compare_settings, kept_settings, plan_re
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.arguments import check_package
 from cifarnet.core.device import Runtime, init_process
-from cifarnet.core.errors import RunError
-from cifarnet.core.files import exclusive, naming_failures, writable_directory
+from cifarnet.core.errors import RunError, os_errors
+from cifarnet.core.files import exclusive, writable_directory
 from cifarnet.core.log import RunLog, print_line
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast_from_rank0
 from cifarnet.core.signals import Signals
@@ -220,6 +220,6 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     """Plots eight training images, each with eight random augmentations of the policy."""
     path = Path(settings.augmentation.preview_augment)
     splits = load_splits(settings.data, print_line)
-    with naming_failures("--preview_augment", path):
+    with os_errors(f"--preview_augment {path}: cannot write it", "name another file"):
         plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
     print_line(f"written to {path}")

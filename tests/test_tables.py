@@ -7,6 +7,7 @@ import pytest
 from cifarnet.augment.published import PUBLISHED
 from cifarnet.augment.step import BORDERS
 from cifarnet.checkpoints.snapshots import WEIGHTS
+from cifarnet.core.device import AMP_DTYPES
 from cifarnet.inference.classifier import VIEWS
 from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
@@ -14,14 +15,14 @@ from cifarnet.settings import FLAGS
 from cifarnet.settings.evaluation import TTA
 from cifarnet.training.objective import CLASS_WEIGHTS
 from cifarnet.training.optimizers import OPTIMIZERS
-from cifarnet.training.plan import SCHEDULE_POSITIONS
-from cifarnet.training.schedule import SCHEDULES
+from cifarnet.training.plan import SCHEDULE_POSITIONS, SCHEDULES
 from data import DATASETS, ENGINES
 
 TABLES = {
     "network": NETWORKS,
     "attention": {"none", *ATTENTION},
     "dataset": DATASETS,
+    "amp_dtype": AMP_DTYPES,
     "augment_engine": ENGINES,
     "border": BORDERS,
     "auto_augment": {"none", *PUBLISHED},

@@ -10,7 +10,7 @@ from cifarnet.core.errors import RunError, UserError
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_plain_forms
 from cifarnet.reporting.metrics import predict, scores
-from cifarnet.training.schedule import learning_rate
+from cifarnet.training.plan import learning_rate
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])

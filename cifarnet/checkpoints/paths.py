@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifarnet.core.arguments import check_package, path_argument
-from cifarnet.core.errors import UserError, did_you_mean
+from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.settings import Settings
 
 LAST, BEST = "last.pth", "best_model.pth"
@@ -83,13 +83,13 @@ def resolve_model_path(name: str) -> Path:
 
 def check_snapshot(path: Path) -> None:
     """Raises `UserError` unless `path` can be opened for reading."""
-    try:
+    with snapshot_errors(path):
         path.open("rb").close()
-    except OSError as problem:
-        raise UserError(
-            f"the snapshot {path} cannot be read ({problem.strerror}); "
-            f"name a .pth file that a run wrote"
-        ) from None
+
+
+def snapshot_errors(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Turns an `OSError` from reading the snapshot `path` into a `UserError`."""
+    return os_errors(f"the snapshot {path} cannot be read", "name a .pth file that a run wrote")
 
 
 def _weights_in(folder: Path) -> Path:

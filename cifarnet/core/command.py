@@ -20,11 +20,8 @@ def print_error(problem: UserError) -> int:
 
 
 def open_streams() -> None:
-    """Connects closed standard streams to os.devnull: Python sets them to None.
-
-    They take their usual numbers. Otherwise a file that is opened later could receive what
-    libraries print.
-    """
+    """Connects closed standard streams to os.devnull: Python sets them to None. They take their
+    usual numbers. Otherwise a file that is opened later could receive what libraries print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             handle = os.open(os.devnull, os.O_RDWR)
@@ -35,10 +32,8 @@ def open_streams() -> None:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Sends what follows, and what is still buffered, to os.devnull.
-
-    Python would flush a closed pipe again at exit, and print a traceback.
-    """
+    """Sends what follows, and what is still buffered, to os.devnull. Python would flush a closed
+    pipe again at exit, and print a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

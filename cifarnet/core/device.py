@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -132,15 +133,22 @@ def _pick_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def _pick_amp_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    name = precision.amp_dtype
-    if name == "fp16" and device.type != "cuda":
+    if precision.amp_dtype == "fp16" and device.type != "cuda":
         raise UserError(f"--amp_dtype fp16 needs CUDA, but the device is {device.type}; use bf16")
-    if not precision.amp:
-        return None
-    if name == "auto" and device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    return torch.float16 if name == "fp16" else torch.bfloat16
+    return AMP_DTYPES[precision.amp_dtype](device) if precision.amp else None
+
+
+def _native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on CUDA devices that only emulate it."""
+    emulates = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulates else torch.bfloat16
+
+
+AMP_DTYPES: dict[str, Callable[[torch.device], torch.dtype]] = {
+    "auto": _native_dtype,
+    "bf16": lambda device: torch.bfloat16,
+    "fp16": lambda device: torch.float16,
+}  # by --amp_dtype
 
 
 SLOW_AMP = "warning: --amp takes many times longer on a CPU without bf16 instructions"

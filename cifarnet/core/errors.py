@@ -23,9 +23,7 @@ class RunError(UserError):
 
 def printable(text: str) -> str:
     """Returns `text` with every invisible character (line break, terminal command) as an escape.
-
-    File names can hold any character. Printed unchanged, they could break a line or a terminal.
-    """
+    File names can hold any character. Printed unchanged, they could break a line or a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -33,6 +31,20 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Returns "did you mean X?" with the closest word in `choices`, or "" if none is close."""
     closest = difflib.get_close_matches(word, choices, 1)
     return f"did you mean {closest[0]}?" if closest else ""
+
+
+def reason(problem: OSError) -> str:
+    """Why the system refused, in words."""
+    return problem.strerror or str(problem)
+
+
+@contextlib.contextmanager
+def os_errors(failure: str, advice: str = "", kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turns an `OSError` into a `UserError`: "`failure` (the reason); `advice`"."""
+    try:
+        yield
+    except OSError as problem:
+        raise kind(f"{failure} ({reason(problem)}){advice and f'; {advice}'}") from None
 
 
 def lost_workers(why: str) -> RunError:

@@ -37,10 +37,8 @@ def writable_directory(path: str | Path, flag: str) -> Path:
 
 
 def dated_folder(directory: Path) -> Path:
-    """Creates a new folder before_<date> in `directory`, to move older files into.
-
-    Raises `OSError`.
-    """
+    """Creates a new folder before_<date> in `directory`, to move older files into. Raises
+    `OSError`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(1)))
     while True:
@@ -97,23 +95,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as `write_atomically` does. Raises `OSError`.
-
-    Bytes of file names that are not text become escapes.
-    """
+    """Writes `text` as `write_atomically` does. Raises `OSError`. Bytes of file names that are not
+    text become escapes."""
     content = text.encode(errors="backslashreplace")
     write_atomically(path, lambda file: file.write(content))
-
-
-@contextlib.contextmanager
-def naming_failures(flag: str, path: Path) -> Iterator[None]:
-    """Turns an `OSError` from writing the file `path` of `flag` into a `UserError`."""
-    try:
-        yield
-    except OSError as problem:
-        raise UserError(
-            f"{flag} {path}: cannot write it ({problem.strerror}); name another file"
-        ) from None
 
 
 def _flush_directory(directory: Path) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO, TextIO
 from tqdm import tqdm
 
 from cifarnet.core.command import discard_output
-from cifarnet.core.errors import RunError, UserError, printable
+from cifarnet.core.errors import RunError, UserError, os_errors, printable
 
 
 class RunLog:
@@ -32,17 +32,13 @@ class RunLog:
 
     def open(self, directory: Path) -> None:
         """Creates the log file in `directory`, named after the time. Raises `RunError`."""
-        try:
+        with os_errors(f"cannot create a log in {directory}", kind=RunError):
             self.path, self._file = _new_log_file(directory)
-        except OSError as problem:
-            raise RunError(f"cannot create a log in {directory} ({problem.strerror})") from None
         self._write("")
 
     def line(self, text: str) -> None:
-        """Writes `text` as one line to the log, with the time, and to the terminal.
-
-        Characters that are not printable become escapes, so a file name cannot forge a line.
-        """
+        """Writes `text` as one line to the log, with the time, and to the terminal. Characters that
+        are not printable become escapes, so a file name cannot forge a line."""
         self._emit(printable(text), time.strftime("%H:%M:%S "))
 
     def block(self, text: str) -> None:

@@ -36,9 +36,7 @@ def available_cores() -> int:
 
 def has_bf16_instructions() -> bool:
     """Whether this CPU has instructions for bfloat16. Emulating them is several times slower.
-
-    Environment variables such as ONEDNN_MAX_CPU_ISA can forbid the instructions.
-    """
+    Environment variables such as ONEDNN_MAX_CPU_ISA can forbid the instructions."""
     if not torch.backends.mkldnn.is_available():
         return False
     # oneDNN answers yes for any x86 CPU with AVX-512, but some of those only emulate bfloat16.
@@ -83,10 +81,8 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Returns the peak memory of this process so far, in bytes.
-
-    On CUDA it is that of the tensors on the device, else that of the whole process.
-    """
+    """Returns the peak memory of this process so far, in bytes. On CUDA it is that of the tensors
+    on the device, else that of the whole process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

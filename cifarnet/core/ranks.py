@@ -32,10 +32,8 @@ class LostContactError(RunError):
 
 
 class Group:
-    """The ranks of one run: which one works first, and which one prints an error.
-
-    `store` is torchrun's, shared by all ranks. A single process needs none and never waits.
-    """
+    """The ranks of one run: which one works first, and which one prints an error. `store` is
+    torchrun's, shared by all ranks. A single process needs none and never waits."""
 
     def __init__(self, ranks: Ranks, store: dist.Store | None = None) -> None:
         self.ranks, self._store = ranks, store
@@ -61,10 +59,8 @@ class Group:
         self._wait_for_all(work if self.ranks.rank == 0 else lambda: None)
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Runs `work` on rank 0, then on one rank of each other machine, then on the others.
-
-        So each machine downloads once, and machines can share a disk. Returns when all are done.
-        """
+        """Runs `work` on rank 0, then on one rank of each other machine, then on the others. So
+        each machine downloads once, and machines can share a disk. Returns when all are done."""
         own_turn = 0 if self.ranks.rank == 0 else 1 if self.ranks.local_rank == 0 else 2
         for turn in range(3):
             if turn == own_turn:
@@ -232,10 +228,8 @@ def average_over_ranks(tensors: Iterable[Tensor], runtime: Runtime) -> None:
 
 
 def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """`model` with gradients averaged over the ranks during backward; itself on one rank.
-
-    Buffers stay different on each rank until `average_over_ranks`.
-    """
+    """`model` with gradients averaged over the ranks during backward; itself on one rank. Buffers
+    stay different on each rank until `average_over_ranks`."""
     if runtime.world_size == 1:
         return model
     devices = None if runtime.device.type == "cpu" else [runtime.device.index]
@@ -251,10 +245,8 @@ def data_parallel(model: nn.Module, runtime: Runtime) -> nn.Module:
 def micro_batches(
     model: nn.Module, images: Tensor, labels: Tensor, count: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Splits `images` [B,...] and `labels` [B] into `count` parts.
-
-    Ranks exchange gradients in the backward pass of the last part only.
-    """
+    """Splits `images` [B,...] and `labels` [B] into `count` parts. Ranks exchange gradients in the
+    backward pass of the last part only."""
     for place, part in enumerate(
         zip(images.tensor_split(count), labels.tensor_split(count), strict=True), 1
     ):

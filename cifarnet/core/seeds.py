@@ -10,10 +10,8 @@ INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT, MIXING = range(5)
 
 
 def derived_seed(*parts: int) -> int:
-    """Returns a 63-bit seed that depends on all `parts`, on their order and on their number.
-
-    The parts are whole numbers in [0, 2**32), such as the run's seed, the epoch and the purpose.
-    """
+    """Returns a 63-bit seed that depends on all `parts`, on their order and on their number. The
+    parts are whole numbers in [0, 2**32), such as the run's seed, the epoch and the purpose."""
     words = (len(parts), *parts)  # SeedSequence gives (1,) and (1, 0) the same state
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.files import existing_directory
 from cifarnet.images.finding import NOT_IMAGES, Say, find_images, ignored, is_hidden, is_image
 
@@ -176,18 +176,15 @@ def _read_labels(root: Path, labels: Path, say: Say) -> Layout:
 
 def _rows(root: Path, labels: Path) -> list[tuple[int, list[str]]]:
     """The lines of `labels` with their numbers: path and label. Leaves out a header."""
+    unreadable = os_errors(f"--labels {labels}: cannot read it", "name a CSV file")
     try:
-        with labels.open(newline="", encoding="utf-8-sig") as file:
+        with unreadable, labels.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             rows = [
                 (reader.line_num, [cell.strip() for cell in row])
                 for row in reader
                 if any(map(str.strip, row))
             ]
-    except OSError as problem:
-        raise UserError(
-            f"--labels {labels}: cannot read it ({problem.strerror}); name a CSV file"
-        ) from None
     except (csv.Error, UnicodeDecodeError) as problem:
         raise UserError(
             f"--labels {labels} is not a CSV file in UTF-8 ({problem}); save it as one"

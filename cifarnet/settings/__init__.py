@@ -30,10 +30,8 @@ class Settings:
 
     @classmethod
     def from_flags(cls, **flags: Any) -> "Settings":
-        """The settings that `flags` ask for, by flag name; the others have their defaults.
-
-        Raises `UserError` for a wrong value, and `KeyError` for an unknown name.
-        """
+        """The settings that `flags` ask for, by flag name; the others have their defaults. Raises
+        `UserError` for a wrong value, and `KeyError` for an unknown name."""
         by_group: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         for name, value in flags.items():
             by_group[GROUP_OF[name]][name] = value
@@ -85,9 +83,7 @@ class Settings:
 
     def check_parts(self, processes: int = 1) -> None:
         """Raises `UserError` unless a batch can be divided among `processes`, and by --accumulate.
-
-        Where images are mixed, each part needs two.
-        """
+        Where images are mixed, each part needs two."""
         batch_size, accumulate = self.training.batch_size, self.training.accumulate
         parts = processes * accumulate
         if batch_size and batch_size % parts:
@@ -125,18 +121,14 @@ OF_THE_RESULT = tuple(name for name, spec in FLAGS.items() if spec.metadata["on_
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> Settings:
-    """Makes settings from the flags in a file. Ignores unknown names.
-
-    Raises `UserError` if a value is not valid.
-    """
+    """Makes settings from the flags in a file. Ignores unknown names. Raises `UserError` if a value
+    is not valid."""
     return Settings.from_flags(**{name: value for name, value in values.items() if name in FLAGS})
 
 
 def changed_settings(before: Settings, now: Settings) -> tuple[list[str], list[str]]:
-    """Compares the settings of a run (`before`) with those of its resumption (`now`).
-
-    Returns the allowed changes and the forbidden ones, each as text such as "lr 0.1 -> 0.2".
-    """
+    """Compares the settings of a run (`before`) with those of its resumption (`now`). Returns the
+    allowed changes and the forbidden ones, each as text such as "lr 0.1 -> 0.2"."""
     allowed, forbidden = [], []
     for name, old in before.flags.items():
         new, rule = now.flags[name], FLAGS[name].metadata["on_resume"]
@@ -166,7 +158,7 @@ def without_effect(settings: Settings) -> list[str]:
         ("--optimizer muon", training.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.precision.amp, ("amp_dtype",)),
         ("--dataset cifar10 or cifar100", data.dataset.startswith("cifar"), ("data_url",)),
-        ("--dataset folder", data.dataset == "folder", ("skip_bad_images", "test_fraction")),
+        ("--dataset folder", data.is_folder, ("skip_bad_images", "test_fraction")),
         ("--snapshot_freq", settings.output.snapshot_freq > 0, ("keep_snapshots",)),
         ("--plot_training", settings.evaluation.plot_training, ("plot_freq",)),
         ("--weight_decay", training.weight_decay > 0, ("decay_norms",)),

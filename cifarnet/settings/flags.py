@@ -43,10 +43,8 @@ def flag(
 
 @dataclass(frozen=True)
 class Group:
-    """Settings that belong together: each field is the command-line flag of the same name.
-
-    Raises `UserError` if a value has the wrong type, is out of range, or contradicts another.
-    """
+    """Settings that belong together: each field is the command-line flag of the same name. Raises
+    `UserError` if a value has the wrong type, is out of range, or contradicts another."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):

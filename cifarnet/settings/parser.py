@@ -1,10 +1,6 @@
-"""Flags on the command line: the parser, recipes, and the table in docs/flags.md.
-
-`python -m cifarnet.settings.parser` prints the table.
-"""
+"""Flags on the command line: the parser and recipes."""
 
 import argparse
-import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
@@ -13,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.core.arguments import Parser, path_argument
-from cifarnet.core.command import run_command
-from cifarnet.core.errors import UserError, did_you_mean
+from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.settings import FLAGS, GROUPS, Settings
 from cifarnet.settings.evaluation import TTA
 from cifarnet.settings.flags import check_value, value_type
@@ -55,10 +50,8 @@ def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> No
 
 
 def _read_value(spec: Field, text: str) -> str | None:
-    """Expands `~` in a path: a shell leaves it in `--log_dir=~/runs`.
-
-    Turns "off" into None: `--teacher off` on the command line undoes the teacher of a recipe.
-    """
+    """Expands `~` in a path: a shell leaves it in `--log_dir=~/runs`. Turns "off" into None:
+    `--teacher off` on the command line undoes the teacher of a recipe."""
     if text == "off" and spec.metadata["unset"] == "off":
         return None
     shown = spec.metadata["metavar"] or "PATH"
@@ -85,10 +78,8 @@ def add_pretrained(
     required: bool = False,
     note: str = "",
 ) -> None:
-    """Adds the flag --pretrained for one model, or for `several` with commas between them.
-
-    `note` ends its help.
-    """
+    """Adds the flag --pretrained for one model, or for `several` with commas between them. `note`
+    ends its help."""
     file = "a file that export.py wrote" if several else "a .safetensors file"
     text = f"Trained model: the name of a result, {file}, or a .pth snapshot."
     if several:
@@ -118,20 +109,16 @@ def shown_default(spec: Field) -> str:
 
 
 def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
-    """Returns the flags that the command line `argv` or its --recipe sets; `argv` wins.
-
-    Raises `UserError`. `--help` prints the help and exits with code 0.
-    """
+    """Returns the flags that the command line `argv` or its --recipe sets; `argv` wins. Raises
+    `UserError`. `--help` prints the help and exits with code 0."""
     given = vars(build_parser(description, FLAGS).parse_args(argv))
     recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
     return recipe | given
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """Returns the command line that asks for `settings`: all that differ from the defaults.
-
-    Leaves out --recipe, whose flags are among them, and what resumes a run.
-    """
+    """Returns the command line that asks for `settings`: all that differ from the defaults. Leaves
+    out --recipe, whose flags are among them, and what resumes a run."""
     words = []
     for name, value in settings.flags.items():
         if value == FLAGS[name].default or name in ("recipe", "resume", "resume_override"):
@@ -145,16 +132,11 @@ def flags_of(settings: Settings) -> list[str]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Returns the flags that the TOML file `path` sets: `epochs = 250`, `amp = true`.
-
-    Raises `UserError` if the file cannot be read, or sets an unknown flag or a wrong value.
-    """
+    """Returns the flags that the TOML file `path` sets: `epochs = 250`, `amp = true`. Raises
+    `UserError` if the file cannot be read, or sets an unknown flag or a wrong value."""
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad adds a signature
-    except OSError as problem:
-        raise UserError(
-            f"--recipe {path}: cannot read it ({problem.strerror}); name a TOML file"
-        ) from None
+        with os_errors(f"--recipe {path}: cannot read it", "name a TOML file"):
+            recipe = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad adds a signature
     # ValueError: bad TOML, bad UTF-8, a number too long. RecursionError: nested too deep.
     except (ValueError, RecursionError) as problem:
         raise UserError(
@@ -172,20 +154,3 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise UserError(f"--recipe {path}: {problem}") from None
         flags[name] = _read_value(FLAGS[name], value) if isinstance(value, str) else value
     return flags
-
-
-def flags_table() -> str:
-    """Returns all flags as a Markdown table, for docs/flags.md."""
-    rows = ["| flag | default | range | meaning |", "|---|---|---|---|"]
-    for title, group in GROUPS.items():
-        rows.append(f"| **{title}** | | | |")
-        for spec in fields(group):
-            meta, name = spec.metadata, spec.name
-            within = meta["within"] or " ".join(meta["choices"])
-            flag = f"--{name}` / `--no-{name}" if spec.type is bool else f"--{name}"
-            rows.append(f"| `{flag}` | {shown_default(spec)} | {within} | {meta['help']} |")
-    return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(lambda: print(flags_table())))

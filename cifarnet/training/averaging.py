@@ -10,10 +10,8 @@ from cifarnet.core.device import Runtime
 
 
 class MovingAverage(AveragedModel):
-    """A copy of `network` whose weights follow it: decay * average + (1 - decay) * weights.
-
-    torch's own update waits for a CUDA device in every step. Running statistics: see `update_bn`.
-    """
+    """A copy of `network` whose weights follow it: decay * average + (1 - decay) * weights. torch's
+    own update waits for a CUDA device in every step. Running statistics: see `update_bn`."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network)

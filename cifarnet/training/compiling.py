@@ -36,10 +36,8 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
 
 
 class CompiledForBatches(nn.Module):
-    """Runs `network` compiled on batches of the first batch's size, and uncompiled on others.
-
-    The last batch of an epoch is smaller. Compiling for it would take longer than it saves.
-    """
+    """Runs `network` compiled on batches of the first batch's size, and uncompiled on others. The
+    last batch of an epoch is smaller. Compiling for it would take longer than it saves."""
 
     def __init__(self, network: nn.Module, device: torch.device, parts: int) -> None:
         super().__init__()

@@ -14,11 +14,8 @@ from cifarnet.settings.training import TrainingSettings
 def build_optimizer(
     network: nn.Module, settings: TrainingSettings, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer that --optimizer names, for `network`.
-
-    The learning rate of a group is that of the step times the group's "rate_factor". `fused`: the
-    weights are updated in one pass.
-    """
+    """The optimizer that --optimizer names, for `network`. The learning rate of a group is that of
+    the step times the group's "rate_factor". `fused`: the weights are updated in one pass."""
     return OPTIMIZERS[settings.optimizer].build(network, settings, fused)
 
 
@@ -103,9 +100,7 @@ class Muon(torch.optim.SGD):
 
 def orthogonalised(update: Tensor) -> Tensor:
     """`update` [out,...] with the singular values of its matrix [out,rest] between 0.7 and 1.2.
-
-    Five steps of the Newton-Schulz iteration of Jordan's Muon: an odd polynomial, steep at 0.
-    """
+    Five steps of the Newton-Schulz iteration of Jordan's Muon: an odd polynomial, steep at 0."""
     matrix = update.flatten(1)
     tall = len(matrix) > matrix.shape[1]
     x = matrix.T if tall else matrix

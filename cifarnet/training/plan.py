@@ -4,14 +4,34 @@ import math
 from collections.abc import Callable
 
 from cifarnet.settings import Settings
-from cifarnet.training.schedule import learning_rate
+from cifarnet.settings.training import TrainingSettings
+
+# By --schedule: from the share of the way, in [0, 1], to a factor that falls from 1 to 0.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    # one period of Loshchilov and Hutter 2017, arXiv 1608.03983
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "linear": lambda share: 1 - share,
+}
+
+
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: int, settings: TrainingSettings
+) -> float:
+    """The learning rate of step `step`, from 0, of `total_steps`.
+
+    It rises linearly from lr/warmup_steps to lr over the warm-up. Then it falls from exactly --lr
+    to exactly --min_lr on the last step, by --schedule.
+    """
+    lr, min_lr = settings.lr, settings.min_lr
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    high = SCHEDULES[settings.schedule](share)
+    return lr * high + min_lr * (1 - high)
 
 
 class Plan:
-    """Schedule of a run.
-
-    Steps count from 0 over the whole run, epochs from 1.
-    """
+    """Schedule of a run. Steps count from 0 over the whole run, epochs from 1."""
 
     def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
@@ -41,10 +61,8 @@ class Plan:
         return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
 
     def cost(self, epoch: int) -> float:
-        """The cost of `epoch` in pixels per image, to estimate the time left.
-
-        A teacher adds a quarter of a full-size step: it has no backward pass, and fewer pixels.
-        """
+        """The cost of `epoch` in pixels per image, to estimate the time left. A teacher adds a
+        quarter of a full-size step: it has no backward pass, and fewer pixels."""
         teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
 

@@ -66,10 +66,8 @@ class Tally:
         return {"loss": f"{loss:.4f}", "acc": f"{accuracy:.2%}"}
 
     def stats(self, epoch: int, started: float, waited: float) -> EpochStats:
-        """Means over all ranks.
-
-        `started`: start time; `waited`: seconds spent waiting for batches.
-        """
+        """Means over all ranks. `started`: start time; `waited`: seconds spent waiting for
+        batches."""
         infinite = int(self.infinite)  # waits for the device: only now the epoch is over
         seconds = time.perf_counter() - started
         sums = [self.loss.item(), self.correct.item(), self.images]

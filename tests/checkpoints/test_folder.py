@@ -67,10 +67,10 @@ def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, monkeypatch, 
         save(numbered(tmp_path, 4), 4)
     plain = Path.open
 
-    def refuse(path: Path, *arguments):
+    def refuse(path: Path, *arguments, **options):
         if path.name == name:
             raise PermissionError(13, "Permission denied", str(path))
-        return plain(path, *arguments)
+        return plain(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     for search in (

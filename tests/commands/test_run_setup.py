@@ -63,7 +63,7 @@ def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
     write(tmp_path / LAST, 3)
     run = continued_run(tmp_path / LAST, tmp_path / "missing", save_best=False)
     (tmp_path / LAST).unlink()
-    with pytest.raises(UserError, match=r"--snapshot_dir .* No such file"):
+    with pytest.raises(UserError, match=r"--snapshot_dir .*\(No such file"):
         archive_old_snapshots(run)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.flags_table import flags_table
 
 from cifarnet.core.errors import UserError
 from cifarnet.settings import FLAGS, GROUPS, Settings, settings_from_dict
 from cifarnet.settings.flags import value_type
-from cifarnet.settings.parser import build_parser, flags_of, flags_table, given_flags
+from cifarnet.settings.parser import build_parser, flags_of, given_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,12 +81,12 @@ def test_a_parser_of_a_few_flags(capsys):
 def test_the_documentation_shows_the_flags_as_they_are():
     page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
     first, last = (
-        "<!-- flags: made by `python -m cifarnet.settings.parser` -->\n",
+        "<!-- flags: made by `python -m tests.support.flags_table` -->\n",
         "\n<!-- end of flags -->",
     )
     shown = page.partition(first)[2].partition(last)[0]
     assert shown == flags_table(), (
-        "put the output of `python -m cifarnet.settings.parser` into docs/flags.md"
+        "put the output of `python -m tests.support.flags_table` into docs/flags.md"
     )
 
 

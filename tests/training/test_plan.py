@@ -1,7 +1,90 @@
+import itertools
+
 import pytest
+import torch
 
 from cifarnet.settings import Settings
-from cifarnet.training.plan import Plan
+from cifarnet.settings.training import TrainingSettings
+from cifarnet.training.plan import Plan, learning_rate
+
+TOTAL, WARMUP = 1000, 100
+
+
+def rate_at(
+    step: int,
+    total: int = TOTAL,
+    warmup: int = 0,
+    lr: float = 0.1,
+    min_lr: float = 1e-6,
+    schedule: str = "cosine",
+) -> float:
+    settings = TrainingSettings(lr=lr, min_lr=min_lr, schedule=schedule)
+    return learning_rate(step, total, warmup, settings)
+
+
+def test_the_cosine_starts_and_ends_exactly():
+    for lr, low in ((0.1, 1e-6), (0.3, 0.0), (0.05, 0.05), (1e-3, 1e-9)):
+        assert rate_at(0, TOTAL, 0, lr, low) == lr
+        assert rate_at(TOTAL - 1, TOTAL, 0, lr, low) == low
+        assert rate_at(500, 1001, 0, lr, low) == pytest.approx((lr + low) / 2)
+    rates = [rate_at(step) for step in range(TOTAL)]
+    assert all(a > b for a, b in itertools.pairwise(rates))
+
+
+def test_the_cosine_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=TOTAL - 1, eta_min=1e-6)
+    for step in range(TOTAL):
+        assert rate_at(step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_warm_up_is_linear_and_meets_the_cosine():
+    rates = [rate_at(step, TOTAL, WARMUP) for step in range(TOTAL)]
+    assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
+    assert rates[WARMUP] == 0.1
+    assert rates[-1] == 1e-6
+
+
+def test_the_shortest_runs():
+    assert rate_at(0, 1) == 0.1
+    assert [rate_at(i, 2) for i in range(2)] == [0.1, 1e-6]
+    assert [rate_at(i, 2, 1) for i in range(2)] == [0.1, 0.1]
+
+
+def test_the_linear_schedule_equals_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.005, TOTAL - WARMUP - 1)
+    for step in range(TOTAL):
+        rate = rate_at(step, TOTAL, WARMUP, 0.2, 1e-3, "linear")
+        if step < WARMUP:
+            assert rate == pytest.approx(0.2 * (step + 1) / WARMUP)
+        else:
+            assert rate == pytest.approx(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+    assert rate == 1e-3
+
+
+def test_per_epoch_the_rate_is_that_of_torchs_scheduler_stepped_after_each_epoch():
+    """As in the author's code: 250 epochs, T_max 250."""
+    plan = Plan(Settings.from_flags(schedule_per="epoch"), 98)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=250, eta_min=1e-6)
+    for epoch in range(1, 251):
+        first = plan.first_step(epoch)
+        rates = [plan.rate(first + step) for step in (0, 1, 50, 97)]
+        assert rates == pytest.approx(scheduler.get_last_lr() * 4, rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_per_step_the_rate_ends_at_the_lowest():
+    plan = Plan(Settings.from_flags(epochs=3), 10)
+    assert (plan.rate(0), plan.rate(29)) == (0.1, 1e-6)
 
 
 def test_the_parts_of_a_run_by_image_size():
