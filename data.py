@@ -16,7 +16,7 @@ from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import printable
+from cifarnet.core.errors import UserError, printable
 from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.finding import Say
@@ -56,6 +56,8 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
     not match the settings.
     """
+    if settings.labels and not settings.is_folder:
+        raise UserError("--labels names your own images; add --dataset folder")
     dataset = DATASETS[settings.dataset](settings, say)
     train = limited(dataset.train, settings.limit_train, "--limit_train")
     test = limited(dataset.test, settings.limit_test, "--limit_test")

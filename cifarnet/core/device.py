@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 
@@ -52,15 +52,7 @@ class Runtime:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-class Precision(Protocol):
-    """The settings that `init_process` needs: see `PrecisionSettings`."""
-
-    device: str
-    amp: bool
-    amp_dtype: str
-    sync_bn: bool
-    keep_memory: bool
-    deterministic: bool
+Precision = Any  # `PrecisionSettings`, from a floor above
 
 
 def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None) -> Runtime:

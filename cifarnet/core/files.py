@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import RunError, UserError, os_errors
 
 
 def writable_directory(path: str | Path, flag: str) -> Path:
@@ -51,13 +51,11 @@ def dated_folder(directory: Path) -> Path:
 def existing_directory(path: str | Path, flag: str) -> Path:
     """`path` as a directory to read from. Raises a `UserError` that names `flag`."""
     directory = Path(path)
-    try:
+    with os_errors(f"{flag} {path} cannot be read", "name a folder"):
         if directory.is_dir():
             return directory
-        reason = "is a file" if directory.exists() else "does not exist"
-    except OSError as problem:  # the name is too long, or a parent cannot be read
-        reason = f"cannot be read ({problem.strerror})"
-    raise UserError(f"{flag} {path} {reason}; name a folder")
+        what = "is a file" if directory.exists() else "does not exist"
+    raise UserError(f"{flag} {path} {what}; name a folder")
 
 
 def read_file(path: Path) -> bytes:

@@ -55,8 +55,6 @@ class DataSettings(Group):
             raise UserError(
                 f"--image_size {self.image_size} is not a multiple of 16; use 32, 48, 64, ... 128"
             )
-        if self.labels and not self.is_folder:
-            raise UserError("--labels names your own images; add --dataset folder")
 
     @property
     def is_folder(self) -> bool:
