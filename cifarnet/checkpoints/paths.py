@@ -83,13 +83,8 @@ def resolve_model_path(name: str) -> Path:
 
 def check_snapshot(path: Path) -> None:
     """Raises `UserError` unless `path` can be opened for reading."""
-    with snapshot_errors(path):
+    with os_errors(f"the snapshot {path} cannot be read", "name a .pth file that a run wrote"):
         path.open("rb").close()
-
-
-def snapshot_errors(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Turns an `OSError` from reading the snapshot `path` into a `UserError`."""
-    return os_errors(f"the snapshot {path} cannot be read", "name a .pth file that a run wrote")
 
 
 def _weights_in(folder: Path) -> Path:

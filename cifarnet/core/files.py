@@ -60,10 +60,8 @@ def existing_directory(path: str | Path, flag: str) -> Path:
 
 def read_file(path: Path) -> bytes:
     """The content of the file `path`. Raises `UserError` where it cannot be read."""
-    try:
+    with os_errors(f"{path} cannot be read", "use another file"):
         return path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); use another file") from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
