@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import pytest
 
+from cifarnet.augment.policy import STEPS
 from cifarnet.augment.published import PUBLISHED
 from cifarnet.augment.step import BORDERS
 from cifarnet.checkpoints.snapshots import WEIGHTS
@@ -23,6 +24,7 @@ TABLES = {
     "attention": {"none", *ATTENTION},
     "dataset": DATASETS,
     "amp_dtype": AMP_DTYPES,
+    "augment": STEPS,
     "augment_engine": ENGINES,
     "border": BORDERS,
     "auto_augment": {"none", *PUBLISHED},

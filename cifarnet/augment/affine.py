@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarnet.augment.step import BORDERS, ImageForm, Step, full_probability, to_device, uniform
+from cifarnet.augment.step import BORDERS, ImageForm, Step, to_device, uniform
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 
@@ -17,7 +17,7 @@ class Affine(Step):
     name = "affine"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, full_probability(settings, "affine_p")
+        self.size, self.probability = size, settings.probabilities["affine_p"]
         self.shift = int(settings.shift * size + 1e-9)  # pixels, the largest along each axis
         self.scales = (1 - settings.scale, 1 + settings.scale)
         self.rotations = (-settings.degrees, settings.degrees)
@@ -37,11 +37,8 @@ class Affine(Step):
         return [affine]
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draws for B images.
-
-        `shift` int64 [B,2]: pixels to the right and down. `scale` float32 [B]: above 1 the image
-        grows. `rotate` float32 [B]: degrees counter-clockwise.
-        """
+        """`shift` int64 [B,2]: pixels to the right and down. `scale` float32 [B]: above 1 the image
+        grows. `rotate` float32 [B]: degrees counter-clockwise."""
         return {
             "shift": torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator),
             "scale": uniform(*self.scales, count, generator),

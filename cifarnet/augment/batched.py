@@ -10,9 +10,9 @@ from cifarnet.images.imageset import SIZE
 
 
 class BatchedEngine:
-    """Applies a `Policy` to whole batches on `device`.
+    """Applies a `Policy` to whole batches on `device`. `mean` holds the channel means of the data
+    set, in [0, 1]: the colour of padding and holes.
 
-    `mean` holds the channel means of the data set, in [0, 1]: the colour of padding and holes.
     For the same draws the pixels equal those of `PerImageEngine`, within the tolerances of
     tests/augment: both round to 8 bits between two steps.
     """

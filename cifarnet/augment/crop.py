@@ -17,7 +17,7 @@ class Crop(Step):
     name = "crop"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, float(settings.augment != "none")
+        self.size, self.probability = size, 1.0
         self.pad = round(settings.pad * size / SIZE)  # pixels on each side
         self.border = BORDERS[settings.border]
 

@@ -16,7 +16,7 @@ class Flip(Step):
     name = "flip"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, 0.5 * (settings.augment != "none")
+        self.probability = 0.5
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         return [A.HorizontalFlip(p=self.probability)]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import ImageForm, Step, full_probability, to_device
+from cifarnet.augment.step import ImageForm, Step, to_device
 from cifarnet.core.late import LateModule
 from cifarnet.images.imageset import SIZE
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -17,7 +17,7 @@ class Hole(Step):
     name = "hole"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, full_probability(settings, "hole_p")
+        self.size, self.probability = size, settings.probabilities["hole_p"]
         self.side = round(settings.hole * size / SIZE)  # pixels, height and width of the hole
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:

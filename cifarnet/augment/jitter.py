@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import ImageForm, Step, full_probability, to_device, uniform
+from cifarnet.augment.step import ImageForm, Step, to_device, uniform
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.flags import numbers_in
@@ -19,7 +19,7 @@ class Jitter(Step):
     name = "jitter"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, full_probability(settings, "jitter_p")
+        self.probability = settings.probabilities["jitter_p"]
         *gains, hue = numbers_in(settings.jitter)
         # Of brightness, contrast, saturation, and hue in turns of the colour wheel.
         self.ranges = [*((1 - gain, 1 + gain) for gain in gains), (-hue, hue)]
@@ -28,11 +28,8 @@ class Jitter(Step):
         return [A.ColorJitter(*self.ranges, p=self.probability)]
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draws for B images.
-
-        `factors` float32 [B,4]: brightness, contrast, saturation, and hue in turns. `order` int64
-        [B,4]: columns of `factors`, in the order in which they are applied.
-        """
+        """`factors` float32 [B,4]: brightness, contrast, saturation, and hue in turns. `order`
+        int64 [B,4]: columns of `factors`, in the order in which they are applied."""
         factors = [uniform(*ends, count, generator) for ends in self.ranges]
         order = torch.rand(count, 4, generator=generator).argsort(1)
         return {"factors": torch.stack(factors, 1), "order": order}

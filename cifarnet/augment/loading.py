@@ -1,6 +1,5 @@
 """An epoch's augmented images: in which order, and by workers or on the device."""
 
-import contextlib
 import math
 import sys
 import traceback
@@ -24,8 +23,7 @@ class EpochOrder(Sampler):
     """The order of the images in `epoch`, as a rank's share of each batch.
 
     Yields (epoch, position of the share's first image in the epoch's order, image indices as an
-    array int64 [B]). Shares are contiguous, and their sizes differ by one at most. An empty share
-    occurs in a last batch with fewer images than ranks.
+    array int64 [B]). Shares are contiguous, and their sizes differ by one at most.
     """
 
     def __init__(
@@ -51,8 +49,7 @@ class EpochOrder(Sampler):
 class DeviceLoader:
     """The batches of `order.epoch`, augmented on the device: uint8 [B,3,S,S] and labels.
 
-    The whole data set stays on the device (150 MB for 50,000 images of 32x32). `workers` is there
-    for the signature of all loaders: this one has none.
+    The data set stays on the device (150 MB for 50,000 images of 32x32). There are no workers.
     """
 
     def __init__(
@@ -78,35 +75,32 @@ class DeviceLoader:
 
 
 class WorkerLoader:
-    """The batches of `order.epoch`, augmented in `workers` processes: uint8 [B,3,S,S] and labels.
-
-    They lie in page-locked memory for a GPU. With 0 workers this process augments.
-    """
+    """The batches of `order.epoch`, augmented in `workers` processes, or in this one for 0: uint8
+    [B,3,S,S] and labels. They lie in page-locked memory for a GPU."""
 
     def __init__(
         self, images: ImageSet, engine: PerImageEngine, order: EpochOrder, workers: int = 0
     ) -> None:
         self.workers, self.pins = workers, engine.device.type == "cuda"
-        with _more_workers_than_cores():
-            self.loader = DataLoader(
-                _AugmentedBatches(images, engine, order.seed),
-                batch_size=None,  # the data set returns whole batches
-                # Arrays come through a pipe. Tensors would take shared memory and open files, and
-                # the run would hang when either is full.
-                collate_fn=tuple,
-                sampler=order,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                pin_memory=self.pins,  # receives them in a thread
-                # keeps each epoch from drawing from the global generator
-                generator=torch.Generator(),
-            )
+        # The log of a run says once that there are more workers than cores.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        self.loader = DataLoader(
+            _AugmentedBatches(images, engine, order.seed),
+            batch_size=None,  # the data set returns whole batches
+            # Arrays come through a pipe. Tensors would take shared memory and open files, and the
+            # run would hang when either is full.
+            collate_fn=tuple,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.pins,  # receives them in a thread
+            generator=torch.Generator(),  # else each epoch would draw from the global generator
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Starts the workers if need be. Raises `RunError` if none can start."""
         try:
-            with _more_workers_than_cores():
-                batches = iter(self.loader)
+            batches = iter(self.loader)
         except OSError as problem:  # open files, processes, memory, /dev/shm
             _destroy_silently(problem)
             raise lost_workers(problem.strerror) from None
@@ -137,11 +131,3 @@ def _destroy_silently(problem: OSError) -> None:
         traceback.clear_frames(problem.__traceback__)
     finally:
         sys.unraisablehook = hook
-
-
-@contextlib.contextmanager
-def _more_workers_than_cores() -> Iterator[None]:
-    """Silences torch's warning of more workers than cores; the log of a run says it once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        yield

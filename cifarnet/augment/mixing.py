@@ -1,6 +1,7 @@
 """MixUp and CutMix: mixing the images of a batch in pairs, on the device."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,25 @@ class Pairs(NamedTuple):
     box: tuple[int, int, int, int] | None
 
 
+def _cutmix(partner: Tensor, share: float, size: int, random: np.random.Generator) -> Pairs:
+    """Pairs with a rectangle. The border may cut it off: the area inside the image counts."""
+    half = int(size * math.sqrt(1 - share) / 2)
+    box = tuple(
+        min(max(centre + end, 0), size)
+        for centre in random.integers(size, size=2).tolist()
+        for end in (-half, half)
+    )
+    top, bottom, left, right = box
+    return Pairs(partner, 1 - (bottom - top) * (right - left) / size**2, box)
+
+
+# By flag: makes pairs from the partners and the drawn share, for images of `size` pixels.
+MIXES: dict[str, Callable[[Tensor, float, int, np.random.Generator], Pairs]] = {
+    "mixup": lambda partner, share, size, random: Pairs(partner, share, None),
+    "cutmix": _cutmix,
+}
+
+
 class Mixing:
     """Mixes the images of a batch, as --mixup, --cutmix and --mix_p say.
 
@@ -33,8 +53,7 @@ class Mixing:
         self, settings: AugmentationSettings, seed: int, classes: int, rank: int = 0
     ) -> None:
         self.probability, self.seed = settings.mix_p, seed
-        alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
-        self.alphas = {kind: alpha for kind, alpha in alphas.items() if alpha > 0}
+        self.alphas = {kind: alpha for kind in MIXES if (alpha := getattr(settings, kind)) > 0}
         self.classes, self.rank = classes, rank
 
     def __call__(
@@ -43,8 +62,7 @@ class Mixing:
         """Mixes float images [B,3,S,S] and labels int64 [B], both on one device.
 
         Returns new images, and the share of each class in them, float32 [B,classes], with sums
-        of 1. Images that are not mixed come back as they are. `place` is where the batch stands:
-        the epoch, the step, and which part of the batch it is.
+        of 1. `place` is where the batch stands: epoch, step, and part of the batch.
         """
         pairs = self.draw(len(images), images.shape[-1], place)
         shares = F.one_hot(labels, self.classes).float()
@@ -58,24 +76,14 @@ class Mixing:
         kind = list(self.alphas)[random.integers(len(self.alphas))]
         share = random.beta(self.alphas[kind], self.alphas[kind])
         partner = torch.from_numpy(random.permutation(count))
-        if kind == "mixup":
-            return Pairs(partner, share, None)
-        # The border may cut the rectangle off: the area inside the image counts.
-        half = int(size * math.sqrt(1 - share) / 2)
-        box = tuple(
-            min(max(centre + end, 0), size)
-            for centre in random.integers(size, size=2).tolist()
-            for end in (-half, half)
-        )
-        top, bottom, left, right = box
-        return Pairs(partner, 1 - (bottom - top) * (right - left) / size**2, box)
+        return MIXES[kind](partner, share, size, random)
 
 
 def mixed(images: Tensor, shares: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Mixes float images [B,3,S,S] and the shares of their classes [B,classes].
 
-    Each image keeps the larger share of itself: if the drawn share is below a half, image and
-    partner swap roles. A batch then holds the same mixed images as in the papers, in another order.
+    Each image keeps the larger share of itself: below a half, image and partner swap roles. A batch
+    then holds the same mixed images as in the papers, in another order.
     """
     partner = pairs.partner.to(images.device, non_blocking=True)
     first, second = images, images[partner]

@@ -13,11 +13,8 @@ cv2 = LateModule("cv2")
 
 
 class PerImageEngine:
-    """Applies a `Policy` to one image at a time.
-
-    `mean` holds the channel means of the data set, in [0, 1]: the colour of padding and holes.
-    It works on the CPU; `device` is where the network wants the images.
-    """
+    """Applies a `Policy` to one image at a time, on the CPU. `mean` is that of `BatchedEngine`;
+    `device` is where the network wants the images."""
 
     def __init__(
         self, policy: Policy, mean: tuple[float, float, float], device: torch.device
@@ -33,10 +30,9 @@ class PerImageEngine:
         ]
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
-        """Returns augmented copies of `images`, both uint8 [B,3,S,S].
+        """Returns augmented copies of `images`, both uint8 [B,3,S,S]; `key` is the seed.
 
-        `key` (whole numbers in [0, 2**32)) is the seed: equal keys give equal changes. Each
-        transform has a seed of its own: with one for all, as in `A.Compose`, decisions would
+        Each transform has a seed of its own: with one for all, as in `A.Compose`, decisions would
         depend on each other.
         """
         if not self.transforms:

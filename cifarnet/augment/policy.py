@@ -15,8 +15,12 @@ from cifarnet.augment.step import Step
 from cifarnet.core.seeds import derived_seed
 from cifarnet.settings.augmentation import AugmentationSettings
 
-# The order of the steps. To add a step, write its class in a file of its own, and name it here.
-STEPS: tuple[type[Step], ...] = (Crop, Flip, Published, Affine, Hole, Jitter)
+# By --augment: its steps, in their order. --auto_augment decides whether Published does anything.
+STEPS: dict[str, tuple[type[Step], ...]] = {
+    "full": (Crop, Flip, Published, Affine, Hole, Jitter),
+    "light": (Crop, Flip, Published),
+    "none": (Published,),
+}
 
 APPLIED = "applied"  # in a step's draws, bool [B]: whether it changes the image
 Draws = dict[str, dict[str, Tensor]]  # by step and name: tensors of B rows, on the CPU
@@ -29,11 +33,8 @@ class Policy:
     steps: tuple[Step, ...]
 
     def draw(self, count: int, *key: int) -> Draws:
-        """What each step draws for `count` images.
-
-        `key` (whole numbers in [0, 2**32)) is the seed: equal keys give equal draws, on any
-        device. Each step has a generator of its own, so a new step changes no other's draws.
-        """
+        """What each step draws for `count` images; `key` (whole numbers in [0, 2**32)) is the seed.
+        Each step has a generator of its own, so a new step changes no other's draws."""
         draws = {}
         for step in self.steps:
             generator = torch.Generator().manual_seed(derived_seed(*key, step.number))
@@ -43,12 +44,8 @@ class Policy:
 
 
 def build_policy(settings: AugmentationSettings, size: int) -> Policy:
-    """The policy of --augment (full, light or none) for images of `size` pixels.
-
-    --auto_augment adds its policy to each, and takes the place of the affine step and the jitter.
-    --pad and --hole are pixels of a 32x32 image: the same share of images of another size.
-    """
-    steps = (kind(settings, size) for kind in STEPS)
+    """The policy of --augment and --auto_augment for images of `size` pixels."""
+    steps = (kind(settings, size) for kind in STEPS[settings.augment])
     return Policy(tuple(step for step in steps if step.probability > 0))
 
 

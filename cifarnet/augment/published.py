@@ -29,7 +29,7 @@ class Published(Step):
     name = "published"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.size, self.probability = size, float(settings.auto_augment != "none")
+        self.probability = float(settings.auto_augment != "none")
         self.policy, self.border = settings.auto_augment, BORDERS[settings.border]
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
@@ -45,8 +45,7 @@ class _PublishedForm:
         self.seeds = random.Random()
 
     def set_random_seed(self, seed: int) -> None:
-        """Restarts the draws: each image then gets a seed of its own, in order."""
-        self.seeds.seed(seed)
+        self.seeds.seed(seed)  # each image then gets a seed of its own, in order
 
     def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]:
         # torchvision draws from torch's generator, which dropout uses too: it is put back.

@@ -16,22 +16,19 @@ BORDERS = {"mean": 1, "black": 0}  # by --border: what the mean colour is multip
 class ImageForm(Protocol):
     """A transform of one image that draws for itself, as those of albumentations."""
 
-    def set_random_seed(self, seed: int) -> None:
-        """Restarts the draws."""
+    def set_random_seed(self, seed: int) -> None: ...
 
     def __call__(self, *, image: np.ndarray) -> dict[str, Any]:
         """Returns a changed copy of `image` uint8 [H,W,3], under the key "image"."""
 
 
 class Step(ABC):
-    """A change of images of `size` pixels, made with `probability`.
+    """A change of images, made with `probability`. Both forms make the same change.
 
-    Both forms make the same change. A step that works on one image at a time only leaves out
-    `draw` and `for_batch`.
+    A step that works on one image at a time only leaves out `draw` and `for_batch`.
     """
 
     name: ClassVar[str]
-    size: int  # pixels, height and width of the images
     probability: float  # in [0, 1]
 
     @property
@@ -46,26 +43,16 @@ class Step(ABC):
     @abstractmethod
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         """Transforms that make the change one after the other, with the step's probability.
-
-        `mean` is the mean colour of the data set, in [0, 255].
-        """
+        `mean` is the mean colour of the data set, in [0, 255]."""
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws for `count` images, on the CPU, besides whether they change at all."""
         raise NotImplementedError(f"{self.name} works on one image at a time")
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
-        """Changes all `images`, uint8 [B,3,S,S], as `drawn` says. It may change them in place.
-
-        `drawn` is what `draw` returned for these images, on the CPU. `mean` is the mean colour of
-        the data set, float32 [1,3,1,1] on the device of the images, whole numbers in [0, 255].
-        """
+        """Changes all `images`, uint8 [B,3,S,S], perhaps in place, as `draw` has `drawn`.
+        `mean` is the mean colour of the data set, float32 [1,3,1,1], whole numbers in [0, 255]."""
         raise NotImplementedError(f"{self.name} works on one image at a time")
-
-
-def full_probability(settings: AugmentationSettings, flag: str) -> float:
-    """The probability of a step that --augment full adds to light; `flag` is its own flag."""
-    return settings.probabilities[flag] if settings.augment == "full" else 0.0
 
 
 def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:

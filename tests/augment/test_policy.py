@@ -4,7 +4,6 @@ import pytest
 import torch
 from support.augmentation import policy_of, versions
 
-from cifarnet.augment import policy as policies
 from cifarnet.augment.flip import Flip
 from cifarnet.augment.policy import APPLIED, STEPS, Policy, build_policy
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -99,12 +98,13 @@ class Dummy(Flip):
         return [albumentations.NoOp()]
 
 
-@pytest.mark.parametrize("place", range(len(STEPS) + 1))
+@pytest.mark.parametrize("place", range(len(STEPS["full"]) + 1))
 def test_a_new_step_changes_no_other_steps_draws(monkeypatch, place):
     settings = AugmentationSettings(augment_p=0.5)
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     before, pixels = columns(POLICY.draw(50, 1)), versions(POLICY, image, 20)
-    monkeypatch.setattr(policies, "STEPS", (*STEPS[:place], Dummy, *STEPS[place:]))
+    steps = STEPS["full"]
+    monkeypatch.setitem(STEPS, "full", (*steps[:place], Dummy, *steps[place:]))
     longer = build_policy(settings, 32)
     assert len(longer.steps) == len(POLICY.steps) + 1
     after = columns(longer.draw(50, 1))
