@@ -1,7 +1,4 @@
-"""CIFAR-10 and CIFAR-100.
-
-Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
-"""
+"""CIFAR-10, CIFAR-100 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images)."""
 
 import warnings
 from pathlib import Path
@@ -21,11 +18,9 @@ from cifarnet.settings.data import DataSettings
 datasets = LateModule("torchvision.datasets")  # takes longer to import than all the rest
 
 # Channel means and standard deviations of the 50,000 training images, in [0, 1].
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # github.com/weiaicunzai/pytorch-cifar100, conf/global_settings.py, rounded
-CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
-CIFAR100_STD = (0.2673, 0.2564, 0.2762)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class Cifar(NamedTuple):
@@ -51,9 +46,8 @@ CIFAR = {  # by --dataset
 def read_cifar(settings: DataSettings, say: Say) -> Dataset:
     """Reads --dataset from --data_dir, after downloading what is missing or damaged.
 
-    The labels of CIFAR-100 are the hundred fine ones. --data_url replaces the official address;
-    `say` is told of a download. torchvision verifies the checksum of each file before it reads it.
-    Raises `UserError` if the images cannot be read or downloaded.
+    The labels of CIFAR-100 are the hundred fine ones. torchvision verifies the checksum of each
+    file before it reads it. Raises `UserError` if the images cannot be read or downloaded.
     """
     which, root = CIFAR[settings.dataset], Path(settings.data_dir)
     official = which.official
@@ -88,8 +82,8 @@ def read_cifar(settings: DataSettings, say: Say) -> Dataset:
 
 def is_at_hand(which: Cifar, root: Path) -> bool:
     """Whether the folder `root` holds the data set, or its archive."""
-    official = which.official
-    return any((root / name).exists() for name in (official.base_folder, official.filename))
+    names = which.official.base_folder, which.official.filename
+    return any((root / name).exists() for name in names)
 
 
 def _read(official: type, root: Path) -> list[Any]:
@@ -99,6 +93,5 @@ def _read(official: type, root: Path) -> list[Any]:
 
 
 def _image_set(part: Any, size: int) -> ImageSet:
-    """The part at `size` pixels."""
     images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet(resized(images, size), torch.tensor(part.targets), tuple(part.classes))

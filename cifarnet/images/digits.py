@@ -15,13 +15,11 @@ TEST_FRACTION = 0.2
 
 
 def read_digits(settings: DataSettings, say: Say) -> Dataset:
-    """Reads the 1,797 digits, enlarged from 8x8 grey to RGB of --image_size. `say` stays unused."""
+    """Reads the 1,797 digits, enlarged from 8x8 grey to RGB of --image_size."""
     bunch = sklearn_datasets.load_digits()
     grey = torch.from_numpy(bunch.images).float().mul_(255 / WHITE)[:, None]  # [N,1,8,8]
     grey = F.interpolate(grey, (settings.image_size,) * 2, mode="bilinear").round().to(torch.uint8)
     images = grey.expand(-1, 3, -1, -1).contiguous()
-    classes = tuple(str(digit) for digit in range(10))
-    train, test = hold_back(
-        ImageSet(images, torch.from_numpy(bunch.target).long(), classes), TEST_FRACTION
-    )
+    digits = ImageSet(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"))
+    train, test = hold_back(digits, TEST_FRACTION)
     return Dataset("digits", train, None, test)

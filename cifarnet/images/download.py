@@ -30,8 +30,7 @@ class _TemporaryError(Exception):
 def fetch(url: str, target: Path, md5: str, say: Say) -> None:
     """Downloads `url` (http, https or file) to `target`, unless its checksum is `md5` already.
 
-    Bytes arrive in `target`.part, and a later attempt or run continues from there. The file gets
-    its name when its checksum is right. `say` is told of each failed attempt. Raises
+    Bytes arrive in `target`.part, and a later attempt or run continues from there. Raises
     `UserError` for another kind of address, and `OSError` if the download fails.
     """
     if not url.lower().startswith(("http://", "https://", "file://")):
@@ -75,23 +74,14 @@ def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Say) -> None:
 
 def _attempt(url: str, file: BinaryIO, timeout: float) -> None:
     """Requests the missing bytes of `file` once, and appends them.
-
-    Raises `_TemporaryError` if another attempt may help, `OSError` otherwise.
-    """
+    Raises `_TemporaryError` if another attempt may help, `OSError` otherwise."""
     response = _request(url, file.tell(), timeout)
     if response is None:
         return
     with response:
         total = _total_size(response, file)
-        with tqdm(
-            total=total,
-            initial=file.tell(),
-            unit="B",
-            unit_scale=True,
-            desc="download",
-            leave=False,
-            disable=None,
-        ) as bar:
+        looks = {"desc": "download", "unit": "B", "unit_scale": True, "leave": False}
+        with tqdm(total=total, initial=file.tell(), disable=None, **looks) as bar:
             while content := _read(response):
                 file.write(content)
                 file.flush()
@@ -125,9 +115,7 @@ def _request(url: str, start: int, timeout: float) -> http.client.HTTPResponse |
 
 def _total_size(response: http.client.HTTPResponse, file: BinaryIO) -> int | None:
     """The size of the whole archive in bytes, or None if the server does not send it.
-
-    Empties `file` unless the response continues it.
-    """
+    Empties `file` unless the response continues it."""
     length = response.headers.get("Content-Length", "")
     length = int(length) if length.isdecimal() else None
     if response.status == 206:
@@ -160,8 +148,8 @@ def _md5_of(path: Path) -> str:
 def unpack(archive: Path, root: Path, folder: str) -> None:
     """Unpacks `folder` of a tar archive to `root`/`folder`, after the whole archive has been read.
 
-    Call it in one process at a time. Raises `OSError` for a damaged archive, and for a member that
-    would land outside or is not a file, a folder or a link inside.
+    Raises `OSError` for a damaged archive, and for a member that would land outside or is not a
+    file, a folder or a link inside.
     """
     for leftover in root.glob(".unpacking-*"):  # of a killed process
         shutil.rmtree(leftover)

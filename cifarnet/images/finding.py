@@ -54,12 +54,10 @@ def is_hidden(name: str) -> bool:
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path], list[OSError]]:
     """Searches `folder` and all below it, in a fixed order, for images.
 
-    Returns the images; the other files and the links to folders; and the errors of folders that
-    could not be read. Skips hidden files and system folders; does not follow links to folders.
+    Returns the images; the other files and the links to folders, which it does not follow; and the
+    errors of folders that could not be read. Skips hidden files and system folders.
     """
-    images: list[Path] = []
-    not_images: list[Path] = []
-    errors: list[OSError] = []
+    images, not_images, errors = [], [], []
     for parent, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         not_images += [path for name in folders if (path := Path(parent, name)).is_symlink()]

@@ -29,10 +29,7 @@ def read_folder(settings: DataSettings, say: Say) -> Dataset:
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
     class folders, and used again until a file changes. The test images know their files.
-
-    `say` is told of ignored files, resized images, classes without test images and images that
-    are in two parts. With --skip_bad_images it is told of unreadable images too, which are left
-    out. Raises `UserError` for an unreadable image otherwise, and for a tree of another form.
+    Raises `UserError` for an unreadable image without --skip_bad_images, and for another layout.
     """
     root = Path(settings.data_dir)
     try:
@@ -47,8 +44,7 @@ def read_folder(settings: DataSettings, say: Say) -> Dataset:
         ) from None
     labels = torch.tensor([file.label for file in files])
     parts = _parts(files, labels, settings, say)
-    cache = root / CACHE_NAME.format(settings.image_size)
-    images, bad = _decoded(cache, fingerprint, files, settings, say)
+    images, bad = _decoded(fingerprint, files, settings, say)
     parts[bad] = ""
     everything = ImageSet(torch.from_numpy(images), labels, classes)
     train, val, test = (everything.take(parts == part) for part in ("train", "val", "test"))
@@ -90,14 +86,20 @@ def _fingerprint(paths: Sequence[str], files: Sequence[File]) -> str:
 
 
 def _decoded(
-    cache: Path, fingerprint: str, files: Sequence[File], settings: DataSettings, say: Say
+    fingerprint: str, files: Sequence[File], settings: DataSettings, say: Say
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of all files, uint8 [N,3,S,S], and the indices int64 of unreadable ones.
 
-    Takes what the cache holds, decodes the rest and writes the cache again. Raises `UserError` for
-    unreadable ones unless --skip_bad_images.
+    Takes what the cache holds, decodes the rest, unreadable ones too, and writes the cache again.
+    Raises `UserError` for unreadable ones unless --skip_bad_images.
     """
-    images, missing = _load_cache(cache, fingerprint, len(files), settings.image_size)
+    size = settings.image_size
+    cache = Path(settings.data_dir) / CACHE_NAME.format(size)
+    images, missing = np.zeros((len(files), 3, size, size), np.uint8), np.arange(len(files))
+    with contextlib.suppress(Exception):  # a damaged archive can raise anything
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if str(archive["fingerprint"]) == fingerprint:
+                images, missing = archive["images"], archive["bad"]
     problems = _decode(images, missing, files, say)
     bad = np.fromiter(problems, np.int64)
     if len(bad) < len(missing):
@@ -107,29 +109,13 @@ def _decoded(
         except OSError as problem:
             say(f"cannot write {cache} ({problem.strerror}): the next run decodes again")
     if problems and not settings.skip_bad_images:
-        first = next(iter(problems.values()))
         raise UserError(
-            f"{first}, or add --skip_bad_images; {len(problems)} of the {len(files)} images cannot "
-            f"be read"
+            f"{next(iter(problems.values()))}, or add --skip_bad_images; "
+            f"{len(problems)} of the {len(files)} images cannot be read"
         )
     for problem in problems.values():
         say(f"skipped: {problem}")
     return images, bad
-
-
-def _load_cache(
-    cache: Path, fingerprint: str, count: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loads the cached images, uint8 [N,3,S,S], and the indices int64 of those still to decode.
-
-    Images that could not be read are tried again. All are to decode if the cache is missing,
-    damaged or made from other files.
-    """
-    with contextlib.suppress(Exception):  # a damaged archive can raise anything
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if str(archive["fingerprint"]) == fingerprint:
-                return archive["images"], archive["bad"]
-    return np.zeros((count, 3, size, size), dtype=np.uint8), np.arange(count)
 
 
 def _decode(

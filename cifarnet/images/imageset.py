@@ -18,15 +18,12 @@ SPLIT_SEED = 20250  # fixed: runs with different --seed split the images in the 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N,3,S,S], labels int64 [N] and class names; label i means `classes[i]`.
+    """Images in memory, with their classes."""
 
-    `paths`, str [N], are the printable paths of the images; None: the images are not files.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 [N,3,S,S]
+    labels: Tensor  # int64 [N]; label i means `classes[i]`
     classes: tuple[str, ...]
-    paths: np.ndarray | None = None
+    paths: np.ndarray | None = None  # str [N], printable; None: the images are not files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,16 +48,13 @@ class Dataset(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run: to train on, to select by (None: by `test`) and to report on.
-
-    `mean` and `std` are the channel statistics to normalise with, in [0, 1].
-    """
+    """The images of a run."""
 
     name: str
     train: ImageSet
-    val: ImageSet | None
+    val: ImageSet | None  # selects the model; None: `test` selects it
     test: ImageSet
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of each channel, in [0, 1], to normalise with
     std: tuple[float, float, float]
 
     def same_normalization(self, mean: Sequence[float], std: Sequence[float]) -> bool:
@@ -70,13 +64,9 @@ class Splits:
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images [N,3,H,W], in [0, 1].
-
-    Deviations are at least 1/255, so that one can divide by them.
-    """
-    counts = torch.stack(
-        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]
-    ).double()  # [3,256]
-    share = counts / counts.sum(dim=1, keepdim=True)
+    Deviations are at least 1/255, so that one can divide by them."""
+    counts = [images[:, c].flatten().bincount(minlength=256) for c in range(3)]
+    share = torch.stack(counts).double() / counts[0].sum()  # [3,256]
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
     std = (share @ values**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)
@@ -85,10 +75,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
     """Returns a fixed part of `limit` images, balanced over the classes, or all images for 0.
-
-    A class with too few images gives all it has. Raises `UserError`, naming `flag`, if `limit` is
-    below the number of classes.
-    """
+    Raises `UserError`, naming `flag`, if `limit` is below the number of classes."""
     if limit == 0 or limit >= len(images):
         return images
     least = len(images.classes)
@@ -101,11 +88,8 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
 def hold_back(
     images: ImageSet, fraction: float, flag: str = "--val_fraction"
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Splits off a fixed `fraction` of each class, rounded down: (rest, held back).
-
-    For 0 it returns (all images, None). Raises `UserError`, naming `flag`, if either part would be
-    empty.
-    """
+    """Splits off a fixed `fraction` of each class, rounded down: (rest, held back or None for 0).
+    Raises `UserError`, naming `flag`, if either part would be empty."""
     if fraction == 0:
         return images, None
     held = held_back(images.labels, fraction, flag)
@@ -114,9 +98,7 @@ def hold_back(
 
 def held_back(labels: Tensor, fraction: float, flag: str) -> np.ndarray:
     """Chooses a fixed `fraction` of each class, rounded down: a mask, bool [N].
-
-    Raises `UserError`, naming `flag`, if it would hold back all images, or none.
-    """
+    Raises `UserError`, naming `flag`, if it would hold back all images, or none."""
     sizes = np.bincount(labels.numpy())
     held = _rank_in_class(labels) < np.floor(fraction * sizes + 1e-9)[labels.numpy()]
     if not held.any() or held.all():

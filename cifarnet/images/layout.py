@@ -24,19 +24,18 @@ class File(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The images of a folder: those of a part and a class lie together, in a fixed order."""
+    """The images of a folder."""
 
     classes: tuple[str, ...]
-    files: list[File]
+    files: list[File]  # those of a part and a class lie together, in a fixed order
 
 
 def read_layout(root: Path, labels: Path | None, say: Say) -> Layout:
     """Lists the images under `root`, by their class folders, or by the CSV file `labels`.
 
-    Their part follows from the folders train, test and val (or valid, or validation) in `root`;
-    where there are none, they are still to be split. Without test, val holds the test images.
-    `say` is told of ignored files. Raises `UserError` if something is missing, empty or does not
-    match, and `OSError` if a folder cannot be read.
+    Their part follows from the folders of PARTS in `root`; where there are none, they are still to
+    be split. Without test, val holds the test images. Raises `UserError` if something is missing,
+    empty or does not match, and `OSError` if a folder cannot be read.
     """
     existing_directory(root, "--data_dir")
     if labels is not None:
@@ -77,9 +76,7 @@ def _say_val_is_test(folder: Path, say: Say) -> None:
 
 def _part_folders(root: Path) -> dict[str, Path]:
     """The folders of the parts in `root`; none if it holds class folders.
-
-    A folder named train that holds no folders can be a class, as in bus, car, train.
-    """
+    A folder named train that holds no folders can be a class, as in bus, car, train."""
     folders = [path for path in _folders(root) if path.name.lower() in PARTS]
     if [path.name.lower() for path in folders] == ["train"] and not _folders(folders[0]):
         return {}
@@ -194,11 +191,9 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, list[str]]]:
             raise UserError(
                 f"--labels {labels}, line {line}: not a path and a label; write path,label"
             )
-    if rows and not _find(rows[0][1][0], root, labels).is_file():
-        first = Path(rows[0][1][0])
-        if not first.suffix:  # such as path,label
-            rows = rows[1:]
-    return rows
+    first = rows[0][1][0] if rows else ""
+    is_header = not Path(first).suffix and not _find(first, root, labels).is_file()
+    return rows[is_header:]
 
 
 def _find(text: str, root: Path, labels: Path) -> Path:
@@ -209,11 +204,9 @@ def _find(text: str, root: Path, labels: Path) -> Path:
 
 def _parts_of(paths: Sequence[Path], root: Path, say: Say) -> dict[Path, str]:
     """The part of each image, by the folders train, test and val that it lies in.
-
-    All are still to be split unless they lie in train and another one.
-    """
+    All are still to be split unless they lie in train and another one."""
     folders = {folder.resolve(): part for part, folder in _part_folders(root).items()}
-    part_of: dict[Path, str] = {}
+    part_of = {}
     for path in paths:
         parents = (path.parent.resolve() / path.name).parents  # a link counts where it is
         part_of[path] = next((folders[parent] for parent in parents if parent in folders), "")

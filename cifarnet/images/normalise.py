@@ -8,10 +8,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Normalise:
-    """Turns uint8 images [B,3,H,W] into float32 on `device`, in channels_last layout.
-
-    Subtracts the channel means and divides by the channel deviations; both are given in [0, 1].
-    """
+    """Normalises uint8 images [B,3,H,W] by channel means and deviations, both in [0, 1].
+    Returns float32 on `device`, in channels_last layout."""
 
     def __init__(
         self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device

@@ -9,31 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.Image import Transpose
+from PIL import Image, ImageOps
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import SIZE
-
-ORIENTATION = 0x0112  # the tag in Exif (CIPA DC-008)
-UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 def read_images(
     paths: Iterable[Path], size: int = SIZE
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]] | UserError]:
-    """Reads image files in several threads, and yields in order what each gives.
+    """Reads image files in several threads. Yields in order the pixels as `to_pixels` returns them
+    with the file's width and height, or a `UserError` if the file cannot be read.
 
-    That is (pixels as `to_pixels` returns them, the file's width and height), or a `UserError` if
-    the file cannot be read. If you stop before its end, close the generator: the threads then end.
+    If you stop before its end, close the generator: the threads then end.
     """
 
     def attempt(path: Path) -> tuple[np.ndarray, tuple[int, int]] | UserError:
@@ -54,13 +42,14 @@ def read_images(
 def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     """Turns a picture of any size and mode into uint8 [3,size,size], as the network sees it.
 
-    Turns it upright as its Exif data say, scales 16-bit grey to 8 bits and puts transparent pixels
-    on black. Resizing ignores proportions. An animation gives its current frame. Raises `UserError`
-    for float pixels.
+    Rotates `image` itself as its Exif data say, scales 16-bit grey to 8 bits and puts transparent
+    pixels on black. Resizing ignores proportions. Raises `UserError` for float pixels.
     """
     if image.mode == "F":
         raise UserError("its pixels are floats, which have no agreed range; save it with 8 bits")
-    image = _upright(image)
+    image.load()  # in a PNG file the orientation may follow the pixels
+    with contextlib.suppress(Exception):  # broken Exif data can raise anything
+        ImageOps.exif_transpose(image, in_place=True)  # rotates before it writes Exif data again
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -69,15 +58,6 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3)
     return np.array(image).transpose(2, 0, 1)  # a copy: torch needs a writable array
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its orientation says; as it is where that cannot be read."""
-    image.load()  # in a PNG file the orientation may follow the pixels
-    with contextlib.suppress(Exception):  # broken Exif data can raise anything
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
-        return image if turn is None else image.transpose(turn)
-    return image
 
 
 def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:

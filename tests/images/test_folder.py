@@ -69,19 +69,6 @@ def test_resized_images_are_told_once(tmp_path):
     assert messages == ["resized 18 of 18 images to 32x32"]
 
 
-def test_ignored_files_are_told(tree):
-    for name in ("a.pdf", "b.txt", ".hidden", ".c.txt"):
-        (tree / "train" / "bar" / name).touch()
-    (tree / "test" / "in no class.png").touch()
-    (tree / "test" / ".hidden.png").touch()
-    messages = []
-    assert len(read(tree, messages=messages)[0]) == 12
-    assert messages == [
-        f"warning: ignored 1 file outside the class folders, such as {tree}/test/in no class.png",
-        f"warning: ignored 2 files in no image format, such as {tree}/train/bar/a.pdf",
-    ]
-
-
 def test_a_class_without_test_images_is_told(tree):
     (tree / "test" / "disc").rename(tree / "elsewhere")
     messages = []
@@ -106,73 +93,6 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
     (tree / "train" / "bar" / "zz.png").symlink_to("zz.png")
     with pytest.raises(UserError, match=r"zz\.png"):
         read(tree)
-
-
-def test_names_that_differ_in_case_stay_apart(tmp_path):
-    tree = draw_tree(tmp_path / "t", classes=("a", "A"))
-    for name in ("B.png", "b.png", "C.PNG"):
-        save_red(tree / "train" / "a" / name)
-    train, _ = read(tree)
-    assert train.classes == ("A", "a")
-    assert train.labels.bincount().tolist() == [6, 9]
-
-
-# --- trees of another form ---
-
-
-def move(tree: Path, source: str, to: str) -> None:
-    (tree / source).rename(tree / to)
-
-
-SPOILT = {  # how, and what the message must name
-    "missing": (lambda tree: move(tree, "", "../elsewhere"), "{tree}"),
-    "file": (lambda tree: (move(tree, "", "../elsewhere"), tree.touch()), "is a file"),
-    "no test": (lambda tree: move(tree, "test", "testing"), "test images with --data_dir {tree}/t"),
-    "no train": (lambda tree: move(tree, "train", "training"), "{tree} has test but no train fold"),
-    "val and valid": (
-        lambda tree: [(tree / name).mkdir() for name in ("val", "valid")],
-        "both val and valid; keep one",
-    ),
-    "loose images": (
-        lambda tree: (move(tree, "train", "training"), move(tree, "training/bar", "train")),
-        "{tree}/train has no class; it needs two or more, with a folder for each; images",
-    ),
-    "one class": (lambda tree: move(tree, "train/bar", "bar"), "only one class, 'disc'; it needs"),
-    "empty class": (
-        lambda tree: [path.unlink() for path in tree.glob("train/bar/*")],
-        "{tree}/train/bar has no images",
-    ),
-    "strange class": (
-        lambda tree: move(tree, "test/bar", "test/zebra"),
-        "the class 'zebra'",
-    ),
-    "empty test": (
-        lambda tree: (shutil.rmtree(tree / "test"), (tree / "test").mkdir()),
-        "{tree}/test has no class folders",
-    ),
-}
-
-
-@pytest.mark.parametrize("how", SPOILT)
-def test_a_folder_that_does_not_fit_is_one_line_that_names_it(tree, how):
-    spoil, named = SPOILT[how]
-    spoil(tree)
-    with pytest.raises(UserError) as caught:
-        read(tree)
-    assert named.format(tree=tree) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", os.fsdecode(b"latin\xe9")])
-def test_class_names_that_cannot_be_printed_are_refused_in_one_line(tree, name):
-    try:
-        for split in ("train", "test"):
-            (tree / split / "disc").rename(tree / split / name)
-    except OSError:
-        pytest.skip("this file system takes no such names")
-    with pytest.raises(UserError, match="cannot be printed") as caught:
-        read(tree)
-    assert str(caught.value).isprintable()
 
 
 # --- images that cannot be read ---
@@ -293,27 +213,6 @@ def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
         read(tree / "train", test_fraction=0.1)
 
 
-def test_a_class_may_be_named_train(tree):
-    (tree / "train" / "bar").rename(tree / "train" / "train")
-    train, test = read(tree / "train")
-    assert train.classes == ("disc", "train")
-    assert (len(train), len(test)) == (10, 2)
-
-
-def test_images_below_a_class_folder_are_found(tree):
-    below = tree / "train" / "bar" / "zoo" / "day.1"
-    below.mkdir(parents=True)
-    save_red(below / "RED.PNG")
-    (tree / "train" / "bar" / "link").symlink_to(tree / "train" / "disc")
-    messages = []
-    train, _ = read(tree, messages=messages)
-    assert train.labels.tolist() == [0] * 7 + [1] * 6
-    assert is_red(train.images[6])
-    assert messages == [
-        f"warning: ignored 1 file in no image format, such as {tree}/train/bar/link"
-    ]
-
-
 def test_images_in_two_parts_are_counted_and_two_are_named(tree):
     Image.open(tree / "train" / "bar" / "002.png").save(tree / "test" / "bar" / "new.bmp")
     copy(tree, "test", tree / "val")
@@ -400,15 +299,3 @@ def test_a_cache_of_another_tree_is_not_used(tree, tmp_path):
     save_red(other / "train" / "bar" / "000.png")
     (other / CACHE).write_bytes((tree / CACHE).read_bytes())
     assert is_red(read(other)[0].images[0])
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"],
-)
-def test_folders_of_a_system_hold_neither_classes_nor_images(tree, name):
-    for place in (tree, tree / "train", tree / "test" / "bar"):
-        (place / name).mkdir()
-        save_red(place / name / "a.png")
-    train, test = read(tree)
-    assert (train.classes, len(train), len(test)) == (("bar", "disc"), 12, 6)
