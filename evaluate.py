@@ -24,19 +24,20 @@ FLAGS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit code 0; 1 if the files cannot be written, 2 for a wrong request."""
-    return run_command(lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+    return run_command(lambda: _evaluate(*_parse(sys.argv[1:] if argv is None else argv)))
 
 
-def _evaluate(argv: Sequence[str]) -> None:
-    options, flags, names = _parse(argv)
+def _evaluate(options: dict[str, Any], flags: dict[str, Any]) -> None:
     from commands.evaluation import run_evaluation
 
-    run_evaluation(options, flags, shlex.join(["evaluate.py", *argv]), names)
+    run_evaluation(options, flags)
 
 
-def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
-    """The options of this command, the flags that the user gave, and the names of --pretrained.
-    Raises `UserError`."""
+def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of this command, and the flags that the user gave. Raises `UserError`.
+
+    The options have the `names` of --pretrained, and the `command` as it was typed.
+    """
     parser = build_parser(
         "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
         "--evaluate and --skip_bad_images are those of the training, unless given here. Other "
@@ -58,18 +59,19 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[st
     options = {
         name: flags.pop(name, None) for name in ("snapshot", "pretrained", "tta", "evaluate")
     }
+    options |= {"names": [], "command": shlex.join(["evaluate.py", *argv])}
     check_evaluate(options["evaluate"], options["pretrained"])
     if options["pretrained"] is not None:
-        names = split_names(options["pretrained"])
-        for name in names:
+        options["names"] = split_names(options["pretrained"])
+        for name in options["names"]:
             resolve_model_path(name)
-        return options, flags, names
+        return options, flags
     if options["snapshot"] is None:
         if "run_dir" not in flags:
             raise UserError("name a model: --snapshot PATH, --pretrained NAME or --run_dir DIR")
         options["snapshot"] = str(Path(flags["run_dir"]) / SNAPSHOTS / LAST)
     check_snapshot(Path(options["snapshot"]))
-    return options, flags, None
+    return options, flags
 
 
 if __name__ == "__main__":

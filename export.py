@@ -26,11 +26,10 @@ IMAGES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit code 0; 1 if a file could not be written or its answers differ from the
     network's, 2 for a wrong request."""
-    return run_command(lambda: _export(sys.argv[1:] if argv is None else argv))
+    return run_command(lambda: _export(*_parse(sys.argv[1:] if argv is None else argv)))
 
 
-def _export(argv: Sequence[str]) -> None:
-    options, flags = _parse(argv)
+def _export(options: dict[str, Any], flags: dict[str, Any]) -> None:
     targets = _targets(_formats(options["format"]), Path(options["out"]))
     from commands.exporting import run_export
 

@@ -3,13 +3,15 @@
 `torch.hub.load("<clone>", "cifarnet", pretrained="long", source="local")`
 """
 
+from functools import partial
+
 from torch import nn
 
 from cifarnet.checkpoints.paths import split_names
 from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.inference.classifier import Classifier
 from cifarnet.inference.load import load_classifier
-from cifarnet.inference.pixels import NetworkInput
+from cifarnet.inference.pixels import to_network_input
 from cifarnet.networks.build import build_model
 from cifarnet.settings.network import NetworkSettings
 
@@ -29,7 +31,9 @@ def cifarnet(pretrained: str | None = None) -> nn.Module:
     trained = load_trained(pretrained)
     network = trained.build()
     network.classes = trained.classes
-    network.normalise = NetworkInput(trained.mean, trained.std, trained.image_size)
+    network.normalise = partial(
+        to_network_input, mean=trained.mean, std=trained.std, size=trained.image_size
+    )
     return network
 
 

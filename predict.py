@@ -16,11 +16,10 @@ from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit code 0; 1 if some pictures could not be read; 2 if none could, or for a
     wrong request."""
-    return run_command(lambda: _predict(sys.argv[1:] if argv is None else argv))
+    return run_command(lambda: _predict(*_parse(sys.argv[1:] if argv is None else argv)))
 
 
-def _predict(argv: Sequence[str]) -> None:
-    options, settings = _parse(argv)
+def _predict(options: dict[str, Any], settings: Settings) -> None:
     from commands.predicting import run_prediction
 
     run_prediction(options, settings)

@@ -4,8 +4,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,8 +25,7 @@ from commands.evaluation import evaluation_settings
 from commands.export_formats import FORMATS, Source
 from data import load_splits
 
-BATCHES = {32: 8, 512: 1}  # how often each size of batch is timed in a round
-SINGLES = 40  # pictures of a round, one at a time
+BATCHES = {1: 40, 32: 8, 512: 1}  # how often each size of batch is timed in a round
 
 
 def inference(
@@ -65,7 +63,7 @@ def inference(
             if name != "safetensors":
                 forms[name] = FORMATS[name].read(path)
     pixels = noise(max(BATCHES), model.image_size).images
-    speeds = measure_in_turns(forms, pixels, 1 if options.quick else 5, tell)
+    times = measure_in_turns(forms, pixels, 1 if options.quick else 5, tell)
     figures = {}
     for name, classify in forms.items():
         share = None
@@ -73,7 +71,7 @@ def inference(
             tell(f"top-1: {name}")
             share = top1(answers(classify, test.images), test.labels)
         size = sizes.get(name, sizes["safetensors"])
-        figures[name] = speeds[name].figures() | {"bytes": size, "top1": share}
+        figures[name] = _speed(times[name]) | {"bytes": size, "top1": share}
     return figures
 
 
@@ -87,41 +85,30 @@ def _load_images(model: TrainedModel, data_dir: str | None) -> tuple[Splits, Ima
     return splits, splits.test
 
 
-@dataclass
-class Speed:
-    """The times of one classifier, in seconds per call."""
-
-    single: list[float] = field(default_factory=list)  # one picture
-    batch: dict[int, list[float]] = field(default_factory=lambda: {size: [] for size in BATCHES})
-
-    def figures(self) -> dict[str, float]:
-        """Median and 95th percentile of the seconds for one picture; images a second by batch."""
-        rates = {f"batch_{n}": n / statistics.median(times) for n, times in self.batch.items()}
-        late = statistics.quantiles(self.single, n=20, method="inclusive")[-1]
-        return {"latency": statistics.median(self.single), "latency_95": late} | rates
+def _speed(times: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """Median and 95th percentile of the seconds for one picture; images a second by batch."""
+    rates = {f"batch_{n}": n / statistics.median(each) for n, each in times.items() if n > 1}
+    late = statistics.quantiles(times[1], n=20, method="inclusive")[-1]
+    return {"latency": statistics.median(times[1]), "latency_95": late} | rates
 
 
 @torch.inference_mode()
 def measure_in_turns(
     classifiers: Mapping[str, Classify], pixels: Tensor, rounds: int, tell: Callable[[str], object]
-) -> dict[str, Speed]:
-    """Times each of `classifiers` on `pixels` uint8 [N,3,S,S], in each of the rounds.
+) -> dict[str, dict[int, list[float]]]:
+    """The seconds of each call of `classifiers` on `pixels` uint8 [N,3,S,S], by size of batch.
 
-    They take turns, because the speed of a machine drifts. The answers come back to the CPU within
-    the time. N is the largest size in `BATCHES`. `tell` gets the name of each part before it
-    starts.
+    They take turns in each of the rounds, because the speed of a machine drifts. The answers come
+    back to the CPU within the time. `tell` gets the name of each part before it starts.
     """
-    speeds = {name: Speed() for name in classifiers}
-    for round_ in range(rounds + 1):  # round 0 warms up: it does not count
+    times = {name: {size: [] for size in BATCHES} for name in classifiers}
+    for round_ in range(rounds + 1):
         for name, classify in classifiers.items():
             tell(f"round {round_}: {name}")
-            speed = Speed() if round_ == 0 else speeds[name]
-            for index in range(SINGLES):
-                speed.single.append(_seconds(classify, pixels[index : index + 1]))
             for size, repeats in BATCHES.items():
-                for _ in range(repeats):
-                    speed.batch[size].append(_seconds(classify, pixels[:size]))
-    return speeds
+                seconds = [_seconds(classify, pixels[:size]) for _ in range(repeats)]
+                times[name][size] += seconds if round_ else []  # round 0 warms up
+    return times
 
 
 def _seconds(classify: Classify, pixels: Tensor) -> float:
@@ -132,12 +119,13 @@ def _seconds(classify: Classify, pixels: Tensor) -> float:
 
 def inference_table(figures: dict[str, dict]) -> str:
     """The figures of `inference` as a Markdown table."""
-    sizes = (f"{n} at a time" for n in BATCHES)
+    batches = [size for size in BATCHES if size > 1]
+    sizes = (f"{n} at a time" for n in batches)
     heads = ("network", "one picture", "95th percentile", *sizes, "file", "top-1")
     rows = []
     for name, figure in figures.items():
         times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]
-        rates = [f"{figure[key]:,.0f} img/s" for key in map("batch_{}".format, BATCHES)]
+        rates = [f"{figure[key]:,.0f} img/s" for key in map("batch_{}".format, batches)]
         top1 = "" if figure["top1"] is None else f"{figure['top1']:.2%}"
         rows.append([name, *times, *rates, f"{figure['bytes'] / 1e6:.2f} MB", top1])
     return markdown(heads, rows)

@@ -105,24 +105,21 @@ def write_evaluation(
 # --- evaluate.py ---
 
 
-def run_evaluation(
-    options: dict[str, Any], flags: dict[str, Any], command: str, names: Sequence[str] | None
-) -> None:
+def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     """What evaluate.py does once its flags are read.
 
-    `options` are snapshot, pretrained, tta and evaluate; `flags` those of `Settings` that the user
-    gave. `names` are the models of --pretrained; None: the snapshot is evaluated. Raises
-    `UserError`, and `RunError` if the files cannot be written.
+    `options` are command, tta and evaluate, and names of models or a snapshot; `flags` those of
+    `Settings` that the user gave. Raises `UserError`, and `RunError` if a file cannot be written.
     """
-    run: dict[str, Any] = {"id": None, "log": None, "command": command}
+    run: dict[str, Any] = {"id": None, "log": None, "command": options["command"]}
     facts: dict[str, Any] = {}
-    if names is None:
+    if not options["names"]:
         snapshot = read_snapshot(Path(options["snapshot"]))
         run["id"], facts["history"] = snapshot.state.run_id, snapshot.state.history
         trained = snapshot.trained(options["evaluate"])
         classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
     else:
-        classifier = load_classifier(names, options["tta"], flags.get("amp"))
+        classifier = load_classifier(options["names"], options["tta"], flags.get("amp"))
     infos = classifier.infos
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")

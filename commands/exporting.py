@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import print_line
-from cifarnet.export.exported_figures import Metrics, read_metrics, with_accuracy
+from cifarnet.export.exported_figures import read_metrics, with_accuracy
 from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.inference.readback import (
-    RANDOM_IMAGES,
-    Agreement,
-    answers,
-    compare,
-    random_images,
-    top1,
-)
+from cifarnet.inference.readback import RANDOM_IMAGES, answers, compare, random_images, top1
 from cifarnet.settings import OF_THE_RESULT
 from cifarnet.settings.precision import PrecisionSettings
 from commands.evaluation import evaluation_settings
@@ -51,7 +43,7 @@ def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str
         f"{model.source}: epoch {origin.epoch} on {origin.dataset}, top-1 {accuracy} "
         f"({origin.accuracy_from}); {size:.2f} MB of weights in float32"
     )
-    source = Source(model, splits, metrics and metrics.figures)
+    source = Source(model, splits, metrics)
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         drafts = {name: Path(folder) / name / target.name for name, target in targets.items()}
         messages = _write(source, drafts)  # all of them, before any takes its place
@@ -60,7 +52,7 @@ def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str
             print_line(f"{target}: {messages[name]}")
 
 
-def _load(options: dict[str, Any], metrics: Metrics | None) -> TrainedModel:
+def _load(options: dict[str, Any], metrics: dict[str, Any] | None) -> TrainedModel:
     """The model to export. Raises `UserError`."""
     if options["pretrained"] is not None:
         model = load_trained(options["pretrained"])
@@ -119,29 +111,21 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
             logits = answers(form.read(path), pixels)
         except (OSError, UserError, ValueError) as problem:
             raise RunError(f"--format {name} cannot be read back ({problem})") from None
-        compared = compare(expected, logits)
-        top1s = [] if labels is None else [top1(each, labels) for each in (logits, expected)]
-        messages[name] = _describe(path, compared, top1s)
-        if not (compared.difference <= form.difference and compared.same >= form.same):
+        difference, same = compare(expected, logits)
+        parts = [f"largest difference of a logit {difference:.2g}", f"equal top-1 {same:.2%}"]
+        if labels is not None:
+            ours, theirs = (f"{top1(each, labels):.2%}" for each in (logits, expected))
+            parts.append(f"top-1 {ours} (network {theirs}, in float32)")
+        files = (part for part in [path, *path.rglob("*")] if part.is_file())
+        size = sum(part.stat().st_size for part in files) / 1e6
+        kind = "random" if labels is None else "test"
+        messages[name] = f"{size:.2f} MB; on {len(pixels)} {kind} images: {', '.join(parts)}"
+        if not (difference <= form.difference and same >= form.same):
             raise RunError(
                 f"--format {name} was not written, because its outputs differ too much from the "
                 f"network's (allowed: {form.difference:g} and {form.same:.0%}): {messages[name]}"
             )
     return messages
-
-
-def _describe(path: Path, compared: Agreement, top1s: Sequence[float]) -> str:
-    """Size and answers of the export at `path`, in words. `top1s` are its top-1 accuracy and the
-    network's; empty: the images were random."""
-    size = sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
-    parts = [
-        f"largest difference of a logit {compared.difference:.2g}",
-        f"equal top-1 {compared.same:.2%}",
-    ]
-    if top1s:
-        parts.append(f"top-1 {top1s[0]:.2%} (network {top1s[1]:.2%}, in float32)")
-    kind = "test" if top1s else "random"
-    return f"{size / 1e6:.2f} MB; on {compared.images} {kind} images: {', '.join(parts)}"
 
 
 def _publish(draft: Path, target: Path) -> None:

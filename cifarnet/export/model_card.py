@@ -19,8 +19,8 @@ BICUBIC = 3  # as Pillow and the hub number the ways to resize
 def write_hub(model: TrainedModel, figures: Mapping[str, Any] | None, folder: Path) -> None:
     """Writes the folder, which need not exist: weights, configurations, model card.
 
-    `figures` are those of the model's report: top1, top3, top5, macro_f1, loss, images and
-    per_class; None: the card has the accuracy that is kept with the weights. Raises `OSError`.
+    `figures` are those of its metrics.json, see `Figures`; None: the card has the accuracy that is
+    kept with the weights. Raises `OSError`.
     """
     architecture = type(model.build()).__name__
     folder.mkdir(parents=True, exist_ok=True)

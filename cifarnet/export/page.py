@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
         "std": info.std,
         "size": info.image_size,
         "layers": layers,
-        "weights": _base64(weights.numpy().tobytes()),
+        "weights": base64.b64encode(weights.numpy().tobytes()).decode(),
     }
     template = read_template(Path(__file__).with_name("page.html.j2"))
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -65,48 +65,39 @@ def read_page(path: Path) -> Classify:
     def run(pixels: Tensor) -> Tensor:
         values = [normalise(pixels)]
         for layer in data["layers"]:
-            values.append(_output(layer, [values[number] for number in layer["of"]], weights))
+            inputs = [values[number] for number in layer["of"]]
+            values.append(KINDS[layer["kind"]](layer, weights, *inputs))
         return values[-1].flatten(1)
 
     return run
 
 
-def _output(layer: Layer, inputs: list[Tensor], weights: Tensor) -> Tensor:
-    """The output of `layer` for `inputs`: tensors [N,C,H,W]; vectors have H = W = 1."""
-    x = inputs[0]
-    match layer["kind"]:
-        case "convolution":
-            size, groups, out = layer["kernel_size"], layer["groups"], layer["out"]
-            shape = (out, x.shape[1] // groups, size, size)
-            kernel = weights[layer["weight"] :][: math.prod(shape)].view(shape)
-            bias = weights[layer["bias"] :][:out]
-            sliding = (layer[name] for name in ("stride", "padding", "dilation"))
-            return F.conv2d(x, kernel, bias, *sliding, groups)
-        case "relu":
-            return x.clamp(min=0)
-        case "sigmoid":
-            return x.sigmoid()
-        case "add":
-            return x + inputs[1]
-        case "multiply":
-            return x * inputs[1]
-        case "mean":
-            return x.mean((2, 3), keepdim=True)
-        case "max":
-            return x.amax((2, 3), keepdim=True)
-        case "maxpool":
-            return F.max_pool2d(x, layer["size"])
-        case kind:
-            raise ValueError(f"unknown kind of layer {kind!r}")
+def _convolve(layer: Layer, weights: Tensor, x: Tensor) -> Tensor:
+    """The output [N,out,H,W] of a convolution for x [N,in,H,W]."""
+    shape = (layer["out"], x.shape[1] // layer["groups"], *2 * (layer["kernel_size"],))
+    kernel = weights[layer["weight"] :][: math.prod(shape)].view(shape)
+    bias = weights[layer["bias"] :][: layer["out"]]
+    sliding = (layer[name] for name in ("stride", "padding", "dilation", "groups"))
+    return F.conv2d(x, kernel, bias, *sliding)
 
 
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+# By kind: the output of a layer for tensors [N,C,H,W]; vectors have H = W = 1.
+KINDS: dict[str, Callable[..., Tensor]] = {
+    "convolution": _convolve,
+    "relu": lambda layer, weights, x: x.clamp(min=0),
+    "sigmoid": lambda layer, weights, x: x.sigmoid(),
+    "add": lambda layer, weights, x, other: x + other,
+    "multiply": lambda layer, weights, x, other: x * other,
+    "mean": lambda layer, weights, x: x.mean((2, 3), keepdim=True),
+    "max": lambda layer, weights, x: x.amax((2, 3), keepdim=True),
+    "maxpool": lambda layer, weights, x: F.max_pool2d(x, layer["size"]),
+}
 
 
 # --- a network as data ---
 
 
+SLIDING = ("kernel_size", "stride", "padding", "dilation")
 AS_PIXELS = (slice(None), slice(None), None, None)  # [B,C] -> [B,C,1,1]
 
 
@@ -165,20 +156,20 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
             return None
         case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
             return None
-        case nn.BatchNorm2d() if before.get("kind") == "convolution" and _is_only_use(node):
+        case nn.BatchNorm2d() if before.get("kind") == "convolution" and (
+            len(node.args[0].users) == 1  # nothing else uses its output
+        ):
             scale = called.weight * torch.rsqrt(called.running_var + called.eps)
             before["weight"] = before["weight"] * scale[:, None, None, None]
             before["bias"] = called.bias + scale * (before["bias"] - called.running_mean)
             return None
         case nn.Conv2d() if called.padding_mode == "zeros":
-            names = ("kernel_size", "stride", "padding", "dilation")
-            sides = {name: set(getattr(called, name)) for name in names}
-            if all(len(of_axes) == 1 for of_axes in sides.values()):
-                fields = {name: of_axes.pop() for name, of_axes in sides.items()}
+            sides = {name: getattr(called, name) for name in SLIDING}
+            if all(height == width for height, width in sides.values()):
+                fields = {name: side for name, (side, _) in sides.items()}
                 return fields | {"groups": called.groups} | _convolution(called)
         case nn.Linear():  # a convolution of one pixel
-            fields = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-            return fields | _convolution(called)
+            return dict.fromkeys(SLIDING, 1) | {"padding": 0, "groups": 1} | _convolution(called)
         case nn.MaxPool2d() if called.padding == 0 and called.stride == called.kernel_size:
             return {"kind": "maxpool", "size": called.kernel_size}
         case nn.ReLU() | torch.relu | F.relu | "relu":
@@ -198,11 +189,6 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
     if not isinstance(called, nn.Module):
         names.insert(0, f"the function {getattr(called, '__name__', called)}")
     raise _refusal(" in ".join(names))
-
-
-def _is_only_use(node: fx.Node) -> bool:
-    """Whether nothing but `node` uses its input."""
-    return len(node.args[0].users) == 1
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear) -> Layer:

@@ -36,13 +36,10 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
     return pixels * 255 if is_float else pixels
 
 
-class NetworkInput:
-    """Turns pictures into the input of a network: float32 [B,3,H,W], normalised. Takes what
-    `to_batch` takes. `mean` and `std` of the three channels are in [0, 1]."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
-        self.mean, self.std, self.size = tuple(mean), tuple(std), size
-
-    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
-        batch = to_batch(picture, self.size)
-        return Normalise(self.mean, self.std, batch.device)(batch)
+def to_network_input(
+    picture: Image.Image | Tensor, mean: Sequence[float], std: Sequence[float], size: int
+) -> Tensor:
+    """The picture as input of a network, float32 [B,3,H,W], normalised: see `to_batch`. `mean` and
+    `std` of the three channels are in [0, 1]."""
+    batch = to_batch(picture, size)
+    return Normalise(tuple(mean), tuple(std), batch.device)(batch)

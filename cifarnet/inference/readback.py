@@ -1,7 +1,6 @@
 """Compares an exported file with the network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,25 +11,17 @@ RANDOM_IMAGES = 100  # if no test images are available
 BATCH = 256  # images: the last batch of a set is usually smaller, so other sizes are tried too
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How much two answers to the same images agree."""
-
-    images: int
-    difference: float  # of any logit, the largest
-    same: float  # share of the images with equal top-1, in [0, 1]
-
-
 @torch.inference_mode()
 def answers(classify: Classify, pixels: Tensor) -> Tensor:
     """The logits float32 [N,classes] for `pixels` uint8 [N,3,S,S]."""
     return torch.cat([classify(part) for part in pixels.split(BATCH)])
 
 
-def compare(expected: Tensor, logits: Tensor) -> Agreement:
-    """Compares logits [N,classes] for the same N images. What is not finite differs by infinity."""
+def compare(expected: Tensor, logits: Tensor) -> tuple[float, float]:
+    """The largest difference of logits [N,classes] for the same images, and the share of images
+    with equal top-1, in [0, 1]. What is not finite differs by infinity."""
     difference = (logits.double() - expected.double()).abs().max().nan_to_num(torch.inf).item()
-    return Agreement(len(expected), difference, top1(logits, expected.argmax(1)))
+    return difference, top1(logits, expected.argmax(1))
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:

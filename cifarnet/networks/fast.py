@@ -10,14 +10,12 @@ from cifarnet.networks.blocks import ConvBlock, DepthwiseConv2d, PooledConv, Sep
 from cifarnet.networks.fast_depthwise import FastDepthwiseConv2d
 from cifarnet.networks.folded_norm import conv_with_running_stats, norm_relu_dropout
 
-NO_DROPOUT = nn.Dropout2d(0.0)
-
 
 class FastConvBlock(ConvBlock):
     """Computes convolution and normalisation together: see `norm_relu_dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_relu_dropout([(x, self.conv, self.bn)], self.dropout)
+        return norm_relu_dropout([(x, self.conv, self.bn)], _rate(self.dropout))
 
 
 class FastSeparableBlock(SeparableBlock):
@@ -31,9 +29,13 @@ class FastSeparableBlock(SeparableBlock):
         elif self.shortcut is not None:
             branches.append((x, *self.shortcut))
         if not self.attention:
-            return self.repeats(norm_relu_dropout(branches, self.dropout, addends))
-        y = self.attention(norm_relu_dropout(branches, NO_DROPOUT, addends))
+            return self.repeats(norm_relu_dropout(branches, _rate(self.dropout), addends))
+        y = self.attention(norm_relu_dropout(branches, 0.0, addends))
         return self.repeats(self.dropout(y))
+
+
+def _rate(dropout: nn.Dropout2d) -> float:
+    return dropout.p if dropout.training else 0.0
 
 
 class FastPooledConv(PooledConv):

@@ -22,11 +22,11 @@ Branch = tuple[Tensor, DenseConv2d, nn.BatchNorm2d]  # stands for bn(conv(x)), x
 
 
 def norm_relu_dropout(
-    branches: Sequence[Branch], dropout: nn.Dropout2d, addends: Sequence[Tensor] = ()
+    branches: Sequence[Branch], p: float, addends: Sequence[Tensor] = ()
 ) -> Tensor:
     """dropout(relu(y)), y the sum of bn(conv(x)) over the branches: [B,in,H,W] -> [B,out,H,W].
 
-    The tensors `addends` [B,out,H,W] are added to the sum.
+    `p` is the rate of the spatial dropout. `addends` [B,out,H,W] are added to the sum.
 
     On the CPU, training uses the statistics of the patches; other devices run conv and bn one after
     the other. Evaluation uses the running statistics on every device.
@@ -35,11 +35,10 @@ def norm_relu_dropout(
     training = {bn.training for _, _, bn in branches}
     if training == {False}:
         terms = [conv_with_running_stats(*branch) for branch in branches]
-        return dropout(torch.relu(_sum([*terms, *addends])))
+        return F.dropout2d(torch.relu(_sum([*terms, *addends])), p)
     if False in training or device != "cpu":
         terms = [bn(conv(x)) for x, conv, bn in branches]
-        return dropout(torch.relu(_sum([*terms, *addends])))
-    p = dropout.p if dropout.training else 0.0
+        return F.dropout2d(torch.relu(_sum([*terms, *addends])), p)
     tensors = []
     for x, conv, bn in branches:
         pixels, weight = _patches(autocast(x), conv)

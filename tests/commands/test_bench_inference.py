@@ -16,8 +16,7 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
             write=lambda source, path: shutil.copy(onnx_files / path.name, path)
         )
         monkeypatch.setitem(FORMATS, name, copy)
-    monkeypatch.setattr(bench_inference, "SINGLES", 2)
-    monkeypatch.setattr(bench_inference, "BATCHES", {2: 1, 4: 1})
+    monkeypatch.setattr(bench_inference, "BATCHES", {1: 2, 2: 1, 4: 1})
     file = tmp_path / "figures.json"
     flags = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]
     flags += ["--quick", "--device", "cpu", "--json", file]

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,10 +8,10 @@ from PIL import Image
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.pictures import to_pixels
-from cifarnet.inference.pixels import NetworkInput, to_batch
+from cifarnet.inference.pixels import to_batch, to_network_input
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
-NORMALISE = NetworkInput(MEAN, STD, 32)
+NORMALISE = partial(to_network_input, mean=MEAN, std=STD, size=32)
 
 
 @given(st.sampled_from(["RGB", "L", "RGBA", "P", "1", "CMYK"]), st.integers(8, 48))

@@ -24,7 +24,8 @@ def images_with_offsets(batch, dtype):
 
 
 def run(pairs, inputs, dropout):
-    return norm_relu_dropout([(x, *pair) for x, pair in zip(inputs, pairs, strict=True)], dropout)
+    rate = dropout.p if dropout.training else 0.0
+    return norm_relu_dropout([(x, *pair) for x, pair in zip(inputs, pairs, strict=True)], rate)
 
 
 def run_plain(pairs, inputs, dropout):
