@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
     model: "TrainedModel"
     splits: "Splits | None"  # the images of its training; None: not available
-    figures: dict[str, Any] | None  # of its metrics.json, see `Figures`; None: not available
+    figures: dict[str, Any] | None  # of its metrics.json, see `FIGURES`; None: not available
 
 
 class Format(NamedTuple):

@@ -1,7 +1,6 @@
 """The figures that go with an exported model: from the metrics.json that --metrics names."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +9,13 @@ from cifarnet.checkpoints.trained import TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.reporting.report_files import read_report
 
-
-@dataclass(frozen=True)
-class Averages:
-    """Averages over the classes, in [0, 1]."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
-class ClassFigures(Averages):
-    """The figures of a class."""
-
-    support: int  # images
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What export.py and the model card need of a metrics.json, with the types that it has."""
-
-    top1: float
-    top3: float
-    top5: float
-    loss: float
-    calibration_error: float
-    interval: list[float]  # of top-1
-    images: int
-    macro: Averages
-    per_class: dict[str, ClassFigures]
-    epoch: int
-    dataset: str
-    weights: str  # "raw" or "ema"
-    sha256: str  # of the network
+OF_A_CLASS = ("precision", "recall", "f1", "support")
+FIGURES = {  # what export.py and the model card need of a metrics.json, with their types there
+    **dict.fromkeys(("top1", "top3", "top5", "loss", "calibration_error"), float),
+    **{"interval": list[float], "images": int, "epoch": int},
+    **dict.fromkeys(("dataset", "weights", "sha256"), str),
+    **{"macro": dict[str, float], "per_class": dict[str, dict[str, float]]},
+}
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -58,8 +30,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
             f"network alone, without --tta"
         )
     try:
-        check_fields(Figures, report)
-        if len(report["interval"]) != 2 or not 0 <= report["top1"] <= 1:
+        check_fields(FIGURES, report)
+        complete = "f1" in report["macro"] and all(
+            row.keys() >= set(OF_A_CLASS) for row in report["per_class"].values()
+        )
+        if not (complete and len(report["interval"]) == 2 and 0 <= report["top1"] <= 1):
             raise ValueError("its figures do not fit together")
     except ValueError as problem:
         raise UserError(f"--metrics {path}: {problem}; evaluate.py writes another") from None

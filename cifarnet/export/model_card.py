@@ -19,7 +19,7 @@ BICUBIC = 3  # as Pillow and the hub number the ways to resize
 def write_hub(model: TrainedModel, figures: Mapping[str, Any] | None, folder: Path) -> None:
     """Writes the folder, which need not exist: weights, configurations, model card.
 
-    `figures` are those of its metrics.json, see `Figures`; None: the card has the accuracy that is
+    `figures` are those of its metrics.json, see `FIGURES`; None: the card has the accuracy that is
     kept with the weights. Raises `OSError`.
     """
     architecture = type(model.build()).__name__
