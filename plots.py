@@ -1,8 +1,4 @@
-"""Figures, as PNG files, from a history or a report.
-
-All are 8 inches wide and have one style. The title says what the figure shows; the line below it
-names the data.
-"""
+"""Figures, as PNG files, from a history or a report. All are 8 inches wide and have one style."""
 
 import gc
 import math
@@ -18,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifarnet.checkpoints.history import Row, best_row
+from cifarnet.core.errors import printable
 from cifarnet.core.files import write_atomically
+from cifarnet.core.log import print_line
 from cifarnet.reporting.fonts import FONT, drawable, set_fonts
 from cifarnet.reporting.metrics import Report
 
@@ -78,15 +76,13 @@ def training_curves(
     part, name = ("val", "validation") if validates else ("test", "test")
     measured = [row for row in held_out if getattr(row, f"{part}_loss") is not None]
     figure = _figure(4.2, "Loss and accuracy after each epoch", title)
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        lines = [
-            (history, f"train_{what}", BLUE, train_loss if what == "loss" else train_accuracy),
-            (measured, f"{part}_{what}", RED, name),
-        ]
-        for rows, column, color, label in lines:
+    legends = ("loss", train_loss), ("accuracy", train_accuracy)
+    for axes, (what, train) in zip(figure.subplots(1, 2), legends, strict=True):
+        lines = (history, "train", BLUE, train), (measured, part, RED, name)
+        for rows, part_name, color, label in lines:
             if rows:
                 style = {"marker": "o" if len(rows) < 30 else "", "ms": 3}
-                values = [getattr(row, column) for row in rows]
+                values = [getattr(row, f"{part_name}_{what}") for row in rows]
                 axes.plot([row.epoch for row in rows], values, color=color, label=label, **style)
         axes.set_title(what)
         _epoch_axis(axes, history[-1].epoch)
@@ -111,10 +107,8 @@ def _mark_best(axes: Axes, measured: Sequence[Row], name: str) -> None:
 def learning_rate_schedule(
     rate: Callable[[int], float], steps: int, epochs: int, done: int, path: Path
 ) -> None:
-    """The learning rate over a run of `epochs` epochs and `steps` steps.
-
-    The first `done` epochs are filled. Raises `OSError`.
-    """
+    """The learning rate over a run of `epochs` epochs and `steps` steps; the first `done` epochs
+    are filled. Raises `OSError`."""
     shown = np.unique(np.linspace(0, steps - 1, 2000).astype(int))
     rates = np.array([rate(int(step)) for step in shown])
     at = shown * epochs / steps
@@ -122,15 +116,8 @@ def learning_rate_schedule(
     figure = _figure(3.8, "Learning rate schedule", about)
     axes = figure.subplots()
     axes.plot(at, rates, color=BLUE, label="learning rate")
-    axes.fill_between(
-        at,
-        rates,
-        where=at <= done,
-        color=BLUE,
-        alpha=0.15,
-        lw=0,
-        label=f"done: {done} of {epochs} epochs",
-    )
+    label = f"done: {done} of {epochs} epochs"
+    axes.fill_between(at, rates, where=at <= done, color=BLUE, alpha=0.15, lw=0, label=label)
     _epoch_axis(axes, epochs)
     axes.set_xlim(0, epochs)
     axes.set_ylim(0, rates.max() * 1.05)
@@ -141,10 +128,13 @@ def learning_rate_schedule(
 @mpl.rc_context(STYLE)
 def confusion_matrix(report: Report, path: Path) -> None:
     """Draws the confusion matrix. A cell shows its share of the true class, and below it the count.
-
-    Above 12 classes the counts are left out, above 20 the shares too. Raises `OSError`.
-    """
+    Above 12 classes the counts are left out, above 20 the shares too. Raises `OSError`."""
     _write(_confusion_figure(report), path)
+    if any(drawable(name) != printable(name) for name in report.per_class):
+        print_line(
+            "warning: no installed font has some letters of these names, so the figures show their "
+            "numbers (\\uXXXX); install a font that has them, such as Noto"
+        )
 
 
 @mpl.rc_context(STYLE)
@@ -210,10 +200,8 @@ def _shortened(name: str, limit: int) -> str:
 
 @mpl.rc_context(STYLE)
 def class_metrics(report: Report, path: Path) -> None:
-    """Precision, recall and F1 of each class, a row each.
-
-    Of more than 100 classes, those with the lowest F1. Raises `OSError`.
-    """
+    """Precision, recall and F1 of each class, a row each; of more than 100 classes, those with the
+    lowest F1. Raises `OSError`."""
     each = list(report.per_class.items())
     title = "Precision, recall and F1 of each class"
     if len(each) > MOST_ROWS:
@@ -225,11 +213,9 @@ def class_metrics(report: Report, path: Path) -> None:
     at = np.arange(len(each))
     values = {key: np.array([row[key] for _, row in each]) for key in ("precision", "recall", "f1")}
     axes.hlines(at, values["precision"], values["recall"], color="0.75", lw=2, zorder=1)
-    for key, label, color, marker in (
-        *(("precision", "precision", BLUE, "o"), ("recall", "recall", GREEN, "s")),
-        ("f1", "F1", RED, "D"),
-    ):
-        axes.plot(values[key], at, marker, color=color, label=label, ms=5, clip_on=False)
+    styles = ("precision", BLUE, "o"), ("recall", GREEN, "s"), ("F1", RED, "D")
+    for label, color, marker in styles:
+        axes.plot(values[label.lower()], at, marker, color=color, label=label, ms=5, clip_on=False)
     mean = report.macro["f1"]
     axes.axvline(mean, color="k", lw=1, ls="--", label=f"macro F1 {mean:.4f}", zorder=0)
     lowest = min(column.min() for column in values.values())
@@ -247,10 +233,8 @@ def class_metrics(report: Report, path: Path) -> None:
 
 
 def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
-    """`originals` uint8 [N,3,H,W], a row each, with their `versions` beside them: uint8 [H',W',3].
-
-    White lines are between the images.
-    """
+    """`originals` uint8 [N,3,H,W], a row each, with their `versions` beside them and white lines
+    between: uint8 [H',W',3]."""
     tiles = np.stack([originals, *versions], axis=1)  # [N,K,3,H,W]
     edge = [(0, 0)] * 3 + [(GAP, GAP)] * 2
     tiles = np.pad(tiles, edge, constant_values=255).transpose(0, 3, 1, 4, 2)  # [N,H,K,W,3]
@@ -261,9 +245,7 @@ def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
 @mpl.rc_context(STYLE)
 def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
     """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
-
-    Raises `OSError`.
-    """
+    Raises `OSError`."""
     pixels = mosaic(originals, versions)
     height = 1 + WIDTH * pixels.shape[0] / pixels.shape[1]
     figure = _figure(height, "Training images and augmented versions", "")

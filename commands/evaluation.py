@@ -18,7 +18,7 @@ from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
-from cifarnet.reporting.report_files import move_other_report, remove_other_pictures, write_report
+from cifarnet.reporting.report_files import move_other_report, write_report
 from cifarnet.settings import Settings, settings_from_dict
 from data import EvalBatches, augmented_examples, load_splits
 
@@ -93,7 +93,6 @@ def write_evaluation(
     """
     failure = f"the evaluation files could not be written to {directory}"
     with os_errors(failure, kind=RunError):
-        remove_other_pictures(directory, report)
         figures = write_report(report, directory, data.paths, last, best)
         if settings.evaluation.plot_evaluation:
             plots.confusion_matrix(report, directory / "confusion_matrix.png")

@@ -12,7 +12,7 @@ from cifarnet.core.ranks import Group
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds
 from cifarnet.reporting import recorders as kinds
-from cifarnet.reporting.run_record import RunRecord
+from cifarnet.reporting.run_record import RunJson
 from cifarnet.reporting.tensorboard import TensorBoard
 from commands.run import Run
 from data import augmented_examples
@@ -24,7 +24,7 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
     recorders = [
         kinds.Snapshots(run.folders["snapshot_dir"], settings, run.snapshot),
         kinds.HistoryCsv(log),
-        RunRecord(log, _facts(run)),
+        RunJson(log, _facts(run)),
         kinds.LogLine(log, settings, plan.cost, lambda: run.learner.first_step_seconds),
     ]
     if settings.evaluation.plot_training:

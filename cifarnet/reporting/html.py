@@ -68,10 +68,8 @@ class ReportData:
 
 
 def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
-    """Writes report.html into `directory`; `figures` are those of metrics.json. Raises `OSError`.
-
-    The page stays below `LIMIT` bytes: it shows fewer images where they do not fit.
-    """
+    """Writes report.html below `LIMIT` bytes into `directory`: fewer images where they do not fit.
+    `figures` are those of metrics.json. Raises `OSError`."""
     template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
     content = _about(report, figures, data, directory) | _results(report, data)
     room = ROOM // tile_side(data.images.shape[-1]) ** 2
@@ -189,10 +187,8 @@ class Pair(NamedTuple):
 
 
 def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
-    """The pairs of classes that were confused at all, the most confused first.
-
-    In each pair, more images of the first class were predicted as the second than the reverse.
-    """
+    """The pairs of classes that were confused at all, the most confused first; in each pair, the
+    first class was predicted as the second more often than the reverse."""
     pairs = []
     for a, b in itertools.combinations(range(len(matrix)), 2):
         one, other = (a, b) if matrix[a][b] >= matrix[b][a] else (b, a)
@@ -201,21 +197,11 @@ def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: -pair.one_as_other - pair.other_as_one)
 
 
-class Shaded(NamedTuple):
-    """A confusion matrix to show: the classes in it, and for each row its cells.
+def shaded(matrix: Sequence[Sequence[int]], most: int) -> dict[int, list[tuple[int, str]]]:
+    """The rows of the confusion matrix by class; of more than `most`, the most often confused.
 
-    A cell is its count and its shade, such as h9 (hits, a share of 0.9) or m3 (mistakes).
-    """
-
-    classes: list[int]
-    rows: list[list[tuple[int, str]]]
-
-
-def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
-    """The confusion matrix with shades; of more than `most` classes, the most often confused.
-
-    A shade is the share of the true class, in tenths. For mistakes it is the root of the share, so
-    that rare ones can be seen too.
+    A cell is its count and its shade, such as h9 (hits) or m3 (mistakes): the share of the true
+    class, in tenths. For mistakes it is the root of the share, so that rare ones can be seen too.
     """
     counts = np.array(matrix)
     mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
@@ -229,4 +215,4 @@ def shaded(matrix: Sequence[Sequence[int]], most: int) -> Shaded:
             return count, f"h{round(10 * share)}"
         return count, f"m{math.ceil(10 * math.sqrt(share))}"
 
-    return Shaded(chosen, [[cell(true, predicted) for predicted in chosen] for true in chosen])
+    return {true: [cell(true, predicted) for predicted in chosen] for true in chosen}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest
 from sklearn import metrics
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from cifarnet.reporting.predictions import (
     build_predictions,
     calibration_error,
     reliability,
-    wilson,
 )
 
 
@@ -46,11 +46,8 @@ def predict(
 
 
 class Scores(NamedTuple):
-    """Cross-entropy in nats, and top-k accuracies in [0, 1].
-
-    Top-k is the share of images whose label is among the k highest logits. With fewer than k
-    classes it is 1.
-    """
+    """Cross-entropy in nats, and top-k accuracies in [0, 1]: the share of images whose label is
+    among the k highest logits. With fewer than k classes it is 1."""
 
     loss: float
     top1: float
@@ -125,10 +122,8 @@ class Report:
 
 
 def describe_network(infos: Sequence[ModelInfo], dataset: str) -> dict[str, Any]:
-    """The fields of a report on `dataset` that describe its network, or an ensemble of several.
-
-    The sha256 of an ensemble is that of its members' sha256, in their order.
-    """
+    """The fields of a report on `dataset` that describe its network, or an ensemble of several: its
+    sha256 is that of its members' sha256, in their order."""
     parameters = sum(info.parameters for info in infos)
     members = [_describe_member(info, dataset) for info in infos]
     if len(members) == 1:
@@ -166,6 +161,7 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
     loss, top1, top3, top5 = scores(logits, labels)
     predictions = build_predictions(logits, labels, _ranked(logits))
     true, predicted = predictions.true, predictions.predicted
+    hits = int((true == predicted).sum())
     indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}
 
@@ -180,7 +176,7 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         top5=top5,
         loss=loss,
         calibration_error=calibration_error(reliability(predictions)),
-        interval=wilson(int((true == predicted).sum()), len(labels)),
+        interval=tuple(binomtest(hits, len(labels)).proportion_ci(0.95, "wilson")),
         images=len(labels),
         macro=_shares(each["macro avg"]),
         weighted=_shares(each["weighted avg"]),

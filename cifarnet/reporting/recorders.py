@@ -1,9 +1,7 @@
-"""Recorders: what a run writes after each epoch. Each is a small class that is called at the start,
-after each epoch and at the end.
+"""Recorders: what a run writes at its start, after each epoch and at its end.
 
-`Recorders` calls all of them in turn. If one fails, for example on a full disk, the others still
-work. The failure is logged and the recorder tries again. The run ends with exit code 1 if its last
-try failed.
+If one fails, for example on a full disk, the others still work. The failure is logged and the
+recorder tries again. The run ends with exit code 1 if its last try failed.
 """
 
 import csv
@@ -19,6 +17,7 @@ from cifarnet.checkpoints.history import COLUMNS, Progress, Row
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import Snapshot, pack, write_snapshot
 from cifarnet.core.errors import RunError
+from cifarnet.core.files import write_text
 from cifarnet.core.log import RunLog, clock
 from cifarnet.reporting.metrics import Report
 from cifarnet.settings import Settings
@@ -36,10 +35,7 @@ class Recorder:
         """Called after each epoch; its row is the last one of the history."""
 
     def end(self, progress: Progress) -> None:
-        """Called when no epoch follows: all are done, or the run was stopped.
-
-        Called a second time if the run is stopped later.
-        """
+        """Called when no epoch follows; a second time if the run is stopped later."""
 
     def report(self, report: Report) -> None:
         """Called once all epochs are done and the network is evaluated."""
@@ -52,7 +48,10 @@ class Recorder:
 
 
 class Recorders:
-    """Calls each recorder in turn, on the first rank; the other ranks wait for it."""
+    """Calls each recorder in turn, on the first rank; the other ranks wait for it.
+
+    The methods are those of `Recorder`. Call those after `row` on the first rank only.
+    """
 
     def __init__(
         self,
@@ -65,23 +64,18 @@ class Recorders:
         self.failed: dict[Recorder, OSError] = {}  # those whose last try failed
 
     def start(self, progress: Progress) -> None:
-        """Tells all recorders that the run begins, or continues."""
         self.first_only(lambda: self._tell("start", progress))
 
     def row(self, progress: Progress) -> None:
-        """Tells all recorders of a finished epoch."""
         self.first_only(lambda: self._tell("row", progress))
 
     def end(self, progress: Progress) -> None:
-        """Tells all recorders that no epoch follows. Call it on the first rank only."""
         self._tell("end", progress)
 
     def report(self, report: Report) -> None:
-        """Tells all recorders of the evaluation. Call it on the first rank only."""
         self._tell("report", report)
 
     def close(self, status: str, figures: dict[str, Any] | None = None) -> None:
-        """Tells all recorders how the run ended. Call it on the first rank only."""
         self._tell("close", status, figures)
 
     def _tell(self, event: str, *news: Any) -> None:
@@ -104,8 +98,8 @@ class Recorders:
 class Snapshots(Recorder):
     """Writes last.pth after each epoch, numbered snapshots, and best_model.pth.
 
-    The best comes before the last: a crash in between is then repeated by the resumed run.
-    What could not be written is kept as it was, and tried again.
+    The best comes before the last: a crash in between is then repeated by the resumed run. What
+    could not be written is kept as it was, and tried again.
     """
 
     def __init__(
@@ -151,31 +145,21 @@ class Snapshots(Recorder):
 class HistoryCsv(Recorder):
     """Keeps the history in a CSV file beside the log: a row an epoch, blank where not measured.
 
-    No file stays open, so whatever ends the run leaves whole rows. What a full disk refuses is
-    kept, and tried again.
+    Each time the whole file is written, so it is complete even if the last one was moved away.
     """
 
     failure = "the history could not be written"
 
     def __init__(self, log: RunLog) -> None:
         self.log = log
-        self.rows = 0  # that are written, or wait in `unwritten`
-        self.unwritten = b""
 
     def row(self, progress: Progress) -> None:
-        history = progress.history
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        if history and not self.rows:
+        if progress.history:
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, COLUMNS)
             writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in history[self.rows :])
-        self.rows = len(history)
-        self.unwritten += text.getvalue().encode()
-        if self.unwritten:
-            with self.log.path.with_suffix(".csv").open("ab", buffering=0) as file:
-                while self.unwritten:
-                    written = file.write(self.unwritten)
-                    self.unwritten = self.unwritten[written:]
+            writer.writerows(map(dataclasses.asdict, progress.history))
+            write_text(self.log.path.with_suffix(".csv"), text.getvalue())
 
     start = end = row
 
@@ -209,9 +193,8 @@ class LogLine(Recorder):
         )
         if waits and not self.has_reported_wait:
             self.has_reported_wait = True  # once a run
-            other = ", or use --augment_engine batched"
-            if self.settings.augmentation.auto_augment != "none":
-                other = ""
+            batched = self.settings.augmentation.auto_augment == "none"
+            other = ", or use --augment_engine batched" if batched else ""
             self.log.line(
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
                 f"--num_workers if cores are idle{other}"
@@ -242,13 +225,8 @@ class LogLine(Recorder):
         return " | ".join([*parts, f"left {clock(self._seconds_left(row.epoch))}"])
 
     def _seconds_left(self, epoch: int) -> float:
-        done, left = (
-            sum(self.cost(epoch) for epoch in epochs)
-            for epochs in (
-                range(self.epochs_before + 1, epoch + 1),
-                range(epoch + 1, self.settings.training.epochs + 1),
-            )
-        )
+        done = sum(map(self.cost, range(self.epochs_before + 1, epoch + 1)))
+        left = sum(map(self.cost, range(epoch + 1, self.settings.training.epochs + 1)))
         return (time.perf_counter() - self.started) * left / done
 
 

@@ -1,7 +1,4 @@
-"""The files of a report: how they are written, read, and moved out of the way; their names.
-
-Nothing here imports torch.
-"""
+"""The files of a report: their names, writing, reading and moving aside. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,6 +39,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
+    Removes page and pictures of another report first: they must not stand beside these files.
     `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
     there are such. Returns the content of metrics.json.
     """
@@ -50,7 +48,10 @@ def write_report(
     }
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
     former = _report_in(directory)
-    if not last and _is_same(former, report):  # evaluated again: keep what the run wrote
+    if not _is_same(former, report):
+        for name in (PAGE, *PICTURES):
+            (directory / name).unlink(missing_ok=True)
+    elif not last:  # evaluated again: keep what the run wrote
         figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
     write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
@@ -80,10 +81,8 @@ def _main_figures(report: Report) -> str:
 def write_predictions(
     predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
 ) -> None:
-    """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. Raises `OSError`.
-
-    `paths` name the images; None: they are numbered from 0.
-    """
+    """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. `paths` name the images; None:
+    they are numbered from 0. Raises `OSError`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PREDICTION_COLUMNS)
@@ -97,21 +96,9 @@ def write_predictions(
     write_text(path, text.getvalue())
 
 
-def remove_other_pictures(directory: Path, report: Report) -> None:
-    """Removes page and pictures in `directory`, unless metrics.json there is the same report.
-
-    Call it before `write_report`. Raises `OSError`.
-    """
-    if not _is_same(_report_in(directory), report):
-        for name in (PAGE, *PICTURES):
-            (directory / name).unlink(missing_ok=True)
-
-
 def move_other_report(directory: Path, report: Report) -> Path | None:
-    """Moves the report in `directory`, with its pictures, into a new dated subfolder.
-
-    A report on the same weights and images as `report` stays. Returns the subfolder, or None if
-    nothing was moved. Raises `OSError`.
+    """Moves a report in `directory` on other weights or images than `report` into a new dated
+    subfolder, with its pictures. Returns the subfolder; None: nothing was moved. Raises `OSError`.
     """
     files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
     former = _report_in(directory)
@@ -127,10 +114,8 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The content of the metrics.json `path`. Earlier versions wrote fewer keys.
-
-    Accuracies, losses, epochs and settings have their types. Raises `UserError`.
-    """
+    """The content of the metrics.json `path`. Accuracies, losses, epochs and settings have their
+    types; earlier versions wrote fewer keys. Raises `UserError`."""
     content = read_file(path)
     try:
         report = json.loads(content)

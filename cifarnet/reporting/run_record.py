@@ -11,7 +11,7 @@ from cifarnet.reporting.recorders import Recorder
 from cifarnet.reporting.report_files import RUN_JSON, RUN_JSON_FORMAT
 
 
-class RunRecord(Recorder):
+class RunJson(Recorder):
     """Writes run.json beside the log at the start of a run and at its end."""
 
     failure = "run.json could not be written"

@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -111,24 +112,16 @@ class TensorBoard(Recorder):
             "confusion_matrix", self.confusion(report), report.epoch, dataformats="HWC"
         )
         # `add_hparams` would write into a folder of its own, which shows as a second run.
-        for summary in hparams(_compared(self.settings), figures):
+        flags = {name: v for name, v in self.settings.flags.items() if name in OF_THE_RESULT}
+        for summary in hparams(flags, figures):
             self.writer.file_writer.add_summary(summary)
-
-
-def _compared(settings: Settings) -> dict[str, Any]:
-    """The settings that change the result."""
-    return {name: value for name, value in settings.flags.items() if name in OF_THE_RESULT}
 
 
 def _with_times(history: Sequence[Row]) -> list[tuple[Row, float]]:
     """Each row, and the end of its epoch in seconds since 1970, as if the run had no breaks."""
-    left = sum(row.seconds for row in history)
-    started = time.time() - left
-    timed, ended = [], started
-    for row in history:
-        ended += row.seconds
-        timed.append((row, ended))
-    return timed
+    started = time.time() - sum(row.seconds for row in history)
+    _, *ends = itertools.accumulate((row.seconds for row in history), initial=started)
+    return list(zip(history, ends, strict=True))
 
 
 @contextlib.contextmanager

@@ -27,9 +27,7 @@ class Choice(NamedTuple):
 
 def choose(predictions: Predictions, room: int) -> Choice:
     """The most confident images of each cell of the confusion matrix: up to `MOST`, `room` in all.
-
-    If `room` is too small, all cells get fewer. The two lists are always complete.
-    """
+    If `room` is too small, all cells get fewer. The two lists are always complete."""
     true, predicted, p = predictions.true, predictions.predicted, predictions.p_predicted
     cells = true * (1 + max(true.max(), predicted.max())) + predicted
     order = np.lexsort((-p, cells))

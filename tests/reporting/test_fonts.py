@@ -1,19 +1,9 @@
-import pytest
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from support.reports import make_report
 
+import plots
 from cifarnet.reporting import fonts
-
-
-@pytest.fixture(autouse=True)
-def fresh_fonts():
-    """Forgets which letters were looked up, and that a warning was given."""
-    cached = (fonts.font_of, fonts.letters_of, fonts.warn_of_missing_letters)
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
 
 
 def test_another_font_draws_what_the_usual_one_lacks(tmp_path, capsys):
@@ -27,6 +17,7 @@ def test_another_font_draws_what_the_usual_one_lacks(tmp_path, capsys):
     figure.suptitle(f"plain {letter}")
     fonts.set_fonts(figure).savefig(tmp_path / "figure.png")
     assert fonts.drawable(letter) == letter
+    plots.confusion_matrix(make_report((letter, "plain")), tmp_path / "figure.png")
     assert capsys.readouterr().out == ""
 
 
@@ -36,9 +27,8 @@ def test_letters_that_no_font_has_are_escapes_with_one_warning(tmp_path, monkeyp
     names = ("고양이", "naïve 猫", "\u2028 is no \u2028", "😀\U0001f9a9")
     shown = [fonts.drawable(name) for name in names]
     assert shown[:3] == ["\\uace0\\uc591\\uc774", "naïve \\u732b", "\\u2028 is no \\u2028"]
-    out = capsys.readouterr().out
-    assert out.count("warning: no installed font has some letters") == 1
-    assert len(out.splitlines()) == 1
-    figure = Figure()
-    figure.suptitle(" ".join(shown))
-    fonts.set_fonts(figure).savefig(tmp_path / "figure.png")
+    report = make_report(names)
+    plots.class_metrics(report, tmp_path / "figure.png")
+    plots.confusion_matrix(report, tmp_path / "figure.png")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: no installed font has some letters")

@@ -36,6 +36,10 @@ def test_the_report_equals_its_definitions(classes):
     each["f1"] = 2 * precision * recall / (precision + recall)
     assert report.confusion_matrix == matrix.tolist()
     assert (report.images, report.top1) == (500, pytest.approx(hits.sum() / 500))
+    for bound in report.interval:  # Wilson's: the bounds are 1.96 of their deviations away
+        deviation = (bound * (1 - bound) / 500) ** 0.5
+        assert abs(report.top1 - bound) == pytest.approx(1.959964 * deviation)
+    assert report.interval[0] < report.top1 < report.interval[1]
     for name, values in each.items():
         assert [row[name] for row in report.per_class.values()] == pytest.approx(values.tolist())
         assert report.macro[name] == pytest.approx(values.mean())

@@ -5,9 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from cifarnet.reporting.predictions import build_predictions, calibration_error, reliability, wilson
+from cifarnet.reporting.predictions import build_predictions, calibration_error, reliability
 from cifarnet.reporting.report_files import write_predictions
 
 
@@ -36,14 +35,6 @@ def test_the_calibration_error_is_the_one_of_its_definition(seed, classes, image
     assert calibration_error(bins) == pytest.approx(expected, abs=1e-12)
     assert sum(each.images for each in bins) == images
     assert all(each.low <= each.confidence <= each.high for each in bins if each.images)
-
-
-@given(st.integers(1, 10**5).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_is_the_one_of_scipy(counts):
-    expected = binomtest(*counts).proportion_ci(0.95, "wilson")
-    low, high = wilson(*counts)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= low <= counts[0] / counts[1] <= high <= 1
 
 
 def test_predictions_are_the_two_highest_probabilities():
