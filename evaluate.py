@@ -34,10 +34,8 @@ def _evaluate(options: dict[str, Any], flags: dict[str, Any]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of this command, and the flags that the user gave. Raises `UserError`.
-
-    The options have the `names` of --pretrained, and the `command` as it was typed.
-    """
+    """The options of this command, and the flags that the user gave. Raises `UserError`. The
+    options have the `names` of --pretrained, and the `command` as it was typed."""
     parser = build_parser(
         "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
         "--evaluate and --skip_bad_images are those of the training, unless given here. Other "

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 import plots
 from cifarnet.checkpoints.history import Progress
 from cifarnet.core.machine import versions
@@ -31,8 +29,9 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
         draw = partial(_draw_curves, run)
         recorders.append(kinds.Curves(settings, run.folders["plot_dir"], draw))
     if settings.output.tensorboard:
+        examples = partial(augmented_examples, run.splits, settings, run.runtime.device)
         recorders.append(
-            TensorBoard(log, settings, partial(_draw_examples, run), plots.confusion_pixels)
+            TensorBoard(log, settings, lambda: plots.mosaic(*examples()), plots.confusion_pixels)
         )
     return kinds.Recorders(recorders, log, group.first_only)
 
@@ -45,11 +44,6 @@ def _draw_curves(run: Run, progress: Progress) -> None:
     plots.training_curves(progress.history, title, folder / "training_curves.png", *labels)
     path = folder / "learning_rate_schedule.png"
     plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
-
-
-def _draw_examples(run: Run) -> np.ndarray:
-    examples = augmented_examples(run.splits, run.settings, run.runtime.device)
-    return plots.mosaic(*examples)
 
 
 def _facts(run: Run) -> dict[str, Any]:
