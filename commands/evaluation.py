@@ -16,10 +16,12 @@ from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
+from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
 from cifarnet.reporting.report_files import move_other_report, write_report
 from cifarnet.settings import Settings, settings_from_dict
+from commands.corrupting import measure_corruptions
 from data import EvalBatches, augmented_examples, load_splits
 
 OF_THE_RUN = (
@@ -83,17 +85,18 @@ def write_evaluation(
     data: ReportData,
     last: Report | None = None,
     best: Report | None = None,
+    corruptions: Sequence[CorruptionRow] = (),
 ) -> None:
     """Writes metrics.json, classification_report.txt and predictions.csv.
 
     Removes page and pictures of another network or other images: they must not stand beside these.
-    With --plot_evaluation also two pictures, with --report a page that shows `data` too. `last`
-    and `best` are the reports of a run's last and best model, if they exist. Raises
-    `RunError` if the files cannot be written.
+    With --plot_evaluation also two pictures, with --report a page that shows `data` too, and with
+    `corruptions` their table. `last` and `best` are the reports of a run's last and best model, if
+    they exist. Raises `RunError` if the files cannot be written.
     """
     failure = f"the evaluation files could not be written to {directory}"
     with os_errors(failure, kind=RunError):
-        figures = write_report(report, directory, data.paths, last, best)
+        figures = write_report(report, directory, data.paths, last, best, corruptions)
         if settings.evaluation.plot_evaluation:
             plots.confusion_matrix(report, directory / "confusion_matrix.png")
             plots.class_metrics(report, directory / "class_metrics.png")
@@ -107,8 +110,9 @@ def write_evaluation(
 def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     """What evaluate.py does once its flags are read.
 
-    `options` are command, tta and evaluate, and names of models or a snapshot; `flags` those of
-    `Settings` that the user gave. Raises `UserError`, and `RunError` if a file cannot be written.
+    `options` are command, tta, evaluate and corruptions, and names of models or a snapshot; `flags`
+    those of `Settings` that the user gave. Raises `UserError`, and `RunError` if a file cannot be
+    written.
     """
     run: dict[str, Any] = {"id": None, "log": None, "command": options["command"]}
     facts: dict[str, Any] = {}
@@ -127,12 +131,16 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     _warn_of_training_images(infos, splits, settings)
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
+    corruptions = []
+    if options["corruptions"]:
+        corruptions = measure_corruptions(classifier, splits.test, report.top1, settings, runtime)
     _move_other_report(directory, report)
-    write_evaluation(
-        report, settings, directory, report_data(infos, splits, settings, runtime, **facts)
-    )
+    data = report_data(infos, splits, settings, runtime, **facts)
+    write_evaluation(report, settings, directory, data, corruptions=corruptions)
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
+    if corruptions:
+        print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
     print_line(f"written to {directory}")
 
 

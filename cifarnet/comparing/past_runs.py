@@ -187,6 +187,8 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
     record, epoch = run.record, report["epoch"]
     if record.top1 is None and last["epoch"] == (run.epochs_done or last["epoch"]):
         record = replace(record, top1=float(last["top1"]))
+    if report.get("corruptions"):
+        record = replace(record, corrupted=report["corruptions"]["mean_accuracy"])
     if record.run_id is None:
         settings = report.get("run", {}).get("settings", {})
         record = replace(

@@ -30,6 +30,7 @@ class RunFacts:
     parameters: int | None = None
     epochs_done: int = 0
     top1: float | None = None  # of the last model on the test images, in [0, 1]
+    corrupted: float | None = None  # the mean under corruption, in [0, 1]
     plot_dir: str | None = None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # The purpose of a draw, as part of its seed: draws for one purpose do not depend on the others.
-INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT, MIXING = range(5)
+INITIAL_WEIGHTS, ORDER, AUGMENTATION, DROPOUT, MIXING, CORRUPTION = range(6)
 
 
 def derived_seed(*parts: int) -> int:

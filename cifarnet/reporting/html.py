@@ -18,6 +18,7 @@ from cifarnet.core.log import clock
 from cifarnet.core.machine import versions
 from cifarnet.core.templates import read_template
 from cifarnet.reporting.charts import epoch_words, thinned, training_charts
+from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import reliability
 from cifarnet.reporting.report_files import PAGE, REPORT_FILES
@@ -40,6 +41,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
     "metrics.json": "all figures, for programs",
     "classification_report.txt": "the main figures, as text",
     "predictions.csv": "the prediction for each test image",
+    "corruptions.csv": "the accuracy on corrupted test images",
     PAGE: "this page",
     ".png": "a figure",
     ".log": "settings, versions, and one line per epoch",
@@ -106,6 +108,7 @@ def _about(
     return {
         "report": report,
         "date": time.strftime("%Y-%m-%d"),
+        "corruptions": read_corruptions(directory),
         "models": [(name, figures[name]) for name in ("last", "best") if figures[name]],
         "published": PUBLISHED if list(report.per_class) == CIFAR10 else None,
         "official": data.official,

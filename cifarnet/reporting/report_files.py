@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import dated_folder, read_file, write_text
+from cifarnet.reporting.corruptions import (
+    CORRUPTIONS,
+    CorruptionRow,
+    read_corruptions,
+    write_corruptions,
+)
 
 if TYPE_CHECKING:
     from cifarnet.reporting.metrics import Report
@@ -22,7 +28,7 @@ CURVES = ("training_curves.png", "learning_rate_schedule.png")
 PICTURES = ("confusion_matrix.png", "class_metrics.png")
 PAGE = "report.html"
 REPORT_FILES = (
-    *("metrics.json", "classification_report.txt", "predictions.csv", PAGE),
+    *("metrics.json", "classification_report.txt", "predictions.csv", CORRUPTIONS, PAGE),
     *(*PICTURES, *CURVES),
 )
 RUN_JSON = ".run.json"  # stands in place of the .log of a run's log
@@ -36,12 +42,14 @@ def write_report(
     paths: Sequence[str] | None = None,
     last: Report | None = None,
     best: Report | None = None,
+    corruptions: Sequence[CorruptionRow] = (),
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
 
-    Removes page and pictures of another report first: they must not stand beside these files.
-    `paths` name the images. `last` and `best` are the reports of a run's last and best model, where
-    there are such. Returns the content of metrics.json.
+    Removes page, pictures and corruptions.csv of another report first: they must not stand beside
+    these files. `paths` name the images. `last` and `best` are the reports of a run's last and best
+    model, where there are such. Writes `corruptions.csv` if there are `corruptions`. Returns the
+    content of metrics.json.
     """
     figures = {
         name: value for name, value in vars(report).items() if name not in ("table", "predictions")
@@ -49,11 +57,15 @@ def write_report(
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
     former = _report_in(directory)
     if not _is_same(former, report):
-        for name in (PAGE, *PICTURES):
+        for name in (PAGE, CORRUPTIONS, *PICTURES):
             (directory / name).unlink(missing_ok=True)
     elif not last:  # evaluated again: keep what the run wrote
         figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
+    if corruptions:
+        write_corruptions(corruptions, directory)
+    table = read_corruptions(directory)
+    figures["corruptions"] = table and {"mean_accuracy": table.mean, "images": table.images}
     write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     write_text(directory / "classification_report.txt", _main_figures(report) + report.table)
     path = directory / "predictions.csv"
@@ -122,10 +134,15 @@ def read_report(path: Path) -> dict[str, Any]:
         models = [report, *(report[name] for name in ("last", "best") if report.get(name))]
         settings = report.get("run", {}).get("settings", {})
         typed = isinstance(report["dataset"], str) and isinstance(settings, dict)
-        if not typed or not all(
-            isinstance(model["epoch"], int | str) and isinstance(model[name], float | int)
-            for model in models
-            for name in ("top1", "loss")
+        corrupted = (report.get("corruptions") or {"mean_accuracy": 0.0})["mean_accuracy"]
+        if (
+            not typed
+            or not all(
+                isinstance(model["epoch"], int | str) and isinstance(model[name], float | int)
+                for model in models
+                for name in ("top1", "loss")
+            )
+            or not isinstance(corrupted, float)
         ):
             raise TypeError("a value has another type")
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):

@@ -7,6 +7,7 @@ from support.runs import leave_predictions, leave_run, runs_of, write_metrics
 from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.snapshots import pack, write_snapshot
+from cifarnet.comparing.comparison import compare
 from cifarnet.comparing.mcnemar import mcnemar
 from cifarnet.comparing.past_runs import read_runs
 from cifarnet.core.errors import UserError
@@ -115,6 +116,16 @@ def test_predictions_of_another_epoch_are_named(tmp_path):
     (past,) = runs_of(run)
     assert (past.predicted_by, past.top1) == ("epoch 2", 0.6)
     assert "only run (epoch 2) is right on 0" in mcnemar(past, past)
+
+
+def test_the_mean_under_corruption_is_that_of_the_report(tmp_path):
+    run = leave_run(tmp_path / "run")
+    report = {"epoch": 3, "top1": 0.6, "run": {"id": "run"}}
+    write_metrics(run, report | {"corruptions": {"mean_accuracy": 0.5, "images": 40}})
+    assert compare(runs_of(run)).columns()["corrupted"] == ["50.00%"]
+    write_metrics(run, report | {"corruptions": {"mean_accuracy": "0.5"}})
+    with pytest.raises(UserError, match=r"is not a metrics\.json of main\.py or evaluate\.py"):
+        runs_of(run)
 
 
 def test_a_report_alone_is_a_run_too(tmp_path):

@@ -1,0 +1,83 @@
+"""corruptions.csv: the accuracy on corrupted test images, and its table in report.html."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cifarnet.core.errors import UserError
+from cifarnet.core.files import read_file, write_text
+
+CORRUPTIONS = "corruptions.csv"
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+class CorruptionRow(NamedTuple):
+    """The accuracy in [0, 1] on all test images after one corruption.
+
+    The severity is 1 to 5; of jpeg_quality it is the quality.
+    """
+
+    corruption: str
+    severity: int
+    accuracy: float
+    images: int
+
+
+def mean_accuracy(rows: Sequence[CorruptionRow]) -> float:
+    """The mean over all corruptions at severities 1 to 5."""
+    return statistics.mean(row.accuracy for row in rows if row.severity in SEVERITIES)
+
+
+def write_corruptions(rows: Sequence[CorruptionRow], directory: Path) -> None:
+    """Writes corruptions.csv into `directory`. Raises `OSError`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CorruptionRow._fields)
+    writer.writerows(row._replace(accuracy=round(row.accuracy, 6)) for row in rows)
+    write_text(directory / CORRUPTIONS, text.getvalue())
+
+
+class CorruptionTable(NamedTuple):
+    """The content of corruptions.csv; accuracies are in [0, 1]."""
+
+    images: int
+    clean: float
+    mean: float
+    graded: dict[str, list[float]]  # at severities 1 to 5, by corruption
+    means: list[float]  # by severity
+    qualities: dict[int, float]  # by quality of JPEG compression
+
+
+def read_corruptions(directory: Path) -> CorruptionTable | None:
+    """The content of corruptions.csv in `directory`; None if there is no such file.
+
+    Raises `UserError` for a damaged file.
+    """
+    path = directory / CORRUPTIONS
+    if not path.is_file():
+        return None
+    try:
+        (_, *lines) = csv.reader(read_file(path).decode().splitlines())
+        rows = [
+            CorruptionRow(name, int(severity), float(accuracy), int(images))
+            for name, severity, accuracy, images in lines
+        ]
+        graded: dict[str, list[float]] = {}
+        for row in rows:
+            if row.severity in SEVERITIES:
+                graded.setdefault(row.corruption, []).append(row.accuracy)
+        return CorruptionTable(
+            rows[0].images,
+            rows[0].accuracy,
+            mean_accuracy(rows),
+            graded,
+            [statistics.mean(column) for column in zip(*graded.values(), strict=True)],
+            {row.severity: row.accuracy for row in rows if row.severity > SEVERITIES[-1]},
+        )
+    except (IndexError, ValueError):
+        raise UserError(
+            f"{path} is not a file that evaluate.py --corruptions wrote; remove it"
+        ) from None

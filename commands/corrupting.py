@@ -1,0 +1,46 @@
+"""Measures a classifier on corrupted test images: evaluate.py --corruptions."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cifarnet.core.device import Runtime
+from cifarnet.images.corruptions import CORRUPTIONS, corrupt
+from cifarnet.images.imageset import ImageSet
+from cifarnet.inference.classifier import Classifier
+from cifarnet.reporting.corruptions import CorruptionRow
+from cifarnet.reporting.metrics import predict, scores
+from cifarnet.settings import Settings
+
+
+def measure_corruptions(
+    classifier: Classifier, images: ImageSet, clean: float, settings: Settings, runtime: Runtime
+) -> list[CorruptionRow]:
+    """The accuracies on `images` after each corruption, and first `clean`, that without.
+
+    One batch of corrupted images is in memory at a time. --seed determines the draws.
+    """
+    classifier = classifier.to(runtime.device)
+    rows = [CorruptionRow("none", 0, clean, len(images))]
+    cases = [(name, severity) for name in CORRUPTIONS for severity in CORRUPTIONS[name].constants]
+    size = settings.training.eval_batch_size
+
+    def batches(name: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for positions in torch.arange(len(images)).split(size):
+            pixels = [
+                corrupt(images.images[i].numpy(), name, severity, settings.training.seed, i)
+                for i in positions.tolist()
+            ]
+            labels = images.labels[positions].to(runtime.device)
+            yield torch.from_numpy(np.stack(pixels)).to(runtime.device), labels
+            bar.update(len(pixels))
+
+    total = len(cases) * len(images)
+    with tqdm(total=total, desc="corruptions", unit="image", leave=False, disable=None) as bar:
+        for name, severity in cases:
+            logits, labels = predict(classifier.logits, batches(name, severity), runtime)
+            rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))
+    return rows

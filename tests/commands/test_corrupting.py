@@ -1,0 +1,108 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.pictures import draw_tree
+from support.random_models import random_model
+from support.small_runs import small_splits
+from support.snapshots import make_trained
+
+from cifarnet.checkpoints.trained import write_weights
+from cifarnet.core.device import init_process
+from cifarnet.images.corruptions import CORRUPTIONS, corrupt
+from cifarnet.inference.classifier import Classifier
+from cifarnet.settings import Settings
+from commands.corrupting import measure_corruptions
+
+CSV = Path("plots_complete/corruptions.csv")
+
+
+class Brightness(Classifier):
+    """Class 1 above mid-grey."""
+
+    def __init__(self) -> None:
+        super().__init__([make_trained(classes=("a", "b"))])
+
+    def logits(self, pixels):
+        mean = pixels.double().mean((1, 2, 3))
+        return torch.stack([127.5 - mean, mean - 127.5], dim=1)
+
+
+def test_accuracies_are_those_of_each_image_in_its_place():
+    images = small_splits(test=7).test
+    settings = Settings.from_flags(device="cpu", batch_size=3, seed=5)
+    runtime = init_process(settings.precision)
+    rows = measure_corruptions(Brightness(), images, 0.25, settings, runtime)
+    assert rows[0] == ("none", 0, 0.25, 7)
+    cases = [(name, s) for name, entry in CORRUPTIONS.items() for s in entry.constants]
+    assert [row[:2] for row in rows[1:]] == cases
+    for name, severity, accuracy, count in rows[1:]:
+        means = [
+            corrupt(image, name, severity, 5, i).mean()
+            for i, image in enumerate(images.images.numpy())
+        ]
+        hits = [(mean > 127.5) == label for mean, label in zip(means, images.labels, strict=True)]
+        assert (count, accuracy) == (7, pytest.approx(sum(hits) / 7))
+    other_batches = settings.replace(batch_size=7)
+    assert measure_corruptions(Brightness(), images, 0.25, other_batches, runtime) == rows
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The flags of an evaluation of a small random network on nine images of 8 pixels."""
+    tree = draw_tree(tmp_path / "tree", classes=("bar", "disc", "star"))
+    model = random_model(width=0.1, classes=("bar", "disc", "star"), amp=False)
+    write_weights(model, tmp_path / "w.safetensors")
+    return ("--dataset", "folder", "--data_dir", tree, "--no-plot_evaluation", "--pretrained")
+
+
+def figures() -> dict:
+    return json.loads(Path("plots_complete/metrics.json").read_text())
+
+
+def page_has_the_table() -> bool:
+    return "<h2>Corruptions</h2>" in Path("plots_complete/report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["an ensemble with views", "onnx"])
+def test_evaluate_writes_table_mean_and_page(command, tiny, kind):
+    ensemble = ["w.safetensors,w.safetensors", "--tta", "flip"]
+    if kind == "onnx":
+        export = ("--pretrained", "w.safetensors", "--format", "onnx", "--out", "w.onnx")
+        assert command("export", *export).code == 0
+    model = ["w.onnx"] if kind == "onnx" else ensemble
+    done = command("evaluate", *tiny, *model, "--corruptions")
+    assert (done.code, done.err) == (0, "")
+    rows = list(csv.DictReader(CSV.read_text().splitlines()))
+    graded = [float(row["accuracy"]) for row in rows if 1 <= int(row["severity"]) <= 5]
+    mean = sum(graded) / 75
+    assert len(graded) == 75
+    assert figures()["corruptions"] == {"mean_accuracy": pytest.approx(mean, abs=1e-6), "images": 9}
+    assert float(rows[0]["accuracy"]) == pytest.approx(figures()["top1"], abs=1e-6)
+    assert f"mean accuracy under corruption: {mean:.2%}" in done.out
+    assert page_has_the_table()
+
+
+def test_the_table_stays_with_its_report(command, tiny):
+    assert command("evaluate", *tiny, "w.safetensors", "--corruptions").code == 0
+    before, mean = CSV.read_text(), figures()["corruptions"]
+    assert command("evaluate", *tiny, "w.safetensors").code == 0  # the same network and images
+    assert (CSV.read_text(), figures()["corruptions"]) == (before, mean)
+    assert page_has_the_table()
+    assert command("evaluate", *tiny, "w.safetensors", "--tta", "flip").code == 0
+    (moved,) = Path("plots_complete").glob("*/corruptions.csv")
+    assert (moved.read_text(), CSV.exists(), figures()["corruptions"]) == (before, False, None)
+    assert not page_has_the_table()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n", "corruption,severity,accuracy,images\nfog,1,x,9\n"]
+)
+def test_a_damaged_table_is_refused_in_one_line(command, tiny, content):
+    assert command("evaluate", *tiny, "w.safetensors").code == 0
+    CSV.write_text(content)
+    done = command("evaluate", *tiny, "w.safetensors")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "corruptions.csv is not a file that evaluate.py --corruptions wrote" in done.err
