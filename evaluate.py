@@ -11,6 +11,8 @@ from cifarnet.checkpoints.paths import LAST, check_snapshot, resolve_model_path,
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import ensure_temporary_folder
+from cifarnet.settings import Settings
 from cifarnet.settings.output import SNAPSHOTS
 from cifarnet.settings.parser import add_pretrained, add_tta, build_parser, check_evaluate
 
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: dict[str, Any], flags: dict[str, Any]) -> None:
+    given = Settings.from_flags(**flags)
+    ensure_temporary_folder(given.output.folder("plot_dir"))
     from commands.evaluation import run_evaluation
 
     run_evaluation(options, flags)

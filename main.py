@@ -13,7 +13,7 @@ from cifarnet.checkpoints.paths import check_snapshot, model_flag, resolve_model
 from cifarnet.core.arguments import check_package
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import existing_directory
+from cifarnet.core.files import ensure_temporary_folder, existing_directory
 from cifarnet.core.launch import launched_ranks
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import given_flags
@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
 
     def read_flags() -> None:
         flags.update(given_flags(argv, DESCRIPTION))
-        check_request(Settings.from_flags(**defaults | flags))
+        settings = Settings.from_flags(**defaults | flags)
+        check_request(settings)
+        ensure_temporary_folder(_writable_folder(settings))
         import commands.training_run  # noqa: F401, and torch: Ctrl-C ends that in one line too
 
     quiet = launched_ranks().local_rank > 0
@@ -44,6 +46,12 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
     request = Request(Settings.from_flags(**defaults | flags), flags, command)
     return run_on_ranks(lambda group: run_training(request, group))
+
+
+def _writable_folder(settings: Settings) -> Path:
+    """A folder that the run writes to: that of the snapshot to continue from, or --plot_dir."""
+    resume = settings.output.resume
+    return settings.output.folder("plot_dir") if resume in (None, "auto") else Path(resume).parent
 
 
 def check_request(settings: Settings) -> None:

@@ -57,7 +57,8 @@ def lost_workers(why: str) -> RunError:
 
 @contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
-    """Turns out-of-memory errors and dead workers into `RunError`.
+    """Turns errors that tell of the machine into `RunError`: out of memory, dead workers, no
+    temporary folder.
 
     torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so
     its message decides.
@@ -73,4 +74,10 @@ def machine_errors() -> Iterator[None]:
             ) from None
         if re.match(r"DataLoader worker \(pid", text):
             raise lost_workers("one of them was killed, or ran out of memory") from None
+        raise
+    except OSError as problem:
+        if "temporary directory" in str(problem):  # as tempfile and matplotlib say
+            raise RunError(
+                "no temporary folder can be written; set TMPDIR to a folder that can"
+            ) from None
         raise

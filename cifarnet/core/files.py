@@ -1,10 +1,12 @@
 """Files that are written completely or not at all, and locks on folders."""
 
+import atexit
 import contextlib
 import errno
 import fcntl
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,18 @@ def writable_directory(path: str | Path, flag: str) -> Path:
         ) from None
     remove_leftovers(directory)
     return directory
+
+
+def ensure_temporary_folder(directory: Path) -> None:
+    """Where the system has no usable temporary folder, libraries get one inside `directory`. It is
+    removed at the end of the process."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):  # an error of a library says then what it needs
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.tempdir = tempfile.mkdtemp(prefix=".temporary.", dir=directory.resolve())
+            atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
 def dated_folder(directory: Path) -> Path:

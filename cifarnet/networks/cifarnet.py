@@ -24,7 +24,7 @@ class CIFARNet(nn.Module):
         sides of the images; the comments below are for 1."""
         super().__init__()
         n1, n2, n3, n4 = (widened(channels, width) for channels in (40, 128, 240, 384))
-        self.enlarge = enlarge
+        self.enlarge, self.enlarged = enlarge, enlarged
         self.c1 = ConvBlock(3, n1, dropout[0])
         self.c2 = SeparableBlock(n1, n2, dropout[1])
         self.c3 = SeparableBlock(n2, n3, dropout[2], dilation=4)
@@ -34,7 +34,7 @@ class CIFARNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.enlarge != 1:
-            x = enlarged(x, self.enlarge)
+            x = self.enlarged(x, self.enlarge)
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]

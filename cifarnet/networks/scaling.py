@@ -4,7 +4,6 @@
 import math
 from collections.abc import Collection
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ def enlarged_side(side: int, factor: float) -> int:
     return side if factor == 1 else max(GRID, round(side * factor / GRID) * GRID)
 
 
-@torch.compiler.disable  # compiling fails if the sides vary, as with --image_sizes
 def enlarged(images: Tensor, factor: float) -> Tensor:
     """Resizes `images` [B,3,H,W] to sides of `enlarged_side` pixels, bilinearly."""
     sides = [enlarged_side(side, factor) for side in images.shape[2:]]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cifarnet.core.errors import UserError
 from cifarnet.networks.blocks import DepthwiseConv2d
+from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_plain_forms
 
 
@@ -24,6 +25,8 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
             f"--compile needs a compiler of {'C' if cuda else 'C++'}: install {compilers[0]} or "
             f"{compilers[1]}, or leave --compile out"
         )
+    if isinstance(network, CIFARNet):  # compiling fails if the sides vary, as with --image_sizes
+        network.enlarged = torch.compiler.disable(network.enlarged)
     # Each size of --image_sizes is compiled by itself: the compiler fails on some of these networks
     # with sizes left open.
     torch._dynamo.config.recompile_limit = 64

@@ -1,0 +1,47 @@
+"""Machines that lack something: a temporary folder, a whole package, processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import DRAWN
+from support.pictures import draw_tree
+
+ROOT = Path(__file__).parents[2]
+SHORT = (*DRAWN, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")
+
+
+@pytest.fixture
+def lacking(tmp_path):
+    """`lacking(code, command, *flags)` runs a command in a process that begins with `code`."""
+
+    def run(code: str, name: str, *flags: object, **environment: str):
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(code, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")} | environment,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+NO_TEMPORARY_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/none']"
+
+
+def test_no_usable_temporary_folder(lacking, tmp_path):
+    """Nor can matplotlib write to its own folder: it would make a temporary one."""
+    picture = draw_tree(tmp_path / "pictures", classes=("a",)).rglob("*.png").__next__()
+    for command in (
+        ("main", *SHORT, "--num_workers", "2", "--run_dir", "run"),
+        ("evaluate", "--run_dir", "run"),
+        ("predict", "--pretrained", "run/snapshots_complete/last.pth", picture),
+    ):
+        done = lacking(NO_TEMPORARY_FOLDER, *command, MPLCONFIGDIR="/proc/none")
+        assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "run" / "plots_complete").iterdir()}
+    assert {"report.html", "training_curves.png", "confusion_matrix.png"} <= names
+    assert not any("tmp" in name or "temporary" in name or "torch" in name for name in names)
