@@ -189,16 +189,17 @@ def run_epoch(
     torch.manual_seed(derived_seed(learner.settings.training.seed, epoch, DROPOUT, *rank_key))
     learner.forward.train()
 
+    epochs_left = plan.epochs_left(epoch)
     waited, started = 0.0, time.perf_counter()
     ready = started
-    with progress_bar(len(batches), f"epoch {epoch}/{plan.epochs}", runtime) as bar:
+    with progress_bar(batches.count, f"epoch {epoch}/{plan.epochs}", runtime) as bar:
         for step, (images, labels) in enumerate(batches.epoch(epoch)):
             waited += time.perf_counter() - ready
             batch = StepBatch(images, labels, batches.size(step), epoch, step)
             train_step(learner, objective, batch, plan, tally)
             if not learner.first_step_seconds:
                 learner.first_step_seconds = time.perf_counter() - started - waited
-            show(bar, tally, runtime)
+            show(bar, tally, batch.size, epochs_left)
             stop()
             ready = time.perf_counter()
     return tally.stats(epoch, started, waited)

@@ -9,7 +9,7 @@ import numpy as np
 import plots
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
-from cifarnet.core.device import SLOW_AMP, Runtime, init_process, without_amp
+from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory
 from cifarnet.core.log import print_line
@@ -126,7 +126,9 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     infos = classifier.infos
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
-    runtime = _init(settings, amp_is_given="amp" in flags)
+    runtime = init_process(settings.precision, settings.training.seed)
+    if runtime.note:
+        print_line(runtime.note)
     splits = load_splits(settings.data, print_line)
     _warn_of_training_images(infos, splits, settings)
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
@@ -166,17 +168,6 @@ def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Se
             f"not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
         )
     return settings
-
-
-def _init(settings: Settings, amp_is_given: bool) -> Runtime:
-    """The device and precision; a CPU that only emulates bf16 uses float32 unless --amp is given"""
-    runtime = init_process(settings.precision, settings.training.seed)
-    if runtime.emulates_bf16 and amp_is_given:
-        print_line(SLOW_AMP)
-    elif runtime.emulates_bf16:
-        print_line("in float32, not with --amp as in training: this CPU has no bf16 instructions")
-        return without_amp(runtime)
-    return runtime
 
 
 def _warn_of_training_images(

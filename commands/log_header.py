@@ -2,7 +2,6 @@
 
 import math
 
-from cifarnet.core.device import SLOW_AMP
 from cifarnet.core.log import RunLog
 from cifarnet.core.machine import free_memory, versions
 from cifarnet.images.imageset import Splits, describe_classes
@@ -18,19 +17,23 @@ def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) ->
     """Logs settings, versions, device, images and network. `workers` is the number of processes
     that augment images."""
     settings, runtime = learner.settings, learner.runtime
+    log.line(f"log, with all settings and layers: {log.path}")
     changed = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
-    for title, names in (("settings", changed), ("defaults", FLAGS.keys() - changed)):
+    for write, title, names in (
+        (log.line, "settings", changed),
+        (log.detail, "defaults", FLAGS.keys() - changed),
+    ):
         flags = (f"{name}={value}" for name, value in settings.flags.items() if name in names)
-        log.line(f"{title}: {', '.join(flags)}")
+        write(f"{title}: {', '.join(flags)}")
     for words in without_effect(settings):
         log.line(f"warning: {words}")
-    log.line(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
+    log.detail(f"versions: {', '.join(f'{name} {number}' for name, number in versions().items())}")
     log.line(
         f"device: {runtime.device} ({runtime.device_name}), {runtime.threads} threads, "
         f"{runtime.precision}, {workers} workers"
     )
-    if runtime.emulates_bf16:
-        log.line(SLOW_AMP)
+    if runtime.note:
+        log.line(runtime.note)
     if workers > runtime.threads:
         log.line(
             f"warning: --num_workers {workers} is above the {runtime.threads} threads that this "
@@ -43,7 +46,7 @@ def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) ->
             f"of the {settings.training.batch_size} images of a batch"
         )
     if runtime.keeps_memory:
-        log.line("memory: freed activations are kept for reuse; --no-keep_memory is slower")
+        log.detail("memory: freed activations are kept for reuse; --no-keep_memory is slower")
     val = f", {len(splits.val)} validation" if splits.val is not None else ""
     mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
     log.line(

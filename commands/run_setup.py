@@ -10,9 +10,9 @@ from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.folder import find_newest, move_aside
 from cifarnet.checkpoints.paths import BEST, LAST, model_flag
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
-from cifarnet.checkpoints.snapshots import Snapshot, load_trained, write_snapshot
+from cifarnet.checkpoints.snapshots import load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
-from cifarnet.core.device import Runtime, without_amp
+from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
@@ -36,21 +36,6 @@ def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunL
     if source is None:
         log.line(f"nothing to resume in {directory}: starting a new run")
     return source
-
-
-def disable_slow_amp(
-    settings: Settings, runtime: Runtime, snapshot: Snapshot | None, log: RunLog
-) -> tuple[Settings, Runtime]:
-    """Drops a preset --amp if the CPU only emulates bf16, or if `snapshot` is of a float32 run."""
-    if snapshot is None:
-        keeps = not runtime.emulates_bf16
-        why = "without bf16 instructions it takes many times longer"
-    else:
-        keeps, why = snapshot.settings.precision.amp, "the run to continue has none"
-    if keeps:
-        return settings, runtime
-    log.line(f"in float32 instead of --amp: {why}")
-    return settings.replace(amp=False), without_amp(runtime)
 
 
 def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[str, TrainedModel]:

@@ -31,7 +31,6 @@ from commands.run_setup import (
     archive_old_snapshots,
     choose_objective,
     current_run,
-    disable_slow_amp,
     find_source,
     fit_batch,
     initialize,
@@ -105,8 +104,9 @@ def prepare(
     # the snapshot to continue from, and trained models
     source = find_source(settings, folders["snapshot_dir"], runtime, log)
     snapshot = broadcast_from_rank0(lambda: read_snapshot(source), runtime) if source else None
-    if settings.precision.amp and not request.flags.get("amp"):
-        settings, runtime = disable_slow_amp(settings, runtime, snapshot, log)
+    if snapshot and "amp" not in request.flags and not snapshot.settings.precision.amp:
+        # a preset gives way to the run that continues
+        settings, runtime = settings.replace(amp=False), replace(runtime, amp_dtype=None, note="")
     if snapshot and settings.training.batch_size is None:  # the default, fitted to the images then
         settings = settings.replace(batch_size=snapshot.settings.training.batch_size)
     changes = compare_settings(snapshot, source, settings) if snapshot else None

@@ -77,7 +77,7 @@ def test_validation_images_keep_the_test_set_out_of_the_run():
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_weights_that_are_no_longer_finite_end_the_run(amp):
-    run, rows = small_run(lr=1e30, max_grad_norm=0.0, amp=amp), []
+    run, rows = small_run(lr=1e30, max_grad_norm=0.0, amp=amp, amp_dtype="bf16"), []
     words = r"no longer finite: epoch 1, step \d of 3, learning rate"
     with pytest.raises(RunError, match=words) as caught:
         run.fit(rows.append)

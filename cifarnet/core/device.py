@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Runtime:
     keeps_memory: bool  # freed activations stay in the process
     rank: int = 0
     world_size: int = 1
-    emulates_bf16: bool = False  # a CPU without bf16 instructions computes in bfloat16
+    note: str = ""  # what --amp does on this device, where it is not what one expects
 
     @property
     def precision(self) -> str:
@@ -88,8 +88,9 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
     torch.manual_seed(derived_seed(seed, 0, INITIAL_WEIGHTS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     place = ranks.rank, ranks.world_size
-    emulates = amp_dtype is torch.bfloat16 and device.type == "cpu" and not has_bf16_instructions()
-    return Runtime(device, name, amp_dtype, threads, keeps_memory, *place, emulates)
+    slow = precision.amp and _only_emulates_bf16(device)
+    note = SLOW_AMP[amp_dtype] if slow and device.type == "cpu" else ""
+    return Runtime(device, name, amp_dtype, threads, keeps_memory, *place, note)
 
 
 def _thread_limit(ranks: Ranks) -> float:
@@ -130,22 +131,29 @@ def _pick_amp_dtype(precision: Precision, device: torch.device) -> torch.dtype |
     return AMP_DTYPES[precision.amp_dtype](device) if precision.amp else None
 
 
-def _native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, or float16 on CUDA devices that only emulate it."""
-    emulates = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.float16 if emulates else torch.bfloat16
+def _only_emulates_bf16(device: torch.device) -> bool:
+    """Whether `device` has no instructions for bfloat16."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not has_bf16_instructions()
 
 
-AMP_DTYPES: dict[str, Callable[[torch.device], torch.dtype]] = {
-    "auto": _native_dtype,
+def _fast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16; without instructions for it float16 on CUDA devices, and no autocast on a CPU."""
+    if not _only_emulates_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None
+
+
+AMP_DTYPES: dict[str, Callable[[torch.device], torch.dtype | None]] = {
+    "auto": _fast_dtype,
     "bf16": lambda device: torch.bfloat16,
     "fp16": lambda device: torch.float16,
 }  # by --amp_dtype
 
 
-SLOW_AMP = "warning: --amp takes many times longer on a CPU without bf16 instructions"
-
-
-def without_amp(runtime: Runtime) -> Runtime:
-    """`runtime`, but in float32."""
-    return replace(runtime, amp_dtype=None, emulates_bf16=False)
+SLOW_AMP = {
+    None: "float32 instead of --amp: this CPU has no bf16 instructions, so bf16 takes many times "
+    "longer; --amp_dtype bf16 uses it anyway",
+    torch.bfloat16: "warning: bf16 takes many times longer on a CPU without instructions for it",
+}  # by the dtype, on a CPU that only emulates bf16

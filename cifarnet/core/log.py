@@ -41,19 +41,25 @@ class RunLog:
         are not printable become escapes, so a file name cannot forge a line."""
         self._emit(printable(text), time.strftime("%H:%M:%S "))
 
+    def detail(self, text: str) -> None:
+        """Writes `text` as one line, but not to a terminal, where the head of a run is short."""
+        self._emit(printable(text), time.strftime("%H:%M:%S "), is_detail=True)
+
     def block(self, text: str) -> None:
-        """Writes `text`, several lines that need no escapes, to the log and the terminal."""
-        self._emit(text)
+        """Writes `text`, several lines that need no escapes, but not to a terminal."""
+        self._emit(text, is_detail=True)
 
     def check(self) -> None:
         """Raises `RunError` if a part of the log could not be written."""
         if self._file and self._unwritten:
             raise RunError(f"the log could not be written to {self.path}; free the disk")
 
-    def _emit(self, text: str, prefix: str = "") -> None:
-        if not self.quiet:
+    def _emit(self, text: str, prefix: str = "", is_detail: bool = False) -> None:
+        if self.quiet:
+            return
+        if not (is_detail and sys.stdout.isatty()):
             self._print(text, sys.stdout)
-            self._write(f"{prefix}{text}\n")
+        self._write(f"{prefix}{text}\n")
 
     def _print(self, text: str, stream: TextIO) -> None:
         # A closed terminal, a closed pipe or a full disk does not end the run.

@@ -66,6 +66,10 @@ class Plan:
         teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
         return self.image_size(epoch) ** 2 + teacher
 
+    def epochs_left(self, epoch: int) -> float:
+        """The cost of all epochs after `epoch`, in epochs that cost as much as this one."""
+        return sum(map(self.cost, range(epoch + 1, self.epochs + 1))) / self.cost(epoch)
+
 
 # By --schedule_per: from a step of the run to its position in the schedule, and its length.
 SCHEDULE_POSITIONS: dict[str, Callable[[Plan, int], tuple[int, int]]] = {

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cifarnet.core.device import Runtime
+from cifarnet.core.log import clock
 from cifarnet.core.ranks import earliest_over_ranks, sum_over_ranks
 
 
@@ -86,15 +87,20 @@ class Tally:
         )
 
 
-def progress_bar(steps: int, name: str, runtime: Runtime) -> tqdm:
+def progress_bar(images: int, name: str, runtime: Runtime) -> tqdm:
     """A bar on the terminal of the first rank; none where there is no terminal."""
     hidden = True if runtime.rank else None
-    return tqdm(total=steps, desc=name, unit="step", leave=False, disable=hidden)
+    return tqdm(total=images, desc=name, unit=" img", leave=False, disable=hidden)
 
 
-def show(bar: tqdm, tally: Tally, runtime: Runtime) -> None:
-    """Moves `bar` by a step. Its figures wait for the device: on CUDA every 50 steps only."""
-    bar.update()
-    every = 1 if runtime.device.type == "cpu" else 50
+def show(bar: tqdm, tally: Tally, images: int, epochs_left: float) -> None:
+    """Moves `bar` by a step of `images`; as many epochs as this one are left after it.
+
+    The figures wait for the device: on CUDA every 50 steps only.
+    """
+    bar.update(images)
+    every = 1 if tally.runtime.device.type == "cpu" else 50
     if not bar.disable and tally.steps % every == 0:
-        bar.set_postfix(tally.running())
+        share = bar.n / bar.total
+        left = bar.format_dict["elapsed"] / share * (1 - share + epochs_left)
+        bar.set_postfix(tally.running() | {"run left": clock(left)})

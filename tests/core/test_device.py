@@ -19,14 +19,31 @@ def test_the_seed_decides_the_initial_draws():
 
 def test_precision_on_the_cpu():
     assert init_process(PrecisionSettings(device="cpu")).computed_on == "cpu in float32"
-    runtime = init_process(PrecisionSettings(device="cpu", amp=True))
-    assert (runtime.computed_on, runtime.amp_dtype) == ("cpu in bfloat16", torch.bfloat16)
     for flags, message in (
         ({"amp": True, "amp_dtype": "fp16"}, "fp16 needs CUDA"),
         ({"sync_bn": True}, "--sync_bn needs CUDA"),
     ):
         with pytest.raises(UserError, match=message):
             init_process(PrecisionSettings(device="cpu", **flags))
+
+
+@pytest.mark.parametrize(
+    ("native", "amp", "name", "precision", "note"),
+    [
+        (True, True, "auto", "bfloat16", ""),
+        (True, True, "bf16", "bfloat16", ""),
+        (False, True, "auto", "float32", "float32 instead of --amp"),
+        (False, True, "bf16", "bfloat16", "warning: bf16 takes many times longer"),
+        (False, False, "bf16", "float32", ""),
+    ],
+)
+def test_a_cpu_that_only_emulates_bf16_stays_in_float32_unless_told(
+    monkeypatch, native, amp, name, precision, note
+):
+    monkeypatch.setattr(device_module, "has_bf16_instructions", lambda: native)
+    runtime = init_process(PrecisionSettings(device="cpu", amp=amp, amp_dtype=name))
+    assert runtime.computed_on == f"cpu in {precision}"
+    assert runtime.note.startswith(note) == bool(note or not runtime.note)
 
 
 @pytest.fixture

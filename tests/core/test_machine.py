@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from cifarnet.core import machine
-from cifarnet.core.device import init_process
 from cifarnet.core.machine import available_cores, free_memory, has_bf16_instructions, versions
-from cifarnet.settings.precision import PrecisionSettings
 
 ROOT = Path(__file__).parents[2]
 SIZE = 256 << 20
@@ -39,9 +37,6 @@ def test_bf16_counts_where_neither_the_cpu_nor_onednn_emulates_it(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=onednn: has)
         has = (avx512 or amx) and onednn
         assert has_bf16_instructions() is has
-        for amp in (True, False):
-            runtime = init_process(PrecisionSettings(device="cpu", amp=amp))
-            assert runtime.emulates_bf16 is (amp and not has)
 
 
 def test_bf16_that_the_environment_forbids_is_noticed():

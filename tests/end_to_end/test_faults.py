@@ -184,31 +184,31 @@ def test_a_signal_while_torch_is_imported_leaves_no_traceback(tmp_path, monkeypa
 
 
 def test_bf16_without_instructions(command, monkeypatch):
-    """Presets and inherited settings give way; flags count; a resumed run stays as it was."""
-    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
-    done = command("run_complete_training", *SHORT)
-    assert (done.code, settings_of()["amp"]) == (0, True)
-    evaluated = ("--snapshot", "snapshots_complete/last.pth", "--no-plot_evaluation")
-    assert "float32" not in command("evaluate", *evaluated).out
-
+    """--amp gives way, whoever asks for it; --amp_dtype bf16 counts; the log says which it is."""
+    float32, slow = "float32 instead of --amp", "warning: bf16 takes many times longer"
+    evaluate = ("evaluate", "--snapshot", "snapshots_complete/last.pth", "--no-plot_evaluation")
+    Path("recipe.toml").write_text("amp = true\n")
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: False)
-    done = command("evaluate", *evaluated)
-    assert "in float32, not with --amp as in training" in done.out
-    done = command("evaluate", *evaluated, "--amp")
-    assert "warning: --amp takes many times longer" in done.out
-    more = ("--epochs", "2", "--resume", "auto")
-    done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, settings_of()["amp"]) == (0, True)
-    assert done.out.count("warning: --amp takes many times longer") == 1
-
-    done = command("run_complete_training", *SHORT)
-    assert "in float32 instead of --amp: without bf16 instructions" in done.out
-    assert settings_of()["amp"] is False
+    for name, *flags in (
+        ("run_complete_training",),
+        ("main", "--recipe", "recipe.toml"),
+        ("main", "--amp", "--epochs", "2", "--resume", "auto"),
+        evaluate,
+    ):
+        done = command(name, *(() if name == "evaluate" else SHORT), *flags)
+        assert (done.code, done.out.count(float32), done.out.count(slow)) == (0, 1, 0), flags
     assert snapshot("last.pth")["origin"]["computed_on"] == "cpu in float32"
+
+    done = command("main", *SHORT, "--amp", "--amp_dtype", "bf16")
+    assert (done.code, done.out.count(float32), done.out.count(slow)) == (0, 0, 1)
+    assert slow in command(*evaluate, "--amp_dtype", "bf16").out
+
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
-    done = command("run_complete_training", *SHORT, *more)
-    assert (done.code, settings_of()["amp"]) == (0, False)
-    assert "in float32 instead of --amp: the run to continue has none" in done.out
+    assert command("run_complete_training", *SHORT).code == 0
+    assert snapshot("last.pth")["origin"]["computed_on"] == "cpu in bfloat16"
+    assert command("main", *SHORT).code == 0
+    done = command("run_complete_training", *SHORT, "--epochs", "2", "--resume", "auto")
+    assert (done.code, settings_of()["amp"]) == (0, False)  # the preset gives way to the run
 
 
 # --- waiting ---
@@ -226,6 +226,18 @@ def test_the_evaluation_shows_a_bar_on_a_terminal(command, trained):
         assert command("evaluate", *flags).code == 0
     assert "evaluating" in terminal.getvalue()
     assert "evaluating" not in command("evaluate", *flags).err
+
+
+def test_a_run_on_a_terminal_has_a_short_head_and_a_bar(command):
+    terminal, errors = Terminal(), Terminal()
+    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(errors):
+        assert command("main", *SHORT).code == 0
+    head = terminal.getvalue().partition("epoch 1/1 | ")[0]
+    assert len(head.splitlines()) <= 12, head
+    for detail in ("defaults: ", "versions: ", "DepthwiseConv2d-"):
+        assert detail in log_text()
+        assert detail not in terminal.getvalue()
+    assert all(word in errors.getvalue() for word in ("20/20", "img/s", "loss=", "run left="))
 
 
 # --- disks, numbers and snapshots that go wrong ---

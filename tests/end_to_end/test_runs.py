@@ -96,9 +96,12 @@ def test_presets_give_way_to_a_recipe_and_to_flags(command):
     assert Path("snapshots_complete/best_model.pth").exists()
 
 
-@pytest.mark.parametrize(("engine", "amp"), [("albumentations", "--no-amp"), ("batched", "--amp")])
+@pytest.mark.parametrize(
+    ("engine", "amp"),
+    [("albumentations", ("--no-amp",)), ("batched", ("--amp", "--amp_dtype", "bf16"))],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(command, amp, engine):
-    flags = (*QUICK, "--epochs", "4", "--save_best", "--augment_engine", engine, amp)
+    flags = (*QUICK, "--epochs", "4", "--save_best", "--augment_engine", engine, *amp)
     in_parts = (*flags, "--snapshot_dir", "parts", "--log_dir", "b")
     assert command("main", *flags, "--snapshot_dir", "whole", "--log_dir", "a").code == 0
     assert command("main", *in_parts, "--num_workers", "2").code == 0
