@@ -1,17 +1,18 @@
 """Evaluates a classifier on test images, and writes the report. A run uses the first functions."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import plots
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory
+from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import Classifier, TorchClassifier
@@ -19,10 +20,12 @@ from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
-from cifarnet.reporting.report_files import move_other_report, write_report
+from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
 from cifarnet.settings import Settings, settings_from_dict
 from commands.corrupting import measure_corruptions
 from data import EvalBatches, augmented_examples, load_splits
+
+plots = LateModule("plots")  # matplotlib may fail: all other files are still written
 
 OF_THE_RUN = (
     *("limit_train", "val_fraction"),  # what is left over is the same
@@ -67,8 +70,7 @@ def report_data(
         of_training = settings_from_dict(info.origin.settings)
         same = splits.same_normalization(info.mean, info.std)
         if settings.evaluation.report and same and of_training.augmentation.augments:
-            originals, versions = augmented_examples(splits, of_training, runtime.device)
-            facts["augmented"] = np.stack([originals, *versions], axis=1)
+            facts["augmented"] = partial(_augmented, splits, of_training, runtime)
         facts.setdefault("computed_on", info.origin.computed_on)
     return ReportData(
         images=splits.test.images.numpy(),
@@ -76,6 +78,12 @@ def report_data(
         paths=splits.test.paths,
         **facts,
     )
+
+
+def _augmented(splits: Splits, settings: Settings, runtime: Runtime) -> np.ndarray:
+    """Training images, each followed by augmented versions: uint8 [R,V,3,S,S]."""
+    originals, versions = augmented_examples(splits, settings, runtime.device)
+    return np.stack([originals, *versions], axis=1)
 
 
 def write_evaluation(
@@ -92,16 +100,19 @@ def write_evaluation(
     Removes page and pictures of another network or other images: they must not stand beside these.
     With --plot_evaluation also two pictures, with --report a page that shows `data` too, and with
     `corruptions` their table. `last` and `best` are the reports of a run's last and best model, if
-    they exist. Raises `RunError` if the files cannot be written.
+    they exist. Raises `RunError` if a file cannot be written; the others are written then.
     """
-    failure = f"the evaluation files could not be written to {directory}"
-    with os_errors(failure, kind=RunError):
-        figures = write_report(report, directory, data.paths, last, best, corruptions)
-        if settings.evaluation.plot_evaluation:
-            plots.confusion_matrix(report, directory / "confusion_matrix.png")
-            plots.class_metrics(report, directory / "class_metrics.png")
-        if settings.evaluation.report:
+    files = Attempts(directory)
+    figures = write_report(report, files, data.paths, last, best, corruptions)
+    if settings.evaluation.plot_evaluation:
+        with files.write("confusion_matrix.png") as path:
+            plots.confusion_matrix(report, path)
+        with files.write("class_metrics.png") as path:
+            plots.class_metrics(report, path)
+    if settings.evaluation.report:
+        with files.write(PAGE):
             write_page(report, figures, data, directory)
+    files.check()
 
 
 # --- evaluate.py ---
@@ -137,12 +148,12 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     if options["corruptions"]:
         corruptions = measure_corruptions(classifier, splits.test, report.top1, settings, runtime)
     _move_other_report(directory, report)
-    data = report_data(infos, splits, settings, runtime, **facts)
-    write_evaluation(report, settings, directory, data, corruptions=corruptions)
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
+    data = report_data(infos, splits, settings, runtime, **facts)
+    write_evaluation(report, settings, directory, data, corruptions=corruptions)
     print_line(f"written to {directory}")
 
 

@@ -1,19 +1,23 @@
 """What a run writes down: its recorders, and its facts for run.json."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import plots
 from cifarnet.checkpoints.history import Progress
+from cifarnet.core.late import LateModule
 from cifarnet.core.machine import versions
 from cifarnet.core.ranks import Group
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds
 from cifarnet.reporting import recorders as kinds
+from cifarnet.reporting.report_files import CURVES
 from cifarnet.reporting.run_record import RunJson
 from cifarnet.reporting.tensorboard import TensorBoard
 from commands.run import Run
 from data import augmented_examples
+
+plots = LateModule("plots")  # matplotlib may fail: the training goes on
 
 
 def build_recorders(run: Run, group: Group) -> kinds.Recorders:
@@ -26,23 +30,32 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
         kinds.LogLine(log, settings, plan.cost, lambda: run.learner.first_step_seconds),
     ]
     if settings.evaluation.plot_training:
-        draw = partial(_draw_curves, run)
-        recorders.append(kinds.Curves(settings, run.folders["plot_dir"], draw))
+        for name, draw in zip(CURVES, (_draw_curves, _draw_schedule), strict=True):
+            path = run.folders["plot_dir"] / name
+            recorders.append(kinds.Curves(settings, path, partial(draw, run, path)))
     if settings.output.tensorboard:
         examples = partial(augmented_examples, run.splits, settings, run.runtime.device)
         recorders.append(
-            TensorBoard(log, settings, lambda: plots.mosaic(*examples()), plots.confusion_pixels)
+            TensorBoard(
+                log,
+                settings,
+                lambda: plots.mosaic(*examples()),
+                lambda report: plots.confusion_pixels(report),
+            )
         )
     return kinds.Recorders(recorders, log, group.first_only)
 
 
-def _draw_curves(run: Run, progress: Progress) -> None:
-    plan, objective, folder = run.plan, run.objective, run.folders["plot_dir"]
-    title = f"{run.splits.name}: epoch {progress.epoch} of {plan.epochs}"
+def _draw_curves(run: Run, path: Path, progress: Progress) -> None:
+    objective = run.objective
+    title = f"{run.splits.name}: epoch {progress.epoch} of {run.plan.epochs}"
     names = objective.loss_name, objective.accuracy_name
     labels = (f"train, {name}" if name else "train" for name in names)
-    plots.training_curves(progress.history, title, folder / "training_curves.png", *labels)
-    path = folder / "learning_rate_schedule.png"
+    plots.training_curves(progress.history, title, path, *labels)
+
+
+def _draw_schedule(run: Run, path: Path, progress: Progress) -> None:
+    plan = run.plan
     plots.learning_rate_schedule(plan.rate, plan.total_steps, plan.epochs, progress.epoch, path)
 
 

@@ -11,7 +11,7 @@ from cifarnet.checkpoints.folder import find_best
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.log import clock
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
@@ -37,10 +37,13 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     if run.runtime.rank:
         return None
     selected = run.settings.evaluation.select if "best" in reports else "last"
-    _write_report(run, source, models["last"], reports, selected)
     for name, each in reports.items():
         run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}")
     _say_costs(run, processor_seconds)
+    try:
+        _write_report(run, source, models["last"], reports, selected)
+    except RunError as problem:
+        recorders.fail(problem)
     run.log.line(f"report and figures, on the {selected} model: {run.folders['plot_dir']}")
     run.log.line(f"snapshots: {run.folders['snapshot_dir']}; log: {run.log.path}")
     recorders.report(reports[selected])

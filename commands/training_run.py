@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import plots
 from cifarnet.checkpoints.paths import LAST
 from cifarnet.checkpoints.resume import compare_settings, kept_settings, plan_resume
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.arguments import check_package
 from cifarnet.core.device import Runtime, init_process
-from cifarnet.core.errors import RunError, os_errors
+from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.late import LateModule
 from cifarnet.core.log import RunLog, print_line
 from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast_from_rank0
 from cifarnet.core.signals import Signals
@@ -39,6 +39,8 @@ from commands.run_setup import (
 )
 from data import augmented_examples, build_batches, load_splits
 from train import Learner, fit
+
+plots = LateModule("plots")
 
 
 def run_training(request: Request, group: Group) -> None:
@@ -220,6 +222,12 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     """Plots eight training images, each with eight random augmentations of the policy."""
     path = Path(settings.augmentation.preview_augment)
     splits = load_splits(settings.data, print_line)
-    with os_errors(f"--preview_augment {path}: cannot write it", "name another file"):
-        plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
+    failure = f"--preview_augment {path}: cannot"
+    with os_errors(f"{failure} write it", "name another file"):
+        try:
+            plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
+        except (OSError, UserError):
+            raise
+        except Exception as problem:
+            raise RunError(f"{failure} draw it ({reason(problem)})") from None
     print_line(f"written to {path}")

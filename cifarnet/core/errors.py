@@ -33,9 +33,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {closest[0]}?" if closest else ""
 
 
-def reason(problem: OSError) -> str:
-    """Why the system refused, in words."""
-    return problem.strerror or str(problem)
+def reason(problem: Exception) -> str:
+    """Why something failed, in words: the system's words if it refused."""
+    if isinstance(problem, OSError):
+        return problem.strerror or str(problem)
+    return f"{type(problem).__name__}: {problem}"
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from matplotlib.ticker import MaxNLocator
-
 from cifarnet.checkpoints.history import Row
 
 MOST_ROWS = 500  # of a history in a chart
@@ -118,7 +116,11 @@ def place(low: float, high: float, start: float, end: float) -> Callable[[float]
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """About `most` round numbers at equal distances; [low, high] lies between the outer ones."""
     high = high if high > low else low + (abs(low) or 1)
-    return MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    least = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(least))
+    step = power * next(n for n in (1, 2, 2.5, 5, 10) if power * n >= least * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [n * step for n in range(first, last + 1)]
 
 
 # --- the history of one run ---

@@ -5,7 +5,7 @@ import itertools
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
 class ReportData:
     """What the page shows beside the report. Unknown parts are left out.
 
-    `augmented` uint8 [R,V,3,S,S] holds R training images, each followed by augmented versions.
+    `augmented()` draws R training images, each followed by augmented versions: uint8 [R,V,3,S,S].
     `files` are what the run left in other folders.
     """
 
@@ -65,7 +65,7 @@ class ReportData:
     paths: Sequence[str] | None = None  # of the test images; None: they have numbers
     history: Sequence[Row] = ()
     computed_on: str = ""
-    augmented: np.ndarray | None = None
+    augmented: Callable[[], np.ndarray] | None = None
     files: Sequence[Path] = ()
 
 
@@ -74,9 +74,10 @@ def write_page(report: Report, figures: dict[str, Any], data: ReportData, direct
     `figures` are those of metrics.json. Raises `OSError`."""
     template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
     content = _about(report, figures, data, directory) | _results(report, data)
+    augmented = data.augmented() if data.augmented else None
     room = ROOM // tile_side(data.images.shape[-1]) ** 2
     while True:
-        pictures = _pictures(report, data, choose(report.predictions, room))
+        pictures = _pictures(report, data, augmented, choose(report.predictions, room))
         page = template.render(content | pictures).encode(errors="backslashreplace")
         if len(page) < LIMIT or not room:
             break
@@ -157,13 +158,15 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
     }
 
 
-def _pictures(report: Report, data: ReportData, choice: Choice) -> dict[str, Any]:
+def _pictures(
+    report: Report, data: ReportData, augmented: np.ndarray | None, choice: Choice
+) -> dict[str, Any]:
     """The pictures, and what the page's script needs to know of each."""
     tiles = data.images[choice.images]
     rows = versions = 0
-    if data.augmented is not None:
-        rows, versions = data.augmented.shape[:2]
-        tiles = np.concatenate([tiles, data.augmented.reshape(-1, *tiles.shape[1:])])
+    if augmented is not None:
+        rows, versions = augmented.shape[:2]
+        tiles = np.concatenate([tiles, augmented.reshape(-1, *tiles.shape[1:])])
     p = report.predictions
     parts = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
     columns = (choice.images, *(values[choice.images] for values in parts))

@@ -16,7 +16,7 @@ from cifarnet.checkpoints.folder import prune
 from cifarnet.checkpoints.history import COLUMNS, Progress, Row
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import Snapshot, pack, write_snapshot
-from cifarnet.core.errors import RunError
+from cifarnet.core.errors import RunError, reason
 from cifarnet.core.files import write_text
 from cifarnet.core.log import RunLog, clock
 from cifarnet.reporting.metrics import Report
@@ -24,7 +24,7 @@ from cifarnet.settings import Settings
 
 
 class Recorder:
-    """The base of all recorders. Each method may raise `OSError`."""
+    """The base of all recorders. Each method may raise any error: `Recorders` logs it."""
 
     failure = "a file could not be written"  # in words, for the end of the run
 
@@ -61,7 +61,7 @@ class Recorders:
     ) -> None:
         """`first_only(work)` does `work` on the first rank, while the others wait."""
         self.recorders, self.log, self.first_only = recorders, log, first_only
-        self.failed: dict[Recorder, OSError] = {}  # those whose last try failed
+        self.failures: dict[Recorder | None, str] = {}  # those whose last try failed
 
     def start(self, progress: Progress) -> None:
         self.first_only(lambda: self._tell("start", progress))
@@ -83,16 +83,21 @@ class Recorders:
             try:
                 getattr(recorder, event)(*news)
                 if event in ("start", "row", "end"):  # other events do not write pending data
-                    self.failed.pop(recorder, None)
-            except OSError as problem:
-                self.failed[recorder] = problem
+                    self.failures.pop(recorder, None)
+            except Exception as problem:  # matplotlib passes on whatever libraries raise
+                self.failures[recorder] = f"{recorder.failure}; see the log"
                 again = "; it will be tried again" if event in ("start", "row") else ""
-                self.log.line(f"warning: {recorder.failure} ({problem.strerror}){again}")
+                self.log.line(f"warning: {recorder.failure} ({reason(problem)}){again}")
+
+    def fail(self, problem: RunError) -> None:
+        """Logs a failure that does not end the run, and keeps it for `check`."""
+        self.failures[None] = str(problem)
+        self.log.line(f"warning: {problem}")
 
     def check(self) -> None:
         """Raises `RunError` if the last try of a recorder failed."""
-        for recorder in self.failed:
-            raise RunError(f"{recorder.failure}; see the log")
+        for failure in self.failures.values():
+            raise RunError(failure)
 
 
 class Snapshots(Recorder):
@@ -231,14 +236,12 @@ class LogLine(Recorder):
 
 
 class Curves(Recorder):
-    """Draws the training curves every `--plot_freq` epochs and at the end."""
+    """Draws a figure of the training every `--plot_freq` epochs and at the end."""
 
-    def __init__(
-        self, settings: Settings, directory: Path, draw: Callable[[Progress], None]
-    ) -> None:
-        """`draw(progress)` draws and writes them into `directory`."""
+    def __init__(self, settings: Settings, path: Path, draw: Callable[[Progress], None]) -> None:
+        """`draw(progress)` draws it and writes the file `path`."""
         self.settings, self.draw = settings, draw
-        self.failure = f"the curves could not be drawn in {directory}"
+        self.failure = f"{path} could not be drawn"
 
     def row(self, progress: Progress) -> None:
         freq = self.settings.evaluation.plot_freq

@@ -7,11 +7,11 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.files import dated_folder, read_file, write_text
 from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
@@ -36,15 +36,37 @@ RUN_JSON_FORMAT = 1
 PREDICTION_COLUMNS = ("image", "true", "predicted", "probability_true", "probability_predicted")
 
 
+class Attempts:
+    """Writes files of which any may fail, whatever the error: the others are still written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.failures: list[str] = []
+
+    @contextlib.contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """For a `with` block that writes the file `name`: its path."""
+        try:
+            yield self.directory / name
+        except Exception as problem:  # matplotlib passes on whatever the libraries below it raise
+            self.failures.append(f"{name} ({reason(problem)})")
+
+    def check(self) -> None:
+        """Raises `RunError` if a file could not be written."""
+        if self.failures:
+            names = ", ".join(self.failures)
+            raise RunError(f"report files could not be written to {self.directory}: {names}")
+
+
 def write_report(
     report: Report,
-    directory: Path,
+    files: Attempts,
     paths: Sequence[str] | None = None,
     last: Report | None = None,
     best: Report | None = None,
     corruptions: Sequence[CorruptionRow] = (),
 ) -> dict[str, Any]:
-    """Writes metrics.json, classification_report.txt and predictions.csv. Raises `OSError`.
+    """Writes metrics.json, classification_report.txt and predictions.csv.
 
     Removes page, pictures and corruptions.csv of another report first: they must not stand beside
     these files. `paths` name the images. `last` and `best` are the reports of a run's last and best
@@ -55,21 +77,25 @@ def write_report(
         name: value for name, value in vars(report).items() if name not in ("table", "predictions")
     }
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
-    former = _report_in(directory)
+    former = _report_in(files.directory)
     if not _is_same(former, report):
         for name in (PAGE, CORRUPTIONS, *PICTURES):
-            (directory / name).unlink(missing_ok=True)
+            with files.write(name) as path:
+                path.unlink(missing_ok=True)
     elif not last:  # evaluated again: keep what the run wrote
         figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
-    if corruptions:
-        write_corruptions(corruptions, directory)
-    table = read_corruptions(directory)
-    figures["corruptions"] = table and {"mean_accuracy": table.mean, "images": table.images}
-    write_text(directory / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    write_text(directory / "classification_report.txt", _main_figures(report) + report.table)
-    path = directory / "predictions.csv"
-    write_predictions(report.predictions, list(report.per_class), paths, path)
+    with files.write(CORRUPTIONS):
+        if corruptions:
+            write_corruptions(corruptions, files.directory)
+        table = read_corruptions(files.directory)
+        figures["corruptions"] = table and {"mean_accuracy": table.mean, "images": table.images}
+    with files.write("metrics.json") as path:
+        write_text(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    with files.write("classification_report.txt") as path:
+        write_text(path, _main_figures(report) + report.table)
+    with files.write("predictions.csv") as path:
+        write_predictions(report.predictions, list(report.per_class), paths, path)
     return figures
 
 

@@ -69,7 +69,7 @@ class TensorBoard(Recorder):
                 if report:
                     self._write_report(report)
                 self.writer.flush()
-            except OSError:
+            except Exception:
                 with contextlib.suppress(OSError):
                     self._close()
                 raise

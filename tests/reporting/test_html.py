@@ -84,7 +84,7 @@ def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
             make_report("ab", run={"settings": {"augment": "light", "lr": 0.25}}),
             history=[make_row(1), make_row(2)],
             computed_on="a machine",
-            augmented=noise(6).reshape(2, 3, 3, 32, 32),
+            augmented=lambda: noise(6).reshape(2, 3, 3, 32, 32),
         )
     )
     for present, absent in (
@@ -102,7 +102,7 @@ def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
 def test_mixing_is_a_part_of_augmentation(tmp_path):
     mixed = make_report("abc", run={"settings": {"augment": "none", "mixup": 0.2}})
     assert "No examples" in words(page_of(tmp_path, mixed))
-    text = words(page_of(tmp_path, mixed, augmented=noise(6).reshape(2, 3, 3, 32, 32)))
+    text = words(page_of(tmp_path, mixed, augmented=lambda: noise(6).reshape(2, 3, 3, 32, 32)))
     assert "(--augment none, --mixup 0.2)" in text
 
 

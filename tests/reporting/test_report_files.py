@@ -4,21 +4,21 @@ from dataclasses import replace
 import pytest
 from support.reports import make_report
 
-from cifarnet.reporting.report_files import move_other_report, write_report
+from cifarnet.reporting.report_files import Attempts, move_other_report, write_report
 
 
 @pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
 @pytest.mark.parametrize("damage", ["text", None, [1], 3])
 def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
     report = make_report("abc")
-    write_report(report, tmp_path, last=report)
+    write_report(report, Attempts(tmp_path), last=report)
     path = tmp_path / "metrics.json"
     figures = json.loads(path.read_text(encoding="utf-8"))
     place = {"settings": figures["run"], "epoch": figures["last"]}.get(part, figures)
     place[part] = damage
     path.write_text(json.dumps(figures))
     move_other_report(tmp_path, report)
-    figures = write_report(report, tmp_path)
+    figures = write_report(report, Attempts(tmp_path))
     assert figures["run"] == {}
     for model in filter(None, (figures["last"], figures["best"])):
         assert type(model["epoch"]) in (int, str)
@@ -28,7 +28,7 @@ def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
 @pytest.mark.parametrize("classes", [2, 4, 10])
 def test_the_text_shows_the_main_figures(tmp_path, classes):
     report = make_report([f"<b>$x_{i}$ é" for i in range(classes)], snapshot="\udcff.pth")
-    figures = write_report(report, tmp_path, last=report)
+    figures = write_report(report, Attempts(tmp_path), last=report)
     assert (figures["last"], figures["best"]) == (report.headline(), None)
     text = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
     assert ("top-3" in text, "top-5" in text) == (classes > 3, classes > 5)

@@ -1,0 +1,99 @@
+"""Figures that cannot be drawn, whatever the error: all other files are written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.commands import DRAWN, QUICK
+
+from cifarnet.checkpoints.snapshots import read_snapshot
+from cifarnet.reporting.report_files import CURVES, PICTURES, REPORT_FILES
+
+PLOTS = Path("plots_complete")
+ROOT = Path(__file__).parents[2]
+# What matplotlib raised for a user without an entry in /etc/passwd.
+NO_USER = KeyError("getpwuid(): uid not found: 12345")
+ALL = {*REPORT_FILES} - {"corruptions.csv"}
+
+
+def fail(*arguments, **more):
+    raise NO_USER
+
+
+def files(directory: Path = PLOTS) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def test_figures_that_cannot_be_drawn_cost_nothing_else(command, monkeypatch):
+    figures = {"training_curves", "confusion_matrix"}
+    for figure in figures:
+        monkeypatch.setattr(f"plots.{figure}", fail)
+    monkeypatch.setattr("plots.confusion_pixels", fail)
+    done = command("main", *DRAWN, "--plot_freq", "1", "--tensorboard")
+    assert done.code == 1
+    assert done.err.startswith(f"error: {PLOTS / 'training_curves.png'} could not be drawn; see")
+    assert done.err.count("\n") == 1
+    for failure in (
+        f"{PLOTS / 'training_curves.png'} could not be drawn (KeyError: {NO_USER}); it will be",
+        f"{PLOTS / 'training_curves.png'} could not be drawn (KeyError: {NO_USER})\n",
+        f"report files could not be written to {PLOTS}: confusion_matrix.png (KeyError: {NO_USER})",
+        f"the events for TensorBoard could not be written (KeyError: {NO_USER})",
+    ):
+        assert f"warning: {failure}" in done.out
+    assert {f"{figure}.png" for figure in figures} == ALL - files()
+    (record,) = map(json.loads, (path.read_text() for path in Path("log").glob("*.run.json")))
+    assert (record["epochs_done"], record["figures"]["last"]["epoch"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "missing"),
+    [
+        ("plots.class_metrics", {"class_metrics.png"}),
+        ("commands.evaluation.write_page", {"report.html"}),
+        ("commands.evaluation.augmented_examples", {"report.html"}),
+        ("cifarnet.reporting.report_files.write_predictions", {"predictions.csv"}),
+    ],
+)
+def test_a_file_that_cannot_be_written_costs_no_other(
+    command, trained, monkeypatch, function, missing
+):
+    settings = read_snapshot(trained.snapshot).settings.replace(augment="full")
+    monkeypatch.setattr("commands.evaluation.settings_from_dict", lambda flags: settings)
+    monkeypatch.setattr(function, fail)
+    done = command("evaluate", "--snapshot", trained.snapshot, "--plot_dir", PLOTS)
+    assert done.code == 1
+    (name,) = missing
+    failure = f"report files could not be written to {PLOTS}: {name} (KeyError: {NO_USER})"
+    assert done.err == f"error: {failure}\n"
+    assert ALL - files() - set(CURVES) == missing
+    assert "top-1" in done.out
+
+
+def test_a_preview_that_cannot_be_drawn_is_one_line(command, monkeypatch):
+    monkeypatch.setattr("plots.augmentations", fail)
+    done = command("main", *QUICK, "--preview_augment", "preview.png")
+    assert done.code == 1
+    failure = f"--preview_augment preview.png: cannot draw it (KeyError: {NO_USER})"
+    assert done.err == f"error: {failure}\n"
+
+
+@pytest.mark.parametrize("name", ["main.py", "evaluate.py"])
+def test_if_matplotlib_cannot_be_imported_the_report_is_written(tmp_path, trained, name):
+    """It fails so where it finds no writable folder for its settings."""
+    (tmp_path / "matplotlib.py").write_text('raise OSError("requires a writable directory")')
+    evaluation = ("--snapshot", trained.snapshot, "--plot_dir", PLOTS)
+    flags = DRAWN if name == "main.py" else evaluation
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *map(str, flags)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "confusion_matrix.png (requires a writable directory)" in done.stdout + done.stderr
+    assert files(tmp_path / PLOTS) == ALL - {*CURVES, *PICTURES}
