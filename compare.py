@@ -43,32 +43,39 @@ def _compare(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     _check_target(options.csv, "--csv", CSV_BEGINS)
     _check_target(options.html, "--html", PAGE_BEGINS)
-    runs, passed_over = read_runs(options.runs)
-    for reason in passed_over:
-        print(printable(f"passed over: {reason}"), file=sys.stderr)
+    runs, messages = read_runs(options.runs)
+    for message in messages:
+        print(printable(message), file=sys.stderr)
     if not runs:
         raise UserError("no run is named; name a log, a history, a snapshot or a folder")
     comparison = compare(runs)
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
-    test = _test([run for run in runs if run.predictions])
+    notes = [note for note in (comparison.warning, _test(runs)) if note]
+    for note in notes:
+        print()
+        print_line(note)
     if options.csv is not None:
         _write(options.csv, "--csv", as_csv(comparison))
     if options.html is not None:
         from cifarnet.comparing.page import comparison_page
 
-        _write(options.html, "--html", comparison_page(comparison, PAGE_BEGINS, test))
+        _write(options.html, "--html", comparison_page(comparison, PAGE_BEGINS, notes))
 
 
 def _test(runs: Sequence[PastRun]) -> str:
-    """McNemar's test in words, also printed, if these are two `runs`; else empty."""
-    if len(runs) != 2:
-        return ""
-    from cifarnet.comparing.mcnemar import mcnemar  # scipy takes a second to import
+    """McNemar's test on two runs with predictions, in words, or why it is left out."""
+    predicted = [run for run in runs if run.predictions]
+    if len(predicted) == 2:
+        from cifarnet.comparing.mcnemar import mcnemar  # scipy takes a second to import
 
-    test = mcnemar(*runs)
-    print()
-    print_line(test)
-    return test
+        return mcnemar(*predicted)
+    if len(runs) == 2:
+        names = " and ".join(run.name for run in runs if run not in predicted)
+        return (
+            f"McNemar's test: left out, as there is no predictions.csv of {names}; "
+            f"evaluate.py writes one"
+        )
+    return "McNemar's test: left out, as it compares two runs; name two" if len(runs) > 2 else ""
 
 
 def _check_target(path: str | None, flag: str, begins: str) -> None:

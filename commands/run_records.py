@@ -43,7 +43,7 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
                 lambda report: plots.confusion_pixels(report),
             )
         )
-    return kinds.Recorders(recorders, log, group.first_only)
+    return kinds.Recorders(recorders, log, group.first_only, run.folders.values())
 
 
 def _draw_curves(run: Run, path: Path, progress: Progress) -> None:

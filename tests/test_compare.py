@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import QUICK
+from support.commands import QUICK, without_privileges
 from support.runs import leave_predictions, leave_run
 
 import compare
@@ -42,7 +42,7 @@ def test_the_results_have_the_figures_of_their_reports_and_histories(compared):
     code, out, err = compared(*sorted(RESULTS.iterdir()), "--csv", "table.csv", "--html", "t.html")
     assert code == 0
     assert len(err) == 2 and all(line.startswith("passed over: ") for line in err)
-    assert all(len(line) <= 120 for line in out)
+    assert all(len(line) <= 120 for line in out if ": " not in line)
     rows = table()
     assert set(rows) == set(NAMES)
     assert rows["published"]["lr"] == "0.1" and rows["hour"]["muon_momentum"] == "0.9"
@@ -90,6 +90,30 @@ def test_two_runs_with_predictions_are_tested(compared, tmp_path):
     assert out[-2].partition(":")[2] in Path("page.html").read_text()
 
 
+def test_why_there_is_no_test_is_one_line(compared, tmp_path):
+    leave_predictions(leave_run(tmp_path / "one"), "yyn")
+    leave_run(tmp_path / "other", lr=0.2)
+    leave_run(tmp_path / "third", lr=0.3)
+    assert compared("one")[1][-1].startswith("one ")
+    line = compared("one", "other", "--html", "page.html")[1][-2]
+    assert line.startswith("McNemar's test: left out, as there is no predictions.csv of other;")
+    assert line.partition(":")[2] in Path("page.html").read_text()
+    assert "it compares two runs" in compared("one", "other", "third")[1][-1]
+
+
+@pytest.mark.parametrize("dataset", [{"name": "bars", "test": 20}, {"name": "discs", "test": 40}])
+def test_different_test_images_are_a_warning(compared, tmp_path, dataset):
+    leave_run(tmp_path / "one")
+    leave_run(tmp_path / "same", lr=0.2)
+    assert "warning" not in "".join(compared("one", "same")[1])
+    leave_run(tmp_path / "other", record={"dataset": dataset})
+    code, out, _ = compared("one", "other", "same", "--html", "page.html")
+    (line,) = [line for line in out if line.startswith("warning: ")]
+    where = f"other: {dataset['name']}, {dataset['test']} test images"
+    assert code == 0 and where in line and "one, same: bars, 40 test images" in line
+    assert line in Path("page.html").read_text()
+
+
 @pytest.mark.parametrize("out", ["table.csv", "page.html"])
 def test_a_comparison_is_replaced_but_nothing_else(compared, tmp_path, out):
     flag = f"--{out.rpartition('.')[2]}"
@@ -120,3 +144,13 @@ def test_bad_input_is_one_line(compared, tmp_path, name, words):
     code, _, err = compared(name)
     assert (code, len(err)) == (2, 1 + (words == "no run is named"))
     assert err[-1].startswith("error: ") and words in err[-1]
+
+
+@pytest.mark.parametrize("name", ["locked", "locked/log", "locked/log/a.csv", "locked/a.pth"])
+def test_what_cannot_be_read_is_not_called_missing(tmp_path, name):
+    leave_run(tmp_path / "locked", name="a")
+    for part in ("", *(["log"] if name.endswith("log") else [])):
+        (tmp_path / "locked" / part).chmod(0)
+    done = without_privileges(ROOT / "compare.py", tmp_path / name)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "cannot be read (Permission denied)" in done.stderr

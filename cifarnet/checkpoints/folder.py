@@ -6,7 +6,7 @@ from pathlib import Path
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered, epoch_of_numbered, numbered
 from cifarnet.checkpoints.snapshots import DamagedSnapshotError, read_snapshot
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import dated_folder
+from cifarnet.core.files import dated_folder, exists
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -24,7 +24,7 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     """
     passed_over, newest, newest_epoch = [], None, 0
     for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:
-        if (path.name == BEST and newest) or not path.exists():
+        if (path.name == BEST and newest) or not exists(path):
             continue
         if path.name not in (LAST, BEST) and epoch_of_numbered(path) <= newest_epoch:
             continue
@@ -50,7 +50,7 @@ def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | 
     best = [folder / BEST for folder in folders]
     for path in (*best, source, *(numbered(folder, epoch) for folder in folders)):
         try:
-            snapshot = read_snapshot(path) if path.exists() else None
+            snapshot = read_snapshot(path) if exists(path) else None
         except DamagedSnapshotError:
             continue
         except UserError as problem:  # the next one may be of the same epoch
@@ -73,9 +73,9 @@ def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | 
     """
     later = [path for path in all_numbered(directory) if epoch_of_numbered(path) > keep_up_to]
     last, best = directory / LAST, directory / BEST
-    if last.exists() and (keep_up_to == 0 or (_epoch_of(last) or math.inf) > keep_up_to):
+    if exists(last) and (keep_up_to == 0 or (_epoch_of(last) or math.inf) > keep_up_to):
         later.append(last)
-    if best.exists() and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
+    if exists(best) and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
         later.append(best)
     if not later:
         return None

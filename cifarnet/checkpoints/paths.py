@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
+from cifarnet.core.files import exists
 from cifarnet.settings import Settings
 
 LAST, BEST = "last.pth", "best_model.pth"
@@ -60,20 +61,14 @@ def resolve_model_path(name: str) -> Path:
         return Path(name)
     candidates = [Path(name)] if "/" in name else [RESULTS / name / WEIGHTS_FILE, Path(name)]
     for path in candidates:
-        try:
-            if path.is_file():
-                path.open("rb").close()
-                if path.suffix == ".onnx":
-                    check_package("onnxruntime", name)
-                return path
-            if name and path.is_dir():
+        if name and exists(path):
+            if path.is_dir():
                 return _weights_in(path)
-        except PermissionError as problem:
-            raise UserError(
-                f"{path} cannot be read ({problem.strerror}); change its permissions"
-            ) from None
-        except OSError:  # a name too long for a file
-            continue
+            with os_errors(f"{path} cannot be read", "change its permissions, or name another one"):
+                path.open("rb").close()
+            if path.suffix == ".onnx":
+                check_package("onnxruntime", name)
+            return path
     results = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
     hint = did_you_mean(name, results)
     available = f"available by name: {', '.join(results)}; else" if results else ""
@@ -90,7 +85,7 @@ def check_snapshot(path: Path) -> None:
 def _weights_in(folder: Path) -> Path:
     """The weights in a folder for the hub. Raises `UserError` if it is not such a folder."""
     for needed in (HUB_CONFIG, HUB_WEIGHTS):
-        if not (folder / needed).is_file():
+        if not exists(folder / needed):
             raise UserError(
                 f"the folder {folder} has no {needed}; name a file, or a folder that "
                 f"export.py --format hub wrote"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cifarnet.comparing.past_runs import PastRun
+from cifarnet.comparing.past_runs import UNKNOWN, PastRun
 from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
 from cifarnet.settings import FLAGS, OF_THE_RESULT
@@ -16,9 +16,12 @@ from cifarnet.settings import FLAGS, OF_THE_RESULT
 COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
 FACTS = {  # that are not flags
     "images": lambda run: run.record.dataset,
+    "test images": lambda run: run.record.test_images and f"{run.record.test_images:,}",
     "machine": lambda run: run.record.machine,
 }
-UNKNOWN = "?"
+
+
+IMAGES = ("images", "test images")
 
 
 class Outcome(NamedTuple):
@@ -78,20 +81,30 @@ class Comparison:
         columns = {} if set(counts) == {"1"} else {"runs": counts}
         for outcome in self.outcomes:
             columns[outcome.title] = [_in_words(line, outcome) for line in self.lines]
-        columns["epochs done"] = [
-            f"{line.runs[0].epochs_done} of {line.setting('epochs')}" for line in self.lines
-        ]
+        columns["epochs done"] = [line.runs[0].epochs_in_words for line in self.lines]
         columns["best on"] = [_best_on(line) for line in self.lines]
         return columns | {
             name: [line.setting(name) for line in self.lines] for name in self.differing
         }
+
+    @property
+    def warning(self) -> str:
+        """Says that runs were tested on different images; empty: as far as known, they were not."""
+        if not set(IMAGES) & set(self.differing):
+            return ""
+        tested: dict[str, list[str]] = {}
+        for line in self.lines:
+            where = f"{line.setting('images')}, {line.setting('test images')} test images"
+            tested.setdefault(where, []).append(line.name)
+        listed = "; ".join(f"{', '.join(names)}: {where}" for where, names in tested.items())
+        return f"warning: runs were tested on different images: {listed}"
 
 
 def compare(runs: Sequence[PastRun]) -> Comparison:
     """Groups `runs` by their settings, and finds what differs between them."""
     lines: dict[Any, dict[str, PastRun]] = {}
     for run in runs:
-        same = tuple(_shown(run, name) for name in (*COMPARED, "images") if name != "seed")
+        same = tuple(_shown(run, name) for name in (*COMPARED, *IMAGES) if name != "seed")
         key, seed = (same, run.epochs_done), _shown(run, "seed")
         if seed == UNKNOWN or seed in lines.get(key, {}):
             key = run.source  # a seed that ran twice is not two seeds

@@ -3,6 +3,7 @@
 The page holds no script and fetches nothing. Check boxes hide curves, by CSS alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifarnet.comparing.comparison import Comparison
@@ -16,28 +17,39 @@ COLORS = (
     *("#3b82c4", "#d9534f", "#2f9e69", "#b86fb3", "#d98324"),
     *("#1aa3b3", "#94705a", "#7a8f2c", "#7d78d8", "#d0528f"),
 )
+LOSS, DIVERGENCE = "loss (cross-entropy)", "training loss (divergence from the teacher)"
+MEASURES = {"accuracy": "accuracy", LOSS: "loss", DIVERGENCE: "loss"}  # columns of the history
 EPOCHS = Axis("epoch", whole, from_zero=True)
 
 
-def comparison_page(comparison: Comparison, begins: str, tests: str = "") -> str:
-    """The page, which begins with `begins`. `tests` is a sentence on the runs, or empty."""
+def comparison_page(comparison: Comparison, begins: str, notes: Sequence[str] = ()) -> str:
+    """The page, which begins with `begins`. `notes` are sentences on the runs."""
     template = read_template(Path(__file__).with_name("page.html.j2"))
     return template.render(
         begins=begins,
         names=[printable(line.name) for line in comparison.lines],
         columns=comparison.columns(),
+        settings=comparison.differing,
         colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
         charts=[
-            _chart(comparison, what, by_time)
-            for what in ("accuracy", "loss")
+            chart
+            for what in MEASURES
             for by_time in (False, True)
+            if (chart := _chart(comparison, what, by_time)).curves or what != DIVERGENCE
         ],
-        tests=printable(tests),
+        devices=_devices(comparison),
+        notes=[printable(note) for note in notes],
     )
 
 
+def _devices(comparison: Comparison) -> str:
+    """The device of all runs, in words; the names of the curves tell several."""
+    devices = {line.setting("machine") for line in comparison.lines}
+    return printable(devices.pop()) if len(devices) == 1 else "different devices, named above"
+
+
 def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
-    """The curves of `what`, "accuracy" or "loss", by epoch or by time."""
+    """The curves of `what`, one of `MEASURES`, by epoch or by time."""
     curves = [
         curve
         for at, line in enumerate(comparison.lines)
@@ -64,11 +76,14 @@ def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
         seconds += row.seconds
         xs.append(seconds if by_time else row.epoch)
     parts = [("train", "train"), ("held", run.best_on or "test")]
-    if what == "loss" and run.record.settings.get("teacher"):
-        del parts[0]  # a divergence from the teacher: another scale than a cross-entropy
+    # A divergence from the teacher has another scale than a cross-entropy.
+    if what == DIVERGENCE:
+        parts = parts[:1] if run.record.settings.get("teacher") else []
+    elif what == LOSS and run.record.settings.get("teacher"):
+        parts = parts[1:]
     curves = []
     for kind, part in parts:
-        ys = [getattr(row, f"{part}_{what}") for row in run.history]
+        ys = [getattr(row, f"{part}_{MEASURES[what]}") for row in run.history]
         name = printable(f"{run.name}, {part}")
         curves.append(Curve(name, f"{kind} c{at}", list(zip(xs, ys, strict=True))))
     return curves

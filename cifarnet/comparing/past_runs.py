@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.history import Row, best_row
+from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.comparing.run_files import RunFacts, read_history, read_record
-from cifarnet.core.errors import UserError
+from cifarnet.core.errors import UserError, os_errors
+from cifarnet.core.files import exists
 from cifarnet.core.late import LateModule
 from cifarnet.reporting.report_files import RUN_JSON, read_report
 from cifarnet.settings import FLAGS
 from cifarnet.settings.output import PLOTS
 
 snapshots = LateModule("cifarnet.checkpoints.snapshots")  # imports torch
+UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class PastRun:
 
     @property
     def best(self) -> Row | None:
-        """The row of the highest held-out accuracy: see `best_row`."""
-        return best_row(self.history)
+        """The row of the highest held-out accuracy among those that are comparable."""
+        return Progress(history=self.history, comparable_after=self.record.comparable_after).best
 
     @property
     def best_on(self) -> str:
@@ -51,6 +53,13 @@ class PastRun:
         if self.best is None:
             return ""
         return "test" if self.best.val_accuracy is None else "val"
+
+    @property
+    def epochs_in_words(self) -> str:
+        """How many epochs are done, of how many."""
+        if self.record.run_id is None and not self.history:
+            return "evaluated only"
+        return f"{self.epochs_done} of {self.record.settings.get('epochs', UNKNOWN)}"
 
     @property
     def seconds(self) -> float | None:
@@ -69,35 +78,65 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
     """The runs that `names` mean, each once, and the reasons why names were passed over.
 
     A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
-    The logs of a resumed run in one folder are one run: the last one counts. Raises `UserError` for
-    what does not exist or cannot be read.
+    The logs of a resumed run in one folder are one run: the last one counts. So is a run that was
+    resumed in another folder. Raises `UserError` for what does not exist or cannot be read.
     """
     runs: dict[tuple[Path, str | None], PastRun] = {}
-    passed_over = []
+    messages = []
     for path in map(Path, names):
-        matches = []
-        if path.suffix == ".pth":
-            matches = [_run_of_snapshot(path)]
-        elif path.is_dir():
-            matches, without = _runs_in(path)
-            if without:
-                passed_over.append(f"{path} holds {without} logs without a {RUN_JSON} beside them")
-        elif path.is_file() and path.suffix not in (".log", ".csv"):
-            # a pattern such as results/* matches a README too
-            passed_over.append(f"{path} is not a log, history or snapshot")
-        else:
-            matches = [_run_of_file(path)]
+        with os_errors(f"{path} cannot be read", "name another one"):
+            matches, notes = _runs_of(path)
+        messages += notes
         for run in matches:
             run_id = run.record.run_id
             key = (run.source.parent, run_id) if run_id else (run.source, None)
             if key not in runs or runs[key].source < run.source:  # logs are named by their dates
                 runs[key] = run
-    counts = Counter(run.name for run in runs.values())
+    last = [run for run in runs.values() if not any(_continues(o, run) for o in runs.values())]
+    counts = Counter(run.name for run in last)
     unique = [
         run if counts[run.name] == 1 else replace(run, name=os.path.relpath(run.source))
-        for run in runs.values()
+        for run in last
     ]
-    return unique, passed_over
+    return unique, messages
+
+
+def _continues(later: PastRun, run: PastRun) -> bool:
+    """Whether `later` resumed `run` in another folder: it begins with all its epochs."""
+    one, two = run.record, later.record
+    done = len(run.history)
+    return (
+        one.run_id is not None
+        and one.run_id == two.run_id
+        and (done, one.started or "") < (len(later.history), two.started or "")
+        and later.history[:done] == run.history
+    )
+
+
+def _runs_of(path: Path) -> tuple[list[PastRun], list[str]]:
+    """The runs that `path` means, and what to say of it."""
+    if path.suffix == ".pth":
+        return [_run_of_snapshot(path)], []
+    notes = []
+    if path.is_dir():
+        matches, without = _runs_in(path)
+        if without:
+            notes.append(
+                f"passed over: {path} holds {without} logs with neither {RUN_JSON} nor .csv "
+                f"beside them"
+            )
+    elif path.is_file() and path.suffix not in (".log", ".csv"):
+        # a pattern such as results/* matches a README too
+        return [], [f"passed over: {path} is not a log, history or snapshot"]
+    else:
+        matches = [_run_of_file(path)]
+    logs = [run.source for run in matches if run.source.suffix == ".log" and path.suffix != ".csv"]
+    notes += [
+        f"{log.name} has no {RUN_JSON} beside it: only its history is shown, without settings"
+        for log in logs
+        if not exists(log.with_suffix(RUN_JSON))
+    ]
+    return matches, notes
 
 
 def _run_of_snapshot(path: Path) -> PastRun:
@@ -105,26 +144,36 @@ def _run_of_snapshot(path: Path) -> PastRun:
     snapshot = snapshots.read_snapshot(path)
     model = snapshot.model
     settings, dataset = snapshot.settings.flags, model.origin.dataset
-    record = RunFacts(settings=settings, dataset=dataset, parameters=model.parameters)
+    record = RunFacts(
+        settings=settings,
+        dataset=dataset,
+        parameters=model.parameters,
+        comparable_after=snapshot.state.comparable_after,
+    )
     return PastRun(path.stem, path.resolve(), snapshot.state.history, record)
 
 
 def _run_of_file(path: Path) -> PastRun:
     """The run with the log or history `path`."""
-    if not path.is_file():
+    if not exists(path):
         raise UserError(f"{path} does not exist; name a run's log, history, folder or snapshot")
-    record = path.with_suffix(RUN_JSON)
-    if path.suffix == ".log" and not record.is_file():
+    if path.suffix == ".log" and not _is_recorded(path):
         raise UserError(
-            f"{path} has no {record.name} beside it, which holds the settings of the run; name "
-            f"its history (.csv) or a snapshot"
+            f"{path} has neither {path.stem}{RUN_JSON} nor {path.stem}.csv beside it, which hold "
+            f"the figures of the run; name a snapshot"
         )
     return _from_log(path, path.stem)
 
 
+def _is_recorded(log: Path) -> bool:
+    """Whether settings or history lie beside `log`."""
+    return exists(log.with_suffix(RUN_JSON)) or exists(log.with_suffix(".csv"))
+
+
 def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
-    """The runs in `folder`, and how many logs in it have no run.json."""
-    if any((folder / name).is_file() for name in ("run.json", "history.csv", "metrics.json")):
+    """The runs in `folder`, and how many logs in it have neither run.json nor history."""
+    list(folder.iterdir())  # raises where it may not be read; `glob` would pass over it
+    if any(exists(folder / name) for name in ("run.json", "history.csv", "metrics.json")):
         folder = folder.resolve()  # its files have names without a date, as in results/
         paths = folder / "run.json", folder / "history.csv"
         return [_read(folder.name, folder, *paths, [folder])], 0
@@ -135,7 +184,7 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
             f"{folder} holds no run; name a folder with log/*.log, *.log, run.json, history.csv "
             f"or metrics.json"
         )
-    recorded = [log for log in logs if log.with_suffix(RUN_JSON).is_file()]
+    recorded = [log for log in logs if _is_recorded(log)]
     if of_run_dir and recorded:  # the last one is of the newest run
         return [_from_log(recorded[-1], folder.resolve().name)], 0
     return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
@@ -153,13 +202,13 @@ def _read(
     name: str, source: Path, record_path: Path, history_path: Path, reports: list[Path]
 ) -> PastRun:
     """The run of the files that exist. `reports` are folders that may hold its metrics.json."""
-    record = read_record(record_path) if record_path.is_file() else RunFacts()
-    history = read_history(history_path) if history_path.is_file() else []
+    record = read_record(record_path) if exists(record_path) else RunFacts()
+    history = read_history(history_path) if exists(history_path) else []
     run = PastRun(name, source, history, record)
     if record.plot_dir:
         reports = [*reports, Path(record.plot_dir)]
     for folder in reports:
-        if (folder / "metrics.json").is_file():
+        if exists(folder / "metrics.json"):
             report = read_report(folder / "metrics.json")
             if folder == source or _is_of(run, report):
                 return _with_report(run, report, folder / "predictions.csv")
@@ -195,8 +244,9 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
             record,
             settings=record.settings or {n: v for n, v in settings.items() if n in FLAGS},
             dataset=record.dataset or report["dataset"],
+            test_images=report.get("images"),
             epochs_done=last["epoch"] if isinstance(last["epoch"], int) else 0,
         )
-    run = replace(run, record=record, predictions=predictions if predictions.is_file() else None)
+    run = replace(run, record=record, predictions=predictions if exists(predictions) else None)
     is_last = epoch == last["epoch"] == run.epochs_done
     return run if is_last else replace(run, predicted_by=f"epoch {epoch}")

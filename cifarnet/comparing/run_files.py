@@ -29,6 +29,7 @@ class RunFacts:
     test_images: int | None = None
     parameters: int | None = None
     epochs_done: int = 0
+    comparable_after: int = 0  # see `Progress`
     top1: float | None = None  # of the last model on the test images, in [0, 1]
     corrupted: float | None = None  # the mean under corruption, in [0, 1]
     plot_dir: str | None = None
@@ -50,6 +51,7 @@ def read_record(path: Path) -> RunFacts:
             test_images=dataset.get("test"),
             parameters=model.get("parameters"),
             epochs_done=keys["epochs_done"],
+            comparable_after=keys.get("comparable_after", 0),
             top1=(figures.get("last") or {}).get("top1"),
             plot_dir=keys["plot_dir"],
         )

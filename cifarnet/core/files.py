@@ -72,6 +72,17 @@ def existing_directory(path: str | Path, flag: str) -> Path:
     raise UserError(f"{flag} {path} {what}; name a folder")
 
 
+def exists(path: Path) -> bool:
+    """Whether `path` names something, be it a broken link. Raises `UserError` where that cannot be
+    seen: what cannot be read is not absent."""
+    with os_errors(f"{path} cannot be read", "change its permissions, or name another one"):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
 def read_file(path: Path) -> bytes:
     """The content of the file `path`. Raises `UserError` where it cannot be read."""
     with os_errors(f"{path} cannot be read", "use another file"):

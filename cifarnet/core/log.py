@@ -20,14 +20,14 @@ class RunLog:
     `open()` creates the file and writes the lines so far. A request that is refused earlier leaves
     no file. Each line is written at once, so `tail -f` can follow it. Lines do not break a progress
     bar. With `quiet` (ranks other than 0) nothing is written. If the disk is full, the text is kept
-    and written with the next line.
+    and written with the next line. If the file is moved away, all of it is written again.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.path: Path | None = None
         self._file: BinaryIO | None = None
-        self._unwritten = b""
+        self._all = self._unwritten = b""
         self._warned = False
 
     def open(self, directory: Path) -> None:
@@ -72,8 +72,15 @@ class RunLog:
 
     def _write(self, text: str) -> None:
         """Writes the unwritten text, then `text`. Warns once if the disk is full."""
-        self._unwritten += text.encode(errors="backslashreplace")
+        content = text.encode(errors="backslashreplace")
+        self._all += content
+        self._unwritten += content
         try:
+            if self._file and not self.path.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file.close()
+                self._file = self.path.open("ab", buffering=0)
+                self._unwritten = self._all
             while self._file and self._unwritten:
                 written = self._file.write(self._unwritten)
                 self._unwritten = self._unwritten[written:]

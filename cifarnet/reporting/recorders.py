@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,13 @@ class Recorders:
         recorders: Sequence[Recorder],
         log: RunLog,
         first_only: Callable[[Callable[[], None]], None],
+        folders: Iterable[Path] = (),
     ) -> None:
-        """`first_only(work)` does `work` on the first rank, while the others wait."""
+        """`first_only(work)` does `work` on the first rank, while the others wait. `folders` are
+        made again if they were moved away."""
         self.recorders, self.log, self.first_only = recorders, log, first_only
         self.failures: dict[Recorder | None, str] = {}  # those whose last try failed
+        self.folders = folders
 
     def start(self, progress: Progress) -> None:
         self.first_only(lambda: self._tell("start", progress))
@@ -81,6 +84,8 @@ class Recorders:
     def _tell(self, event: str, *news: Any) -> None:
         for recorder in self.recorders:
             try:
+                for folder in self.folders:
+                    folder.mkdir(parents=True, exist_ok=True)
                 getattr(recorder, event)(*news)
                 if event in ("start", "row", "end"):  # other events do not write pending data
                     self.failures.pop(recorder, None)

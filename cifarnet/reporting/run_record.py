@@ -39,6 +39,7 @@ class RunJson(Recorder):
             "started": self.started,
             "ended": ended,
             "epochs_done": progress.epoch,
+            "comparable_after": progress.comparable_after,
             "seconds": sum(row.train_seconds for row in progress.history),
             **self.facts,
             "figures": self.figures,

@@ -38,11 +38,20 @@ def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_pat
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "old.log").touch()
-    with pytest.raises(UserError, match=r"has no old\.run\.json beside it"):
+    with pytest.raises(UserError, match=r"has neither old\.run\.json nor old\.csv beside it"):
         runs_of(logs / "old.log")
-    runs, passed_over = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
+    runs, (message,) = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
     assert [run.name for run in runs] == ["run"]
-    assert len(passed_over) == 1 and "1 logs without" in passed_over[0]
+    assert message.startswith("passed over: ") and "1 logs with neither" in message
+
+
+@pytest.mark.parametrize("name", ["run", "run/log", "LOG"])
+def test_a_log_without_its_record_is_read_by_its_history(tmp_path, name):
+    log = log_of(leave_run(tmp_path / "run"))
+    log.with_suffix(".run.json").unlink()
+    (run,), (message,) = read_runs([str(log if name == "LOG" else tmp_path / name)])
+    assert (run.epochs_done, run.top1, run.record.settings) == (3, 0.6, {})
+    assert "has no .run.json beside it: only its history is shown" in message
 
 
 def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
@@ -55,6 +64,31 @@ def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
         by_run = {run.record.run_id: run.epochs_done for run in runs_of(*names)}
         assert by_run == {"run": 4, "other": 1}
     assert [run.epochs_done for run in runs_of(folder)] == [1]  # the newest run
+
+
+def test_a_run_resumed_in_another_folder_is_one_run(tmp_path):
+    begun = leave_run(tmp_path / "begun", (0.5, 0.6), epochs=4)
+    record = {"run_id": "begun"}
+    leave_run(tmp_path / "resumed", (0.5, 0.6, 0.8, 0.9), record=record, epochs=4)
+    leave_run(tmp_path / "branch", (0.5, 0.7, 0.8), record=record, epochs=4)
+    names = sorted(tmp_path.iterdir())
+    assert [run.name for run in runs_of(*names)] == ["branch", "resumed"]
+    assert [run.name for run in runs_of(begun)] == ["begun"]
+
+
+def test_the_best_epoch_is_one_that_is_comparable(tmp_path):
+    leave_run(tmp_path / "run", (0.9, 0.5, 0.6), record={"comparable_after": 1})
+    write_snapshot(
+        pack(
+            make_snapshot(
+                2,
+                history=[make_row(1, test_accuracy=0.9), make_row(2, test_accuracy=0.5)],
+                comparable_after=1,
+            )
+        ),
+        tmp_path / "a.pth",
+    )
+    assert [run.best.epoch for run in runs_of(tmp_path / "run", tmp_path / "a.pth")] == [3, 2]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -134,3 +168,6 @@ def test_a_report_alone_is_a_run_too(tmp_path):
     (past,) = runs_of(run / "plots_complete")
     assert (past.top1, past.record.settings["lr"], past.record.dataset) == (0.6, 0.2, "bars")
     assert (past.epochs_done, past.predicted_by, bool(past.predictions)) == (3, "", True)
+    assert (past.epochs_in_words, past.record.test_images) == ("evaluated only", 40)
+    (waiting,) = runs_of(leave_run(tmp_path / "waiting", (), epochs=9))
+    assert waiting.epochs_in_words == "0 of 9"

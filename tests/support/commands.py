@@ -1,7 +1,12 @@
 """The commands, run in this process, and the flags of short runs."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 QUICK = (
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
@@ -19,3 +24,13 @@ def run(name: str, *flags: object) -> int:
 def from_folder(tree: Path, batch_size: int = 6) -> tuple[object, ...]:
     """The flags of a run on the image folder `tree`."""
     return ("--dataset", "folder", "--data_dir", tree, "--batch_size", batch_size)
+
+
+def without_privileges(*words: object) -> subprocess.CompletedProcess:
+    """Runs a Python file with flags; root, too, may then read only what the permissions allow."""
+    drop = "-dac_override,-dac_read_search"
+    prefix = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 else []
+    if prefix and subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("needs setpriv, or a user other than root")
+    words = [*prefix, sys.executable, *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
