@@ -41,8 +41,8 @@ BN_IMAGES = 1024  # for the statistics of averaged weights
 
 # --- settings -> splits ---
 
-# By --dataset: reads all images. The function is told where to say what the user should know.
-DATASETS: dict[str, Callable[[DataSettings, Say], Dataset]] = {
+# By --dataset: reads all images, or those for a network with the classes of the third argument.
+DATASETS: dict[str, Callable[[DataSettings, Say, tuple[str, ...]], Dataset]] = {
     "cifar10": read_cifar,
     "cifar100": read_cifar,
     "folder": read_folder,
@@ -50,19 +50,20 @@ DATASETS: dict[str, Callable[[DataSettings, Say], Dataset]] = {
 }
 
 
-def load_splits(settings: DataSettings, say: Say) -> Splits:
+def load_splits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ()) -> Splits:
     """Reads --dataset; downloads CIFAR-10 or CIFAR-100 if it is missing.
 
-    `say` is told what the user should know. Raises `UserError` if the images cannot be read or do
-    not match the settings.
+    To evaluate a network, `classes` are its classes. Your own images may then lack training images,
+    and images of some classes; without training images, the channel statistics are nan. Raises
+    `UserError` if the images cannot be read or do not match the settings.
     """
     if settings.labels and not settings.is_folder:
         raise UserError("--labels names your own images; add --dataset folder")
-    dataset = DATASETS[settings.dataset](settings, say)
+    dataset = DATASETS[settings.dataset](settings, say, classes)
     train = limited(dataset.train, settings.limit_train, "--limit_train")
     test = limited(dataset.test, settings.limit_test, "--limit_test")
     val = dataset.val
-    if val is None:
+    if val is None and len(train):
         train, val = hold_back(train, settings.val_fraction)
     mean, std = dataset.statistics or channel_statistics(train.images)
     return Splits(printable(settings.dataset_name or dataset.name), train, val, test, mean, std)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, printable
-from cifarnet.images.finding import NOT_IMAGES, find_images, ignored
+from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
 from cifarnet.settings import Settings
@@ -24,9 +24,9 @@ def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     `options` are pictures, names (of the models), tta, top_k and json. Raises `UserError` if no
     picture could be read, and `RunError` if some could not.
     """
-    paths, problems, ignorable = find_pictures(options["pictures"])
-    if ignorable:
-        print(ignored(ignorable, NOT_IMAGES), file=sys.stderr)
+    paths, problems, notes = find_pictures(options["pictures"])
+    for note in notes:
+        print(note, file=sys.stderr)
     count = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == count:
@@ -35,28 +35,30 @@ def run_prediction(options: dict[str, Any], settings: Settings) -> None:
         raise RunError(f"{unreadable} of {count} could not be read; the lines above name them")
 
 
-def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[Path]]:
+def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[str]]:
     """Searches the folders among `names`, and all below them, for pictures.
 
     Returns the paths of the pictures, in order; the folders without any and the unreadable ones,
-    with a `UserError` each; and the other files and links to folders, as `find_images` does.
+    with a `UserError` each; and what the user should know about other files, in lines.
     """
     paths: list[str] = []
-    ignorable: list[Path] = []
+    not_images: list[Path] = []
+    system: list[Path] = []
     problems: list[Outcome] = []
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises for too long a name
             paths.append(name)
             continue
-        pictures, rest, unreadable = find_images(name)
-        paths += map(str, pictures)
-        ignorable += rest
-        for why in unreadable:
+        search = find_images(name)
+        paths += map(str, search.images)
+        not_images += search.not_images
+        system += search.system
+        for why in search.errors:
             problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
             problems.append((why.filename, problem))
-        if not pictures and not unreadable:
+        if not search.images and not search.errors:
             problems.append((name, UserError(f"the folder {name} holds no pictures")))
-    return paths, problems, ignorable
+    return paths, problems, notes_on_ignored({NOT_IMAGES: not_images}, system)
 
 
 def _show(

@@ -22,6 +22,7 @@ from cifarnet.checkpoints.checks import check_fields, check_finite, fits
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import read_file, write_atomically
 from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
+from cifarnet.core.text import composed
 from cifarnet.networks.build import build_model, parameter_count
 from cifarnet.settings import settings_from_dict
 from cifarnet.settings.network import NetworkSettings
@@ -126,7 +127,8 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         **fields["origin"] | {name: printable(fields["origin"][name]) for name in words}
     )
     settings_from_dict(origin.settings)
-    classes, mean, std = (tuple(fields[name]) for name in ("classes", "mean", "std"))
+    classes = tuple(map(composed, fields["classes"]))
+    mean, std = (tuple(fields[name]) for name in ("mean", "std"))
     unknown = fields["network"].keys() - typing.get_type_hints(NetworkSettings)
     if unknown:
         raise ValueError(f"its network has an unknown setting, {min(unknown)}")

@@ -12,7 +12,7 @@ from cifarnet.core.late import LateModule
 from cifarnet.images.download import fetch, unpack
 from cifarnet.images.finding import Say
 from cifarnet.images.imageset import Dataset, ImageSet, resized
-from cifarnet.images.layout import holds_classes
+from cifarnet.images.parts import holds_classes
 from cifarnet.settings.data import DataSettings
 
 datasets = LateModule("torchvision.datasets")  # takes longer to import than all the rest
@@ -43,7 +43,7 @@ CIFAR = {  # by --dataset
 }
 
 
-def read_cifar(settings: DataSettings, say: Say) -> Dataset:
+def read_cifar(settings: DataSettings, say: Say, classes: tuple[str, ...] = ()) -> Dataset:
     """Reads --dataset from --data_dir, after downloading what is missing or damaged.
 
     The labels of CIFAR-100 are the hundred fine ones. torchvision verifies the checksum of each

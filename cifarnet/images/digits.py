@@ -14,7 +14,7 @@ WHITE = 16  # the largest value of a pixel in scikit-learn's images
 TEST_FRACTION = 0.2
 
 
-def read_digits(settings: DataSettings, say: Say) -> Dataset:
+def read_digits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ()) -> Dataset:
     """Reads the 1,797 digits, enlarged from 8x8 grey to RGB of --image_size."""
     bunch = sklearn_datasets.load_digits()
     grey = torch.from_numpy(bunch.images).float().mul_(255 / WHITE)[:, None]  # [N,1,8,8]

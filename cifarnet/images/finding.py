@@ -2,9 +2,11 @@
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cifarnet.core.errors import printable
 from cifarnet.core.late import LateModule
@@ -20,8 +22,14 @@ UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # These begin with a signature, so they are recognised without an image suffix.
 BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
-# Of Synology (thumbnails, trash), Windows, Linux file systems and archives that macOS packed.
-SYSTEM = "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"
+# Thumbnails, trash and notes of Synology, QNAP, Windows, macOS and Linux, in one line each.
+SYSTEM = re.compile(
+    r"@eaDir|@tmp|#recycle|#snapshot|@Recycle|@__thumb|\.@__thumb"
+    r"|\$RECYCLE\.BIN|System Volume Information|(eh)?thumbs\.db|desktop\.ini"
+    r"|__MACOSX|\._.*|\.DS_Store|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r"
+    r"|lost\+found|\.Trash-\d+",
+    re.IGNORECASE,
+)
 
 
 @functools.cache
@@ -46,27 +54,46 @@ def is_image(path: Path) -> bool:
     return True
 
 
+def is_system(name: str) -> bool:
+    """Whether an operating system or a storage device made the file or folder."""
+    return SYSTEM.fullmatch(name) is not None
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a system made it."""
-    return name.startswith(".") or name in SYSTEM
+    return name.startswith(".") or is_system(name)
 
 
-def find_images(folder: str | Path) -> tuple[list[Path], list[Path], list[OSError]]:
-    """Searches `folder` and all below it, in a fixed order, for images.
+class Search(NamedTuple):
+    """What lies in a folder and below it, without hidden files."""
 
-    Returns the images; the other files and the links to folders, which it does not follow; and the
-    errors of folders that could not be read. Skips hidden files and system folders.
-    """
-    images, not_images, errors = [], [], []
-    for parent, folders, files in os.walk(folder, onerror=errors.append):
+    images: list[Path]
+    not_images: list[Path]  # other files, and links to folders, which are not followed
+    system: list[Path]  # files and folders of an operating system
+    errors: list[OSError]  # of folders that could not be read
+
+
+def find_images(folder: str | Path) -> Search:
+    """Searches `folder` and all below it, in a fixed order, for images."""
+    search = Search([], [], [], [])
+    for parent, folders, files in os.walk(folder, onerror=search.errors.append):
+        search.system.extend(Path(parent, n) for n in sorted(folders + files) if is_system(n))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        not_images += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        links = (path for name in folders if (path := Path(parent, name)).is_symlink())
+        search.not_images.extend(links)
         for path in (Path(parent, name) for name in sorted(files) if not is_hidden(name)):
-            (images if is_image(path) else not_images).append(path)
-    return images, not_images, errors
+            (search.images if is_image(path) else search.not_images).append(path)
+    return search
 
 
-def ignored(paths: Sequence[Path], why: str) -> str:
-    """The warning that the files `paths`, at least one, are not used, and `why`."""
-    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
-    return f"warning: ignored {files} {why}, such as {printable(str(paths[0]))}"
+def notes_on_ignored(files: dict[str, Sequence[Path]], system: Sequence[Path]) -> list[str]:
+    """Lines on what is not used: `files` by the reason, and `system` files and folders."""
+    lines = []
+    for why, paths in files.items():
+        if paths:
+            count = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+            lines.append(f"warning: ignored {count} {why}, such as {printable(str(paths[0]))}")
+    if system:
+        count = "1 system file" if len(system) == 1 else f"{len(system)} system files"
+        lines.append(f"ignored {count} or folders, such as {printable(str(system[0]))}")
+    return lines

@@ -33,7 +33,12 @@ def read_images(
     # Filters of warnings are global: they change in this thread only.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         try:
-            yield from pool.map(attempt, paths)
+            try:
+                outcomes = pool.map(attempt, paths)
+            except RuntimeError:  # no more threads can start: this one reads
+                pool.shutdown(cancel_futures=True)
+                outcomes = map(attempt, paths)
+            yield from outcomes
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -40,9 +40,9 @@ class DataSettings(Group):
         "Hold back this share of the training images, stratified by class, to select the model; "
         "the test set is then evaluated once, at the end. 0: hold back none and evaluate the test "
         "set every --eval_freq epochs.")
-    test_fraction: float = flag(0.2, within="(0, 1)", help=
+    test_fraction: float = flag(0.2, within="(0, 1]", help=
         "With --dataset folder: if there is no folder of test images, hold back this share of "
-        "the images of each class to test on, always the same ones.")
+        "the images of each class to test on, always the same ones. evaluate.py takes all for 1.")
     num_workers: int | None = flag(None,
         "Processes that augment images. 0: augment in the main process.",
         within="[0, 256]", unset="one per core, at most 4", on_resume="any")

@@ -22,16 +22,21 @@ def album(tmp_path, monkeypatch) -> Path:
 
 
 def test_folders_are_searched_in_order_and_names_of_files_are_taken_as_they_are(album):
-    paths, problems, others = find_pictures(["album/notes.txt", "album", "nowhere.png"])
+    (album / "@eaDir").mkdir()
+    (album / "._a.JPG").touch()
+    paths, problems, notes = find_pictures(["album/notes.txt", "album", "nowhere.png"])
     inside = ["album/a.JPG", "album/b.png", "album/below/d.webp"]
     assert paths == ["album/notes.txt", *inside, "nowhere.png"]
     assert problems == []
-    assert others == [Path("album/link"), Path("album/notes.txt")]
+    assert notes == [
+        "warning: ignored 2 files in no image format, such as album/link",
+        "ignored 2 system files or folders, such as album/._a.JPG",
+    ]
 
 
 def test_folders_without_pictures_are_named(album):
-    paths, [(name, problem)], others = find_pictures(["empty"])
-    assert (paths, name, others) == ([], "empty", [])
+    paths, [(name, problem)], notes = find_pictures(["empty"])
+    assert (paths, name, notes) == ([], "empty", [])
     assert isinstance(problem, UserError)
     assert str(problem) == "the folder empty holds no pictures"
 

@@ -3,14 +3,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cifarnet.images.finding import NOT_IMAGES, find_images, ignored, image_suffixes, is_image
+from cifarnet.images.finding import (
+    NOT_IMAGES,
+    find_images,
+    image_suffixes,
+    is_hidden,
+    is_image,
+    is_system,
+    notes_on_ignored,
+)
 
 
 def test_ignored_files_are_counted_and_one_is_named():
-    assert ignored([Path("a\n.txt")], NOT_IMAGES) == (
-        "warning: ignored 1 file in no image format, such as a\\n.txt"
-    )
-    assert ignored([Path("a"), Path("b")], "here") == "warning: ignored 2 files here, such as a"
+    several = [Path("a\n.txt"), Path("b")]
+    assert notes_on_ignored({NOT_IMAGES: several[:1], "here": several, "there": []}, several) == [
+        "warning: ignored 1 file in no image format, such as a\\n.txt",
+        "warning: ignored 2 files here, such as a\\n.txt",
+        "ignored 2 system files or folders, such as a\\n.txt",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,19 @@ def test_images_are_found_in_order_below_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "g")
-    images, not_images, errors = find_images(tmp_path)
-    assert images == [tmp_path / name for name in ("a.JPG", "b.png", "g/h/i.gif")]
-    assert not_images == [tmp_path / name for name in ("link", "z.txt")]
-    assert errors == []
+    for name in ("@eaDir/a.png", "g/._b.jpg", "g/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    search = find_images(tmp_path)
+    assert search.images == [tmp_path / name for name in ("a.JPG", "b.png", "g/h/i.gif")]
+    assert search.not_images == [tmp_path / name for name in ("link", "z.txt")]
+    assert search.system == [tmp_path / name for name in ("@eaDir", "g/._b.jpg", "g/Thumbs.db")]
+    assert search.errors == []
+
+
+def test_names_of_systems_are_told_from_others():
+    system = ["$Recycle.Bin", "__macosx", "LOST+FOUND", "desktop.ini", ".DS_Store", ".Trash-1000"]
+    assert all(is_system(name) and is_hidden(name) for name in system)
+    others = ["eaDir", "lost", "recycle", "thumbs.png", "macosx", "__MACOSX2", "_.jpg"]
+    assert not any(is_system(name) or is_hidden(name) for name in others)
+    assert is_hidden(".git") and not is_system(".git")

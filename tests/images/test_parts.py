@@ -1,0 +1,115 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cifarnet.core.errors import UserError
+from cifarnet.images.layout import read_layout
+from cifarnet.images.parts import holds_classes, part_folders, part_of_name
+
+
+def test_folders_of_images_are_told_from_others(tree, tmp_path):
+    assert holds_classes(tree)
+    assert holds_classes(tree / "train")
+    assert not holds_classes(tree / "train" / "bar")
+    assert not holds_classes(tmp_path)  # data sets beside each other
+    assert not holds_classes(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("train", ["train", "Training", "training_set", "seg_train", "train2017", "Train-Data"]),
+        ("train", ["TRAIN", "TrainImages", "traindata", "fruits 360 training", "01-train"]),
+        ("test", ["test", "Testing", "test_set", "TestSet", "seg-test", "test2014", "my.test"]),
+        ("val", ["val", "valid", "Validation", "validation_set", "val2017", "ValidSet"]),
+        (None, ["seg_pred", "trains", "contest", "latest", "interval", "validated", "trainval"]),
+        (None, ["train_val", "train-test", "restrain", "testament", "a", ""]),
+    ],
+)
+def test_the_names_of_folders_say_their_part(part, names):
+    assert {name: part_of_name(name) for name in names} == dict.fromkeys(names, part)
+
+
+def rename(tree: Path, names: dict[str, str]) -> None:
+    """Moves the folders train and test of `tree`; "a/b" makes a folder in a folder."""
+    for former, name in names.items():
+        moved = (tree / former).rename(tree / f"moved {former}")
+        (tree / name).parent.mkdir(exist_ok=True)
+        moved.rename(tree / name)
+
+
+SPLITS = [
+    ("Training", "Testing"),
+    ("training_set", "test_set"),
+    ("seg_train", "seg_test"),
+    ("seg_train/seg_train", "seg_test/seg_test"),
+    ("training_set/training_set", "test_set/test"),
+    ("train2017", "val2017"),
+    ("Train-Images", "VALIDATION-Images"),
+    ("train", "my test"),
+    ("train/train", "test/test"),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), SPLITS)
+def test_split_folders_are_parts_and_no_classes(tree, train, test):
+    rename(tree, {"train": train, "test": test})
+    (tree / test.partition("/")[0] / "readme.txt").touch()
+    messages = []
+    layout = read_layout(tree, messages.append)
+    assert layout.classes == ("bar", "disc")
+    assert [(file.part, file.label) for file in layout.files] == [
+        *[("train", 0)] * 6,
+        *[("train", 1)] * 6,
+        *[("test", 0)] * 3,
+        *[("test", 1)] * 3,
+    ]
+    assert holds_classes(tree)
+    if train == "Training":
+        assert messages == [f"parts of {tree}: Testing is test, Training is train"]
+
+
+def test_validation_images_and_folders_beside_the_parts(tree):
+    shutil.copytree(tree / "test", tree / "valid_set")
+    rename(tree, {"train": "train_set", "test": "test_set"})
+    (tree / "seg_pred").mkdir()
+    messages = []
+    layout = read_layout(tree, messages.append)
+    parts = [file.part for file in layout.files]
+    assert [parts.count(part) for part in ("train", "test", "val")] == [12, 6, 6]
+    assert messages[1] == (
+        f"warning: ignored what is neither train, test nor val in {tree}: seg_pred"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("first", "second"), ("2017", "2018"), ("train_a", "train_b"), ("Training", "other")],
+    ids=str,
+)
+def test_parts_by_other_names_are_refused_in_one_line(tree, command, names):
+    shutil.rmtree(tree / "test")
+    shutil.copytree(tree / "train", tree / "test")
+    rename(tree, dict(zip(("train", "test"), names, strict=True)))
+    done = command("main", "--dataset", "folder", "--data_dir", tree)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert all(name in done.err for name in names)
+
+
+def test_class_folders_with_folders_in_them_stay_classes(tmp_path):
+    """Of another name in each, or one of the same name, as train/n01443537/images."""
+    for name in ("cat/images/a.png", "dog/images/a.png", "test tube/a.png", "train/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert read_layout(tmp_path, print).classes == ("cat", "dog", "test tube", "train")
+    assert part_folders(tmp_path) == {}
+
+
+def test_two_folders_of_one_part_are_refused(tree):
+    shutil.copytree(tree / "train", tree / "train2014")
+    assert part_folders(tree)["train"] == tree / "train"  # the exact name counts
+    (tree / "train").rename(tree / "train2017")
+    with pytest.raises(UserError, match=r"has both train2014 and train2017; keep one"):
+        part_folders(tree)
