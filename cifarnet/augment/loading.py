@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ class WorkerLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.pins,  # receives them in a thread
+            worker_init_fn=_check_threads,
             generator=torch.Generator(),  # else each epoch would draw from the global generator
         )
 
@@ -101,9 +103,9 @@ class WorkerLoader:
         """Starts the workers if need be. Raises `RunError` if none can start."""
         try:
             batches = iter(self.loader)
-        except OSError as problem:  # open files, processes, memory, /dev/shm
+        except (OSError, RuntimeError) as problem:  # open files, processes, threads, memory
             _destroy_silently(problem)
-            raise lost_workers(problem.strerror) from None
+            raise lost_workers(str(getattr(problem, "strerror", problem))) from None
         return ((self._tensor(images), self._tensor(labels)) for images, labels in batches)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -124,7 +126,15 @@ class _AugmentedBatches(Dataset):
         return augmented, self.images.labels[chosen].numpy()
 
 
-def _destroy_silently(problem: OSError) -> None:
+def _check_threads(worker: int) -> None:
+    """Ends a worker that cannot start a thread, as it needs one to send its batches."""
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        raise SystemExit(1) from None
+
+
+def _destroy_silently(problem: OSError | RuntimeError) -> None:
     """Frees torch's unfinished iterator, which `problem` holds; else Python prints its errors."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda dropped: None
     try:
