@@ -15,6 +15,7 @@ from cifarnet.core.files import writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
+from cifarnet.images.parts import part_folders
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
@@ -140,7 +141,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     runtime = init_process(settings.precision, settings.training.seed)
     if runtime.note:
         print_line(runtime.note)
-    splits = load_splits(settings.data, print_line)
+    splits = load_splits(settings.data, print_line, classifier.classes)
     _warn_of_training_images(infos, splits, settings)
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
@@ -186,10 +187,10 @@ def _warn_of_training_images(
 ) -> None:
     """Warns if test images that were drawn from a folder may have been trained on."""
     tree = Path(settings.data.data_dir)
-    drawn = settings.data.is_folder and not (tree / "train").is_dir()
+    drawn = settings.data.is_folder and not part_folders(tree)
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
         print_line(
-            f"warning: the training images in {tree} differ from those the network was trained on; "
+            f"warning: the network was not trained on the other images in {tree}; "
             f"if it was trained on this folder, some test images may have been training images"
         )
 

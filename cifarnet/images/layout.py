@@ -85,7 +85,10 @@ def say_val_is_test(folder: Path, say: Say) -> None:
 def _read_class_folders(
     root: Path, parts: dict[str, Path], say: Say, classes: tuple[str, ...]
 ) -> Layout:
-    owner = "the network" if classes else "train"
+    others = "train lacks"
+    if classes:
+        some = ", ".join([*classes[:3], *(["..."] if len(classes) > 3 else [])])
+        others = f"the network lacks: it knows {len(classes)} ({some})"
     roots = {part: class_root(folder) if part else folder for part, folder in parts.items()}
     system = [
         p for folder in {root, *roots.values()} for p in folder.iterdir() if is_system(p.name)
@@ -100,7 +103,7 @@ def _read_class_folders(
         strange = [path.name for path in folders if composed(path.name) not in classes]
         if strange:
             raise UserError(
-                f"{folder} has the class {strange[0]!r}, which {owner} lacks; rename or remove it"
+                f"{folder} has the class {strange[0]!r}, which {others}; rename or remove it"
             )
         loose += [path for path in visible(folder) if not path.is_dir() and is_image(path)]
         for path in folders:

@@ -1,8 +1,14 @@
+import os
+import threading
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.batches import batches_of, numbered_images
 
 from cifarnet.augment.loading import EpochOrder
+from cifarnet.core.errors import RunError, machine_errors
 
 
 @given(images=st.integers(1, 200), share=st.integers(1, 12), world_size=st.integers(1, 9))
@@ -21,3 +27,20 @@ def test_shares_of_an_epoch_are_disjoint_complete_and_even(images, share, world_
             first + sum(sizes[:rank]) for rank in range(world_size)
         ]
         assert {e for e, _, _ in parts} == {epoch}
+
+
+@pytest.mark.parametrize("place", ["worker", "main process"])
+def test_a_process_that_cannot_start_a_thread_is_one_error(monkeypatch, capfd, place):
+    """As under a limit of processes, `prlimit --nproc`. A worker needs a thread to send batches."""
+    main, start = os.getpid(), threading.Thread.start
+
+    def limited_start(thread):
+        if (os.getpid() == main) == (place == "main process"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    batches = batches_of(numbered_images(20), num_workers=1)
+    monkeypatch.setattr(threading.Thread, "start", limited_start)
+    with pytest.raises(RunError, match="use --num_workers 0"), machine_errors():
+        list(batches.epoch(1))
+    assert capfd.readouterr().err == ""

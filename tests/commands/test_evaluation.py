@@ -115,6 +115,16 @@ def test_the_first_of_several_gives_the_settings_and_any_gives_amp():
 # --- evaluate.py ---
 
 
+def test_unicode_forms_of_the_classes_are_the_same_classes(command, tmp_path):
+    model = random_model(width=0.1, classes=("cafe\u0301", "tea"), amp=False)
+    write_weights(model, tmp_path / "w.safetensors")
+    tree = draw_tree(tmp_path / "tree", classes=("caf\u00e9", "tea"))
+    flags = ("--data_dir", tree, "--dataset", "folder", "--no-plot_evaluation", "--no-report")
+    done = command("evaluate", "--pretrained", "w.safetensors", *flags)
+    assert (done.code, done.err) == (0, "")
+    assert "6 test images" in done.out
+
+
 def test_test_images_drawn_from_a_folder_may_have_been_trained_on(command, tmp_path):
     tree = draw_tree(tmp_path / "tree", train=20, test=0) / "train"  # not divided into parts
     images = DataSettings(dataset="folder", data_dir=str(tree))

@@ -1,6 +1,7 @@
 """evaluate.py, as someone uses it on weights, snapshots and runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,37 @@ def test_evaluate_repeats_the_accuracy_of_the_run(command, trained, source):
     assert str(path) in done.out
 
 
+@pytest.mark.parametrize("layout", ["test", "test_fraction", "labels"])
+def test_test_images_of_some_classes_are_enough(command, trained, tmp_path, layout):
+    """Without training images, and of two classes of three."""
+    tree, flags = tmp_path / "tree", ()
+    shutil.copytree(trained.tree / "test", tree / ("test" if layout == "test" else ""))
+    shutil.rmtree(next(tree.rglob("disc")))
+    if layout == "test_fraction":
+        flags = ("--test_fraction", "1")
+    if layout == "labels":
+        (tree / "test").mkdir()
+        names = [
+            path.rename(tree / "test" / f"{path.parent.name}{path.name}").name
+            for path in sorted(tree.rglob("*.png"))
+        ]
+        (tree / "labels.csv").write_text("".join(f"test/{name},{name[:-7]}\n" for name in names))
+        flags = ("--labels", tree / "labels.csv")
+    done = command(
+        "evaluate", "--snapshot", trained.snapshot, "--data_dir", tree, *flags, "--plot_dir", "p"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert f"the test images of {tree} lack disc" in done.out
+    metrics = json.loads(Path("p/metrics.json").read_text())
+    assert {name: row["support"] for name, row in metrics["per_class"].items()} == {
+        "bar": 3,
+        "disc": 0,
+        "star": 3,
+    }
+    assert metrics["images"] == 6
+    assert metrics["top1"] == 1.0
+
+
 def test_evaluate_looks_for_other_images_where_they_are(command, trained):
     before = sorted(trained.tree.iterdir())
     other = ("--dataset", "cifar10", "--data_url", "file:///nowhere")
@@ -53,7 +85,10 @@ def test_evaluate_looks_for_other_images_where_they_are(command, trained):
         (("--run_dir", "none"), "cannot be read (No such file or directory)"),
         (("--snapshot", "SNAPSHOT", "--evaluate", "ema"), "--ema_decay"),
         (("--pretrained", "WEIGHTS"), "trained on a folder of images, pictures, and does not"),
-        (("--pretrained", "WEIGHTS", "--data_dir", "other"), "knows 3 (bar, disc, star); the data"),
+        (
+            ("--pretrained", "WEIGHTS", "--data_dir", "other"),
+            "'tree', which the network lacks: it knows 3 (bar, disc, star)",
+        ),
         (("--pretrained", "WEIGHTS", "--evaluate", "ema"), "--evaluate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
