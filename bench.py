@@ -18,7 +18,7 @@ from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
 
 SWITCHES = {
-    "quick": "One round of the rows that decide: two minutes on two cores.",
+    "quick": "One round of the rows that decide: about two minutes on two cores.",
     "compiled": "Measure torch.compile too: a minute per row.",
     "profile": "Instead, show the twenty costliest operations of a training step.",
     "networks": "Instead, measure training steps of CIFARNet with each attention and of other "
@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_request(options)
     except UserError as problem:
         return print_error(problem)
+    if options.child:
+        from commands.benching import end_with_parent
+
+        end_with_parent()
     if options.child == "ranks":
         from cifarnet.core.ranks import run_on_ranks
         from commands.bench_training import measure_ranks

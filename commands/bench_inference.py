@@ -14,6 +14,7 @@ from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
 from cifarnet.core.log import print_line
+from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.inference.readback import Classify, answers, top1
@@ -29,7 +30,7 @@ BATCHES = {1: 40, 32: 8, 512: 1}  # how often each size of batch is timed in a r
 
 
 def inference(
-    options: argparse.Namespace, tell: Callable[[str], object]
+    options: argparse.Namespace, has_bf16: bool, tell: Callable[[str], object]
 ) -> dict[str, dict[str, float | None]]:
     """The figures of each form of a trained model: speed, bytes of its file, and top-1.
 
@@ -51,7 +52,9 @@ def inference(
 
         return classify
 
-    forms = {"PyTorch, fp32": on_device(), "PyTorch, bf16": on_device(dtype=torch.bfloat16)}
+    forms = {"PyTorch, fp32": on_device()}
+    if has_bf16:
+        forms["PyTorch, bf16"] = on_device(dtype=torch.bfloat16)
     if options.compiled:
         forms["PyTorch, fp32, compiled"] = on_device(compile_it=True)
     sizes = {}
@@ -80,7 +83,11 @@ def _load_images(model: TrainedModel, data_dir: str | None) -> tuple[Splits, Ima
     if data_dir is None:
         images = noise(max(BATCHES), model.image_size)
         return Splits("noise", images, None, images, model.mean, model.std), None
-    splits = load_splits(evaluation_settings([model], {"data_dir": data_dir}).data, print_line)
+    of_training = model.origin.settings.get("dataset")
+    at_hand = [name for name, which in CIFAR.items() if is_at_hand(which, Path(data_dir))]
+    dataset = of_training if of_training in at_hand else (at_hand or ["folder"])[0]
+    flags = {"dataset": dataset, "data_dir": data_dir}
+    splits = load_splits(evaluation_settings([model], flags).data, print_line)
     check_classes(model.classes, splits.test.classes)
     return splits, splits.test
 

@@ -31,19 +31,18 @@ class Measurement(NamedTuple):
 
 
 def _of_dtype(dtype: str) -> dict[str, Measurement]:
-    bf16 = dtype == "bf16"
-    amp = {"amp": bf16}
+    amp = {"amp": dtype == "bf16"}
     plain = amp | {"plain": True}
     return {
         f"main.py, {dtype}, albumentations": Measurement(
             "training", amp | {"engine": "albumentations"}
         ),
-        f"main.py, {dtype}, batched": Measurement("training", amp | {"engine": "batched"}, bf16),
+        f"main.py, {dtype}, batched": Measurement("training", amp | {"engine": "batched"}),
         f"step, {dtype}, plain forms": Measurement("step", plain, decides=False),
         f"step, {dtype}, fast forms": Measurement("step", amp, decides=False),
         f"step, {dtype}, compiled": Measurement("step", amp | {"compile": True}, decides=False),
         f"evaluation, {dtype}, plain forms": Measurement("evaluation", plain, decides=False),
-        f"evaluation, {dtype}, fast forms": Measurement("evaluation", amp, decides=bf16),
+        f"evaluation, {dtype}, fast forms": Measurement("evaluation", amp),
     }
 
 

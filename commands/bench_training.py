@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity
 
-from cifarnet.core.device import init_process
+from cifarnet.core.device import Runtime, init_process, without_amp
 from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.log import RunLog
 from cifarnet.core.machine import peak_memory
@@ -37,16 +37,23 @@ from data import Batches, EvalBatches, build_batches, build_engine
 from train import Learner, StepBatch, fit, run_epoch, train_step
 
 
+def training_runtime(device: str, ranks: Ranks = ALONE) -> Runtime:
+    """How training with --amp runs on `device`: in float32 if it only emulates bf16."""
+    runtime = init_process(PrecisionSettings(device=device, amp=True), ranks=ranks)
+    return without_amp(runtime) if runtime.emulates_bf16 else runtime
+
+
 def matmul(device: str, amp: bool) -> float:
     """Floating-point operations of a square matrix product: the ceiling, in its precision."""
     runtime = init_process(PrecisionSettings(device=device, amp=amp))
-    a = torch.randn(4096, 4096, device=device).to(runtime.amp_dtype or torch.float32)
-    return 2 * 4096**3 / _seconds(lambda: a @ a, 2, 5)
+    side = 4096 if device == "cuda" else 2048
+    a = torch.randn(side, side, device=device).to(runtime.amp_dtype or torch.float32)
+    return 2 * side**3 / _seconds(lambda: a @ a, 2, 5)
 
 
 def plain_loop(device: str) -> float:
     """Images of the usual loop: see bench_plain.py."""
-    return bench_plain.plain_loop(device, _steps(device) // 3)
+    return bench_plain.plain_loop(device, max(1, _steps(device) // 3))
 
 
 def step(device: str, plain: bool = False, **flags: Any) -> float:
@@ -99,8 +106,10 @@ def _run_on_noise(
 def profile(device: str) -> str:
     """The twenty costliest operations of main.py's training steps (--amp, batched), as a table. On
     CUDA they are sorted by their own time on the device, else by their own time on the CPU."""
+    runtime = training_runtime(device)
+    amp = runtime.amp_dtype is not None
     settings = Settings.from_flags(
-        device=device, amp=True, augment_engine="batched", epochs=2, batch_size=BATCH
+        device=device, amp=amp, augment_engine="batched", epochs=2, batch_size=BATCH
     )
     learner, objective, data, plan = _run_on_noise(settings, 3)
     run_epoch(learner, objective, data.train, plan)  # warm-up
@@ -110,8 +119,8 @@ def profile(device: str) -> str:
         sort_by = "self_device_time_total"
     with torch.profiler.profile(activities=activities) as profiler:
         run_epoch(learner, objective, data.train, plan)
-    averages = profiler.key_averages()
-    return averages.table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
+    table = profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
+    return f"three steps on {runtime.device_name}, in {runtime.precision}\n{table}"
 
 
 def augmentation(device: str, engine: str) -> float:
@@ -124,19 +133,19 @@ def augmentation(device: str, engine: str) -> float:
 
 
 def evaluation(device: str, amp: bool, plain: bool = False) -> float:
-    """Images of the evaluation pass."""
+    """Images of the evaluation pass, in two batches."""
     settings = Settings.from_flags(device=device, amp=amp)
     runtime = init_process(settings.precision, settings.training.seed)
     model = build_model(settings.network, 10).to(runtime.device).eval()
     if plain:
         use_plain_forms(model)
-    batches = EvalBatches(noise(BATCH * 4), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
-    return 4 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
+    batches = EvalBatches(noise(BATCH * 2), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
+    return 2 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
 
 
 def _steps(device: str) -> int:
     """The steps of an epoch, so that it takes a second at least."""
-    return 50 if device == "cuda" else 3
+    return 50 if device == "cuda" else 2
 
 
 def _seconds(work: Callable[[], object], warm_up: int, repeats: int) -> float:
@@ -159,11 +168,12 @@ def measure_ranks(group: Group, device: str) -> None:
     the ranks take to average their gradients.
     """
     ranks = group.ranks
+    runtime = training_runtime(device, ranks)
+    amp = runtime.amp_dtype is not None
     rates = {
-        name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
+        name: training(device, amp, "batched", 3, ranks, batch_size, epochs=8)
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
-    runtime = init_process(PrecisionSettings(device=device), ranks=ranks)
     gradient = torch.zeros(parameter_count(CIFARNet()), device=runtime.device)
     alone = ranks.world_size == 1
     rates["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)

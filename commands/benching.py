@@ -11,19 +11,20 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, os_errors
+from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.machine import available_cores, peak_memory
 from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
 from commands.bench_rows import MEASUREMENTS, NETWORKS
 from commands.bench_tables import networks_table, ranks_table, table
-from commands.bench_training import flops_per_image, network_costs, profile
+from commands.bench_training import flops_per_image, network_costs, profile, training_runtime
 
 COMMAND = Path(__file__).parents[1] / "bench.py"
 ROUNDS = 3
@@ -31,20 +32,25 @@ ROUNDS = 3
 
 def run_bench(options: argparse.Namespace) -> None:
     """What bench.py does once its flags are read. Raises `UserError` and `RunError`."""
-    device = options.device
-    if device == "auto":
-        device = init_process(PrecisionSettings()).device.type
+    runtime = training_runtime(options.device)
+    device, has_bf16 = runtime.device.type, runtime.amp_dtype is torch.bfloat16
     if options.profile:
         print(profile(device))
     elif options.inference:
-        figures = inference(options, _progress)
+        figures = inference(options, has_bf16, _progress)
         _progress("")
         _tell(figures, inference_table(figures), device, options.json)
     elif options.counts:
-        print(f"measured here, bf16, batched engine, {device}, {available_cores()} cores:\n")
+        where = f"{runtime.computed_on}, batched engine, {available_cores()} cores"
+        print(f"measured here, {where}:\n")
         print(ranks_table({count: _of_ranks(count, device) for count in options.counts}, device))
     else:
-        figures = measure(options.names, device, 1 if options.quick else ROUNDS)
+        names = [name for name in options.names if has_bf16 or "bf16" not in name]
+        if not names:
+            raise UserError(f"--only {options.only}: this {device} has no bf16 instructions")
+        if names != options.names:
+            print(f"without the rows in bf16: this {device} has no bf16 instructions\n")
+        figures = measure(names, device, 1 if options.quick else ROUNDS)
         if options.networks:
             for name, figure in figures.items():
                 figure |= network_costs(**NETWORKS[name.removeprefix("network, ")])
@@ -73,6 +79,16 @@ def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[st
     }
 
 
+def end_with_parent() -> None:
+    """Ends this process, in a thread of its own, when its standard input ends: see `_in_child`."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_child(name: str, device: str) -> None:
     """Measures `name` in this process, and prints its rate and peak memory as JSON."""
     rate = MEASUREMENTS[name].measure(device)
@@ -96,7 +112,14 @@ def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")
     }
-    child = subprocess.run(command, capture_output=True, text=True, env=environment)
+    reader, writer = os.pipe()  # a child ends when its parent no longer holds `writer`
+    try:
+        child = subprocess.run(
+            command, stdin=reader, capture_output=True, text=True, env=environment
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
     if child.returncode != 0:
         why = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
         raise RunError(f"the measurement {name!r} failed: {why[-1]}")

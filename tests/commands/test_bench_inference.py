@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 import bench
+from cifarnet.core import device
 from commands import bench_inference
 from commands.bench_inference import inference_table
 from commands.export_formats import FORMATS
@@ -16,6 +17,7 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
             write=lambda source, path: shutil.copy(onnx_files / path.name, path)
         )
         monkeypatch.setitem(FORMATS, name, copy)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     monkeypatch.setattr(bench_inference, "BATCHES", {1: 2, 2: 1, 4: 1})
     file = tmp_path / "figures.json"
     flags = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]

@@ -1,12 +1,19 @@
 """Rounds, medians and failures of the measurements."""
 
+import itertools
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import bench
+from cifarnet.core import device
 from commands import bench_rows, bench_training, benching
 from commands.bench_rows import NETWORKS, Measurement
 
@@ -68,6 +75,59 @@ def test_a_child_that_fails_ends_the_command_with_1(named, monkeypatch, capsys, 
     assert last.endswith(f"error: the measurement 'matrix product, fp32' failed: {why}")
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_rows_in_bf16_need_a_device_with_bf16(monkeypatch, capsys, has_bf16):
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: has_bf16)
+    asked = answer(monkeypatch, itertools.count(1.0))
+    assert bench.main(["--device", "cpu", "--quick"]) == 0
+    assert any("bf16" in name for name in asked) == has_bf16
+    assert {"main.py, fp32, batched", "evaluation, fp32, fast forms"} < set(asked)
+    words = "without the rows in bf16: this cpu has no bf16 instructions"
+    assert (words in capsys.readouterr().out) != has_bf16
+    assert bench.main(["--device", "cpu", "--only", "bf16"]) == (0 if has_bf16 else 2)
+
+
+def children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def is_running(process: int) -> bool:
+    """Whether the process exists and computes: a zombie does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
+@pytest.mark.parametrize(
+    ("signum", "flags"),
+    [
+        (signal.SIGTERM, ["--only", "plain loop"]),
+        (signal.SIGKILL, ["--only", "plain loop"]),
+        (signal.SIGKILL, ["--ranks", "2"]),
+    ],
+    ids=str,
+)
+def test_children_end_with_the_command(tmp_path, signum, flags):
+    words = [sys.executable, benching.COMMAND, "--device", "cpu", *flags]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        below = []
+        while len(below) < (3 if "--ranks" in flags else 1):
+            assert run.poll() is None
+            time.sleep(0.1)
+            below = list(itertools.chain(*([p, *children(p)] for p in children(run.pid))))
+        os.kill(run.pid, signum)
+    for _ in range(600):
+        if not any(map(is_running, below)):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{below} still run")
+
+
 def test_an_unknown_child_fails():
     """A real process: whatever goes wrong there is one line here."""
     with pytest.raises(benching.RunError, match="'no such thing' failed: KeyError"):
@@ -99,7 +159,9 @@ def test_ranks_are_shown_with_their_efficiency(monkeypatch, capsys):
 
 def test_the_profile_names_the_costliest_operations(monkeypatch, capsys):
     monkeypatch.setattr(bench_training, "BATCH", 8)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: False)
     assert bench.main(["--profile", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
+    assert "in float32" in shown
     assert "Self CPU" in shown
     assert shown.count("aten::") >= 10
