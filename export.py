@@ -14,6 +14,7 @@ from cifarnet.checkpoints.paths import check_snapshot, resolve_model_path
 from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError, did_you_mean
+from cifarnet.core.files import ensure_temporary_folder
 from cifarnet.settings.parser import add_pretrained, build_parser, check_evaluate
 from commands.export_formats import FORMATS
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(options: dict[str, Any], flags: dict[str, Any]) -> None:
     targets = _targets(_formats(options["format"]), Path(options["out"]))
+    ensure_temporary_folder(next(iter(targets.values())).parent)
     from commands.exporting import run_export
 
     run_export(options, flags, targets)

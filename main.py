@@ -57,7 +57,7 @@ def _writable_folder(settings: Settings) -> Path:
 def check_request(settings: Settings) -> None:
     """Raises `UserError` for what can be refused without reading an image or a tensor."""
     if settings.output.tensorboard:
-        check_package("tensorboard", "--tensorboard")
+        check_package("tensorboard.compat", "--tensorboard")
     if settings.data.is_folder:
         existing_directory(settings.data.data_dir, "--data_dir")
     if settings.output.resume not in (None, "auto"):

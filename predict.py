@@ -9,12 +9,15 @@ from cifarnet.checkpoints.paths import resolve_model_path, split_names
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import check_replaceable
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
 
+CSV_BEGINS = "image,predicted,probability,error,"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit code 0; 1 if some pictures could not be read; 2 if none could, or for a
+    """The command. Exit code 0; 1 if some images could not be read; 2 if none could, or for a
     wrong request."""
     return run_command(lambda: _predict(*_parse(sys.argv[1:] if argv is None else argv)))
 
@@ -29,11 +32,11 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     """The options of this command, with `names` of the models; and the settings."""
     parser = build_parser("Classifies images.", ("batch_size", "device"))
     parser.add_argument(
-        "pictures",
+        "images",
         type=path_argument,
         nargs="+",
         metavar="IMAGE",
-        help="Picture of any size and mode, or a folder to search for pictures.",
+        help="Image of any size and mode, or a folder to search for images.",
     )
     add_pretrained(parser, several=True, required=True)
     add_tta(parser)
@@ -41,11 +44,18 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."
     )
     parser.add_argument(
-        "--json", action="store_true", help="Print one line of JSON per picture, not a table."
+        "--json", action="store_true", help="Print one line of JSON per image, not a table."
+    )
+    parser.add_argument(
+        "--csv",
+        type=path_argument,
+        metavar="FILE",
+        help="Also write the probabilities of all classes to this file, one row per image.",
     )
     options = vars(parser.parse_args(argv))
     if options["top_k"] < 1:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")
+    check_replaceable(options["csv"], "--csv", CSV_BEGINS)
     flags = {name: options[name] for name in ("batch_size", "device") if name in options}
     settings = Settings.from_flags(**flags)
     options["names"] = split_names(options["pretrained"])

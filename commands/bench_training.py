@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity
 
-from cifarnet.core.device import Runtime, init_process, without_amp
+from cifarnet.core.device import init_process
 from cifarnet.core.launch import ALONE, Ranks
 from cifarnet.core.log import RunLog
 from cifarnet.core.machine import peak_memory
@@ -35,12 +35,6 @@ from commands import bench_plain
 from commands.bench_plain import BATCH, noise
 from data import Batches, EvalBatches, build_batches, build_engine
 from train import Learner, StepBatch, fit, run_epoch, train_step
-
-
-def training_runtime(device: str, ranks: Ranks = ALONE) -> Runtime:
-    """How training with --amp runs on `device`: in float32 if it only emulates bf16."""
-    runtime = init_process(PrecisionSettings(device=device, amp=True), ranks=ranks)
-    return without_amp(runtime) if runtime.emulates_bf16 else runtime
 
 
 def matmul(device: str, amp: bool) -> float:
@@ -106,10 +100,8 @@ def _run_on_noise(
 def profile(device: str) -> str:
     """The twenty costliest operations of main.py's training steps (--amp, batched), as a table. On
     CUDA they are sorted by their own time on the device, else by their own time on the CPU."""
-    runtime = training_runtime(device)
-    amp = runtime.amp_dtype is not None
     settings = Settings.from_flags(
-        device=device, amp=amp, augment_engine="batched", epochs=2, batch_size=BATCH
+        device=device, amp=True, augment_engine="batched", epochs=2, batch_size=BATCH
     )
     learner, objective, data, plan = _run_on_noise(settings, 3)
     run_epoch(learner, objective, data.train, plan)  # warm-up
@@ -119,6 +111,7 @@ def profile(device: str) -> str:
         sort_by = "self_device_time_total"
     with torch.profiler.profile(activities=activities) as profiler:
         run_epoch(learner, objective, data.train, plan)
+    runtime = learner.runtime
     table = profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
     return f"three steps on {runtime.device_name}, in {runtime.precision}\n{table}"
 
@@ -168,12 +161,11 @@ def measure_ranks(group: Group, device: str) -> None:
     the ranks take to average their gradients.
     """
     ranks = group.ranks
-    runtime = training_runtime(device, ranks)
-    amp = runtime.amp_dtype is not None
     rates = {
-        name: training(device, amp, "batched", 3, ranks, batch_size, epochs=8)
+        name: training(device, True, "batched", 3, ranks, batch_size, epochs=8)
         for name, batch_size in (("in all", BATCH), ("each", BATCH * ranks.world_size))
     }
+    runtime = init_process(PrecisionSettings(device=device), ranks=ranks)
     gradient = torch.zeros(parameter_count(CIFARNet()), device=runtime.device)
     alone = ranks.world_size == 1
     rates["exchange"] = 0.0 if alone else _seconds(lambda: dist.all_reduce(gradient), 5, 50)

@@ -24,7 +24,7 @@ from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
 from commands.bench_rows import MEASUREMENTS, NETWORKS
 from commands.bench_tables import networks_table, ranks_table, table
-from commands.bench_training import flops_per_image, network_costs, profile, training_runtime
+from commands.bench_training import flops_per_image, network_costs, profile
 
 COMMAND = Path(__file__).parents[1] / "bench.py"
 ROUNDS = 3
@@ -32,7 +32,7 @@ ROUNDS = 3
 
 def run_bench(options: argparse.Namespace) -> None:
     """What bench.py does once its flags are read. Raises `UserError` and `RunError`."""
-    runtime = training_runtime(options.device)
+    runtime = init_process(PrecisionSettings(device=options.device, amp=True))
     device, has_bf16 = runtime.device.type, runtime.amp_dtype is torch.bfloat16
     if options.profile:
         print(profile(device))

@@ -60,7 +60,7 @@ def _read_onnx(path: Path) -> "Classify":
     return onnx_files.read_onnx(path, path.name).logits
 
 
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_PACKAGES = ("onnx.checker", "onnxscript", "onnxruntime.quantization")
 FORMATS = {  # by --format
     "safetensors": Format(
         WEIGHTS_FILE,

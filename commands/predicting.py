@@ -1,5 +1,7 @@
-"""Classifies picture files, and prints a table or JSON."""
+"""Classifies image files; prints a table or JSON, and writes a CSV file."""
 
+import csv
+import io
 import itertools
 import json
 import os
@@ -11,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError, printable
+from cifarnet.core.errors import RunError, UserError, os_errors, printable
+from cifarnet.core.files import write_text
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
@@ -21,24 +24,24 @@ from cifarnet.settings import Settings
 def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     """What predict.py does once its flags are read.
 
-    `options` are pictures, names (of the models), tta, top_k and json. Raises `UserError` if no
-    picture could be read, and `RunError` if some could not.
+    `options` are images, names (of the models), tta, top_k, json and csv. Raises `UserError` if no
+    image could be read, and `RunError` if some could not.
     """
-    paths, problems, notes = find_pictures(options["pictures"])
+    paths, problems, notes = find_pictures(options["images"])
     for note in notes:
         print(note, file=sys.stderr)
     count = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == count:
-        raise UserError(f"none of these {count} could be read; name pictures, or folders with some")
+        raise UserError(f"none of these {count} could be read; name images, or folders with some")
     if unreadable:
         raise RunError(f"{unreadable} of {count} could not be read; the lines above name them")
 
 
 def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[str]]:
-    """Searches the folders among `names`, and all below them, for pictures.
+    """Searches the folders among `names`, and all below them, for images.
 
-    Returns the paths of the pictures, in order; the folders without any and the unreadable ones,
+    Returns the paths of the images, in order; the folders without any and the unreadable ones,
     with a `UserError` each; and what the user should know about other files, in lines.
     """
     paths: list[str] = []
@@ -57,7 +60,7 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
             problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
             problems.append((why.filename, problem))
         if not search.images and not search.errors:
-            problems.append((name, UserError(f"the folder {name} holds no pictures")))
+            problems.append((name, UserError(f"the folder {name} holds no images")))
     return paths, problems, notes_on_ignored({NOT_IMAGES: not_images}, system)
 
 
@@ -67,18 +70,21 @@ def _show(
     options: dict[str, Any],
     settings: Settings,
 ) -> int:
-    """Prints a line for each outcome; returns how many pictures and folders were not readable.
-    Raises the problem instead if only one picture was asked for."""
+    """Prints a line for each outcome; returns how many images and folders were not readable.
+    Raises the problem instead if only one image was asked for. Writes the CSV file."""
     predictor = _load(options, settings) if paths else None
     table = Table(paths, predictor.classifier.classes if predictor else ("",))
     unreadable = 0
-    with tqdm(total=len(paths), desc="reading", unit="picture", leave=False, disable=None) as bar:
+    shown: list[Outcome] = []
+    with tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar:
         step = settings.training.eval_batch_size
         outcomes = predictor.classify(paths, step, bar.update) if predictor else ()
         for path, outcome in itertools.chain(problems, outcomes):
             failed = isinstance(outcome, UserError)
             if failed and len(paths) + len(problems) == 1:
                 raise outcome
+            if options["csv"]:
+                shown.append((path, outcome))
             entries = outcome if failed else outcome[: options["top_k"]]
             if options["json"]:
                 tqdm.write(_json_line(path, entries))
@@ -87,6 +93,8 @@ def _show(
             if failed:
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
+    if options["csv"] and predictor:
+        _write_csv(shown, predictor.classifier.classes, options["csv"])
     return unreadable
 
 
@@ -105,11 +113,29 @@ def _json_line(path: str, outcome: Ranking | UserError) -> str:
     )
 
 
+def _write_csv(outcomes: Sequence[Outcome], classes: Sequence[str], path: str) -> None:
+    """Writes one row per outcome to `path`: the image, its class, and the probability of each
+    class, or why it could not be read. Raises `RunError`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    of_classes = [f"probability_{name}" for name in classes]
+    writer.writerow(["image", "predicted", "probability", "error", *of_classes])
+    for image, outcome in outcomes:
+        if isinstance(outcome, UserError):
+            writer.writerow([image, "", "", str(outcome), *[""] * len(classes)])
+        else:
+            share, (name, highest) = dict(outcome), outcome[0]
+            cells = [f"{p:.6g}" for p in (highest, *map(share.get, classes))]
+            writer.writerow([image, name, cells[0], "", *cells[1:]])
+    with os_errors(f"--csv {path} could not be written", kind=RunError):
+        write_text(Path(path), text.getvalue())
+
+
 class Table:
     """Rows with aligned columns; the first row comes with the head."""
 
     def __init__(self, paths: Sequence[str], classes: Sequence[str]) -> None:
-        self.path_width = max([len("picture"), *(len(printable(path)) for path in paths)])
+        self.path_width = max([len("image"), *(len(printable(path)) for path in paths)])
         self.class_width = max(len(printable(name)) for name in classes)
         self.has_head = False
 
@@ -121,4 +147,4 @@ class Table:
             return row
         self.has_head = True
         ranks = [f"{rank}.".ljust(self.class_width + 8) for rank in range(1, len(ranking) + 1)]
-        return "  ".join([f"{'picture':{self.path_width}}", *ranks]).rstrip() + "\n" + row
+        return "  ".join([f"{'image':{self.path_width}}", *ranks]).rstrip() + "\n" + row

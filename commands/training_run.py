@@ -75,7 +75,7 @@ def _with_kept_settings(request: Request, group: Group) -> Request:
     snapshot = broadcast_from_rank0(lambda: read_snapshot(Path(resume)), group.ranks)
     settings = kept_settings(snapshot, Path(resume), request.flags)
     if settings.output.tensorboard:
-        check_package("tensorboard", "--tensorboard")
+        check_package("tensorboard.compat", "--tensorboard")
     return replace(request, settings=settings)
 
 

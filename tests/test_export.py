@@ -1,7 +1,7 @@
 """export.py: what is read back decides whether a file takes its place; ONNX files in use."""
 
-import importlib.util
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -212,19 +212,29 @@ def test_8_bits_are_calibrated_with_training_images(command, trained):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("missing", "is not installed"),
+        ("broken", "fails to import (libmissing.so: cannot open)"),
+    ],
+)
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_package_that_is_not_installed_is_named_before_any_work(
-    command, trained, onnx_files, monkeypatch, package
+def test_a_package_that_cannot_be_imported_is_named_before_any_work(
+    command, trained, onnx_files, monkeypatch, tmp_path, package, how, why
 ):
-    find_spec = importlib.util.find_spec
-    missing = {package}
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
-    )
+    if how == "missing":
+        monkeypatch.setitem(sys.modules, package, None)
+    else:
+        broken = tmp_path / "broken" / package
+        broken.mkdir(parents=True)
+        (broken / "__init__.py").write_text("raise OSError('libmissing.so: cannot open')")
+        monkeypatch.syspath_prepend(broken.parent)
+        monkeypatch.delitem(sys.modules, package)
     done = command("export", "--snapshot", trained.snapshot, "--format", "safetensors,onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: --format onnx needs the package {package}, which is not installed; "
+        f"error: --format onnx needs the package {package}, which {why}; "
         f"pip install -r requirements-extra.txt, or leave --format onnx out\n"
     )
     assert bench.main(["--inference"]) == 2

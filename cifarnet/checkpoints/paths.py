@@ -67,7 +67,7 @@ def resolve_model_path(name: str) -> Path:
             with os_errors(f"{path} cannot be read", "change its permissions, or name another one"):
                 path.open("rb").close()
             if path.suffix == ".onnx":
-                check_package("onnxruntime", name)
+                check_package("onnxruntime.capi", name)
             return path
     results = sorted(path.parent.name for path in RESULTS.glob(f"*/{WEIGHTS_FILE}"))
     hint = did_you_mean(name, results)

@@ -1,7 +1,7 @@
 """Arguments of a command: the parser, paths, and the packages that a flag needs."""
 
 import argparse
-import importlib.util
+import importlib
 import os
 import typing
 
@@ -28,9 +28,17 @@ def path_argument(text: str) -> str:
 
 
 def check_package(name: str, flag: str) -> None:
-    """Raises `UserError` if the optional package `name`, which `flag` needs, is not installed."""
-    if importlib.util.find_spec(name) is None:
+    """Imports the module `name` of an optional package, which `flag` needs. Raises `UserError` if
+    that fails."""
+    package = name.partition(".")[0]
+    try:
+        for each in (package, name):
+            importlib.import_module(each)
+    except Exception as problem:  # a broken installation can raise anything
+        missing = isinstance(problem, ModuleNotFoundError) and problem.name == package
+        text = " ".join(str(problem).split())
+        why = "is not installed" if missing else f"fails to import ({text or repr(problem)})"
         raise UserError(
-            f"{flag} needs the package {name}, which is not installed; "
+            f"{flag} needs the package {package}, which {why}; "
             f"pip install -r requirements-extra.txt, or leave {flag} out"
-        )
+        ) from None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cifarnet.core.errors import RunError, UserError, os_errors
+from cifarnet.core.errors import RunError, UserError, os_errors, reason
 
 
 def writable_directory(path: str | Path, flag: str) -> Path:
@@ -60,6 +60,25 @@ def dated_folder(directory: Path) -> Path:
         with contextlib.suppress(FileExistsError):  # another one in the same second
             folder.mkdir()
             return folder
+
+
+def check_replaceable(path: str | None, flag: str, begins: str) -> None:
+    """Raises a `UserError` that names `flag` if its file cannot be written to `path`: it exists
+    and does not begin as such a file does, or its folder does not exist or is not writable."""
+    if path is None:
+        return
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(len(begins.encode()))
+    except FileNotFoundError:
+        start = begins.encode()
+    except OSError as problem:
+        raise UserError(f"{flag} {path}: {reason(problem)}; name another file") from None
+    if start != begins.encode():
+        raise UserError(f"{flag} {path} exists and holds something else; name another file")
+    folder = Path(path).parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {path}: the folder {folder} cannot be written to; name another")
 
 
 def existing_directory(path: str | Path, flag: str) -> Path:

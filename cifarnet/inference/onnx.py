@@ -55,7 +55,7 @@ def read_onnx(path: Path, source: str) -> OnnxClassifier:
     Raises `UserError` for any file that export.py did not write, and if onnxruntime is not
     installed.
     """
-    check_package("onnxruntime", source)
+    check_package("onnxruntime.capi", source)
     import onnxruntime
 
     content = read_file(path)

@@ -38,7 +38,7 @@ def test_folders_without_pictures_are_named(album):
     paths, [(name, problem)], notes = find_pictures(["empty"])
     assert (paths, name, notes) == ([], "empty", [])
     assert isinstance(problem, UserError)
-    assert str(problem) == "the folder empty holds no pictures"
+    assert str(problem) == "the folder empty holds no images"
 
 
 def test_folders_that_cannot_be_read_are_named(album, monkeypatch):
@@ -60,7 +60,7 @@ def test_rows_are_aligned_and_names_are_printable():
     first = table.row("a.png", [("giraffe", 0.875), ("cat", 0.125)]).splitlines()
     second = table.row("long\nname.png", [("cat", 1.0), ("giraffe", 0.0)])
     assert first == [
-        "picture         1.               2.",
+        "image           1.               2.",
         "a.png           giraffe  87.50%  cat      12.50%",
     ]
     assert second == r"long\nname.png  cat     100.00%  giraffe   0.00%"

@@ -31,3 +31,19 @@ def test_a_missing_package_is_named_with_its_flag():
     check_package("numpy", "--json")
     with pytest.raises(UserError, match=r"--json needs the package no_such_package, .*; pip "):
         check_package("no_such_package", "--json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("raise RuntimeError('no\\nlibx.so')", r"which fails to import \(no libx.so\); pip"),
+        ("import no_such_module", r"fails to import \(No module named 'no_such_module'\)"),
+        ("assert False", r"fails to import \(AssertionError\(\)\)"),
+    ],
+    ids=str,
+)
+def test_a_package_that_fails_to_import_says_why(tmp_path, monkeypatch, content, words):
+    (tmp_path / "broken_package.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"^--json needs the package broken_package, .*{words}"):
+        check_package("broken_package", "--json")

@@ -31,6 +31,9 @@ def lacking(tmp_path):
 
 NO_TEMPORARY_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/none']"
 
+EXPORT = ("--format", "safetensors,onnx,onnx-int8,page,hub")
+EXPORTED = {"weights.safetensors", "model.onnx", "model-int8.onnx", "page.html", "hub"}
+
 
 def test_no_usable_temporary_folder(lacking, tmp_path):
     """Nor can matplotlib write to its own folder: it would make a temporary one."""
@@ -39,9 +42,11 @@ def test_no_usable_temporary_folder(lacking, tmp_path):
         ("main", *SHORT, "--num_workers", "2", "--run_dir", "run"),
         ("evaluate", "--run_dir", "run"),
         ("predict", "--pretrained", "run/snapshots_complete/last.pth", picture),
+        ("export", "--snapshot", "run/snapshots_complete/last.pth", *EXPORT, "--out", "out"),
     ):
         done = lacking(NO_TEMPORARY_FOLDER, *command, MPLCONFIGDIR="/proc/none")
         assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == EXPORTED
     names = {path.name for path in (tmp_path / "run" / "plots_complete").iterdir()}
     assert {"report.html", "training_curves.png", "confusion_matrix.png"} <= names
     assert not any("tmp" in name or "temporary" in name or "torch" in name for name in names)

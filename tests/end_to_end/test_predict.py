@@ -1,5 +1,6 @@
 """predict.py and load_pretrained, as someone uses them on pictures."""
 
+import csv
 import json
 import os
 import re
@@ -71,12 +72,46 @@ def test_the_table_is_aligned_and_the_size_of_the_batches_does_not_matter(predic
     assert (done.code, done.err) == (0, "")
     head, *rows = done.out.splitlines()
     assert len(rows) == 9
-    assert head.split() == ["picture", "1.", "2."]
+    assert head.split() == ["image", "1.", "2."]
     assert {len(row) for row in rows} == {len(rows[0])}
     assert rows[0].startswith(r"sub/\n0.png ")
     assert predict("sub", "--top_k", "2", "--batch_size", "2").out == done.out
     many = predict("sub", "--top_k", "1000000").out
-    assert many.splitlines()[0].split() == ["picture", "1.", "2.", "3."]
+    assert many.splitlines()[0].split() == ["image", "1.", "2.", "3."]
+
+
+def test_a_csv_file_holds_all_probabilities(predict, trained):
+    pictures = sorted(trained.tree.glob("test/*/*.png"))
+    Path("b,ad.png").write_bytes(b"no image")
+    done = predict("--json", "--csv", "all.csv", *pictures, "b,ad.png")
+    assert done.code == 1
+    *answers, failed = lines(done.out)
+    with Path("all.csv").open(newline="") as file:
+        *rows, last = csv.DictReader(file)
+    assert [row["image"] for row in rows] == [str(path) for path in pictures]
+    for row, answer in zip(rows, answers, strict=True):
+        first = answer["predictions"][0]
+        assert (row["predicted"], row["error"]) == (first["class"], "")
+        assert float(row["probability"]) == pytest.approx(first["probability"], abs=1e-5)
+        shares = {guess["class"]: guess["probability"] for guess in answer["predictions"]}
+        ours = {name: float(row[f"probability_{name}"]) for name in CLASSES}
+        assert ours == pytest.approx(shares, abs=1e-5)
+    assert (last["image"], last["error"]) == ("b,ad.png", failed["error"])
+    assert set(last.values()) == {"b,ad.png", failed["error"], ""}
+    assert predict("--csv", "all.csv", pictures[0]).code == 0  # such a file is replaced
+    assert len(Path("all.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("target", ["PICTURE", "folder", "none/a.csv", "labels.csv"])
+def test_a_csv_file_replaces_nothing_else(predict, trained, target):
+    Path("folder").mkdir()
+    Path("labels.csv").write_text("a.png,cat\n")
+    picture = next(trained.tree.glob("test/disc/*.png"))
+    before = picture.read_bytes()
+    done = predict("--csv", picture if target == "PICTURE" else target, picture)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("error: --csv ")
+    assert (picture.read_bytes(), Path("labels.csv").read_text()) == (before, "a.png,cat\n")
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
@@ -95,7 +130,7 @@ def test_unreadable_pictures_are_named_and_the_others_go_on(predict, trained, fo
         assert [line["path"] for line in answers] == ["empty", "b\nad.png", str(good), "none.png"]
         assert ["error" in line for line in answers] == [True, True, False, True]
     else:
-        assert [line.split()[0] for line in done.out.splitlines()] == ["picture", str(good)]
+        assert [line.split()[0] for line in done.out.splitlines()] == ["image", str(good)]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +173,7 @@ def process(*flags: object, **settings) -> subprocess.Popen:
 def test_a_reader_may_stop_early(trained):
     flags = ("--batch_size", "27", *[trained.tree] * 20)
     with process(trained.weights, *flags) as run:
-        assert run.stdout.readline().startswith("picture ")
+        assert run.stdout.readline().startswith("image ")
         run.stdout.close()
         assert run.stderr.read() == ""
     assert run.returncode == 1
@@ -155,7 +190,7 @@ def test_a_full_disk_behind_the_output_is_one_line(trained):
 
 def test_ctrl_c_ends_predicting_with_130(trained):
     with process(trained.weights, "--batch_size", "27", *[trained.tree] * 2000) as run:
-        assert run.stdout.readline().startswith("picture ")
+        assert run.stdout.readline().startswith("image ")
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (130, "")

@@ -1,9 +1,9 @@
 """Event files are read back with TensorBoard's own reader."""
 
 import csv
-import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,10 +176,7 @@ def test_a_run_and_its_continuation(command):
 
 
 def test_without_the_package_there_is_one_line(command, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name)
-    )
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     done = command("main", *QUICK, "--tensorboard")
     assert done.code == 2
     assert done.err.startswith("error: --tensorboard needs the package tensorboard")
