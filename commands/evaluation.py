@@ -96,7 +96,7 @@ def write_evaluation(
     best: Report | None = None,
     corruptions: Sequence[CorruptionRow] = (),
 ) -> None:
-    """Writes metrics.json, classification_report.txt and predictions.csv.
+    """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
     Removes page and pictures of another network or other images: they must not stand beside these.
     With --plot_evaluation also two pictures, with --report a page that shows `data` too, and with

@@ -41,6 +41,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
     "metrics.json": "all figures, for programs",
     "classification_report.txt": "the main figures, as text",
     "predictions.csv": "the prediction for each test image",
+    "predictions.npz": "the probabilities of all classes, for numpy",
     "corruptions.csv": "the accuracy on corrupted test images",
     PAGE: "this page",
     ".png": "a figure",

@@ -19,6 +19,7 @@ class Predictions(NamedTuple):
     p_true: np.ndarray
     p_predicted: np.ndarray
     p_runner_up: np.ndarray
+    probabilities: np.ndarray  # of all classes, float64 [N,C]
 
 
 def build_predictions(logits: Tensor, labels: Tensor, ranked: Tensor) -> Predictions:
@@ -27,7 +28,7 @@ def build_predictions(logits: Tensor, labels: Tensor, ranked: Tensor) -> Predict
     probabilities = logits.double().softmax(dim=1)
     classes = labels, ranked[:, 0], ranked[:, 1]
     each = (probabilities.gather(1, chosen[:, None])[:, 0] for chosen in classes)
-    return Predictions(*(values.numpy() for values in (*classes, *each)))
+    return Predictions(*(values.numpy() for values in (*classes, *each, probabilities)))
 
 
 class Bin(NamedTuple):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.errors import RunError, UserError, reason
-from cifarnet.core.files import dated_folder, read_file, write_text
+from cifarnet.core.files import dated_folder, read_file, write_atomically, write_text
+from cifarnet.core.late import LateModule
 from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
     CorruptionRow,
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from cifarnet.reporting.metrics import Report
     from cifarnet.reporting.predictions import Predictions
 
+np = LateModule("numpy")
+
 CURVES = ("training_curves.png", "learning_rate_schedule.png")
 PICTURES = ("confusion_matrix.png", "class_metrics.png")
 PAGE = "report.html"
 REPORT_FILES = (
-    *("metrics.json", "classification_report.txt", "predictions.csv", CORRUPTIONS, PAGE),
+    *("metrics.json", "classification_report.txt", "predictions.csv", "predictions.npz"),
+    *(CORRUPTIONS, PAGE),
     *(*PICTURES, *CURVES),
 )
 RUN_JSON = ".run.json"  # stands in place of the .log of a run's log
@@ -67,7 +71,7 @@ def write_report(
     best: Report | None = None,
     corruptions: Sequence[CorruptionRow] = (),
 ) -> dict[str, Any]:
-    """Writes metrics.json, classification_report.txt and predictions.csv.
+    """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
     Removes page, pictures and corruptions.csv of another report first: they must not stand beside
     these files. `paths` name the images. `last` and `best` are the reports of a run's last and best
@@ -97,6 +101,8 @@ def write_report(
         write_text(path, _main_figures(report) + report.table)
     with files.write("predictions.csv") as path:
         write_predictions(report.predictions, list(report.per_class), paths, path)
+    with files.write("predictions.npz") as path:
+        write_probabilities(report.predictions, list(report.per_class), paths, path)
     return figures
 
 
@@ -133,6 +139,21 @@ def write_predictions(
         named = classes[true], classes[predicted]
         writer.writerow((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
     write_text(path, text.getvalue())
+
+
+def write_probabilities(
+    predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
+) -> None:
+    """Writes the probabilities of all classes, float32 [N,C], as a numpy archive, with `labels`
+    int64 [N], `classes` str [C] and `paths` str [N], as in predictions.csv. Raises `OSError`."""
+    images = range(len(predictions.true)) if paths is None else paths
+    arrays = {
+        "probabilities": predictions.probabilities.astype(np.float32),
+        "labels": predictions.true,
+        "classes": np.array(classes),
+        "paths": np.array(list(map(str, images))),
+    }
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def move_other_report(directory: Path, report: Report) -> Path | None:

@@ -90,7 +90,8 @@ def test_no_report_of_another_run_stays_beside_new_predictions(command):
     evaluate(first, "--no-report")
     assert not page.exists()
     (moved,) = PLOTS.glob("before_*")
-    files = {"report.html", "predictions.csv", "metrics.json", "classification_report.txt"}
+    files = {"report.html", "predictions.csv", "predictions.npz", "metrics.json"}
+    files.add("classification_report.txt")
     assert {path.name for path in moved.iterdir()} == files
     assert figures_of(moved)["sha256"] == former != figures_of()["sha256"]
 

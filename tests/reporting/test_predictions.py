@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifarnet.reporting.predictions import build_predictions, calibration_error, reliability
-from cifarnet.reporting.report_files import write_predictions
+from cifarnet.reporting.report_files import write_predictions, write_probabilities
 
 
 def predictions_of(logits: torch.Tensor, labels: torch.Tensor):
@@ -58,3 +58,16 @@ def test_the_file_has_a_row_an_image(tmp_path, paths):
     assert [row[1:3] for row in rows] == [['"漢"', "<b>, é"], ['"漢"', '"漢"']]
     shares = [float(share) for row in rows for share in row[3:]]
     assert shares == pytest.approx([0.268941, 0.731059, 0.952574, 0.952574], abs=1e-6)
+
+
+@pytest.mark.parametrize("paths", [None, [f"ü/{i}.png" for i in range(200)]])
+def test_the_archive_holds_all_probabilities(tmp_path, paths):
+    logits, labels = random_predictions()
+    names = [f"class {i}" for i in range(10)]
+    write_probabilities(predictions_of(logits, labels), names, paths, tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz", allow_pickle=False) as archive:
+        assert archive["probabilities"].dtype == np.float32
+        np.testing.assert_allclose(archive["probabilities"], logits.softmax(1), atol=1e-6)
+        assert (archive["labels"] == labels.numpy()).all()
+        assert archive["classes"].tolist() == names
+        assert archive["paths"].tolist() == (paths or [str(i) for i in range(200)])

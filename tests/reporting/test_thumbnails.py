@@ -14,7 +14,8 @@ from cifarnet.reporting.thumbnails import COLUMNS, MOST, choose, sheet
 def random_predictions(seed: int, classes: int, images: int) -> Predictions:
     random = np.random.default_rng(seed)
     true, predicted, other = random.integers(0, classes, (3, images))
-    return Predictions(true, predicted, other, *random.random((3, images)))
+    shares = random.random((images, classes))
+    return Predictions(true, predicted, other, *random.random((3, images)), shares)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 400), st.integers(0, 300))
