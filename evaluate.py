@@ -11,8 +11,9 @@ from cifarnet.checkpoints.paths import LAST, check_snapshot, resolve_model_path,
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import ensure_temporary_folder
+from cifarnet.core.files import ensure_temporary_folder, existing_directory
 from cifarnet.settings import Settings
+from cifarnet.settings.evaluation import VALIDATION
 from cifarnet.settings.output import SNAPSHOTS
 from cifarnet.settings.parser import add_pretrained, add_tta, build_parser, check_evaluate
 
@@ -22,6 +23,7 @@ FLAGS = (
     *("batch_size", "amp", "amp_dtype", "device", "keep_memory", "evaluate"),
     *("plot_evaluation", "report", "run_dir", "plot_dir"),
 )
+OPTIONS = ("snapshot", "pretrained", "tta", "evaluate", "calibrate", "corruptions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,17 +66,30 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "compression and others, each at five severities, as in CIFAR-10-C. Takes 79 times as "
         "long.",
     )
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=VALIDATION,
+        type=path_argument,
+        metavar="SHARE|FOLDER",
+        help="First fit the temperature of one network, and keep it in its file: on the validation "
+        "images of its run; on a share of the test images, such as 0.2, which the report leaves "
+        "out; or on other images in a folder with a folder for each class.",
+    )
     flags = vars(parser.parse_args(argv))
-    options = {
-        name: flags.pop(name, None)
-        for name in ("snapshot", "pretrained", "tta", "evaluate", "corruptions")
-    }
+    options = {name: flags.pop(name, None) for name in OPTIONS}
     options |= {"names": [], "command": shlex.join(["evaluate.py", *argv])}
+    options["calibrate"] = _calibration_images(options["calibrate"])
     check_evaluate(options["evaluate"], options["pretrained"])
     if options["pretrained"] is not None:
-        options["names"] = split_names(options["pretrained"])
-        for name in options["names"]:
-            resolve_model_path(name)
+        options["names"] = names = split_names(options["pretrained"])
+        for name in names:
+            path = resolve_model_path(name)
+            if options["calibrate"] and (len(names) > 1 or path.suffix == ".onnx"):
+                raise UserError(
+                    f"--calibrate takes one network, as a weights file or a snapshot, not {name}; "
+                    f"calibrate each network before the export or the ensemble"
+                )
         return options, flags
     if options["snapshot"] is None:
         if "run_dir" not in flags:
@@ -82,6 +97,22 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         options["snapshot"] = str(Path(flags["run_dir"]) / SNAPSHOTS / LAST)
     check_snapshot(Path(options["snapshot"]))
     return options, flags
+
+
+def _calibration_images(text: str | None) -> str | float | None:
+    """What --calibrate names: a share of the test images, a folder, or `VALIDATION`. Raises
+    `UserError`."""
+    if text in (None, VALIDATION):
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        return str(existing_directory(text, "--calibrate"))
+    if not 0 < share < 1:
+        raise UserError(
+            f"--calibrate {text} is not a share in (0, 1); use 0.2, or ./{text} for a folder"
+        )
+    return share
 
 
 if __name__ == "__main__":

@@ -22,15 +22,16 @@ def cifarnet(pretrained: str | None = None) -> nn.Module:
     """Returns a network: images float32 [B,3,H,W], normalised -> logits float32 [B,classes].
 
     Without `pretrained` it is CIFARNet for ten classes with fresh random weights. `pretrained` is
-    the name of a result or a path. A trained network is in evaluation mode and has two more
-    attributes: `classes`, the names of its outputs, and `normalise`, which turns a PIL image or a
-    tensor of pixels into its input. Raises `UserError`.
+    the name of a result or a path. A trained network is in evaluation mode and has three more
+    attributes: `classes`, the names of its outputs; `temperature`, which divides them to give
+    calibrated probabilities; and `normalise`, which turns a PIL image or a tensor of pixels into
+    its input. Raises `UserError`.
     """
     if pretrained is None:
         return build_model(NetworkSettings(), 10)
     trained = load_trained(pretrained)
     network = trained.build()
-    network.classes = trained.classes
+    network.classes, network.temperature = trained.classes, trained.temperature
     network.normalise = partial(
         to_network_input, mean=trained.mean, std=trained.std, size=trained.image_size
     )

@@ -52,10 +52,19 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         metavar="FILE",
         help="Also write the probabilities of all classes to this file, one row per image.",
     )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="Answer `unsure` where the highest probability is below P, such as 0.8.",
+    )
     options = vars(parser.parse_args(argv))
     if options["top_k"] < 1:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")
     check_replaceable(options["csv"], "--csv", CSV_BEGINS)
+    threshold = options["threshold"]
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold:g} is not a share in [0, 1]; use such as 0.8")
     flags = {name: options[name] for name in ("batch_size", "device") if name in options}
     settings = Settings.from_flags(**flags)
     options["names"] = split_names(options["pretrained"])

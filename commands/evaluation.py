@@ -15,6 +15,7 @@ from cifarnet.core.files import writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
+from cifarnet.images.no_class import no_class_pictures
 from cifarnet.images.parts import part_folders
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
@@ -23,6 +24,8 @@ from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
 from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
 from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings.evaluation import VALIDATION
+from commands.calibration import calibrate_file
 from commands.corrupting import measure_corruptions
 from data import EvalBatches, augmented_examples, load_splits
 
@@ -43,14 +46,22 @@ def evaluate_classifier(
     run: dict[str, Any] | None = None,
 ) -> Report:
     """The report on `classifier` on the test images of `splits`. `run` says which run the model
-    comes from: its id, command, log and settings. Raises `UserError` if the classes differ."""
+    comes from: its id, command, log and settings. With --report the classifier is also tried on
+    pictures of no class. Raises `UserError` if the classes differ."""
     check_classes(classifier.classes, splits.test.classes)
-    batches = EvalBatches(splits.test, settings.training.eval_batch_size, runtime)
-    logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
+    classify = classifier.to(runtime.device).logits
+    batch_size, no_class = settings.training.eval_batch_size, {}
+    logits, labels = predict(classify, EvalBatches(splits.test, batch_size, runtime), runtime)
+    if settings.evaluation.report:
+        pictures = no_class_pictures(splits.test.images.shape[-1])
+        others, kinds = predict(classify, EvalBatches(pictures, batch_size, runtime), runtime)
+        highest = others.double().softmax(dim=1).amax(dim=1)
+        no_class = {kind: highest[kinds == i].numpy() for i, kind in enumerate(pictures.classes)}
     return build_report(
         logits,
         labels,
         splits.test.classes,
+        no_class,
         dataset=splits.name,
         **describe_network(classifier.infos, splits.name),
         tta=classifier.tta,
@@ -122,9 +133,9 @@ def write_evaluation(
 def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     """What evaluate.py does once its flags are read.
 
-    `options` are command, tta, evaluate and corruptions, and names of models or a snapshot; `flags`
-    those of `Settings` that the user gave. Raises `UserError`, and `RunError` if a file cannot be
-    written.
+    `options` are command, tta, evaluate, calibrate and corruptions, and names of models or a
+    snapshot; `flags` those of `Settings` that the user gave. Raises `UserError`, and `RunError` if
+    a file cannot be written.
     """
     run: dict[str, Any] = {"id": None, "log": None, "command": options["command"]}
     facts: dict[str, Any] = {}
@@ -132,10 +143,19 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         snapshot = read_snapshot(Path(options["snapshot"]))
         run["id"], facts["history"] = snapshot.state.run_id, snapshot.state.history
         trained = snapshot.trained(options["evaluate"])
+        if options["calibrate"] and trained.sha256 != snapshot.trained().sha256:
+            raise UserError(
+                "--calibrate fits the weights that the run evaluates; leave --evaluate out"
+            )
         classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
     else:
         classifier = load_classifier(options["names"], options["tta"], flags.get("amp"))
     infos = classifier.infos
+    if (
+        options["calibrate"] == VALIDATION
+    ):  # what its run held out, also where its images lie elsewhere
+        of_run = settings_from_dict(infos[0].origin.settings).flags
+        flags = {name: of_run[name] for name in ("val_fraction", "limit_train")} | flags
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
     runtime = init_process(settings.precision, settings.training.seed)
@@ -143,6 +163,10 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         print_line(runtime.note)
     splits = load_splits(settings.data, print_line, classifier.classes)
     _warn_of_training_images(infos, splits, settings)
+    if options["calibrate"] is not None:
+        calibrated, splits = calibrate_file(infos[0], options, splits, settings, runtime)
+        infos = [calibrated]
+        classifier = combine([TorchClassifier(calibrated, flags.get("amp"))], options["tta"])
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
     corruptions = []
@@ -151,6 +175,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     _move_other_report(directory, report)
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
+    print_line(report.calibration())
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
     data = report_data(infos, splits, settings, runtime, **facts)

@@ -20,12 +20,14 @@ from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
 from cifarnet.settings import Settings
 
+UNSURE = "unsure"
+
 
 def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     """What predict.py does once its flags are read.
 
-    `options` are images, names (of the models), tta, top_k, json and csv. Raises `UserError` if no
-    image could be read, and `RunError` if some could not.
+    `options` are images, names (of the models), tta, top_k, json, csv and threshold. Raises
+    `UserError` if no image could be read, and `RunError` if some could not.
     """
     paths, problems, notes = find_pictures(options["images"])
     for note in notes:
@@ -73,7 +75,8 @@ def _show(
     """Prints a line for each outcome; returns how many images and folders were not readable.
     Raises the problem instead if only one image was asked for. Writes the CSV file."""
     predictor = _load(options, settings) if paths else None
-    table = Table(paths, predictor.classifier.classes if predictor else ("",))
+    classes, threshold = predictor.classifier.classes if predictor else ("",), options["threshold"]
+    table = Table(paths, classes, threshold)
     unreadable = 0
     shown: list[Outcome] = []
     with tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar:
@@ -87,14 +90,14 @@ def _show(
                 shown.append((path, outcome))
             entries = outcome if failed else outcome[: options["top_k"]]
             if options["json"]:
-                tqdm.write(_json_line(path, entries))
+                tqdm.write(_json_line(path, entries, threshold))
             elif not failed:
                 tqdm.write(table.row(path, entries))
             if failed:
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
     if options["csv"] and predictor:
-        _write_csv(shown, predictor.classifier.classes, options["csv"])
+        _write_csv(shown, classes, options["csv"], threshold)
     return unreadable
 
 
@@ -104,37 +107,51 @@ def _load(options: dict[str, Any], settings: Settings) -> Predictor:
     return Predictor(classifier.to(device), device)
 
 
-def _json_line(path: str, outcome: Ranking | UserError) -> str:
+def is_unsure(ranking: Ranking, threshold: float) -> bool:
+    """Whether the highest probability is below `threshold`."""
+    return ranking[0][1] < threshold
+
+
+def _json_line(path: str, outcome: Ranking | UserError, threshold: float | None) -> str:
     """One line in ASCII, whatever the path: a terminal's escapes would break the JSON."""
     if isinstance(outcome, UserError):
         return json.dumps({"path": path, "error": str(outcome)})
-    return json.dumps(
-        {"path": path, "predictions": [{"class": name, "probability": p} for name, p in outcome]}
-    )
+    predictions = [{"class": name, "probability": p} for name, p in outcome]
+    unsure = {} if threshold is None else {"unsure": is_unsure(outcome, threshold)}
+    return json.dumps({"path": path, **unsure, "predictions": predictions})
 
 
-def _write_csv(outcomes: Sequence[Outcome], classes: Sequence[str], path: str) -> None:
+def _write_csv(
+    outcomes: Sequence[Outcome], classes: Sequence[str], path: str, threshold: float | None
+) -> None:
     """Writes one row per outcome to `path`: the image, its class, and the probability of each
-    class, or why it could not be read. Raises `RunError`."""
+    class, or why it could not be read. With a `threshold` also whether it is unsure, 1 or 0.
+    Raises `RunError`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
+    unsure = [] if threshold is None else ["unsure"]
     of_classes = [f"probability_{name}" for name in classes]
-    writer.writerow(["image", "predicted", "probability", "error", *of_classes])
+    writer.writerow(["image", "predicted", "probability", "error", *unsure, *of_classes])
     for image, outcome in outcomes:
         if isinstance(outcome, UserError):
-            writer.writerow([image, "", "", str(outcome), *[""] * len(classes)])
+            writer.writerow([image, "", "", str(outcome), *[""] * len([*unsure, *classes])])
         else:
             share, (name, highest) = dict(outcome), outcome[0]
             cells = [f"{p:.6g}" for p in (highest, *map(share.get, classes))]
-            writer.writerow([image, name, cells[0], "", *cells[1:]])
+            unsure_cell = [] if threshold is None else [int(is_unsure(outcome, threshold))]
+            writer.writerow([image, name, cells[0], "", *unsure_cell, *cells[1:]])
     with os_errors(f"--csv {path} could not be written", kind=RunError):
         write_text(Path(path), text.getvalue())
 
 
 class Table:
-    """Rows with aligned columns; the first row comes with the head."""
+    """Rows with aligned columns; the first row comes with the head. With a `threshold` they have
+    the answer too: a class, or `UNSURE`."""
 
-    def __init__(self, paths: Sequence[str], classes: Sequence[str]) -> None:
+    def __init__(
+        self, paths: Sequence[str], classes: Sequence[str], threshold: float | None = None
+    ) -> None:
+        self.threshold = threshold
         self.path_width = max([len("image"), *(len(printable(path)) for path in paths)])
         self.class_width = max(len(printable(name)) for name in classes)
         self.has_head = False
@@ -142,9 +159,14 @@ class Table:
     def row(self, path: str, ranking: Ranking) -> str:
         """The path, then class and probability of each entry of `ranking`."""
         cells = [f"{printable(name):{self.class_width}} {share:7.2%}" for name, share in ranking]
+        ranks = [f"{rank}.".ljust(self.class_width + 8) for rank in range(1, len(ranking) + 1)]
+        if self.threshold is not None:
+            answer = UNSURE if is_unsure(ranking, self.threshold) else printable(ranking[0][0])
+            width = max(self.class_width, len(UNSURE))
+            cells.insert(0, answer.ljust(width))
+            ranks.insert(0, "answer".ljust(width))
         row = "  ".join([f"{printable(path):{self.path_width}}", *cells])
         if self.has_head:
             return row
         self.has_head = True
-        ranks = [f"{rank}.".ljust(self.class_width + 8) for rank in range(1, len(ranking) + 1)]
         return "  ".join([f"{'image':{self.path_width}}", *ranks]).rstrip() + "\n" + row

@@ -19,6 +19,7 @@ from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.report_files import RUN_JSON
+from commands.calibration import calibrate, keep_temperature
 from commands.evaluation import evaluate_classifier, report_data, write_evaluation
 from commands.run import Run
 
@@ -31,6 +32,8 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     else:  # its own statistics and settings count
         source, snapshot = run.resume.source, run.resume.snapshot
     models = _models_to_report(run, source, snapshot)
+    if run.splits.val is not None:
+        models = {name: _calibrated(run, name, model) for name, model in models.items()}
     reports = {name: _evaluate(run, model, snapshot) for name, model in models.items()}
     run.data.train.close()  # the workers' processor time then counts
     processor_seconds = sum_over_ranks([sum(os.times()[:4])], run.runtime)[0]
@@ -38,7 +41,7 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
         return None
     selected = run.settings.evaluation.select if "best" in reports else "last"
     for name, each in reports.items():
-        run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}")
+        run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}; {each.calibration()}")
     _say_costs(run, processor_seconds)
     try:
         _write_report(run, source, models["last"], reports, selected)
@@ -47,6 +50,8 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     run.log.line(f"report and figures, on the {selected} model: {run.folders['plot_dir']}")
     run.log.line(f"snapshots: {run.folders['snapshot_dir']}; log: {run.log.path}")
     recorders.report(reports[selected])
+    if run.splits.val is not None:
+        _keep_temperatures(run, models)
     return {
         name: reports[name].headline() if name in reports else None for name in ("last", "best")
     }
@@ -63,6 +68,26 @@ def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, T
             best = broadcast_from_rank0(lambda: read_snapshot(path), run.runtime)
             models["best"] = best.trained(kind, best=True)
     return models
+
+
+def _calibrated(run: Run, name: str, model: TrainedModel) -> TrainedModel:
+    """`model` with the temperature that fits the validation images."""
+    about = f"{len(run.splits.val):,} validation images of {run.splits.name}"
+    amp = run.settings.precision.amp
+    model, sentence = calibrate(model, run.splits.val, about, run.settings, run.runtime, amp)
+    run.log.line(f"{name} model, epoch {model.origin.epoch}: {sentence}")
+    return model
+
+
+def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
+    """Writes the temperatures of `models` into the snapshots of this run. Raises `RunError`."""
+    for path, model in ((Path(model.source), model) for model in models.values()):
+        try:
+            if path.parent == run.folders["snapshot_dir"]:
+                keep_temperature(model, path)
+        except (OSError, UserError) as problem:
+            reason = getattr(problem, "strerror", None) or problem
+            raise RunError(f"the temperature could not be written to {path} ({reason})") from None
 
 
 def _find_best(run: Run, source: Path) -> Path | None:

@@ -18,6 +18,7 @@ from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.checkpoints.paths import BEST, check_snapshot, resolve_model_path
 from cifarnet.checkpoints.trained import (
     FORMAT,
+    UNCALIBRATED,
     Origin,
     TrainedModel,
     fingerprint,
@@ -76,15 +77,17 @@ class Snapshot:
         epoch is the best one, as the name of the file may say too. Raises `UserError` if there
         are no such weights.
         """
-        kind = weights or self.settings.evaluation.evaluate
+        evaluated = self.settings.evaluation.evaluate
+        kind = weights or evaluated
         tensors = WEIGHTS[kind](self)
         best = best or Path(self.model.source).name == BEST
         former, history = self.model.origin, self.state.history
         origin = describe_origin(
             former.dataset, former.epoch, former.computed_on, former.settings, history, kind, best
         )
+        changes = {} if kind == evaluated else UNCALIBRATED
         return dataclasses.replace(
-            self.model, weights=tensors, origin=origin, sha256=fingerprint(tensors)
+            self.model, weights=tensors, origin=origin, sha256=fingerprint(tensors), **changes
         )
 
 

@@ -29,6 +29,8 @@ from cifarnet.settings.network import NetworkSettings
 
 FORMAT = 2  # of weights files, snapshots and the metadata of ONNX files
 MOST_EPOCHS = 1_000_000  # the limit of --epochs
+TEMPERATURE_RANGE = 0.01, 100.0
+UNCALIBRATED = {"temperature": 1.0, "calibrated_on": ""}  # files of earlier versions lack these
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class ModelInfo:
     origin: Origin
     sha256: str  # of the weights: see `fingerprint`
     source: str  # the name that the user gave
+    temperature: float = 1.0  # divides the logits: see `fit_temperature`
+    calibrated_on: str = ""  # the images that it was fitted on, in words; empty: not fitted
 
     def fields(self) -> dict[str, Any]:
         """The values of `FIELDS`, as plain values."""
@@ -85,7 +89,7 @@ del FIELDS["source"]
 class TrainedModel(ModelInfo):
     """A trained network, with all that is needed to use it or to judge it."""
 
-    weights: dict[str, Tensor]  # the network's state_dict
+    weights: dict[str, Tensor] = dataclasses.field(kw_only=True)  # the network's state_dict
 
     def build(self) -> nn.Module:
         """The trained network, on the CPU in evaluation mode: see `build_model`. Raises `UserError`
@@ -121,6 +125,7 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         raise ValueError(
             f"it has the format {str(fields.get('format'))[:20]} of another version, not {FORMAT}"
         )
+    fields = UNCALIBRATED | fields
     check_fields(FIELDS, fields)
     words = ("dataset", "selected_by", "accuracy_from", "computed_on")
     origin = Origin(
@@ -140,10 +145,12 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         and 16 <= fields["image_size"] <= 1024
         and origin.weights in ("raw", "ema")
         and (origin.accuracy is None or 0 <= origin.accuracy <= 1)
+        and TEMPERATURE_RANGE[0] <= fields["temperature"] <= TEMPERATURE_RANGE[1]
     ):
         raise ValueError("its figures do not fit together")
     network, size, sha256 = (fields[name] for name in ("network", "image_size", "sha256"))
-    return ModelInfo(NetworkSettings(**network), size, classes, mean, std, origin, sha256, source)
+    parts = (NetworkSettings(**network), size, classes, mean, std, origin, sha256, source)
+    return ModelInfo(*parts, fields["temperature"], printable(fields["calibrated_on"]))
 
 
 def trained_model(info: ModelInfo, weights: dict[str, Tensor]) -> TrainedModel:

@@ -40,6 +40,18 @@ OUTCOMES = (
     Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, "{:.4g}".format),
     Outcome("seconds", "time", lambda run: run.seconds, clock),
     Outcome("images_per_second", "images/s", lambda run: run.images_per_second, "{:,.0f}".format),
+    Outcome(
+        "calibration_error",
+        "calibration error",
+        lambda run: run.record.calibration_error,
+        "{:.2%}".format,
+    ),
+    Outcome(
+        "calibration_error_before",
+        "uncalibrated",
+        lambda run: run.record.calibration_error_before,
+        "{:.2%}".format,
+    ),
     Outcome("parameters", "parameters", lambda run: run.record.parameters, "{:,.0f}".format),
 )
 

@@ -247,6 +247,10 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
             test_images=report.get("images"),
             epochs_done=last["epoch"] if isinstance(last["epoch"], int) else 0,
         )
+    figures = report if epoch == last["epoch"] else last
+    names = ("calibration_error", "calibration_error_before")
+    errors = {name: v for name in names if isinstance(v := figures.get(name), float)}
+    record = replace(record, **errors)
     run = replace(run, record=record, predictions=predictions if exists(predictions) else None)
     is_last = epoch == last["epoch"] == run.epochs_done
     return run if is_last else replace(run, predicted_by=f"epoch {epoch}")

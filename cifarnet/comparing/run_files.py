@@ -32,6 +32,8 @@ class RunFacts:
     comparable_after: int = 0  # see `Progress`
     top1: float | None = None  # of the last model on the test images, in [0, 1]
     corrupted: float | None = None  # the mean under corruption, in [0, 1]
+    calibration_error: float | None = None  # of the last model on the test images, in [0, 1]
+    calibration_error_before: float | None = None  # without its temperature, if it has one
     plot_dir: str | None = None
 
 

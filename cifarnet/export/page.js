@@ -201,7 +201,7 @@ function serve() {
     const start = performance.now();
     try {
       const pixels = data.pixels ?? squeezed(drawn(data.bitmap), network.size);
-      const logits = run(network, weights, pixels);
+      const logits = run(network, weights, pixels).map((logit) => logit / network.temperature);
       postMessage({ id: data.id, pixels, logits, milliseconds: performance.now() - start });
     } catch (problem) {
       postMessage({ id: data.id, problem: String(problem) });
@@ -213,7 +213,7 @@ function serve() {
 
 const element = (id) => document.getElementById(id);
 const waiting = new Map(); // the questions to the worker, by number
-let worker, network, asked = 0, turns = 0;
+let worker, network, answer, asked = 0, turns = 0;
 
 function show() {
   network = JSON.parse(element("network").textContent);
@@ -232,6 +232,7 @@ function show() {
       take(input.files);
       input.value = ""; // so that the same file can be chosen again
     });
+  element("threshold").addEventListener("input", say);
   document.addEventListener("paste", (event) => take(event.clipboardData.files));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -263,10 +264,11 @@ async function take(files) {
     // It comes upright. Training takes the numbers as they are, whatever their colour profile.
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
     if (turn !== turns) return;
+    answer = undefined;
     tell("Looking …");
     preview(bitmap, file.name);
-    const answer = await classify({ bitmap });
-    if (turn === turns) present(answer);
+    const result = await classify({ bitmap });
+    if (turn === turns) present(result);
   } catch {
     if (turn === turns) tell(`This browser cannot read ${file.name} as a picture. What is shown is not of it.`);
   }
@@ -303,7 +305,19 @@ function present({ pixels, logits, milliseconds }) {
     bar.style.setProperty("--share", share);
   });
   document.body.classList.add("answered");
-  tell(`${ranking[0].name}, ${percent(ranking[0].share)}. Answered in ${Math.round(milliseconds)} ms.`);
+  answer = { ...ranking[0], milliseconds };
+  say();
+}
+
+/** Says the answer, or that its share is below the threshold. */
+function say() {
+  const { value } = element("threshold");
+  element("least").textContent = `${value} %`;
+  if (!answer) return;
+  const unsure = answer.share < value / 100;
+  document.body.classList.toggle("unsure", unsure);
+  const words = `${unsure ? "Unsure, at best " : ""}${answer.name}, ${percent(answer.share)}`;
+  tell(`${words}. Answered in ${Math.round(answer.milliseconds)} ms.`);
 }
 
 function percent(share) {

@@ -42,6 +42,7 @@ def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
         "mean": info.mean,
         "std": info.std,
         "size": info.image_size,
+        "temperature": info.temperature,
         "layers": layers,
         "weights": base64.b64encode(weights.numpy().tobytes()).decode(),
     }
@@ -67,7 +68,7 @@ def read_page(path: Path) -> Classify:
         for layer in data["layers"]:
             inputs = [values[number] for number in layer["of"]]
             values.append(KINDS[layer["kind"]](layer, weights, *inputs))
-        return values[-1].flatten(1)
+        return values[-1].flatten(1) / data["temperature"]
 
     return run
 

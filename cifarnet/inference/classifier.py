@@ -58,16 +58,18 @@ class TorchClassifier(Classifier):
 
     def __init__(self, model: TrainedModel, amp: bool | None = None) -> None:
         super().__init__([model])
-        self.mean, self.std = model.mean, model.std
+        self.mean, self.std, self.temperature = model.mean, model.std, model.temperature
         self.network = model.build()
         self.amp = model.origin.settings.get("amp", False) if amp is None else amp
 
     def logits(self, pixels: Tensor) -> Tensor:
         images = Normalise(self.mean, self.std, pixels.device)(pixels)
         if self.amp:
-            return self.network(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.network(images)
+            logits = self.network(images)
+        else:
+            with torch.autocast(images.device.type, enabled=False):
+                logits = self.network(images)
+        return logits if self.temperature == 1 else logits.float() / self.temperature
 
 
 class Ensemble(Classifier):

@@ -17,10 +17,20 @@ from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock
 from cifarnet.core.machine import versions
 from cifarnet.core.templates import read_template
-from cifarnet.reporting.charts import epoch_words, thinned, training_charts
+from cifarnet.reporting.charts import (
+    Axis,
+    Chart,
+    Curve,
+    epoch_words,
+    line_chart,
+    percent,
+    thinned,
+    training_charts,
+)
+from cifarnet.reporting.confidence import coverage_curve
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.metrics import Report
-from cifarnet.reporting.predictions import reliability
+from cifarnet.reporting.predictions import Bin, reliability
 from cifarnet.reporting.report_files import PAGE, REPORT_FILES
 from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
 from cifarnet.settings import FLAGS, settings_from_dict
@@ -151,6 +161,7 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
         "few": FEW,
         "side": data.images.shape[-1],
         "charts": training_charts(history) if history else [],
+        "confidence_charts": confidence_charts(report),
         "plotted": len(history),
         "epoch_words": epoch_words(history),
         "epochs": len(data.history),
@@ -182,6 +193,27 @@ def _pictures(
         "names": None if data.paths is None else [data.paths[i] for i in choice.images],
         "augmented": {"first": len(choice.images), "rows": rows, "columns": versions},
     }
+
+
+def confidence_charts(report: Report) -> list[Chart]:
+    """The accuracy of the surest answers; and for a calibrated network, accuracy by probability."""
+    answers = [Curve("accuracy", "blue", coverage_curve(report.predictions))]
+    x_axis = Axis("share of the images answered, the surest first", percent)
+    charts = [line_chart("accuracy of the answers", answers, x_axis, Axis(form=percent))]
+    if report.bins_before:
+        parts = (
+            ("ideal", "soft", [(share, share) for share in (0, 1)]),
+            ("before", "red", _reliability_points(report.bins_before)),
+            ("calibrated", "blue", _reliability_points(reliability(report.predictions))),
+        )
+        x_axis = Axis("predicted probability", percent)
+        curves = [Curve(*part) for part in parts]
+        charts.append(line_chart("accuracy by probability", curves, x_axis, Axis(form=percent)))
+    return charts
+
+
+def _reliability_points(bins: Sequence[Bin]) -> list[tuple[float, float]]:
+    return [(each.confidence, each.accuracy) for each in bins if each.images >= FEW]
 
 
 class Pair(NamedTuple):

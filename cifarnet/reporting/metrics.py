@@ -1,10 +1,11 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
@@ -14,7 +15,9 @@ from torch import Tensor
 from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.core.device import Runtime
 from cifarnet.core.ranks import gathered
+from cifarnet.reporting.confidence import threshold_table
 from cifarnet.reporting.predictions import (
+    Bin,
     Predictions,
     build_predictions,
     calibration_error,
@@ -94,11 +97,23 @@ class Report:
     tta: str = "none"  # test-time augmentation
     parameters: int | None = None  # of all networks together
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
+    temperature: float | None = 1.0  # that the logits were divided by; None: of an ensemble
+    calibrated_on: str = ""  # see `ModelInfo`
+    calibration_error_before: float | None = None  # without the temperature, where there is one
+    bins_before: list[Bin] = field(default_factory=list)
+    thresholds: list[dict[str, Any]] = field(default_factory=list)  # see `threshold_table`
 
     def summary(self) -> str:
         """One summary line, in percent."""
         tops = ", ".join(f"top-{k} {share:.2%}" for k, share in self.tops().items())
         return f"{tops}, macro F1 {self.macro['f1']:.4f}, loss {self.loss:.4f}"
+
+    def calibration(self) -> str:
+        """The calibration error, in words."""
+        words = f"calibration error: {self.calibration_error:.4f}"
+        if self.calibration_error_before is None:
+            return words
+        return f"{words}, without the temperature: {self.calibration_error_before:.4f}"
 
     def epoch_in_words(self) -> str:
         """The epoch, and whether the weights are averaged ones."""
@@ -118,6 +133,7 @@ class Report:
     def headline(self) -> dict[str, Any]:
         """The figures that stand beside each other in metrics.json, for last and best model."""
         names = ("snapshot", "epoch", "top1", "top3", "top5", "loss")
+        names += ("temperature", "calibration_error", "calibration_error_before")
         return {name: getattr(self, name) for name in names}
 
 
@@ -137,6 +153,8 @@ def describe_network(infos: Sequence[ModelInfo], dataset: str) -> dict[str, Any]
         "sha256": hashlib.sha256("".join(values["sha256"]).encode()).hexdigest(),
         "members": members,
         "parameters": parameters,
+        "temperature": None,
+        "calibrated_on": "; ".join(filter(None, dict.fromkeys(values["calibrated_on"]))),
     }
 
 
@@ -149,17 +167,30 @@ def _describe_member(info: ModelInfo, dataset: str) -> dict[str, Any]:
         "weights": origin.weights,
         "selected_by": origin.selected_by + elsewhere,
         "sha256": info.sha256,
+        "temperature": info.temperature,
+        "calibrated_on": info.calibrated_on,
     }
 
 
-def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **about: Any) -> Report:
+def build_report(
+    logits: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    no_class: Mapping[str, np.ndarray] | None = None,
+    **about: Any,
+) -> Report:
     """The report on logits [N,C] and labels [N]; a class that is missing or never predicted is 0.
 
-    `about` are the fields of a report that do not follow from logits and labels: dataset, and
-    those of `describe_network`, at least.
+    `no_class`: see `threshold_table`. `about` are the fields of a report that do not follow from
+    logits and labels: dataset, and those of `describe_network`, at least.
     """
     loss, top1, top3, top5 = scores(logits, labels)
-    predictions = build_predictions(logits, labels, _ranked(logits))
+    ranked = _ranked(logits)
+    predictions = build_predictions(logits, labels, ranked)
+    before: list[Bin] = []
+    temperature = about.get("temperature")
+    if temperature not in (None, 1) and about.get("tta", "none") == "none":
+        before = reliability(build_predictions(logits.double() * temperature, labels, ranked))
     true, predicted = predictions.true, predictions.predicted
     hits = int((true == predicted).sum())
     indices = list(range(len(classes)))
@@ -187,6 +218,9 @@ def build_report(logits: Tensor, labels: Tensor, classes: tuple[str, ...], **abo
         confusion_matrix=matrix.tolist(),
         table=table,
         predictions=predictions,
+        calibration_error_before=calibration_error(before) if before else None,
+        bins_before=before,
+        thresholds=threshold_table(predictions, no_class or {}),
         **about,
     )
 

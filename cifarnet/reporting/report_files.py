@@ -79,7 +79,9 @@ def write_report(
     content of metrics.json.
     """
     figures = {
-        name: value for name, value in vars(report).items() if name not in ("table", "predictions")
+        name: value
+        for name, value in vars(report).items()
+        if name not in ("table", "predictions", "bins_before")
     }
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
     former = _report_in(files.directory)
@@ -118,7 +120,7 @@ def _main_figures(report: Report) -> str:
         *(f"top-{k} accuracy: {share:.4f}" for k, share in report.tops().items()),
         f"95 % interval of top-1: {low:.4f} to {high:.4f}",
         f"loss: {report.loss:.4f}",
-        f"calibration error: {report.calibration_error:.4f}",
+        report.calibration(),
     ]
     return "\n".join([*lines, "", ""])
 

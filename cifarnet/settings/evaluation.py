@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cifarnet.settings.flags import Group, flag
 
 TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
+VALIDATION = "val"  # of evaluate.py --calibrate: the validation images of the run
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import pickle
 import stat
@@ -161,10 +162,23 @@ def test_a_history_that_no_run_writes_is_refused(tmp_path, wrong):
     assert "(its history does not fit" in refused(tmp_path / LAST)
 
 
+@pytest.mark.parametrize("temperature", [0, -1, 1e9, math.nan, math.inf])
+def test_a_temperature_that_no_run_fits_is_refused(tmp_path, temperature):
+    save(make_snapshot(temperature=temperature), tmp_path / LAST)
+    assert "is not usable (" in refused(tmp_path / LAST)
+
+
+def test_a_snapshot_of_an_earlier_version_is_not_calibrated(tmp_path):
+    content = contents(make_snapshot(temperature=2.0, calibrated_on="images"))
+    del content["temperature"], content["calibrated_on"]
+    write_sealed(content, tmp_path / LAST)
+    assert equal(read_snapshot(tmp_path / LAST), make_snapshot(source=str(tmp_path / LAST)))
+
+
 @pytest.mark.parametrize("name", sorted(contents(make_snapshot()).keys() - {"format"}))
 def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path, name):
     content = contents(make_snapshot())
-    for wrong in (0.5, b"bytes", [[7]], {1: torch.ones(3)}):
+    for wrong in (0.5 if name != "temperature" else "0.5", b"bytes", [[7]], {1: torch.ones(3)}):
         write_sealed(content | {name: wrong}, tmp_path / LAST)
         assert f"({name!r} is not of type" in refused(tmp_path / LAST)
     for fits_some_field in ("text", 7, None, True, [], {}, {"weight": "text"}, [[]], {"a": {}}):

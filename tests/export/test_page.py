@@ -61,9 +61,9 @@ def build(kind: str) -> tuple[nn.Module, int]:
     return random_model(**flags).build(), int(size)
 
 
-def write(network: nn.Module, folder: Path, size: int = 32, classes=CLASSES) -> Path:
-    path = folder / "page.html"
-    write_page(network, make_trained(classes=classes, mean=MEAN, std=STD, image_size=size), path)
+def write(network: nn.Module, folder: Path, size: int = 32, classes=CLASSES, **about) -> Path:
+    path, about = folder / "page.html", {"mean": MEAN, "std": STD, "image_size": size, **about}
+    write_page(network, make_trained(classes=classes, **about), path)
     return path
 
 
@@ -119,6 +119,11 @@ def test_a_result_gives_the_same_logits_in_the_browser(browser, tmp_path, count)
 
 HOSTILE = ("</script><script>document.title='hurt'</script>", "<img src=x onerror=a()>", "&amp;")
 SHOWN = "return [document.body.innerText, document.getElementById('seen').toDataURL()]"
+MOVE = """
+const slider = document.getElementById("threshold");
+slider.value = arguments[0];
+slider.dispatchEvent(new Event("input"));
+"""
 DELIVER = """
 const [kind, name, type, text] = arguments;
 const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -201,6 +206,25 @@ def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_p
             browser.execute_script(DELIVER, kind, name, mime, text)
             until_it_says(browser, answer)
     assert (console(browser), fetched(browser)) == ([], [])
+
+
+@torch.inference_mode()
+def test_a_calibrated_network_is_unsure_below_the_threshold(browser, tmp_path):
+    network, size = build("weighed")
+    pixels, (picture, *_) = noise(2, size), pictures(tmp_path)
+    path = write(network, tmp_path, size, temperature=2.5)
+    expected = answers(network, pixels) / 2.5
+    torch.testing.assert_close(read_page(path)(pixels), expected, atol=TOLERANCE, rtol=0)
+    open_page(browser, path)
+    torch.testing.assert_close(logits_of(browser, pixels), expected, atol=TOLERANCE, rtol=0)
+    browser.find_element("id", "file").send_keys(str(picture))
+    until_it_says(browser, "Answered in")
+    share = answers(network, torch.from_numpy(shown(browser)[1])[None]).div(2.5).softmax(1).max()
+    for percent in (0, int(100 * share), int(100 * share) + 1, 0):
+        browser.execute_script(MOVE, percent)
+        unsure = browser.find_element("id", "status").text.startswith("Unsure, at best ")
+        assert unsure == (share < percent / 100)
+    assert console(browser) == []
 
 
 # --- what the page cannot hold ---

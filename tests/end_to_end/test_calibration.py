@@ -1,0 +1,241 @@
+"""The temperature of a network: fitted, kept in its file, applied wherever it is used."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import log_loss
+from support.commands import QUICK, run
+from support.outputs import assert_same_state, figures, metadata, snapshot
+
+from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot
+from cifarnet.checkpoints.trained import write_weights
+from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.settings import Settings
+from data import load_splits
+
+IMAGES = {"dataset": "digits", "limit_train": 300, "limit_test": 40, "val_fraction": 0.2}
+FLAGS = (
+    *(*QUICK, *(word for name, value in IMAGES.items() for word in (f"--{name}", value))),
+    *("--epochs", "3", "--image_sizes", "16", "--augment", "none", "--save_best"),
+)
+LAST = Path("snapshots_complete/last.pth")
+QUIET = ("--no-plot_evaluation", "--no-report")
+
+
+class Calibrated(NamedTuple):
+    """A run that validates: its folder, and its images."""
+
+    root: Path
+    splits: Splits
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> Calibrated:
+    root = tmp_path_factory.mktemp("calibrated")
+    assert run("main", *FLAGS, "--run_dir", root) == 0
+    return Calibrated(root, load_splits(Settings.from_flags(**IMAGES).data, print))
+
+
+@pytest.fixture
+def folder(calibrated, tmp_path) -> Path:
+    """A copy of the run, as the working directory of `command`."""
+    shutil.copytree(calibrated.root, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def uncalibrated(path: Path) -> torch.nn.Module:
+    return TorchClassifier(replace(load_trained(str(path)), temperature=1.0), amp=False)
+
+
+def fit(path: Path, images: ImageSet) -> float:
+    """The temperature by scikit-learn's cross-entropy, in 64 bits."""
+    with torch.inference_mode():
+        logits = uncalibrated(path).logits(images.images).double()
+
+    def loss(inverse: float) -> float:
+        return log_loss(images.labels, (logits * inverse).softmax(1).numpy(), labels=range(10))
+
+    return 1 / minimize_scalar(loss, bounds=(0.01, 100), method="bounded").x
+
+
+def picture(splits: Splits) -> None:
+    """Writes a test image that some networks are unsure of."""
+    pixels = splits.test.images[0].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save("digit.png")
+
+
+def highest(done) -> float:
+    (line,) = done.out.splitlines()
+    return json.loads(line)["predictions"][0]["probability"]
+
+
+def probability(splits: Splits, path: Path, temperature: float) -> float:
+    with torch.inference_mode():
+        logits = uncalibrated(path).logits(splits.test.images[:1])
+    return (logits.double() / temperature).softmax(1).max().item()
+
+
+@pytest.mark.parametrize("name", ["last", "best_model"])
+def test_a_run_fits_the_temperature_of_each_model_on_its_validation_images(calibrated, name):
+    root, splits = calibrated
+    content = snapshot(f"{name}.pth", root / "snapshots_complete")
+    assert content["calibrated_on"] == f"{len(splits.val)} validation images of digits"
+    path = root / "snapshots_complete" / f"{name}.pth"
+    assert content["temperature"] == pytest.approx(fit(path, splits.val), rel=1e-3)
+    report = figures(root / "plots_complete")[name.partition("_")[0]]
+    assert report["temperature"] == content["temperature"] != 1
+    assert report["calibration_error"] != report["calibration_error_before"]
+
+
+def test_it_changes_no_answer(calibrated, command):
+    root, splits = calibrated
+    with (root / "plots_complete" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with torch.inference_mode():
+        logits = uncalibrated(root / LAST).logits(splits.test.images)
+    assert [row["predicted"] for row in rows] == [splits.test.classes[i] for i in logits.argmax(1)]
+    temperature = snapshot("last.pth", root / "snapshots_complete")["temperature"]
+    shares = (logits.double() / temperature).softmax(1).amax(1)
+    written = [float(row["probability_predicted"]) for row in rows]
+    np.testing.assert_allclose(written, shares, atol=1e-4)
+
+
+def test_a_resumed_run_is_calibrated_as_an_uninterrupted_one(folder, command):
+    numbered = "snapshots_complete/snapshot_epoch_0002.pth"
+    flags = ("--resume", numbered, "--run_dir", "again", "--epochs", "3")
+    assert snapshot("snapshot_epoch_0002.pth")["temperature"] == 1
+    assert command("main", *flags).code == 0
+    again, first = snapshot("last.pth", "again/snapshots_complete"), snapshot("last.pth")
+    for content in (again, first):
+        del content["origin"]  # names the folders
+    assert again["temperature"] != 1
+    assert_same_state(again, first)
+
+
+def test_every_use_applies_it(folder, command, calibrated):
+    splits = calibrated.splits
+    picture(splits)
+    temperature = snapshot("last.pth")["temperature"]
+    expected = pytest.approx(probability(splits, LAST, temperature), abs=1e-4)
+    assert expected != probability(splits, LAST, 1)
+    formats = "safetensors,onnx,hub,page"
+    exported = command("export", "--snapshot", LAST, "--format", formats, "--out", "out")
+    assert exported.code == 0, exported.err
+    assert metadata(Path("out/weights.safetensors"))["temperature"] == temperature
+    for path in (LAST, "out/weights.safetensors", "out/model.onnx", "out/hub"):
+        done = command("predict", "--pretrained", path, "--json", "digit.png")
+        assert highest(done) == expected, path
+    twice = f"{LAST},out/weights.safetensors"
+    assert highest(command("predict", "--pretrained", twice, "--json", "digit.png")) == expected
+    flags = ("--pretrained", "out/model.onnx", "--plot_dir", "of_onnx", *QUIET)
+    assert command("evaluate", *flags).code == 0
+    of_onnx, last = figures(Path("of_onnx")), figures()["last"]
+    for name in ("temperature", "calibration_error", "calibration_error_before"):
+        assert of_onnx[name] == pytest.approx(last[name], abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["snapshot", "weights"])
+def test_a_file_without_temperature_is_calibrated_by_evaluate(folder, command, form):
+    fitted = snapshot("last.pth")
+    model = replace(load_trained(str(LAST)), temperature=1.0, calibrated_on="")
+    path = {"snapshot": Path("old.pth"), "weights": Path("old.safetensors")}[form]
+    if form == "snapshot":
+        path.write_bytes(pack(replace(read_snapshot(LAST), model=model)))
+    else:
+        write_weights(model, path)
+    done = command("evaluate", "--pretrained", path, "--calibrate", *QUIET)
+    assert (done.code, done.err) == (0, "")
+    kept = load_trained(str(path))
+    assert kept.temperature == pytest.approx(fitted["temperature"], rel=1e-6)
+    assert (kept.calibrated_on, kept.sha256) == (fitted["calibrated_on"], fitted["sha256"])
+    assert figures()["temperature"] == kept.temperature
+    if form == "snapshot":
+        assert_same_state(snapshot("old.pth", "."), fitted | {"temperature": kept.temperature})
+
+
+def test_a_share_of_the_test_images_is_left_out_of_the_report(folder, command):
+    done = command("evaluate", "--snapshot", LAST, "--calibrate", "0.5", *QUIET)
+    assert (done.code, done.err) == (0, "")
+    half = figures()
+    assert half["images"] == 20
+    assert half["calibrated_on"].startswith("20 of the 40 test images of digits")
+    assert half["calibrated_on"] == snapshot("last.pth")["calibrated_on"]
+
+
+def write_images(images: ImageSet, root: Path, chosen: slice) -> None:
+    for at, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+        if at in range(*chosen.indices(len(images))):
+            path = root / images.classes[label] / f"{at}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+
+
+def test_other_images_in_a_folder(folder, command, calibrated):
+    splits = calibrated.splits
+    write_images(splits.val, Path("other"), slice(None))
+    done = command("evaluate", "--snapshot", LAST, "--calibrate", "other", *QUIET)
+    assert (done.code, done.err) == (0, "")
+    assert figures()["calibrated_on"] == f"{len(splits.val)} images in other"
+    assert figures()["temperature"] == pytest.approx(fit(LAST, splits.val), rel=1e-3)
+    for part, name in ((splits.test, "test"), (splits.train, "training")):
+        shutil.copytree("other", name)
+        write_images(part, Path(name), slice(-2, None))
+        done = command("evaluate", "--snapshot", LAST, "--calibrate", name, *QUIET)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"--calibrate {name}: 2 {name} images of digits are among" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--pretrained", "trained", "--calibrate"), "was trained on all 18 training images"),
+        (("--pretrained", "trained,trained", "--calibrate"), "takes one network"),
+        (("--pretrained", "trained", "--calibrate", "1.5"), "is not a share in (0, 1)"),
+        (("--pretrained", "trained", "--calibrate", "nan"), "is not a share in (0, 1)"),
+        (("--pretrained", "trained", "--calibrate", "nowhere"), "nowhere does not exist"),
+        (("--pretrained", "trained", "--calibrate", "0.001"), "holds back no image"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_calibrated_is_one_line(command, trained, flags, words):
+    before = trained.weights.read_bytes()
+    places = ("--dataset", "folder", "--data_dir", trained.tree)
+    flags = [
+        flag.replace("trained", str(trained.weights)) if flag[0] == "t" else flag for flag in flags
+    ]
+    done = command("evaluate", *flags, *places, *QUIET)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert words in done.err
+    assert trained.weights.read_bytes() == before
+
+
+def test_a_threshold_says_unsure(folder, command, calibrated):
+    picture(calibrated.splits)
+    approx = partial(pytest.approx, abs=1e-4)
+    p = probability(calibrated.splits, LAST, snapshot("last.pth")["temperature"])
+    for threshold, unsure in ((p - 0.01, False), (p + 0.01, True)):
+        flags = ("--pretrained", LAST, "--threshold", f"{threshold:.4f}", "digit.png")
+        (line,) = command("predict", *flags, "--json", "--csv", "p.csv").out.splitlines()
+        assert json.loads(line)["unsure"] is unsure
+        with Path("p.csv").open(newline="") as file:
+            (cells,) = csv.DictReader(file)
+        assert (cells["unsure"], float(cells["probability"])) == (str(int(unsure)), approx(p))
+        head, row = command("predict", *flags).out.splitlines()
+        assert re.split(r"\s\s+", head)[:2] == ["image", "answer"]
+        assert (row.split()[1] == "unsure") == unsure
+    for wrong in ("80", "-0.1", "nan"):
+        done = command("predict", "--pretrained", LAST, "--threshold", wrong, "digit.png")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "is not a share in [0, 1]" in done.err
