@@ -16,7 +16,7 @@ class Flip(Step):
     name = "flip"
 
     def __init__(self, settings: AugmentationSettings, size: int) -> None:
-        self.probability = 0.5
+        self.probability = settings.flip_p
 
     def for_image(self, mean: tuple[int, ...]) -> list[ImageForm]:
         return [A.HorizontalFlip(p=self.probability)]

@@ -151,7 +151,7 @@ def without_effect(settings: Settings) -> list[str]:
         ("--affine_p", not replaced or on["affine_p"], ("shift", "scale", "degrees")),
         ("--jitter_p", not replaced or on["jitter_p"], ("jitter",)),
         ("--mixup or --cutmix", augmentation.mixup + augmentation.cutmix > 0, ("mix_p",)),
-        ("--augment full or light", augmentation.augment != "none", ("pad",)),
+        ("--augment full or light", augmentation.augment != "none", ("pad", "flip_p")),
         ("--augment full or light", augmentation.augment != "none" or auto, ("border",)),
         ("--augment_engine albumentations", per_image, ("num_workers",)),
         ("--attention", settings.network.attention != "none", ("attention_at",)),

@@ -34,6 +34,8 @@ PUBLISHED = LIGHT | {"published": 1.0}
         ({"augment_p": 0.25, "hole_p": 1.0}, LIGHT | {"affine": 0.25, "hole": 1.0, "jitter": 0.25}),
         ({"hole_p": 0.0}, LIGHT | {"affine": 0.05, "jitter": 0.1}),
         ({"augment_p": 0.0}, LIGHT),
+        ({"augment": "light", "flip_p": 0.25}, {"crop": 1.0, "flip": 0.25}),
+        ({"augment_p": 0.0, "flip_p": 0.0}, {"crop": 1.0}),
         ({"auto_augment": "randaugment"}, PUBLISHED | {"hole": 0.05}),
         (
             {"auto_augment": "randaugment", "affine_p": 0.3, "hole_p": 0.0},
