@@ -18,7 +18,7 @@ class AugmentationSettings(Group):
     augment: str = flag("full", choices=("full", "light", "none"), help=
         "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.")
     flip_p: float = flag(0.5, within="[0, 1]", help=
-        "Probability of mirroring an image left to right, in light and full. 0 for digits and text.")
+        "Probability of mirroring an image left to right, in light and full. 0: no image.")
     augment_p: float | None = flag(None, within="[0, 1]", unset="the three flags below", help=
         "Probability of each step that full adds to light: affine, hole and jitter.")
     affine_p: float | None = flag(None,
