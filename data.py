@@ -97,11 +97,17 @@ def build_engine(
     return ENGINES[settings.augment_engine].augment(policy, mean, device)
 
 
-def augmented_examples(
-    splits: Splits, settings: Settings, device: torch.device
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Eight training images, and eight augmented versions of all of them: uint8 [8,3,S,S] each.
-    With --mixup or --cutmix each version is a batch, mixed within itself."""
+class Examples(NamedTuple):
+    """Training images, augmented versions of all of them, and their classes."""
+
+    originals: np.ndarray  # uint8 [8,3,S,S]
+    versions: list[np.ndarray]  # eight times uint8 [8,3,S,S]
+    names: list[str]
+
+
+def augmented_examples(splits: Splits, settings: Settings, device: torch.device) -> Examples:
+    """Eight training images, and eight augmented versions of each. With --mixup or --cutmix each
+    version is a batch, mixed within itself."""
     classes, seed = splits.train.classes, settings.training.seed
     subset = limited(splits.train, max(EXAMPLES, len(classes)), "--preview_augment")
     images, labels = subset.images[:EXAMPLES].numpy(), subset.labels[:EXAMPLES]
@@ -113,7 +119,7 @@ def augmented_examples(
             mixing(torch.from_numpy(batch).float(), labels, (epoch, 0, 0))[0].round().byte().numpy()
             for epoch, batch in enumerate(versions, 1)
         ]
-    return images, versions
+    return Examples(images, versions, [classes[label] for label in labels])
 
 
 class TrainBatches:

@@ -93,14 +93,14 @@ def training_curves(
 
 
 def _mark_best(axes: Axes, measured: Sequence[Row], name: str) -> None:
-    """Marks the best row, and writes the ticks in percent."""
+    """Marks the best row, names it in the title, and writes the ticks in percent."""
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     best = best_row(measured)
     if best:
         accuracy = best.held_out_accuracy
         which = f"best {name}" if len(measured) > 1 else name  # a single one is not chosen
-        label = f"{which}: {accuracy:.2%}, epoch {best.epoch}"
-        axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, label=label, clip_on=False)
+        axes.set_title(f"accuracy ({which}: {accuracy:.2%}, epoch {best.epoch})")
+        axes.plot(best.epoch, accuracy, "*", ms=13, color=RED, clip_on=False)
 
 
 @mpl.rc_context(STYLE)
@@ -243,16 +243,25 @@ def mosaic(originals: np.ndarray, versions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 @mpl.rc_context(STYLE)
-def augmentations(originals: np.ndarray, versions: Sequence[np.ndarray], path: Path) -> None:
-    """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them.
-    Raises `OSError`."""
+def augmentations(
+    originals: np.ndarray,
+    versions: Sequence[np.ndarray],
+    names: Sequence[str],
+    about: str,
+    path: Path,
+) -> None:
+    """A grid: `originals` uint8 [N,3,H,W] in the first column, augmented `versions` beside them,
+    and the `names` of their classes. `about` are the settings. Raises `OSError`."""
     pixels = mosaic(originals, versions)
-    height = 1 + WIDTH * pixels.shape[0] / pixels.shape[1]
-    figure = _figure(height, "Training images and augmented versions", "")
+    height = 0.8 + (WIDTH - 1) * pixels.shape[0] / pixels.shape[1]  # names need an inch
+    figure = _figure(height, "Training images and augmented versions", about)
     axes = figure.subplots()
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
-    column = pixels.shape[1] / (1 + len(versions))
+    column, row = pixels.shape[1] / (1 + len(versions)), pixels.shape[0] / len(names)
+    for number, name in enumerate(names):
+        shown = _shortened(drawable(name), 18)
+        axes.text(-2 * GAP, (number + 0.5) * row, shown, ha="right", va="center")
     axes.text(GAP, -GAP, "original")
     axes.text(column + GAP, -GAP, "augmented")
     _write(figure, path)

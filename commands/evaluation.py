@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
@@ -14,15 +16,17 @@ from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
-from cifarnet.images.imageset import Splits
+from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.images.no_class import no_class_pictures
 from cifarnet.images.parts import part_folders
+from cifarnet.images.pictures import read_images
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
 from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
+from cifarnet.reporting.thumbnails import LARGEST
 from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.evaluation import VALIDATION
 from commands.calibration import calibrate_file
@@ -84,18 +88,30 @@ def report_data(
         if settings.evaluation.report and same and of_training.augmentation.augments:
             facts["augmented"] = partial(_augmented, splits, of_training, runtime)
         facts.setdefault("computed_on", info.origin.computed_on)
+    has_files = splits.test.paths is not None and settings.data.image_size < LARGEST
     return ReportData(
         images=splits.test.images.numpy(),
-        official=settings.data.dataset == "cifar10" and not settings.data.limit_test,
+        official=settings.data.dataset == "cifar10",
         paths=splits.test.paths,
+        larger=partial(_larger, splits.test, Path(settings.data.data_dir)) if has_files else None,
         **facts,
     )
 
 
+def _larger(test: ImageSet, root: Path, at: np.ndarray) -> np.ndarray:
+    """The images `at` of `test`, read again from their files below `root`, in the size of the
+    report: uint8 [K,3,S,S]. Where a file cannot be read, its smaller image is enlarged."""
+    images = F.interpolate(test.images[torch.from_numpy(at)], LARGEST).numpy()
+    for i, outcome in enumerate(read_images((root / test.paths[j] for j in at), LARGEST)):
+        if not isinstance(outcome, UserError):
+            images[i], _ = outcome
+    return images
+
+
 def _augmented(splits: Splits, settings: Settings, runtime: Runtime) -> np.ndarray:
     """Training images, each followed by augmented versions: uint8 [R,V,3,S,S]."""
-    originals, versions = augmented_examples(splits, settings, runtime.device)
-    return np.stack([originals, *versions], axis=1)
+    examples = augmented_examples(splits, settings, runtime.device)
+    return np.stack([examples.originals, *examples.versions], axis=1)
 
 
 def write_evaluation(

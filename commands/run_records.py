@@ -47,8 +47,10 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
 
 
 def _draw_curves(run: Run, path: Path, progress: Progress) -> None:
-    objective = run.objective
-    title = f"{run.splits.name}: epoch {progress.epoch} of {run.plan.epochs}"
+    objective, augmentation = run.objective, run.settings.augmentation
+    title = f"epoch {progress.epoch} of {run.plan.epochs}, {run.splits.name}"
+    if augmentation.augments:
+        title = f"training images are augmented; {title}"
     names = objective.loss_name, objective.accuracy_name
     labels = (f"train, {name}" if name else "train" for name in names)
     plots.training_curves(progress.history, title, path, *labels)

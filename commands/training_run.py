@@ -225,7 +225,8 @@ def _preview(settings: Settings, runtime: Runtime) -> None:
     failure = f"--preview_augment {path}: cannot"
     with os_errors(f"{failure} write it", "name another file"):
         try:
-            plots.augmentations(*augmented_examples(splits, settings, runtime.device), path)
+            examples = augmented_examples(splits, settings, runtime.device)
+            plots.augmentations(*examples, settings.augmentation.in_words, path)
         except (OSError, UserError):
             raise
         except Exception as problem:

@@ -68,10 +68,13 @@ def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures
         [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
         for figure in figures
     )
-    assert [names[0] for names in several] == ["train, smoothed labels", "train, mixed"]
-    assert several[1][-1].startswith("best test: ")
-    assert once[1][-1].startswith("test: ")  # a single one is not the best of several
-    assert never == [["train"], ["train"]]
+    assert several == [["train, smoothed labels", "test"], ["train, mixed", "test"]]
+    assert once == [["train", "test"]] * 2
+    assert never == [["train"]] * 2
+    titles = [figure.axes[1].get_title() for figure in figures]
+    assert titles[0].startswith("accuracy (best test: ")
+    assert titles[1].startswith("accuracy (test: ")  # a single one is not the best of several
+    assert titles[2] == "accuracy"
 
 
 def test_legends_are_off_the_data(tmp_path, figures):
@@ -137,7 +140,8 @@ def test_strange_names_are_drawn_as_they_are(tmp_path, classes):
 def test_augmentations(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
     versions = [images[::-1], 255 - images]
-    plots.augmentations(images, versions * 4, tmp_path / "grid.png")
+    names = [*"abcdefg", "a" * 40]
+    plots.augmentations(images, versions * 4, names, "--augment light", tmp_path / "grid.png")
     assert min(size_of(tmp_path / "grid.png")) > 800
     tiles = plots.mosaic(images, versions)
     assert tiles.shape == (8 * 36, 3 * 36, 3)

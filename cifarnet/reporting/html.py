@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from cifarnet.checkpoints.history import Row
 from cifarnet.core.files import write_atomically
@@ -30,9 +32,18 @@ from cifarnet.reporting.charts import (
 from cifarnet.reporting.confidence import coverage_curve
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.metrics import Report
-from cifarnet.reporting.predictions import Bin, reliability
+from cifarnet.reporting.predictions import Bin, interval, reliability
 from cifarnet.reporting.report_files import PAGE, REPORT_FILES
-from cifarnet.reporting.thumbnails import COLUMNS, MOST, Choice, choose, sheet, tile_side
+from cifarnet.reporting.thumbnails import (
+    COLUMNS,
+    LARGEST,
+    MOST,
+    UNSURE,
+    Choice,
+    choose,
+    sheet,
+    tile_side,
+)
 from cifarnet.settings import FLAGS, settings_from_dict
 from cifarnet.settings.parser import flags_of, shown_default
 
@@ -44,7 +55,8 @@ PAIRS = 3  # of classes, that a sentence names
 FEW = 20  # images in a bin of probability: with fewer, its accuracy means little
 
 # The published run: the figures of its author, October 2025, on the official test images.
-PUBLISHED = {"top1": 0.8788, "top3": 0.9774, "top5": 0.9931, "macro_f1": 0.8781, "epochs": 250}
+PUBLISHED = {1: 0.8788, 3: 0.9774, 5: 0.9931}  # top-k accuracy
+PUBLISHED_F1, PUBLISHED_EPOCHS, OFFICIAL_IMAGES = 0.8781, 250, 10_000
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 MEANINGS = {  # of the files that a run leaves, by name or by suffix
@@ -67,15 +79,17 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
 class ReportData:
     """What the page shows beside the report. Unknown parts are left out.
 
+    `larger(indices)` reads test images from their files: uint8 [K,3,LARGEST,LARGEST].
     `augmented()` draws R training images, each followed by augmented versions: uint8 [R,V,3,S,S].
     `files` are what the run left in other folders.
     """
 
     images: np.ndarray  # uint8 [N,3,S,S]: the test images
-    official: bool  # whether they are the official test images of CIFAR-10
+    official: bool  # whether they are of the official test images of CIFAR-10
     paths: Sequence[str] | None = None  # of the test images; None: they have numbers
     history: Sequence[Row] = ()
     computed_on: str = ""
+    larger: Callable[[np.ndarray], np.ndarray] | None = None  # None: the files show no more
     augmented: Callable[[], np.ndarray] | None = None
     files: Sequence[Path] = ()
 
@@ -86,7 +100,7 @@ def write_page(report: Report, figures: dict[str, Any], data: ReportData, direct
     template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
     content = _about(report, figures, data, directory) | _results(report, data)
     augmented = data.augmented() if data.augmented else None
-    room = ROOM // tile_side(data.images.shape[-1]) ** 2
+    room = ROOM // (LARGEST if data.larger else tile_side(data.images.shape[-1])) ** 2
     while True:
         pictures = _pictures(report, data, augmented, choose(report.predictions, room))
         page = template.render(content | pictures).encode(errors="backslashreplace")
@@ -114,23 +128,22 @@ def _about(
     files = [directory / name for name in REPORT_FILES]
     files = [path for path in files if path.name == PAGE or path.is_file()]
     settings = settings_from_dict(flags)
-    steps = settings.augmentation
-    augmenting = ["augment", *(["auto_augment"] if steps.auto_augment != "none" else [])]
-    augmenting += [name for name in ("mixup", "cutmix") if steps.mixes and getattr(steps, name)]
     return {
         "report": report,
         "date": time.strftime("%Y-%m-%d"),
         "corruptions": read_corruptions(directory),
         "models": [(name, figures[name]) for name in ("last", "best") if figures[name]],
-        "published": PUBLISHED if list(report.per_class) == CIFAR10 else None,
+        "published": _beside_published(report) if list(report.per_class) == CIFAR10 else [],
+        "published_epochs": PUBLISHED_EPOCHS,
+        "official_images": OFFICIAL_IMAGES,
         "official": data.official,
         "computed_on": data.computed_on,
         "settings": settings,
-        "augmenting": augmenting,
         "differing": [(name, _shown(flags[name]), shown_default(FLAGS[name])) for name in differs],
         "defaults": [(name, _shown(value)) for name, value in flags.items() if name not in differs],
         "typed": run.get("command"),
         "evaluated_by": figures.get("evaluated_by"),
+        "trained": bool(flags or data.history),
         "command": shlex.join(["python", "main.py", *flags_of(settings)]),
         "without_paths": "data_dir" not in flags,
         "versions": versions(),
@@ -139,6 +152,19 @@ def _about(
             for path in (*data.files, *files)
         ],
     }
+
+
+def _beside_published(report: Report) -> list[tuple[str, str, str, str]]:
+    """The rows of a table: what, of this network, of the published run, and the difference, which
+    is shown where the published figure is outside the interval of this network."""
+    rows = []
+    for k, share in report.tops().items():
+        low, high = interval(share, report.images)
+        difference = f"{100 * (share - PUBLISHED[k]):+.2f} points"
+        if low <= PUBLISHED[k] <= high:
+            difference = "unclear"
+        rows.append((f"top-{k}", _percent(share), _percent(PUBLISHED[k]), difference))
+    return [*rows, ("macro F1", f"{report.macro['f1']:.4f}", f"{PUBLISHED_F1:.4f}", "")]
 
 
 def _shown(value: Any) -> str:
@@ -151,13 +177,16 @@ def _shown(value: Any) -> str:
 def _results(report: Report, data: ReportData) -> dict[str, Any]:
     """The figures of the network, and the curves of its training."""
     history = thinned(data.history)
+    bins = reliability(report.predictions)
     return {
         "classes": list(report.per_class),
         "mean_probability": report.predictions.p_predicted.mean(),
         "pairs": confused_pairs(report.confusion_matrix)[:PAIRS],
         "matrix": shaded(report.confusion_matrix, MOST_CLASSES),
         "written": len(report.per_class) <= WRITTEN_CLASSES,
-        "bins": reliability(report.predictions),
+        "bins": bins,
+        "log1p": math.log1p,
+        "unsure": UNSURE,
         "few": FEW,
         "side": data.images.shape[-1],
         "charts": training_charts(history) if history else [],
@@ -174,11 +203,13 @@ def _pictures(
     report: Report, data: ReportData, augmented: np.ndarray | None, choice: Choice
 ) -> dict[str, Any]:
     """The pictures, and what the page's script needs to know of each."""
-    tiles = data.images[choice.images]
+    tiles = (data.larger or data.images.__getitem__)(choice.images)
     rows = versions = 0
     if augmented is not None:
         rows, versions = augmented.shape[:2]
-        tiles = np.concatenate([tiles, augmented.reshape(-1, *tiles.shape[1:])])
+        examples = torch.from_numpy(augmented).flatten(0, 1)
+        examples = F.interpolate(examples, tiles.shape[-1])  # nearest: the pixels stay visible
+        tiles = np.concatenate([tiles, examples.numpy()])
     p = report.predictions
     parts = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
     columns = (choice.images, *(values[choice.images] for values in parts))

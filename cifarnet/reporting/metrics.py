@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from sklearn import metrics
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from cifarnet.reporting.predictions import (
     Predictions,
     build_predictions,
     calibration_error,
+    interval,
     reliability,
 )
 
@@ -192,7 +192,6 @@ def build_report(
     if temperature not in (None, 1) and about.get("tta", "none") == "none":
         before = reliability(build_predictions(logits.double() * temperature, labels, ranked))
     true, predicted = predictions.true, predictions.predicted
-    hits = int((true == predicted).sum())
     indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}
 
@@ -207,7 +206,7 @@ def build_report(
         top5=top5,
         loss=loss,
         calibration_error=calibration_error(reliability(predictions)),
-        interval=tuple(binomtest(hits, len(labels)).proportion_ci(0.95, "wilson")),
+        interval=interval(top1, len(labels)),
         images=len(labels),
         macro=_shares(each["macro avg"]),
         weighted=_shares(each["weighted avg"]),

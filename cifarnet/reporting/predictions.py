@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 from torch import Tensor
 
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2017
@@ -29,6 +30,11 @@ def build_predictions(logits: Tensor, labels: Tensor, ranked: Tensor) -> Predict
     classes = labels, ranked[:, 0], ranked[:, 1]
     each = (probabilities.gather(1, chosen[:, None])[:, 0] for chosen in classes)
     return Predictions(*(values.numpy() for values in (*classes, *each, probabilities)))
+
+
+def interval(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share in [0, 1] that was measured on `images` (Wilson 1927)."""
+    return tuple(binomtest(round(share * images), images).proportion_ci(0.95, "wilson"))
 
 
 class Bin(NamedTuple):

@@ -12,6 +12,7 @@ from PIL import Image
 from cifarnet.reporting.predictions import Predictions
 
 MOST = 24  # images of a cell of the confusion matrix, and of each list
+UNSURE = 0.9  # the least confident hits are below this probability
 LARGEST = 64  # pixels: the side of a tile at most
 COLUMNS = 40  # tiles side by side
 
@@ -42,6 +43,7 @@ def choose(predictions: Predictions, room: int) -> Choice:
     right = np.flatnonzero(true == predicted)
     mistakes = wrong[np.argsort(-p[wrong], kind="stable")][:MOST]
     hits = right[np.argsort(p[right], kind="stable")][:MOST]
+    hits = hits[p[hits] < UNSURE]
     wanted = np.zeros(len(true), dtype=bool)
     wanted[np.concatenate([taken, mistakes, hits])] = True
     images = order[wanted[order]]

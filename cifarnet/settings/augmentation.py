@@ -1,6 +1,6 @@
 """Settings of the augmentation: which steps, how likely, how far they go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from cifarnet.core.errors import UserError
 from cifarnet.settings.flags import Group, flag, numbers_in
@@ -8,6 +8,7 @@ from cifarnet.settings.flags import Group, flag, numbers_in
 # Defaults that follow from other flags.
 PROBABILITIES = {"affine_p": 0.05, "hole_p": 0.05, "jitter_p": 0.1}  # docs/recipes.md
 REPLACED = ("affine_p", "jitter_p")  # 0 beside --auto_augment, whose steps do the same
+NO_CHANGE = ("augment_p", "augment_engine", "preview_augment")  # do not change what images show
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,20 @@ class AugmentationSettings(Group):
     def augments(self) -> bool:
         """Whether training images are changed at all."""
         return self.augment != "none" or self.auto_augment != "none" or self.mixes
+
+    @property
+    def in_words(self) -> str:
+        """The flags that say how images are changed: --augment, and those that differ from their
+        defaults; then the probability of each step that --augment full adds."""
+        words = []
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.name == "augment" or (value != spec.default and spec.name not in NO_CHANGE):
+                words.append(f"--no-{spec.name}" if value is False else f"--{spec.name} {value}")
+        if self.augment == "full":
+            likely = self.probabilities.items()
+            words[0] += f" ({', '.join(f'{step} {p:g}' for step, p in likely)})"
+        return ", ".join(words)
 
     @property
     def probabilities(self) -> dict[str, float]:

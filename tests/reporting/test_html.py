@@ -1,18 +1,21 @@
 import base64
 import hashlib
 import html
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.pages import Elements, data_of, words
 from support.reports import ABOUT, make_report
 from support.snapshots import make_row
 
 from cifarnet.reporting.html import CIFAR10, LIMIT, ReportData, confused_pairs, shaded, write_page
 from cifarnet.reporting.metrics import build_report
+from cifarnet.reporting.thumbnails import COLUMNS, LARGEST
 
 
 def noise(count: int, size: int = 32) -> np.ndarray:
@@ -76,34 +79,46 @@ def test_a_page_stays_small(tmp_path, classes, images, size):
     assert ("100 of 300 classes with the most mistakes" in text) == (classes == 300)
 
 
-def test_what_is_not_known_is_left_out_with_a_sentence(tmp_path):
-    bare = words(page_of(tmp_path, make_report("ab")))
-    full = words(
-        page_of(
-            tmp_path,
-            make_report("ab", run={"settings": {"augment": "light", "lr": 0.25}}),
-            history=[make_row(1), make_row(2)],
-            computed_on="a machine",
-            augmented=lambda: noise(6).reshape(2, 3, 3, 32, 32),
-        )
+def test_what_is_not_known_is_left_out(tmp_path):
+    bare = page_of(tmp_path, make_report("ab"))
+    full = page_of(
+        tmp_path,
+        make_report("ab", run={"settings": {"augment": "light", "lr": 0.25}}),
+        history=[make_row(1), make_row(2)],
+        computed_on="a machine",
+        augmented=lambda: noise(6).reshape(2, 3, 3, 32, 32),
     )
-    for present, absent in (
-        ("2 epochs in 0:00:01 of training on a machine", "No curves"),
-        ("augmented versions, as in training (--augment light)", "No examples"),
-        ("trained ona machine", "Training time and device are not known"),
-        ("--lr0.250.1", "All settings have their default values"),
+    for part in (
+        *("2 epochs in 0:00:01 of training on a machine", "trained ona machine"),
+        *("augmented versions, as in training (--augment light)", "--lr0.250.1"),
     ):
-        assert (present in full, absent in full) == (True, False)
-        assert (present in bare, absent in bare) == (False, True)
-    unchanged = make_report("ab", run={"settings": {"augment": "none"}})
-    assert "trained without augmentation" in words(page_of(tmp_path, unchanged))
+        assert (part in words(full), part in words(bare)) == (True, False)
+    assert "Training time and device are not known" in words(bare)
+    for section in ("training", "augmentation"):
+        assert all(f'{place}{section}"' in full for place in ('id="', 'href="#'))
+        assert f'{section}"' not in bare  # neither an empty section nor a link to it
 
 
 def test_mixing_is_a_part_of_augmentation(tmp_path):
     mixed = make_report("abc", run={"settings": {"augment": "none", "mixup": 0.2}})
-    assert "No examples" in words(page_of(tmp_path, mixed))
     text = words(page_of(tmp_path, mixed, augmented=lambda: noise(6).reshape(2, 3, 3, 32, 32)))
     assert "(--augment none, --mixup 0.2)" in text
+
+
+def test_pictures_from_files_are_larger_than_what_the_network_sees(tmp_path):
+    colours = np.arange(60, dtype=np.uint8)[:, None, None, None]
+
+    def larger(indices):
+        return (4 * colours[indices]).repeat(3, 1).repeat(LARGEST, 2).repeat(LARGEST, 3)
+
+    page = page_of(tmp_path, make_report("abc"), larger=larger)
+    assert data_of(page)["tile"] == LARGEST
+    assert "shown with 64 by 64 pixels; the network sees 32 by 32" in words(page)
+    sheet = base64.b64decode(re.search(r'src="data:image/jpeg;base64,([^"]*)"', page)[1])
+    pixels = np.asarray(Image.open(io.BytesIO(sheet))).astype(int)
+    for place, (index, *_) in enumerate(data_of(page)["shown"]):
+        x, y = LARGEST * (place % COLUMNS), LARGEST * (place // COLUMNS)
+        assert abs(pixels[y + 32, x + 32] - 4 * index).max() <= 4
 
 
 def test_the_page_of_an_ensemble_shows_no_single_training(tmp_path):
@@ -117,10 +132,21 @@ def test_the_published_run_stands_beside_cifar_10_only(tmp_path):
     assert "published run" not in words(page_of(tmp_path, make_report("ab")))
     report = make_report(CIFAR10, dataset="CIFAR-10, squeezed")
     text = words(page_of(tmp_path, report))
-    assert "60, CIFAR-10, squeezed10,000, official" in text
-    assert "not the official test images" in text
+    assert "60 images of CIFAR-10, squeezed, not the official test images" in text
     assert f"{100 * (report.top1 - 0.8788):+.2f} points" in text
-    assert "not the official test images" not in words(page_of(tmp_path, report, official=True))
+    text = words(page_of(tmp_path, report, official=True))
+    assert "This network: 60 of the 10,000 official images. " in text
+    assert "approximate" not in text
+
+
+@pytest.mark.parametrize(("top1", "clear"), [(0.8788, False), (0.875, False), (0.92, True)])
+def test_a_difference_within_the_interval_is_not_claimed(tmp_path, top1, clear):
+    """The bounds of 87.88 % of 10,000 images are 87.23 % and 88.50 %."""
+    report = replace(make_report(CIFAR10), top1=top1, images=10_000)
+    text = words(page_of(tmp_path, report, official=True))
+    assert "This network: all 10,000 official images. " in text
+    (row,) = re.findall(r"top-1[0-9.]+.%87.88.%(unclear|[-+0-9.]+ points) top-3", text)
+    assert row == (f"{100 * (top1 - 0.8788):+.2f} points" if clear else "unclear")
 
 
 def test_figures_and_command_of_the_run(tmp_path):
@@ -136,13 +162,18 @@ def test_figures_and_command_of_the_run(tmp_path):
         assert part in text
 
 
-@pytest.mark.parametrize(
-    ("labels", "sentence"),
-    [([0, 1], "No image is classified wrongly."), ([1, 0], "There are none.")],
-)
-def test_without_mistakes_or_hits_a_sentence_says_so(tmp_path, labels, sentence):
+@pytest.mark.parametrize(("labels", "empty"), [([0, 1], "mistakes"), ([1, 0], "hits")])
+def test_without_mistakes_or_hits_their_section_is_left_out(tmp_path, labels, empty):
     report = build_report(torch.eye(2), torch.tensor(labels), ("a", "b"), **ABOUT)
-    assert sentence in words(page_of(tmp_path, report))
+    page = page_of(tmp_path, report)
+    sections = [name for name in ("mistakes", "hits") if f'id="{name}"' in page]
+    assert sections == [name for name in ("mistakes", "hits") if name != empty]
+    assert ("No image is classified wrongly." in words(page)) == (empty == "mistakes")
+
+
+def test_hits_that_are_sure_are_not_called_the_least_confident(tmp_path):
+    report = build_report(20 * torch.eye(2), torch.tensor([0, 1]), ("a", "b"), **ABOUT)
+    assert 'id="hits"' not in page_of(tmp_path, report)
 
 
 def test_pairs_are_counted_both_ways():
