@@ -41,8 +41,8 @@ def _compare(argv: Sequence[str]) -> None:
             flag, type=path_argument, metavar="FILE", help=f"write {what} to this file"
         )
     options = parser.parse_args(argv)
-    _check_target(options.csv, "--csv", CSV_BEGINS)
-    _check_target(options.html, "--html", PAGE_BEGINS)
+    check_target(options.csv, "--csv", CSV_BEGINS)
+    check_target(options.html, "--html", PAGE_BEGINS)
     runs, messages = read_runs(options.runs)
     for message in messages:
         print(printable(message), file=sys.stderr)
@@ -78,7 +78,7 @@ def _test(runs: Sequence[PastRun]) -> str:
     return "McNemar's test: left out, as it compares two runs; name two" if len(runs) > 2 else ""
 
 
-def _check_target(path: str | None, flag: str, begins: str) -> None:
+def check_target(path: str | None, flag: str, begins: str) -> None:
     """Raises `UserError` if the file `path` is not a comparison: a history must not be replaced."""
     if path is None:
         return

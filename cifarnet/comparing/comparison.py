@@ -35,6 +35,7 @@ class Outcome(NamedTuple):
 
 OUTCOMES = (
     Outcome("top1", "top-1", lambda run: run.top1, "{:.2%}".format),
+    Outcome("validation", "validation", lambda run: run.validation, "{:.2%}".format),
     Outcome("corrupted", "corrupted", lambda run: run.record.corrupted, "{:.2%}".format),
     Outcome("best", "best", lambda run: run.best and run.best.held_out_accuracy, "{:.2%}".format),
     Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, "{:.4g}".format),

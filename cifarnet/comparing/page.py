@@ -3,7 +3,7 @@
 The page holds no script and fetches nothing. Check boxes hide curves, by CSS alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cifarnet.comparing.comparison import Comparison
@@ -22,8 +22,15 @@ MEASURES = {"accuracy": "accuracy", LOSS: "loss", DIVERGENCE: "loss"}  # columns
 EPOCHS = Axis("epoch", whole, from_zero=True)
 
 
-def comparison_page(comparison: Comparison, begins: str, notes: Sequence[str] = ()) -> str:
-    """The page, which begins with `begins`. `notes` are sentences on the runs."""
+def comparison_page(
+    comparison: Comparison,
+    begins: str,
+    notes: Sequence[str] = (),
+    setting_charts: Sequence[Chart] = (),
+    importances: Mapping[str, float] | None = None,
+) -> str:
+    """The page, which begins with `begins`. `notes` are sentences on the runs. Of a sweep it also
+    shows `setting_charts`, and the `importances` of flags, which sum to 1."""
     template = read_template(Path(__file__).with_name("page.html.j2"))
     return template.render(
         begins=begins,
@@ -39,6 +46,8 @@ def comparison_page(comparison: Comparison, begins: str, notes: Sequence[str] = 
         ],
         devices=_devices(comparison),
         notes=[printable(note) for note in notes],
+        setting_charts=setting_charts,
+        importances=importances or {},
     )
 
 

@@ -43,6 +43,12 @@ class PastRun:
         return self.record.top1 if self.record.top1 is not None else (measured or [None])[-1]
 
     @property
+    def validation(self) -> float | None:
+        """The last accuracy on validation images, in [0, 1]."""
+        measured = [row.val_accuracy for row in self.history if row.val_accuracy is not None]
+        return measured[-1] if measured else None
+
+    @property
     def best(self) -> Row | None:
         """The row of the highest held-out accuracy among those that are comparable."""
         return Progress(history=self.history, comparable_after=self.record.comparable_after).best

@@ -1,0 +1,47 @@
+"""What a sweep would run, and how long that takes: sweep.py --dry-run."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cifarnet.core.log import clock, print_line
+from cifarnet.settings import FLAGS
+from commands.bench_training import step
+from commands.sweep_file import Sweep
+from commands.sweep_study import JOURNAL, Study, run_dir
+from commands.sweeping import past_runs, run_command_line
+from data import load_splits
+
+
+def show_plan(sweep: Sweep, folder: Path) -> None:
+    """Prints the commands that are left, and an estimate of their time."""
+    left = list(enumerate(sweep.settings))
+    searched = sweep.trials
+    if (folder / JOURNAL).is_file():
+        study = Study(sweep, folder)
+        left, searched = study.left()
+    for number, values in left:
+        print_line(shlex.join(run_command_line(sweep, values, run_dir(folder, number))))
+    if searched:
+        print_line(f"and {searched} trials whose values the search chooses")
+    print_line(f"to run: {len(left) + searched}")
+    if left or searched:
+        print_line(_estimate(sweep, folder, [values for _, values in left], searched))
+
+
+def _estimate(sweep: Sweep, folder: Path, left: Sequence[dict[str, Any]], searched: int) -> str:
+    """The time of the runs that are `left`, and of `searched` ones, in words."""
+    settings = [sweep.run_settings(values) for values in left] + [sweep.run_settings({})] * searched
+    epochs = sum(one.training.epochs for one in settings)
+    rows = [row for run in past_runs(folder) for row in run.history]
+    if rows:
+        seconds = sum(row.seconds for row in rows) / len(rows)
+        source = f"{len(rows)} epochs so far"
+    else:
+        first = settings[0]
+        flags = {n: v for n, v in first.flags.items() if v != FLAGS[n].default and n != "device"}
+        images = len(load_splits(first.data, print_line).train)
+        seconds = images / step(first.precision.device, **flags)
+        source = "training steps of the first run, without augmentation and evaluation"
+    return f"about {clock(epochs * seconds)}, one after the other, by {source}"

@@ -1,0 +1,159 @@
+"""The study of a sweep: which runs there are, and which one is next. Several processes share it."""
+
+import contextlib
+import fcntl
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cifarnet.core.errors import UserError, os_errors
+from cifarnet.core.files import exclusive
+from cifarnet.settings.output import SNAPSHOTS
+from commands.sweep_file import Range, Sweep
+
+JOURNAL, LOCK = "study.log", ".sweep.lock"
+SAMPLERS = {"tpe": TPESampler, "random": RandomSampler}
+
+
+def run_dir(folder: Path, number: int) -> Path:
+    """The folder of the run of trial `number`, in the `folder` of the sweep."""
+    return folder / f"trial-{number:04d}"
+
+
+def _values(trial: FrozenTrial) -> dict[str, Any]:
+    """The values of `trial`, also before it has begun."""
+    return trial.system_attrs.get("fixed_params", trial.params)
+
+
+class Study:
+    """The study in `folder`, one trial per run.
+
+    The journal holds what Optuna knows. A lock on the folder of a trial tells that a process works
+    on it: it ends with the process, so a trial that was killed is found again.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        self.sweep, self.folder = sweep, folder
+        self.locks: dict[int, TextIO] = {}  # of the trials of this process, by number
+        self.dying = False  # whether a killed sweep left a run that has not ended yet
+        with os_errors(f"cannot write to {folder}", "choose another --sweep_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open()
+
+    def _open(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        after = self.sweep.prune_after
+        pruner = optuna.pruners.MedianPruner(n_warmup_steps=after) if after else None
+        with self._locked():
+            self.study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(
+                    JournalFileBackend(str(self.folder / JOURNAL))
+                ),
+                study_name="sweep",
+                direction="maximize",
+                load_if_exists=True,
+                pruner=pruner or optuna.pruners.NopPruner(),
+            )
+            self._check_same_sweep()
+
+    def enqueue(self) -> None:
+        """Plans a trial for each setting that has none, or only failed ones."""
+        with self._locked():
+            planned = [_values(t) for t in self.trials() if t.state != TrialState.FAIL]
+            for values in self.sweep.settings:
+                if values not in planned:
+                    self.study.enqueue_trial(values)
+
+    def left(self) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+        """The trials that are not finished, with their values, and the number of those that a
+        search has not begun."""
+        trials = self.trials()
+        open_states = (TrialState.WAITING, TrialState.RUNNING)
+        left = [(trial.number, _values(trial)) for trial in trials if trial.state in open_states]
+        return left, max(0, self.sweep.trials - len(trials))
+
+    def _check_same_sweep(self) -> None:
+        """A search may get more trials. Raises `UserError` for any other change of the sweep."""
+        content = json.loads(json.dumps(asdict(self.sweep) | {"trials": None}))
+        if self.study.user_attrs.get("sweep", content) != content:
+            raise UserError(
+                f"{self.folder} holds another sweep, or this one before it was changed; choose "
+                f"another --sweep_dir"
+            )
+        self.study.set_user_attr("sweep", content)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time chooses a trial."""
+        with (self.folder / LOCK).open("a") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, as the journal says now."""
+        return self.study.get_trials(deepcopy=False)
+
+    def next_trial(self) -> Trial | None:
+        """A trial that nobody works on: one that was interrupted, or else a new one."""
+        with self._locked():
+            self.dying = False
+            for frozen in self.trials():
+                if frozen.state == TrialState.RUNNING and self._take(frozen.number):
+                    return self._suggested(Trial(self.study, frozen._trial_id))
+            trials = self.trials()
+            if not (
+                any(trial.state == TrialState.WAITING for trial in trials)
+                or len(trials) < self.sweep.trials
+            ):
+                return None
+            # Each number has a seed of its own, so a resumed search draws what it would have drawn.
+            self.study.sampler = SAMPLERS[self.sweep.sampler](seed=len(trials))
+            trial = self.study.ask()
+            self._take(trial.number)
+            return self._suggested(trial)
+
+    def _take(self, number: int) -> bool:
+        """Locks trial `number`, unless a process works on it."""
+        if number in self.locks:
+            return False
+        snapshots = run_dir(self.folder, number) / SNAPSHOTS
+        snapshots.mkdir(parents=True, exist_ok=True)
+        file = (run_dir(self.folder, number) / LOCK).open("a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        try:
+            with exclusive(snapshots, "--snapshot_dir"):
+                self.locks[number] = file
+        except UserError:  # its run still writes the last snapshot
+            self.dying = True
+            file.close()
+            return False
+        return True
+
+    def _suggested(self, trial: Trial) -> Trial:
+        """`trial` with a value for each flag of the sweep: the stored one, or a new one."""
+        for name, values in self.sweep.space.items():
+            if not isinstance(values, Range):
+                trial.suggest_categorical(name, values)
+            elif isinstance(values.low, int) and isinstance(values.high, int):
+                trial.suggest_int(name, values.low, values.high, log=values.log)
+            else:
+                trial.suggest_float(name, values.low, values.high, log=values.log)
+        return trial
+
+    def finish(self, number: int, value: float | None, state: TrialState) -> None:
+        """Tells the result of trial `number`, on which this process works."""
+        self.study.tell(number, value, state=state)
+        self.locks.pop(number).close()

@@ -1,0 +1,203 @@
+"""Runs a sweep: each trial is a run of main.py in a process and a folder of its own."""
+
+import argparse
+import contextlib
+import ctypes
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import Trial, TrialState
+
+from cifarnet.comparing.comparison import as_text
+from cifarnet.comparing.page import comparison_page
+from cifarnet.comparing.past_runs import PastRun, read_runs
+from cifarnet.core.errors import RunError, UserError, os_errors
+from cifarnet.core.files import write_text
+from cifarnet.core.log import clock, print_line
+from cifarnet.core.signals import Interrupted, Signals
+from cifarnet.settings.parser import flags_of
+from commands.sweep_file import Sweep
+from commands.sweep_page import importances, setting_charts, sorted_comparison
+from commands.sweep_study import JOURNAL, Study, run_dir
+
+MAIN = Path(__file__).parents[1] / "main.py"
+POLL = 0.5  # seconds between two looks at the runs
+OUTPUT = "output.txt"  # what a run prints, in its folder
+PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
+
+
+def run_command_line(sweep: Sweep, values: dict[str, Any], folder: Path) -> list[str]:
+    """The command of the run with these `values` in its `folder`. Raises `UserError`."""
+    words = flags_of(sweep.run_settings(values))
+    return [sys.executable, str(MAIN), *words, "--run_dir", str(folder), "--resume", "auto"]
+
+
+def past_run(folder: Path) -> PastRun | None:
+    """What the run in `folder` has left so far; None: nothing yet."""
+    with contextlib.suppress(UserError):
+        runs, _ = read_runs([str(folder)])
+        return runs[0] if runs else None
+    return None
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """The values of flags, as on a command line without dashes."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+@dataclass
+class Job:
+    """A trial under way."""
+
+    trial: Trial
+    process: subprocess.Popen
+    folder: Path
+    started: float
+    pruned: bool = False
+
+
+class Runner:
+    """Runs the trials of `study`, up to `jobs` at a time."""
+
+    def __init__(self, study: Study, jobs: int) -> None:
+        self.study, self.most = study, jobs
+        self.jobs: list[Job] = []
+        self.failures = 0
+
+    def run(self) -> None:
+        """Runs until no trial is left. A signal is passed on to all runs, which end politely.
+
+        Raises `RunError` if a trial failed.
+        """
+        with Signals() as signals, signals.deferred():
+            try:
+                while self._start_jobs() or self.study.dying:
+                    with signals.waiting():
+                        time.sleep(POLL)
+                    self.jobs = [job for job in self.jobs if not self._ended(job)]
+            except Interrupted as stop:
+                self._stop(stop.exit_code - 128)
+                print_line("stopped; repeat the command to go on")
+                raise
+            finally:
+                self._stop(signal.SIGTERM)
+        if self.failures:
+            raise RunError(f"trials that failed: {self.failures}; see above")
+
+    def _start_jobs(self) -> bool:
+        """Starts as many trials as may run. Returns whether any runs."""
+        while len(self.jobs) < self.most and (trial := self.study.next_trial()):
+            folder = run_dir(self.study.folder, trial.number)
+            print_line(f"trial {trial.number}: {in_words(trial.params)}")
+            try:
+                command = run_command_line(self.study.sweep, trial.params, folder)
+            except UserError as problem:  # values of a search that contradict each other
+                self._fail(trial.number, str(problem))
+                continue
+            with (folder / OUTPUT).open("ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches it once, through this process
+                    preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                )
+            self.jobs.append(Job(trial, process, folder, time.monotonic()))
+        return bool(self.jobs)
+
+    def _ended(self, job: Job) -> bool:
+        """Reports the new epochs of `job`. Returns whether it has ended, and its result is told."""
+        code = job.process.poll()  # before its files are read: they are complete if it has ended
+        run, number = past_run(job.folder), job.trial.number
+        measured = self.study.trials()[number].intermediate_values
+        for row in run.history if run else ():
+            if row.val_accuracy is not None and row.epoch not in measured:
+                job.trial.report(row.val_accuracy, row.epoch)
+        if code is None:
+            if not job.pruned and job.trial.should_prune():
+                job.pruned = True
+                job.process.send_signal(signal.SIGTERM)
+            return False
+        accuracy, seconds = run and run.validation, clock(time.monotonic() - job.started)
+        if code == 0 and accuracy is not None:
+            self.study.finish(number, accuracy, TrialState.COMPLETE)
+            print_line(f"trial {number}: validation accuracy {accuracy:.2%}, {seconds}")
+        elif job.pruned:
+            self.study.finish(number, None, TrialState.PRUNED)
+            print_line(f"trial {number}: below the median, ended after epoch {run.epochs_done}")
+        else:
+            self._fail(number, f"exit code {code}: {_last_line(job.folder)}")
+        return True
+
+    def _fail(self, number: int, why: str) -> None:
+        self.failures += 1
+        self.study.finish(number, None, TrialState.FAIL)
+        print_line(f"trial {number} failed: {why}")
+
+    def _stop(self, signum: int) -> None:
+        """Ends all runs, each of which can be resumed, and waits for them."""
+        for job in self.jobs:
+            with contextlib.suppress(ProcessLookupError):
+                job.process.send_signal(signum)
+        for job in self.jobs:
+            job.process.wait()
+        self.jobs = []
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when its parent is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _last_line(folder: Path) -> str:
+    with (folder / OUTPUT).open(encoding="utf-8", errors="backslashreplace") as file:
+        lines = deque((line.strip() for line in file if line.strip()), maxlen=1)
+    return lines[0] if lines else "it printed nothing"
+
+
+# --- sweep.py ---
+
+
+def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace, page_begins: str) -> None:
+    """What sweep.py does once its flags are read. Raises `UserError`; `RunError` for failures."""
+    if options.table and not (folder / JOURNAL).is_file():
+        raise UserError(f"{folder} holds no sweep yet; leave out --table to start it")
+    study = Study(sweep, folder)
+    try:
+        if not options.table:
+            study.enqueue()
+            Runner(study, options.jobs).run()
+    finally:
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            _show_results(study, options.html, page_begins)
+
+
+def past_runs(folder: Path) -> list[PastRun]:
+    """All runs of the sweep in `folder` that have left something."""
+    runs = (past_run(path) for path in sorted(folder.glob("trial-*")))
+    return [run for run in runs if run]
+
+
+def _show_results(study: Study, html: str | None, page_begins: str) -> None:
+    """Prints the table, and writes the page."""
+    runs = past_runs(study.folder)
+    if not runs:
+        print_line("no run has left a log yet")
+        return
+    comparison = sorted_comparison(runs)
+    print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
+    if html is None:
+        return
+    charts = setting_charts(study.trials(), study.sweep.space)
+    page = comparison_page(comparison, page_begins, (), charts, importances(study.study))
+    with os_errors(f"--html {html}: cannot write it", "name another file"):
+        write_text(Path(html), page)
+    print_line(f"written to {html}")

@@ -1,0 +1,222 @@
+"""The trials of a sweep: which are run, which are not, and what a stop leaves. A stub stands in
+for main.py."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import sweeping
+
+ROOT = Path(__file__).parents[2]
+STUB = ROOT / "tests" / "support" / "stub_main.py"
+FLAGS = "[flags]\nval_fraction = 0.5\nepochs = 3\n"
+GRID = f"seeds = [1, 2]\n{FLAGS}[grid]\nlr = [0.2, 0.6, 0.4]\n"
+ALONE = f"""  # the command in a process of its own, with the stub
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}]
+import commands.sweeping, sweep
+commands.sweeping.MAIN, commands.sweeping.POLL = Path({str(STUB)!r}), 0.05
+sys.exit(sweep.main(["sweep.toml"]))
+"""
+
+
+@pytest.fixture
+def sweep(command, monkeypatch):
+    """Writes sweep.toml, and runs sweep.py on it: `sweep(text, *flags)` -> `Outcome`."""
+    monkeypatch.setattr(sweeping, "MAIN", STUB)
+    monkeypatch.setattr(sweeping, "POLL", 0.05)
+    monkeypatch.setenv("COLUMNS", "300")  # the table in one block
+
+    def run(text, *flags):
+        Path("sweep.toml").write_text(text)
+        return command("sweep", "sweep.toml", *flags)
+
+    return run
+
+
+@pytest.fixture
+def alone(sweep, tmp_path):
+    """Starts sweep.py in a process. Epoch n of a trial ends when the file `epochs` has n lines."""
+    (tmp_path / "epochs").touch()
+    Path("sweep.toml").write_text(GRID.replace("[grid]", "data_dir = 'epochs'\n[grid]"))
+    processes = []
+
+    def start():
+        processes.append(subprocess.Popen([sys.executable, "-c", ALONE], stdout=subprocess.PIPE))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def starts() -> dict[str, list[int]]:
+    """The epochs that each start of a run found done, by the folder of the run."""
+    files = sorted(Path("sweeps/sweep").glob("trial-*/starts.txt"))
+    return {path.parent.name: [int(line) for line in path.read_text().split()] for path in files}
+
+
+def let_epochs_end(count: int) -> None:
+    Path("epochs").write_text("done\n" * count)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(trial: str) -> int:
+    """The finished epochs of a trial."""
+    files = list(Path("sweeps/sweep", trial).glob("log/*.csv"))
+    return len(files[0].read_text().splitlines()) - 1 if files else 0
+
+
+def test_a_grid_runs_once_and_its_table_is_sorted(sweep):
+    done = sweep(GRID, "--jobs", 3, "--html", "page.html")
+    assert (done.code, done.err) == (0, "")
+    assert starts() == {f"trial-000{n}": [0] for n in range(6)}
+    table = done.out[done.out.index("\nrun ") :]
+    assert [line.split()[0] for line in table.splitlines()[2:5]] == [
+        "trial-0001",
+        "trial-0002",
+        "trial-0000",
+    ]
+    assert "54.32% ± 0.01%" in table  # 0.9 * 0.6 + 0.003 + 0.0001 * 1.5
+    page = Path("page.html").read_text()
+    assert "validation accuracy by lr" in page
+    assert "Importance by functional ANOVA, from these trials: lr 100 %, seed 0 %." in page
+    again = sweep(GRID, "--html", "page.html")
+    assert again.code == 0
+    assert again.out.startswith("run ")
+    assert set(map(len, starts().values())) == {1}
+    assert sweep(GRID, "--table").out == again.out.replace("written to page.html\n", "")
+
+
+def test_a_list_fills_in_what_a_setting_leaves_out(sweep):
+    text = f"{FLAGS}lr = 0.2\n[[settings]]\n[[settings]]\nlr = 0.4\n[[settings]]\nseed = 5\n"
+    assert sweep(text).code == 0
+    done = sweep(text, "--dry-run")
+    assert done.out == "to run: 0\n"
+    table = sweep(text, "--table").out
+    assert table.count("trial-") == 2  # of lr 0.2 there are two seeds
+    assert len(starts()) == 3
+
+
+def test_a_failed_trial_is_told_and_started_again_with_the_sweep(sweep):
+    text = GRID.replace("0.4", "9.0")
+    for failed in ((2, 5), (6, 7)):
+        done = sweep(text)
+        assert (done.code, done.err) == (1, "error: trials that failed: 2; see above\n")
+        for number in failed:
+            assert f"trial {number} failed: exit code 1: error: broken\n" in done.out
+    assert len(starts()) == 8
+
+
+def test_a_search_has_so_many_trials_and_may_get_more(sweep):
+    search = "[search]\ntrials = {}\n[search.space]\nlr = {{low = 0.1, high = 1.0, log = true}}\n"
+    done = sweep(FLAGS + search.format(3), "--html", "page.html")
+    assert (done.code, len(starts())) == (0, 3)
+    first = done.out
+    assert "validation accuracy by lr" in Path("page.html").read_text()
+    done = sweep(FLAGS + search.format(5))
+    assert (done.code, len(starts())) == (0, 5)
+    once = sweep(FLAGS + search.format(5), "--sweep_dir", "once")
+    values = [line for line in once.out.splitlines() if line.startswith("trial ") and "lr" in line]
+    parts = [line for line in (first + done.out).splitlines() if "lr 0" in line]
+    assert values == parts  # the values do not depend on the interruption
+
+
+def test_the_median_rule_ends_trials_early(sweep):
+    search = "[search]\nsampler = 'random'\ntrials = 14\nprune_after = 1\n"
+    done = sweep(f"{FLAGS}{search}[search.space]\nlr = [0.1, 0.5, 0.6, 0.7]\n", "--jobs", 2)
+    pruned = re.findall(r"trial (\d+): below the median, ended after epoch [123]", done.out)
+    assert (done.code, bool(pruned)) == (0, True)
+    for number in pruned:
+        assert f"trial {number}: lr 0.1\n" in done.out or f"trial {number}: lr 0.5\n" in done.out
+        signals = Path(f"sweeps/sweep/trial-{int(number):04d}/signals.txt").read_text()
+        assert signals == f"{signal.SIGTERM:d}\n"
+    assert done.out.count(": validation accuracy") == 14 - len(pruned)
+
+
+def test_processes_share_the_trials_and_none_runs_twice(alone):
+    let_epochs_end(1)
+    first, second = alone(), alone()
+    wait_until(lambda: len(starts()) == 2)
+    let_epochs_end(3)
+    assert [first.wait(60), second.wait(60)] == [0, 0]
+    assert starts() == {f"trial-000{n}": [0] for n in range(6)}
+
+
+def test_a_killed_sweep_ends_its_run_and_goes_on_in_it(alone, sweep):
+    let_epochs_end(2)
+    killed = alone()
+    wait_until(lambda: rows("trial-0000") == 2)
+    killed.kill()
+    if sys.platform == "linux":
+        wait_until(Path("sweeps/sweep/trial-0000/signals.txt").exists)
+    let_epochs_end(3)
+    assert alone().wait(60) == 0
+    assert starts() == {"trial-0000": [0, 2]} | {f"trial-000{n}": [0] for n in range(1, 6)}
+    table = sweep(Path("sweep.toml").read_text(), "--table").out
+    whole = sweep(Path("sweep.toml").read_text(), "--sweep_dir", "whole").out
+    assert whole.endswith(table)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_each_run_once_and_leaves_it_to_be_resumed(alone, signum):
+    let_epochs_end(1)
+    stopped = alone()
+    wait_until(lambda: rows("trial-0000") == 1)
+    os.kill(stopped.pid, signum)
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signum
+    assert b"stopped; repeat the command to go on" in out
+    assert Path("sweeps/sweep/trial-0000/signals.txt").read_text() == f"{signum:d}\n"
+    let_epochs_end(3)
+    assert alone().wait(60) == 0
+    assert starts()["trial-0000"] == [0, 1]
+
+
+def test_a_dry_run_prints_commands_and_time_and_writes_nothing(sweep):
+    text = GRID.replace("[grid]", "dataset = 'digits'\nbatch_size = 20\n[grid]")
+    done = sweep(text, "--dry-run")
+    assert (done.code, done.err, Path("sweeps").exists()) == (0, "", False)
+    *commands, count, estimate = done.out.splitlines()
+    common = ["--dataset", "digits", "--val_fraction", "0.5", "--epochs", "3", "--batch_size", "20"]
+    last = ["--lr", "0.4", "--seed", "2", "--run_dir", "sweeps/sweep/trial-0005"]
+    assert (len(commands), count) == (6, "to run: 6")
+    assert shlex.split(commands[-1]) == [
+        *(sys.executable, str(STUB), *common, *last),
+        *("--resume", "auto"),
+    ]
+    assert re.match(r"about \d+:\d\d:\d\d, one after the other, by training steps", estimate)
+
+
+def test_after_the_first_epochs_the_time_follows_from_them(sweep):
+    assert sweep(GRID.replace("0.4", "9.0")).code == 1
+    assert sweep(GRID.replace("0.4", "9.0"), "--dry-run").out == "to run: 0\n"
+    search = FLAGS + "[search]\ntrials = {}\n[search.space]\nlr = [0.1, 0.2]\n"
+    assert sweep(search.format(2), "--sweep_dir", "search").code == 0
+    done = sweep(search.format(12), "--sweep_dir", "search", "--dry-run")
+    assert "and 10 trials whose values the search chooses\nto run: 10\n" in done.out
+    # 10 trials of 3 epochs of 2 seconds
+    assert "about 0:01:00, one after the other, by 6 epochs so far" in done.out
+
+
+def test_a_changed_sweep_needs_another_folder(sweep):
+    assert sweep(GRID).code == 0
+    for flags in ((), ("--dry-run",), ("--table",)):
+        done = sweep(GRID.replace("epochs = 3", "epochs = 4"), *flags)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "sweeps/sweep holds another sweep, or this one before it was changed" in done.err
