@@ -22,7 +22,10 @@ OTHER_PROGRAMS = {  # flags of torchrun, srun, sbatch and tensorboard
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max-restarts"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "requeue", "signal"),
 }
-COMMANDS = ("main", "run_complete_training", "evaluate", "predict", "export", "compare", "bench")
+COMMANDS = (
+    *("main", "run_complete_training", "evaluate", "predict", "export", "compare", "sweep"),
+    "bench",
+)
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
