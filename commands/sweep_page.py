@@ -55,8 +55,10 @@ def setting_charts(
 
 
 def _chart(name: str, values: Sequence[Any] | Range, trials: Sequence[FrozenTrial]) -> Chart:
-    """Choices stand beside each other, in their order; a range has a scale."""
+    """Choices stand beside each other, numbers in their order; a range has a scale."""
     if not isinstance(values, Range):
+        if all(type(value) in (int, float) for value in values):
+            values = sorted(values)
         places = {repr(value): at for at, value in enumerate(values)}
 
         def label(at: float) -> str:
