@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: dict[str, Any], flags: dict[str, Any]) -> None:
-    given = Settings.from_flags(**flags)
-    ensure_temporary_folder(given.output.folder("plot_dir"))
+    ensure_temporary_folder(Settings.from_flags(**flags).output.folder("plot_dir"))
     from commands.evaluation import run_evaluation
 
     run_evaluation(options, flags)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.paths import check_snapshot, model_flag, resolve_model_path
-from cifarnet.core.arguments import check_package
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import ensure_temporary_folder, existing_directory
@@ -30,9 +29,18 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
 
     def read_flags() -> None:
         flags.update(given_flags(argv, DESCRIPTION))
-        settings = Settings.from_flags(**defaults | flags)
-        check_request(settings)
-        ensure_temporary_folder(_writable_folder(settings))
+        source, preview = flags.get("resume"), flags.get("preview_augment")
+        if preview and Path(preview).suffix.lower() != ".png":
+            raise UserError(
+                f"--preview_augment {preview}: the preview is a PNG file; end its name in .png"
+            )
+        if source in (None, "auto"):
+            settings = Settings.from_flags(**defaults | flags)
+            check_request(settings)
+            ensure_temporary_folder(settings.output.folder("plot_dir"))
+        else:  # the settings are those of the snapshot, under the flags
+            check_snapshot(Path(source))
+            ensure_temporary_folder(Path(source).parent)
         import commands.training_run  # noqa: F401, and torch: Ctrl-C ends that in one line too
 
     quiet = launched_ranks().local_rank > 0
@@ -44,33 +52,18 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
     from commands.training_run import run_training
 
     command = ["run_complete_training.py" if presets else "main.py", *argv]
-    request = Request(Settings.from_flags(**defaults | flags), flags, command)
+    request = Request(command, flags, defaults)
     return run_on_ranks(lambda group: run_training(request, group))
-
-
-def _writable_folder(settings: Settings) -> Path:
-    """A folder that the run writes to: that of the snapshot to continue from, or --plot_dir."""
-    resume = settings.output.resume
-    return settings.output.folder("plot_dir") if resume in (None, "auto") else Path(resume).parent
 
 
 def check_request(settings: Settings) -> None:
     """Raises `UserError` for what can be refused without reading an image or a tensor."""
-    if settings.output.tensorboard:
-        check_package("tensorboard.compat", "--tensorboard")
     if settings.data.is_folder:
         existing_directory(settings.data.data_dir, "--data_dir")
-    if settings.output.resume not in (None, "auto"):
-        check_snapshot(Path(settings.output.resume))
     for flag in ("init", "teacher"):
         if settings.flags[flag] and not settings.output.resume:
             with model_flag(flag, settings) as name:
                 resolve_model_path(name)
-    preview = settings.augmentation.preview_augment
-    if preview and Path(preview).suffix.lower() != ".png":
-        raise UserError(
-            f"--preview_augment {preview}: the preview is a PNG file; end its name in .png"
-        )
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds, training_memory
 from cifarnet.networks.scaling import enlarged_side
-from cifarnet.settings import FLAGS, without_effect
+from cifarnet.settings import FLAGS, Settings, without_effect
 from model import model_table
 from train import Learner
 
 
-def write_header(log: RunLog, learner: Learner, splits: Splits, workers: int) -> None:
+def write_header(
+    log: RunLog, learner: Learner, splits: Splits, workers: int, request: Settings
+) -> None:
     """Logs settings, versions, device, images and network. `workers` is the number of processes
-    that augment images."""
+    that augment images. Settings of `request` that are not defaults come first."""
     settings, runtime = learner.settings, learner.runtime
     log.line(f"log, with all settings and layers: {log.path}")
-    changed = {name for name, value in settings.flags.items() if value != FLAGS[name].default}
+    changed = {name for name, value in request.flags.items() if value != FLAGS[name].default}
     for write, title, names in (
         (log.line, "settings", changed),
         (log.detail, "defaults", FLAGS.keys() - changed),

@@ -1,6 +1,6 @@
 """One run: what was asked for, and its parts, wired together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from train import Learner
 class Request:
     """What the user asked for."""
 
-    settings: Settings
-    flags: dict[str, Any]  # those that the user set
     command: list[str]  # as typed, without the launcher
+    flags: dict[str, Any]  # those that the user set
+    presets: dict[str, Any]  # flags that the command sets, below those of the user
+    settings: Settings = field(default_factory=Settings)  # what follows from them
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,11 @@ plots = LateModule("plots")
 
 def run_training(request: Request, group: Group) -> None:
     """Trains and reports, as `request` says. Raises `UserError` for what cannot be done."""
-    request = _with_kept_settings(request, group)
-    settings = request.settings
+    settings = _settings(request, group)
+    request = replace(request, settings=settings)
     settings.check_parts(group.ranks.world_size)
+    if settings.output.tensorboard:
+        check_package("tensorboard.summary.writer.event_file_writer", "--tensorboard")
     runtime = init_process(settings.precision, settings.training.seed, group.ranks)
     if settings.augmentation.preview_augment:
         if runtime.rank == 0:
@@ -67,16 +69,13 @@ def run_training(request: Request, group: Group) -> None:
             log.check()
 
 
-def _with_kept_settings(request: Request, group: Group) -> Request:
-    """With --resume PATH, flags that are not given keep the values of the snapshot."""
-    resume = request.settings.output.resume
+def _settings(request: Request, group: Group) -> Settings:
+    """The settings of the run; with --resume PATH those of the snapshot, under the flags."""
+    resume = request.flags.get("resume")
     if resume in (None, "auto"):
-        return request
+        return Settings.from_flags(**request.presets | request.flags)
     snapshot = broadcast_from_rank0(lambda: read_snapshot(Path(resume)), group.ranks)
-    settings = kept_settings(snapshot, Path(resume), request.flags)
-    if settings.output.tensorboard:
-        check_package("tensorboard.compat", "--tensorboard")
-    return replace(request, settings=settings)
+    return kept_settings(snapshot, Path(resume), request.flags)
 
 
 @contextlib.contextmanager
@@ -152,7 +151,7 @@ def prepare(
     )
     if runtime.rank == 0:
         log.open(folders["log_dir"])
-        write_header(log, learner, splits, data.train.workers)
+        write_header(log, learner, splits, data.train.workers, request.settings)
     if run.trains:
         archive_old_snapshots(run)
     return run

@@ -5,7 +5,6 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import TextIO
 
 from cifarnet.core.errors import UserError, machine_errors
 from cifarnet.core.signals import Signals
@@ -31,10 +30,30 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
 
 
-def discard_output(stream: TextIO) -> None:
-    """Sends what follows, and what is still buffered, to os.devnull. Python would flush a closed
-    pipe again at exit, and print a traceback."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+class StandardStream(io.FileIO):
+    """A standard stream whose reader may end early, as in `| head`: a command that also writes
+    files goes on, and its further output is discarded."""
+
+    def write(self, content: bytes) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(content)
+
+
+def prepare_streams() -> None:
+    """Prepares stdout and stderr: each line is written at once, also through a pipe. Characters
+    that the encoding lacks, as in the name of a file, become escapes."""
+    open_streams()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):
+            raw = StandardStream(stream.fileno(), "wb", closefd=False)
+            stream = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding)
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):  # else a test's
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def run_command(
@@ -48,12 +67,7 @@ def run_command(
     receives a `UserError` or `RunError`. `patient`: see `Signals`. Any other error is a bug and
     is raised.
     """
-    open_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name can hold characters that the terminal's encoding lacks. Whoever reads a pipe
-            # sees each line at once.
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    prepare_streams()
     try:
         with Signals(patient), machine_errors():
             command()
@@ -62,11 +76,10 @@ def run_command(
         report(problem)
         return problem.exit_code
     except OSError as problem:
-        if problem.filename is not None or problem.errno not in (errno.EPIPE, errno.ENOSPC):
+        if problem.filename is not None or problem.errno != errno.ENOSPC:
             raise
-        discard_output(sys.stdout)  # closed (`| head`), or on a full disk
-        if problem.errno == errno.ENOSPC:
-            print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as problem:
         return getattr(problem, "exit_code", 130)

@@ -16,6 +16,7 @@ from cifarnet.core.machine import (
     cpu_name,
     has_bf16_instructions,
     keep_freed_memory,
+    startable_threads,
 )
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
 
@@ -73,7 +74,7 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
     amp_dtype = _pick_amp_dtype(precision, device)
     keeps_memory = precision.keep_memory and device.type == "cpu" and keep_freed_memory()
     threads = max(1, available_cores() // ranks.local_world_size)
-    threads = min(threads, _thread_limit(ranks))
+    threads = startable_threads(min(threads, _thread_limit(ranks)))
     torch.set_num_threads(threads)
     if precision.deterministic:
         # cuBLAS requires this in deterministic mode.

@@ -60,7 +60,7 @@ def lost_workers(why: str) -> RunError:
 @contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
     """Turns errors that tell of the machine into `RunError`: out of memory, dead workers, no
-    temporary folder.
+    further thread, no temporary folder.
 
     torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so
     its message decides.
@@ -76,6 +76,10 @@ def machine_errors() -> Iterator[None]:
             ) from None
         if re.match(r"DataLoader worker \(pid", text):
             raise lost_workers("one of them was killed, or ran out of memory") from None
+        if "can't start new thread" in text:
+            raise RunError(
+                "no thread can be started; raise the limit of processes (ulimit -u)"
+            ) from None
         raise
     except OSError as problem:
         if "temporary directory" in str(problem):  # as tempfile and matplotlib say

@@ -10,7 +10,6 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
-from cifarnet.core.command import discard_output
 from cifarnet.core.errors import RunError, UserError, os_errors, printable
 
 
@@ -62,13 +61,8 @@ class RunLog:
         self._write(f"{prefix}{text}\n")
 
     def _print(self, text: str, stream: TextIO) -> None:
-        # A closed terminal, a closed pipe or a full disk does not end the run.
-        try:
+        with contextlib.suppress(OSError):  # a closed terminal or a full disk does not end the run
             tqdm.write(text, stream)
-        except BrokenPipeError:  # the reader has ended
-            discard_output(stream)
-        except OSError:
-            pass
 
     def _write(self, text: str) -> None:
         """Writes the unwritten text, then `text`. Warns once if the disk is full."""

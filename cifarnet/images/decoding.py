@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cifarnet.core.errors import UserError, reason
+from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.files import remove_leftovers, write_atomically
 from cifarnet.images.finding import Say
 from cifarnet.images.pictures import read_images
@@ -26,7 +26,7 @@ def decoded_images(
     """The pixels of all files, uint8 [N,3,S,S], and the indices int64 of unreadable ones.
 
     Takes what the cache holds, decodes the rest, unreadable ones too, and writes the cache again.
-    Raises `UserError` for unreadable ones unless --skip_bad_images, and `OSError` for a folder.
+    Raises `RunError` for unreadable ones unless --skip_bad_images, and `OSError` for a folder.
     """
     root, size = Path(settings.data_dir), settings.image_size
     remove_leftovers(root)
@@ -45,7 +45,7 @@ def decoded_images(
         except OSError as problem:
             say(f"cannot write {cache} ({reason(problem)}): the next run decodes again")
     if problems and not settings.skip_bad_images:
-        raise UserError(
+        raise RunError(
             f"{next(iter(problems.values()))}, or add --skip_bad_images; "
             f"{len(problems)} of the {len(files)} images cannot be read"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cifarnet.core.errors import UserError, printable, reason
+from cifarnet.core.errors import RunError, UserError, printable, reason
 from cifarnet.core.files import existing_directory
 from cifarnet.images.decoding import decoded_images
 from cifarnet.images.finding import Say
@@ -77,14 +77,14 @@ def _parts(
 
 
 def _check_counts(root: Path, train: ImageSet, test: ImageSet, say: Say, evaluates: bool) -> None:
-    """Raises `UserError` if the test set has no image, or a class no training image to train on."""
+    """Raises `RunError` if the test set has no image, or a class no training image to train on."""
     classes = train.classes
     in_train, in_test = (part.labels.bincount(minlength=len(classes)) for part in (train, test))
     if not in_train.all() and not evaluates:
         name = classes[int(in_train.argmin())]
-        raise UserError(f"{root}: no training image of the class {name!r} can be read; add some")
+        raise RunError(f"{root}: no training image of the class {name!r} can be read; add some")
     if not len(test):
-        raise UserError(f"{root}: no test image can be read; repair some")
+        raise RunError(f"{root}: no test image can be read; repair some")
     missing = [name for name, count in zip(classes, in_test, strict=True) if not count]
     if missing:
         say(

@@ -51,6 +51,20 @@ def test_closed_streams_are_as_good_as_dev_null(name):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "file"),
+    [
+        ("compare", (ROOT / "results" / "long", "--csv", "FILE"), "runs.csv"),
+        ("export", ("--pretrained", "long", "--out", "FILE"), "long.safetensors"),
+    ],
+)
+def test_a_reader_that_ends_early_costs_no_file(tmp_path, name, flags, file):
+    words = [tmp_path / file if word == "FILE" else word for word in flags]
+    done = started(name, *words, shell="| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / file).stat().st_size > 0
+
+
 @pytest.mark.slow
 def test_a_run_with_warnings_as_errors_ends_well_and_says_nothing_raw(tmp_path, monkeypatch):
     """Names that fonts lack, more workers than cores, no terminal, one thread."""

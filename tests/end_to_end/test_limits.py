@@ -50,3 +50,23 @@ def test_no_usable_temporary_folder(lacking, tmp_path):
     names = {path.name for path in (tmp_path / "run" / "plots_complete").iterdir()}
     assert {"report.html", "training_curves.png", "confusion_matrix.png"} <= names
     assert not any("tmp" in name or "temporary" in name or "torch" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("tensorboard", ("main", *SHORT, "--tensorboard", "--run_dir", "run")),
+        ("onnx", ("export", "--pretrained", "long", "--format", "onnx", "--out", "run")),
+        ("onnxscript", ("export", "--pretrained", "long", "--format", "onnx", "--out", "run")),
+        ("onnxruntime", ("predict", "--pretrained", "model.onnx", "picture.png")),
+    ],
+)
+def test_a_package_that_is_there_but_broken(lacking, tmp_path, package, command):
+    """Its import fails deep inside, with an error of its own and two lines of text."""
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "site" / package).mkdir(parents=True)
+    (tmp_path / "site" / package / "__init__.py").write_text("raise OSError('libx.so:\\nno file')")
+    done = lacking("", *command)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f" needs the package {package}, which fails to import (libx" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 from support.commands import QUICK, from_folder
-from support.outputs import best_epoch, epoch_of, figures, rows_of, settings_of
+from support.outputs import best_epoch, epoch_of, figures, log_text, rows_of, settings_of
 
 
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):
@@ -148,3 +148,24 @@ def test_more_epochs_go_on_and_say_that_the_schedule_stretches(command):
     rates = [float(row["lr"]) for row in rows_of(Path("log"))]
     assert rates[1] == 1e-6 < rates[2]
     assert "--epochs 4 stretches the schedule and --image_sizes" in done.out
+
+
+def test_flags_are_checked_together_with_the_kept_ones(command):
+    """--evaluate ema alone contradicts the defaults, but not the run that it continues."""
+    assert command("main", *QUICK, "--epochs", "1", "--ema_decay", "0.9").code == 0
+    resume = ("--resume", "snapshots_complete/last.pth")
+    done = command("main", *resume, "--evaluate", "ema", "--epochs", "2", "--resume_override")
+    assert (done.code, settings_of()["evaluate"], settings_of()["ema_decay"]) == (0, "ema", 0.9)
+    assert "batch_size=20" in done.out  # the kept one
+    done = command("main", *resume, "--ema_decay", "0", "--evaluate", "ema", "--resume_override")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--evaluate ema needs averaged weights" in done.err
+
+
+def test_a_batch_size_that_was_fitted_is_not_shown_as_a_setting(command):
+    flags = [word for word in QUICK if word not in ("--batch_size", "20")]
+    assert command("main", *flags, "--epochs", "1").code == 0
+    shown = {line.split()[1]: line for line in log_text().splitlines() if "=" in line}
+    assert ("batch_size" in shown["settings:"], "batch_size=60" in shown["defaults:"]) == (
+        False, True
+    )  # fmt: skip

@@ -211,6 +211,8 @@ def test_folders_of_strange_names_and_few_classes(command):
 def test_a_class_without_test_images_is_told(command, tree):
     for path in (tree / "test" / "disc").iterdir():
         path.write_bytes(b"no picture")
+    done = command("main", *QUICK, *from_folder(tree, 5), "--epochs", "1")
+    assert (done.code, done.err.count("\n")) == (1, 1)
     done = command("main", *QUICK, *from_folder(tree, 5), "--epochs", "1", "--skip_bad_images")
     assert done.code == 0
     assert f"warning: the test images of {tree} lack disc: " in done.out
