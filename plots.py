@@ -78,7 +78,8 @@ def training_curves(
     figure = _figure(4.2, "Loss and accuracy after each epoch", title)
     legends = ("loss", train_loss), ("accuracy", train_accuracy)
     for axes, (what, train) in zip(figure.subplots(1, 2), legends, strict=True):
-        lines = (history, "train", BLUE, train), (measured, part, RED, name)
+        trained = [row for row in history if row.epoch]  # epoch 0 is only evaluated
+        lines = (trained, "train", BLUE, train), (measured, part, RED, name)
         for rows, part_name, color, label in lines:
             if rows:
                 style = {"marker": "o" if len(rows) < 30 else "", "ms": 3}

@@ -236,6 +236,14 @@ def fit(
         stop()
 
 
+def measure_start(learner: Learner, data: Batches, plan: Plan, stop: Stop = lambda: None) -> None:
+    """Adds epoch 0 to the history: the scores before any training."""
+    started = time.perf_counter()
+    held_out = held_out_scores(learner, data, stop)
+    row = _row(None, held_out, data.validates, plan, time.perf_counter() - started)
+    learner.progress.history.append(row)
+
+
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
     """The scores on the held-out images, of "raw" and, if they exist, "ema" weights."""
     return {
@@ -257,28 +265,26 @@ def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _row(
-    stats: EpochStats, held_out: dict[str, Scores], validates: bool, plan: Plan, seconds: float
+    stats: EpochStats | None,
+    held_out: dict[str, Scores],
+    validates: bool,
+    plan: Plan,
+    seconds: float,
 ) -> Row:
-    """The row of an epoch, which took `seconds`; `held_out` are scores on the validation images
-    if the run `validates`, else on the test images."""
-    evaluated = held_out.get(plan.settings.evaluation.evaluate)
-    val, test = (evaluated, None) if validates else (None, evaluated)
-    raw, ema = held_out.get("raw"), held_out.get("ema")
-    trained = stats._asdict()
-    del trained["bad_step"]
-    return Row(
-        **trained,
-        lr=plan.rate(plan.first_step(stats.epoch + 1) - 1),
-        val_loss=val and val.loss,
-        val_accuracy=val and val.top1,
-        test_loss=test and test.loss,
-        test_accuracy=test and test.top1,
-        test_top3=test and test.top3,
-        test_top5=test and test.top5,
-        raw_accuracy=raw.top1 if ema else None,
-        ema_accuracy=ema and ema.top1,
-        seconds=seconds,
-    )
+    """The row of an epoch, which took `seconds`; without `stats`, that of epoch 0. `held_out` are
+    scores on the validation images if the run `validates`, else on the test images."""
+    columns = {"epoch": 0}
+    if stats:
+        columns = stats._asdict() | {"lr": plan.rate(plan.first_step(stats.epoch + 1) - 1)}
+        del columns["bad_step"]
+    part = "val" if validates else "test"
+    if evaluated := held_out.get(plan.settings.evaluation.evaluate):
+        columns |= {f"{part}_loss": evaluated.loss, f"{part}_accuracy": evaluated.top1}
+        if not validates:
+            columns |= {"test_top3": evaluated.top3, "test_top5": evaluated.top5}
+    if "ema" in held_out:
+        columns |= {f"{name}_accuracy": each.top1 for name, each in held_out.items()}
+    return Row(**columns, seconds=seconds)
 
 
 def _check_finite(bad_step: int, epoch: int, plan: Plan) -> None:

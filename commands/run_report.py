@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.folder import find_best
+from cifarnet.checkpoints.history import start_and_end
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
@@ -43,6 +44,7 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     for name, each in reports.items():
         run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}; {each.calibration()}")
     _say_costs(run, processor_seconds)
+    _compare_with_start(run)
     try:
         _write_report(run, source, models["last"], reports, selected)
     except RunError as problem:
@@ -134,6 +136,16 @@ def _files(run: Run, source: Path) -> list[Path]:
     log = [run.log.path.with_suffix(s) for s in (".log", ".csv", RUN_JSON)] if run.log.path else []
     snapshots = (source, source.with_name(BEST), *all_numbered(source.parent)[-1:])
     return [path for path in (*log, *snapshots) if path.is_file()]
+
+
+def _compare_with_start(run: Run) -> None:
+    """Warns if the network is worse than the weights that --init names."""
+    accuracies = start_and_end(run.learner.progress.history)
+    if accuracies and accuracies[1] < accuracies[0]:
+        run.log.line(
+            f"warning: accuracy fell from {accuracies[0]:.2%}, that of the weights of --init, to "
+            f"{accuracies[1]:.2%}; use a lower --lr or fewer --epochs"
+        )
 
 
 def _say_costs(run: Run, processor_seconds: float) -> None:

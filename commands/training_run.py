@@ -38,7 +38,7 @@ from commands.run_setup import (
     restore_run,
 )
 from data import augmented_examples, build_batches, load_splits
-from train import Learner, fit
+from train import Learner, fit, measure_start
 
 plots = LateModule("plots")
 
@@ -166,9 +166,11 @@ def train(run: Run, recorders: Recorders, signals: Signals, group: Group) -> Non
     with signals.deferred(), group.contact():
         if run.runtime.world_size == 1:  # else all ranks stop at the same step
             batches.waiting = signals.waiting
-        recorders.start(learner.progress)
         stop = agreed_check(signals, run.runtime)
         try:
+            if run.settings.training.init and not learner.progress.history:
+                measure_start(learner, run.data, run.plan, stop)
+            recorders.start(learner.progress)
             fit(learner, run.objective, run.data, run.plan, recorders, stop)
         except RuntimeError:
             signals.check()  # a worker that got the signal too is no failure

@@ -145,7 +145,7 @@ def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
     validated = settings.data.val_fraction > 0 or any(
         row.val_accuracy is not None for row in history
     )
-    test_epochs = [row.epoch for row in history if row.test_accuracy is not None]
+    test_epochs = [row.epoch for row in history if row.epoch and row.test_accuracy is not None]
     at_end_only = test_epochs == [settings.training.epochs]
     when = "at the end only" if at_end_only else "during the run" if test_epochs else "never so far"
     if best and validated:
@@ -226,7 +226,7 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
     epoch = info.origin.epoch
     if not (
         epochs == sorted({*epochs, epoch})  # each once, this one last
-        and 1 <= epochs[0] <= epochs[-1] == epoch
+        and 0 <= epochs[0] <= epochs[-1] == epoch
         and 0 <= state.comparable_after <= epoch
     ):
         raise ValueError("its history does not fit together")

@@ -76,7 +76,7 @@ class PastRun:
     def images_per_second(self) -> float | None:
         """The mean over the training time."""
         total = sum(row.train_seconds for row in self.history)
-        images = sum(row.images_per_second * row.train_seconds for row in self.history)
+        images = sum((row.images_per_second or 0) * row.train_seconds for row in self.history)
         return images / total if total else None
 
 

@@ -137,9 +137,11 @@ def percent(share: float) -> str:
 
 
 def thinned(history: Sequence[Row]) -> list[Row]:
-    """At most about `MOST_ROWS` rows at equal distances; the last one is among them."""
-    step = math.ceil(len(history) / MOST_ROWS)
-    return list(history[::-1][:: max(1, step)][::-1])
+    """At most about `MOST_ROWS` rows at equal distances, with the last one and epoch 0, if any."""
+    start = [row for row in history[:1] if row.epoch == 0]
+    trained = history[len(start) :]
+    step = math.ceil(len(trained) / MOST_ROWS)
+    return [*start, *trained[::-1][:: max(1, step)][::-1]]
 
 
 def training_charts(history: Sequence[Row]) -> list[Chart]:
@@ -178,5 +180,6 @@ def _in_words(row: Row) -> str:
         loss, accuracy = (getattr(row, f"{part}_{what}") for what in ("loss", "accuracy"))
         if loss is not None:
             parts.append(f"{name} loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
-    parts += [f"learning rate {row.lr:.3g}", f"{row.images_per_second:.0f} images per second"]
+    if row.epoch:
+        parts += [f"learning rate {row.lr:.3g}", f"{row.images_per_second:.0f} images per second"]
     return " \N{MIDDLE DOT} ".join([*parts, f"{row.seconds:.1f} s"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cifarnet.checkpoints.history import Row
+from cifarnet.checkpoints.history import Row, start_and_end
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock
 from cifarnet.core.machine import versions
@@ -193,7 +193,8 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
         "confidence_charts": confidence_charts(report),
         "plotted": len(history),
         "epoch_words": epoch_words(history),
-        "epochs": len(data.history),
+        "epochs": data.history[-1].epoch if data.history else 0,
+        "start_and_end": start_and_end(data.history),
         "seconds": sum(row.train_seconds for row in data.history),
         "clock": clock,
     }

@@ -188,10 +188,13 @@ class LogLine(Recorder):
         `first_step()` is how long the first step took, in seconds."""
         self.log, self.settings, self.cost, self.first_step = log, settings, cost, first_step
         self.started, self.epochs_before = 0.0, 0
-        self.has_reported_wait = False
+        self.advised: set[str] = set()  # what the log has advised on: once a run
 
     def start(self, progress: Progress) -> None:
         self.started, self.epochs_before = time.perf_counter(), progress.epoch
+        if progress.history and not progress.epoch:
+            parts = ["epoch 0, the weights of --init", *self._held_out(progress.history[0])]
+            self.log.line(" | ".join(parts))
 
     def row(self, progress: Progress) -> None:
         row = progress.history[-1]
@@ -201,14 +204,28 @@ class LogLine(Recorder):
         waits = (
             row.data_wait > 0.1 and self.settings.augmentation.augment_engine == "albumentations"
         )
-        if waits and not self.has_reported_wait:
-            self.has_reported_wait = True  # once a run
+        if waits:
             batched = self.settings.augmentation.auto_augment == "none"
             other = ", or use --augment_engine batched" if batched else ""
-            self.log.line(
+            self._advise(
+                "waiting",
                 f"{row.data_wait:.0%} of the training time was spent waiting for data: raise "
-                f"--num_workers if cores are idle{other}"
+                f"--num_workers if cores are idle{other}",
             )
+        limit = self.settings.training.max_grad_norm
+        if row.clipped == 1 and (self.settings.training.init or row.grad_norm > 2 * limit):
+            self._advise(
+                "clipping",
+                f"every step of epoch {row.epoch} was clipped: the mean gradient norm is "
+                f"{row.grad_norm:.2f}, above --max_grad_norm {limit:g}; raise it above that norm, "
+                f"and lower --lr if the accuracy falls",
+            )
+
+    def _advise(self, subject: str, text: str) -> None:
+        """Logs `text` unless the log has advised on `subject` before."""
+        if subject not in self.advised:
+            self.advised.add(subject)
+            self.log.line(text)
 
     def _line(self, row: Row, progress: Progress) -> str:
         parts = [
@@ -216,14 +233,8 @@ class LogLine(Recorder):
             f"lr {row.lr:.3g}",
             f"train {row.train_loss:.4f} {row.train_accuracy:.2%}",
         ]
-        if row.val_loss is not None:
-            parts.append(f"val {row.val_loss:.4f} {row.val_accuracy:.2%}")
-        if row.test_loss is not None:
-            parts.append(f"test {row.test_loss:.4f} {row.test_accuracy:.2%}")
-        if row.ema_accuracy is not None:
-            parts.append(f"raw {row.raw_accuracy:.2%}, averaged {row.ema_accuracy:.2%}")
         parts += [
-            f"{row.seconds:.1f} s",
+            *self._held_out(row),
             f"{row.images_per_second:.0f} img/s",
             f"data wait {row.data_wait:.1%}",
             f"grad norm {row.grad_norm:.2f}, {row.clipped:.0%} clipped",
@@ -233,6 +244,17 @@ class LogLine(Recorder):
         if best := progress.best:
             parts.append(f"best {best.held_out_accuracy:.2%} ({best.epoch})")
         return " | ".join([*parts, f"left {clock(self._seconds_left(row.epoch))}"])
+
+    def _held_out(self, row: Row) -> list[str]:
+        """The figures of the evaluation, and the time of the epoch."""
+        parts = []
+        if row.val_loss is not None:
+            parts.append(f"val {row.val_loss:.4f} {row.val_accuracy:.2%}")
+        if row.test_loss is not None:
+            parts.append(f"test {row.test_loss:.4f} {row.test_accuracy:.2%}")
+        if row.ema_accuracy is not None:
+            parts.append(f"raw {row.raw_accuracy:.2%}, averaged {row.ema_accuracy:.2%}")
+        return [*parts, f"{row.seconds:.1f} s"]
 
     def _seconds_left(self, epoch: int) -> float:
         done = sum(map(self.cost, range(self.epochs_before + 1, epoch + 1)))
@@ -254,5 +276,5 @@ class Curves(Recorder):
             self.draw(progress)
 
     def end(self, progress: Progress) -> None:
-        if progress.history:
+        if progress.epoch:
             self.draw(progress)

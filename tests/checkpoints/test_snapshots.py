@@ -153,7 +153,7 @@ def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatc
     [
         {"origin": {"epoch": 4}}, {"comparable_after": 9}, {"comparable_after": -1},
         {"history": []}, {"history": [make_row(2)]}, {"history": [make_row(3), make_row(3)]},
-        {"history": [make_row(0), make_row(3)]},
+        {"history": [make_row(-1), make_row(3)]},
     ],
     ids=str,
 )  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_history_gives_rows_and_leaves_out_one_that_is_being_written(tmp_path)
     ("former", "new", "words"),
     [
         (",train_loss", ",loss", "lacks the columns train_loss"),
-        ("\n2,0.5,", "\n2,,", "is not a history"),  # a learning rate is always known
+        ("\n2,0.5,", "\n,0.5,", "is not a history"),  # an epoch has a number
     ],
 )
 def test_another_history_is_refused(tmp_path, former, new, words):

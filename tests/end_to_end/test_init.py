@@ -5,8 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import QUICK, from_folder
-from support.outputs import log_text, settings_of, snapshot
+from support.outputs import (
+    assert_same_state,
+    epoch_of,
+    figures,
+    log_text,
+    rows_of,
+    settings_of,
+    snapshot,
+)
 from support.pictures import draw_tree
+
+from commands import training_run
 
 
 @pytest.fixture
@@ -67,11 +77,61 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(run_from, trained):
     done = run_from("w.safetensors", trained.tree, *flags, *resumed)
     assert done.code == 0, done.err
     assert "starting from the weights" not in done.out
-    whole, parts = (snapshot("last.pth", run)["weights"] for run in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert "epoch 0" not in done.out
+    whole, parts = (snapshot("last.pth", run) for run in ("whole", "parts"))
+    assert all(torch.equal(whole["weights"][n], parts["weights"][n]) for n in whole["weights"])
+    timings = {"seconds", "train_seconds", "images_per_second", "data_wait"}
+    histories = [
+        [{n: row[n] for n in row.keys() - timings} for row in run["history"]]
+        for run in (whole, parts)
+    ]
+    assert histories[0] == histories[1]
+    assert [row["epoch"] for row in histories[0]] == [0, 1, 2]
     done = run_from(trained.weights, trained.tree, *flags, *resumed)
     assert done.code == 2
     assert "init w.safetensors -> " in done.err
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_epoch_0_is_the_evaluation_of_the_start(command, run_from, trained, averaged):
+    flags = ("--dataset", "folder", "--data_dir", trained.tree, "--no-report")
+    assert command("evaluate", "--pretrained", trained.weights, *flags).code == 0
+    start = figures()
+    flags = ("--ema_decay", "0.9", "--evaluate", "ema") if averaged else ()
+    done = run_from(trained.weights, trained.tree, "--save_best", *flags)
+    assert (done.code, done.err) == (0, "")
+    first, last = rows_of(Path("log"))
+    assert (first["epoch"], first["train_loss"], first["lr"]) == ("0", "", "")
+    assert float(first["test_accuracy"]) == start["top1"]
+    assert float(first["test_loss"]) == pytest.approx(start["loss"], rel=1e-5)
+    assert first["raw_accuracy"] == (first["test_accuracy"] if averaged else "")
+    assert f"epoch 0, the weights of --init | test {start['loss']:.4f} " in log_text()
+    assert last["epoch"] == "1" and epoch_of("best_model.pth") == 1
+
+
+def test_the_start_changes_no_weight(run_from, trained, monkeypatch):
+    """The same run, with and without the evaluation of its start."""
+    runs = []
+    for name in ("with", "without"):
+        flags = ("--lr", "0.05", "--snapshot_dir", name, "--ema_decay", "0.9")
+        assert run_from(trained.weights, trained.tree, *flags).code == 0
+        runs.append(snapshot("last.pth", name))
+        monkeypatch.setattr(training_run, "measure_start", lambda *arguments: None)
+    for part in ("weights", "averaged", "optimizer", "random_state"):
+        assert_same_state(runs[0][part], runs[1][part], part)
+    assert [len(run["history"]) for run in runs] == [2, 1]
+
+
+def test_a_run_that_ends_below_its_start_says_so(run_from, trained):
+    done = run_from(trained.weights, trained.tree, "--lr", "20", "--report", "--plot_training")
+    assert (done.code, done.err) == (0, "")
+    first, last = (float(row["test_accuracy"]) for row in rows_of(Path("log")))
+    assert last < first
+    assert f"warning: accuracy fell from {first:.2%}" in log_text()
+    assert "every step of epoch 1 was clipped" in log_text()
+    page = Path("plots_complete/report.html").read_text()
+    assert f"before the training: {100 * first:.2f} %" in page
+    assert "The network is worse than at its start." in page
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "damaged.pth"])
