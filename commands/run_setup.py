@@ -17,6 +17,7 @@ from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
 from cifarnet.images.imageset import Splits
+from cifarnet.reporting.report_files import move_report_of_other_run
 from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.training import BATCH_SIZE
 from cifarnet.training.objective import Distillation, Mixed, Objective, label_objective
@@ -200,6 +201,17 @@ def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
             f"--select best: no snapshot of the best epoch {learner.progress.best_epoch} is beside "
             f"{plan.source}; leave it out"
         )
+
+
+def archive_old_report(run: Run) -> None:
+    """Moves the report of another run in --plot_dir aside. Raises `UserError`."""
+    if run.runtime.rank:
+        return
+    directory, run_id = run.folders["plot_dir"], run.learner.progress.run_id
+    with os_errors(f"--plot_dir {directory}: cannot write there", "choose another folder"):
+        moved = move_report_of_other_run(directory, run_id, is_new=run.resume is None)
+    if moved:
+        run.log.line(f"moved the report of an earlier run to {moved}")
 
 
 def archive_old_snapshots(run: Run) -> None:

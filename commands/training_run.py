@@ -28,6 +28,7 @@ from commands.run import Request, Run
 from commands.run_records import build_recorders
 from commands.run_report import report
 from commands.run_setup import (
+    archive_old_report,
     archive_old_snapshots,
     choose_objective,
     current_run,
@@ -134,7 +135,7 @@ def prepare(
         resume = plan_resume(snapshot, source, changes, current)
         restore_run(learner, resume, log)
 
-    # nothing was refused: the log file begins, and the snapshots of other runs make room
+    # nothing was refused: the log file begins, and files of other runs make room
     run = Run(
         command=request.command,
         settings=settings,
@@ -154,6 +155,7 @@ def prepare(
         write_header(log, learner, splits, data.train.workers, request.settings)
     if run.trains:
         archive_old_snapshots(run)
+    archive_old_report(run)
     return run
 
 

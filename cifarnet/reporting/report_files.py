@@ -7,12 +7,12 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.errors import RunError, UserError, reason
-from cifarnet.core.files import dated_folder, read_file, write_atomically, write_text
+from cifarnet.core.files import dated_folder, exists, read_file, write_atomically, write_text
 from cifarnet.core.late import LateModule
 from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
@@ -162,13 +162,28 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
     """Moves a report in `directory` on other weights or images than `report` into a new dated
     subfolder, with its pictures. Returns the subfolder; None: nothing was moved. Raises `OSError`.
     """
-    files = [path for path in map(directory.joinpath, REPORT_FILES) if path.is_file()]
     former = _report_in(directory)
     if not former or _is_same(former, report):
         return None
     run_id = former.get("run", {}).get("id")
-    if run_id and run_id == report.run.get("id"):
-        files = [path for path in files if path.name not in CURVES]  # those of this run
+    is_of_run = run_id and run_id == report.run.get("id")
+    return _move(directory, [n for n in REPORT_FILES if not (is_of_run and n in CURVES)])
+
+
+def move_report_of_other_run(directory: Path, run_id: str, is_new: bool) -> Path | None:
+    """Moves a report of another run than `run_id` in `directory` into a new dated subfolder. If the
+    run `is_new`, all files there are of another one. Returns the subfolder; None: nothing was
+    moved. Raises `OSError`."""
+    former = _report_in(directory)
+    is_other = is_new or (former and former.get("run", {}).get("id") != run_id)
+    return _move(directory, REPORT_FILES) if is_other else None
+
+
+def _move(directory: Path, names: Iterable[str]) -> Path | None:
+    """Moves those of the files that exist into a new dated subfolder."""
+    files = [path for path in map(directory.joinpath, names) if exists(path)]
+    if not files:
+        return None
     folder = dated_folder(directory)
     for path in files:
         path.replace(folder / path.name)

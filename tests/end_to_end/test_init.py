@@ -1,5 +1,6 @@
 """--init: a run that starts from a trained network."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,14 @@ def test_the_start_changes_no_weight(run_from, trained, monkeypatch):
 
 
 def test_a_run_that_ends_below_its_start_says_so(run_from, trained):
-    done = run_from(trained.weights, trained.tree, "--lr", "20", "--report", "--plot_training")
+    tree = Path(shutil.copytree(trained.tree, "wrong"))
+    for name, wrong in (("bar", "x"), ("disc", "bar"), ("star", "disc"), ("x", "star")):
+        (tree / "train" / name).rename(tree / "train" / wrong)
+    flags = ("--lr", "0.2", "--epochs", "3", "--report", "--plot_training")
+    done = run_from(trained.weights, tree, *flags)
     assert (done.code, done.err) == (0, "")
-    first, last = (float(row["test_accuracy"]) for row in rows_of(Path("log")))
+    rows = rows_of(Path("log"))
+    first, last = (float(rows[at]["test_accuracy"]) for at in (0, -1))
     assert last < first
     assert f"warning: accuracy fell from {first:.2%}" in log_text()
     assert "every step of epoch 1 was clipped" in log_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import DRAWN
-from support.outputs import epoch_of
+from support.outputs import epoch_of, figures
 
 import train
 
@@ -30,6 +30,32 @@ def move_folders() -> None:
 def remove_folders() -> None:
     for folder in FOLDERS:
         shutil.rmtree(folder)
+
+
+def test_a_new_run_moves_the_report_of_another_one_aside_though_it_is_stopped(command, monkeypatch):
+    assert command("main", *DRAWN, "--epochs", "1").code == 0
+    plots = Path("plots_complete")
+    first = {path.name: path.read_bytes() for path in plots.iterdir()}
+    run_epoch = train.run_epoch
+
+    def stopped(learner, *arguments):
+        if learner.progress.epoch == 1:
+            raise KeyboardInterrupt
+        return run_epoch(learner, *arguments)
+
+    monkeypatch.setattr(train, "run_epoch", stopped)
+    done = command("main", *DRAWN, "--seed", "7")
+    assert done.code == 130
+    (moved,) = plots.glob("before_*")
+    assert f"moved the report of an earlier run to {moved}\n" in done.out
+    assert {path.name: path.read_bytes() for path in moved.iterdir()} == first
+    left = {path.name for path in plots.iterdir()} - {moved.name}
+    assert left == {"training_curves.png", "learning_rate_schedule.png"}
+
+    monkeypatch.setattr(train, "run_epoch", run_epoch)
+    assert command("main", *DRAWN, "--seed", "7", "--resume", "auto").code == 0
+    assert list(plots.glob("before_*")) == [moved]
+    assert figures()["run"]["settings"]["seed"] == 7
 
 
 @pytest.mark.parametrize(
