@@ -9,7 +9,7 @@ from cifarnet.comparing.comparison import as_csv, as_text, compare
 from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
-from cifarnet.core.errors import UserError, os_errors, printable
+from cifarnet.core.errors import UserError, os_errors, printable, reason
 from cifarnet.core.files import write_text
 from cifarnet.core.log import print_line
 from cifarnet.settings.parser import build_parser
@@ -87,7 +87,7 @@ def check_target(path: str | None, flag: str, begins: str) -> None:
     except FileNotFoundError:
         return
     except OSError as problem:
-        raise UserError(f"{flag} {path}: {problem.strerror}; name another file") from None
+        raise UserError(f"{flag} {path}: {reason(problem)}; name another file") from None
     if start != begins.encode():
         raise UserError(f"{flag} {path} exists and is not a comparison; name another file")
 

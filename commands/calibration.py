@@ -11,7 +11,7 @@ from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
 from cifarnet.checkpoints.trained import UNCALIBRATED, TrainedModel, check_classes, write_weights
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import RunError, UserError, printable
+from cifarnet.core.errors import RunError, UserError, printable, reason
 from cifarnet.core.files import exclusive
 from cifarnet.core.log import print_line
 from cifarnet.images.folder import read_folder
@@ -89,7 +89,7 @@ def calibrate_file(
             keep_temperature(model, path)
         except OSError as problem:
             raise RunError(
-                f"the temperature could not be written to {path} ({problem.strerror})"
+                f"the temperature could not be written to {path} ({reason(problem)})"
             ) from None
     print_line(f"{path}: {sentence}")
     return model, splits

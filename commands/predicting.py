@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError, os_errors, printable
+from cifarnet.core.errors import RunError, UserError, os_errors, printable, reason
 from cifarnet.core.files import write_text
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
@@ -59,7 +59,7 @@ def find_pictures(names: Sequence[str]) -> tuple[list[str], list[Outcome], list[
         not_images += search.not_images
         system += search.system
         for why in search.errors:
-            problem = UserError(f"cannot read the folder {why.filename} ({why.strerror})")
+            problem = UserError(f"cannot read the folder {why.filename} ({reason(why)})")
             problems.append((why.filename, problem))
         if not search.images and not search.errors:
             problems.append((name, UserError(f"the folder {name} holds no images")))

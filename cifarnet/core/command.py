@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cifarnet.core.errors import UserError, machine_errors
+from cifarnet.core.errors import UserError, machine_errors, reason
 from cifarnet.core.signals import Signals
 
 
@@ -79,7 +79,7 @@ def run_command(
         if problem.filename is not None or problem.errno != errno.ENOSPC:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
-        print(f"error: the output could not be written ({problem.strerror})", file=sys.stderr)
+        print(f"error: the output could not be written ({reason(problem)})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as problem:
         return getattr(problem, "exit_code", 130)

@@ -32,7 +32,7 @@ def writable_directory(path: str | Path, flag: str) -> Path:
     except OSError as problem:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (RunError if full else UserError)(
-            f"{flag} {path}: cannot write there ({problem.strerror}); choose another folder"
+            f"{flag} {path}: cannot write there ({reason(problem)}); choose another folder"
         ) from None
     remove_leftovers(directory)
     return directory
@@ -177,7 +177,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
             file = path.open("a+")
         except OSError as problem:
             raise UserError(
-                f"{flag} {directory}: cannot lock it ({path}: {problem.strerror}); "
+                f"{flag} {directory}: cannot lock it ({path}: {reason(problem)}); "
                 f"{_who_may_remove(path)}choose another folder"
             ) from None
         try:

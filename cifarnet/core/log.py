@@ -10,7 +10,7 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
-from cifarnet.core.errors import RunError, UserError, os_errors, printable
+from cifarnet.core.errors import RunError, UserError, os_errors, printable, reason
 
 
 class RunLog:
@@ -81,7 +81,7 @@ class RunLog:
         except OSError as problem:
             if not self._warned:
                 self._print(
-                    f"warning: the log cannot be written ({problem.strerror}); the run goes on",
+                    f"warning: the log cannot be written ({reason(problem)}); the run goes on",
                     sys.stderr,
                 )
             self._warned = True

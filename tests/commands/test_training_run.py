@@ -17,7 +17,7 @@ from cifarnet.reporting import run_record
 KEYS = {
     *("format", "run_id", "command", "started", "ended", "status", "settings", "versions"),
     *("device", "dataset", "model", "resumed_from", "initialized_from", "teacher"),
-    *("epochs_done", "figures", "snapshot_dir", "plot_dir", "seconds"),
+    *("comparable_after", "epochs_done", "figures", "snapshot_dir", "plot_dir", "seconds"),
 }
 
 
