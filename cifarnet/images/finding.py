@@ -94,6 +94,7 @@ def notes_on_ignored(files: dict[str, Sequence[Path]], system: Sequence[Path]) -
             count = "1 file" if len(paths) == 1 else f"{len(paths)} files"
             lines.append(f"warning: ignored {count} {why}, such as {printable(str(paths[0]))}")
     if system:
-        count = "1 system file" if len(system) == 1 else f"{len(system)} system files"
-        lines.append(f"ignored {count} or folders, such as {printable(str(system[0]))}")
+        one = len(system) == 1
+        count = "1 system file or folder" if one else f"{len(system)} system files and folders"
+        lines.append(f"ignored {count}, such as {printable(str(system[0]))}")
     return lines

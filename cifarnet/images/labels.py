@@ -50,7 +50,10 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, tuple[str, str]]]:
     unreadable = os_errors(f"--labels {labels}: cannot read it", "name a CSV file")
     try:
         with unreadable, labels.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            first = file.readline()
+            file.seek(0)
+            delimiter = "," if "," in first else max(";\t", key=first.count)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             rows = [
                 (reader.line_num, [cell.strip() for cell in row])
                 for row in reader

@@ -97,6 +97,7 @@ def _read_class_folders(
     for part, folder in sorted(roots.items(), key=lambda item: ORDER.index(item[0])):
         folders = subfolders(folder)
         _refuse_parts(folder, folders)
+        _refuse_links(folder, folders)
         classes = classes or checked_classes({composed(path.name) for path in folders}, folder)
         if not folders:
             raise UserError(f"{folder} has no class folders; add them, or name a --labels file")
@@ -147,3 +148,14 @@ def _refuse_parts(folder: Path, folders: Sequence[Path]) -> None:
             f"{folder}: {first} and {second} hold the same folders ({some}); "
             f"rename them train and test, or, if they are classes, name a --labels file"
         )
+
+
+def _refuse_links(folder: Path, folders: Sequence[Path]) -> None:
+    """Raises `UserError` if links make the same images belong to two of the class `folders`."""
+    real = folder.resolve()
+    classes: dict[Path, Path] = {}
+    for path in folders:
+        target = path.resolve()
+        other = folder if target in (real, *real.parents) else classes.setdefault(target, path)
+        if other is not path:
+            raise UserError(f"{path} and {other} hold the same images; remove the link")

@@ -56,7 +56,10 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     with contextlib.suppress(Exception):  # broken Exif data can raise anything
         ImageOps.exif_transpose(image, in_place=True)  # rotates before it writes Exif data again
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError("its pixels have more than 16 bits; save it with 8 bits")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")

@@ -30,7 +30,7 @@ def test_folders_are_searched_in_order_and_names_of_files_are_taken_as_they_are(
     assert problems == []
     assert notes == [
         "warning: ignored 2 files in no image format, such as album/link",
-        "ignored 2 system files or folders, such as album/._a.JPG",
+        "ignored 2 system files and folders, such as album/._a.JPG",
     ]
 
 

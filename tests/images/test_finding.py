@@ -19,7 +19,7 @@ def test_ignored_files_are_counted_and_one_is_named():
     assert notes_on_ignored({NOT_IMAGES: several[:1], "here": several, "there": []}, several) == [
         "warning: ignored 1 file in no image format, such as a\\n.txt",
         "warning: ignored 2 files here, such as a\\n.txt",
-        "ignored 2 system files or folders, such as a\\n.txt",
+        "ignored 2 system files and folders, such as a\\n.txt",
     ]
 
 

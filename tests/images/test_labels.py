@@ -35,6 +35,8 @@ def entries(layout: Layout) -> list[tuple[str, str, str]]:
         "path,label\n0.png,cat\n1.png,dog",
         "\ufeffimage,class\r\n\r\n 0.png , cat \r\n1.png,dog\r\n",
         '"1.png","dog"\n"0.png","cat"\n0.png,cat\n',
+        "path;label\r\n0.png;cat\r\n1.png;dog\r\n",
+        "0.png\tcat\n1.png\tdog\n",
     ],
 )
 def test_a_csv_file_names_images_and_their_classes(loose, text):
@@ -75,7 +77,7 @@ def test_images_in_part_folders_keep_their_part(loose):
     ("text", "why"),
     [
         ("0.png,a\n1.png\n", "line 2: not a path and a label; write path,label"),
-        ("0.png;a\n1.png;b\n", "line 1: not a path and a label"),
+        ("0.png a\n1.png b\n", "line 1: not a path and a label"),
         ("0.png,a\n1.png,b,3,4\n", "line 2: not a path and a label"),
         ("0.png,a\n1.png,\n", "line 2: not a path and a label"),
         ("0.png,a\n1.png,b\n0.png,b\n", "line 3: '0.png' is 'b' here but 'a' in line 1; keep"),

@@ -51,7 +51,7 @@ def test_folders_of_a_system_hold_neither_classes_nor_images(tree, name):
     assert layout.classes == ("bar", "disc")
     assert counts(layout) == {"train": [6, 6], "test": [3, 3]}
     assert messages == [
-        f"ignored 6 system files or folders, such as {min(tree / name, tree / 'Thumbs.db')}"
+        f"ignored 6 system files and folders, such as {min(tree / name, tree / 'Thumbs.db')}"
     ]
 
 
@@ -94,6 +94,13 @@ def test_to_evaluate_a_network_its_test_images_are_enough(tree):
         read_layout(tree, print, ("zebra", "bar"))
     (tree / "test").rename(tree / "validation")
     assert counts(read_layout(tree, print, ("disc", "bar"))) == {"test": [3, 0]}
+
+
+@pytest.mark.parametrize("target", [".", "..", "bar"])
+def test_links_that_repeat_images_are_refused(tree, target):
+    (tree / "train" / "zebra").symlink_to(target)
+    with pytest.raises(UserError, match=r"train/zebra and .*train.* hold the same images; remove"):
+        read_classes(tree)
 
 
 def test_images_below_a_class_folder_belong_to_it(tree):

@@ -70,6 +70,16 @@ def test_split_folders_are_parts_and_no_classes(tree, train, test):
         assert messages == [f"parts of {tree}: Testing is test, Training is train"]
 
 
+def test_a_run_says_which_folder_is_which_part(tree, command):
+    rename(tree, {"train": "Training", "test": "Testing"})
+    (tree / "Training" / "@eaDir").mkdir()
+    flags = ("--dataset", "folder", "--data_dir", tree, "--preview_augment", "grid.png")
+    done = command("main", *flags)
+    assert (done.code, done.err) == (0, "")
+    assert f"parts of {tree}: Testing is test, Training is train\n" in done.out
+    assert f"ignored 1 system file or folder, such as {tree}/Training/@eaDir\n" in done.out
+
+
 def test_validation_images_and_folders_beside_the_parts(tree):
     shutil.copytree(tree / "test", tree / "valid_set")
     rename(tree, {"train": "train_set", "test": "test_set"})

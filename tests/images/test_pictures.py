@@ -192,6 +192,13 @@ def test_float_pixels_are_refused(tmp_path):
         read_image(tmp_path / "image.tif")
 
 
+@pytest.mark.parametrize("value", [70_000, -1])
+def test_pixels_beyond_16_bits_are_refused(tmp_path, value):
+    Image.fromarray(np.full((32, 32), value, np.int32)).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match="more than 16 bits"):
+        read_image(tmp_path / "image.tif")
+
+
 def test_an_error_without_a_message_is_named(tmp_path, monkeypatch):
     Image.new("L", (32, 32)).save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(MemoryError))
