@@ -91,3 +91,9 @@ def test_a_file_of_another_user_is_not_called_missing(monkeypatch, name):
     touch(name)
     monkeypatch.setattr(Path, "open", refuse)
     assert f"{name} cannot be read (Permission denied)" in refused(name)
+
+
+@pytest.mark.parametrize("target", ["gone.safetensors", "x.safetensors"])
+def test_a_broken_link_is_not_called_missing(target):
+    Path("x.safetensors").symlink_to(target)
+    assert "x.safetensors cannot be read (" in refused("x.safetensors")

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, from_folder, without_privileges
 from support.outputs import best_epoch, epoch_of, figures, log_text, rows_of, settings_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_resuming_by_path_elsewhere_brings_the_best_along(command):
@@ -81,6 +84,31 @@ def test_auto_without_a_snapshot_starts_anew_and_passes_over_broken_ones(command
     assert "starting a new run" in done.out
     kept = list(Path("snapshots_complete").glob("before_*/last.pth"))
     assert [path.read_text() for path in kept] == ["broken"]
+
+
+@pytest.mark.parametrize("how", ["broken link", "link to itself", "folder", "another user's"])
+@pytest.mark.parametrize("name", ["last.pth", "snapshot_epoch_0009.pth"])
+def test_a_snapshot_that_cannot_be_read_is_not_missing(tmp_path, command, trained, how, name):
+    """Even though an older one is intact."""
+    Path("snapshots_complete").mkdir()
+    Path("snapshots_complete/snapshot_epoch_0004.pth").write_bytes(trained.snapshot.read_bytes())
+    path = tmp_path / "snapshots_complete" / name
+    if how == "folder":
+        path.mkdir()
+    elif how == "another user's":
+        path.write_bytes(trained.snapshot.read_bytes())
+        path.chmod(0)
+    else:
+        path.symlink_to(path if how == "link to itself" else "/missing/disk/last.pth")
+    flags = (*QUICK, "--resume", "auto", "--snapshot_dir", path.parent)
+    if how == "another user's":
+        done = without_privileges(ROOT / "main.py", *flags)
+        code, err = done.returncode, done.stderr
+    else:
+        code, _, err = command("main", *flags)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"{name} cannot be read (" in err
+    assert {each.name for each in path.parent.iterdir()} == {name, "snapshot_epoch_0004.pth"}
 
 
 def test_a_new_run_keeps_an_older_ones_snapshots(command):
