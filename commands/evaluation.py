@@ -24,8 +24,15 @@ from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
+from cifarnet.reporting.label_issues import write_label_issues
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
-from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
+from cifarnet.reporting.report_files import (
+    LABEL_ISSUES,
+    PAGE,
+    Attempts,
+    move_other_report,
+    write_report,
+)
 from cifarnet.reporting.thumbnails import LARGEST
 from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.evaluation import VALIDATION
@@ -132,6 +139,8 @@ def write_evaluation(
     """
     files = Attempts(directory)
     figures = write_report(report, files, data.paths, last, best, corruptions)
+    with files.write(LABEL_ISSUES) as path:
+        write_label_issues(report.predictions, list(report.per_class), data.paths, path)
     if settings.evaluation.plot_evaluation:
         with files.write("confusion_matrix.png") as path:
             plots.confusion_matrix(report, path)

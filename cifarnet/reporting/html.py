@@ -33,7 +33,7 @@ from cifarnet.reporting.confidence import coverage_curve
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import Bin, interval, reliability
-from cifarnet.reporting.report_files import PAGE, REPORT_FILES
+from cifarnet.reporting.report_files import LABEL_ISSUES, PAGE, REPORT_FILES
 from cifarnet.reporting.thumbnails import (
     COLUMNS,
     LARGEST,
@@ -65,6 +65,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
     "predictions.csv": "the prediction for each test image",
     "predictions.npz": "the probabilities of all classes, for numpy",
     "corruptions.csv": "the accuracy on corrupted test images",
+    LABEL_ISSUES: "the test images whose label the network doubts",
     PAGE: "this page",
     ".png": "a figure",
     ".log": "settings, versions, and one line per epoch",

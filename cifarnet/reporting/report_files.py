@@ -30,9 +30,10 @@ np = LateModule("numpy")
 CURVES = ("training_curves.png", "learning_rate_schedule.png")
 PICTURES = ("confusion_matrix.png", "class_metrics.png")
 PAGE = "report.html"
+LABEL_ISSUES = "label_issues.csv"
 REPORT_FILES = (
     *("metrics.json", "classification_report.txt", "predictions.csv", "predictions.npz"),
-    *(CORRUPTIONS, PAGE),
+    *(LABEL_ISSUES, CORRUPTIONS, PAGE),
     *(*PICTURES, *CURVES),
 )
 RUN_JSON = ".run.json"  # stands in place of the .log of a run's log

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from cifarnet.reporting.label_issues import label_issues
 from cifarnet.reporting.predictions import Predictions
 
 MOST = 24  # images of a cell of the confusion matrix, and of each list
@@ -24,11 +25,12 @@ class Choice(NamedTuple):
     per_cell: int  # no cell has more images than this, `hits` apart
     mistakes: list[int]  # the most confident mistakes, the most confident first
     hits: list[int]  # the least confident hits, the least confident first
+    doubts: list[int]  # the most doubtful labels, the most doubtful first
 
 
 def choose(predictions: Predictions, room: int) -> Choice:
     """The most confident images of each cell of the confusion matrix: up to `MOST`, `room` in all.
-    If `room` is too small, all cells get fewer. The two lists are always complete."""
+    If `room` is too small, all cells get fewer. The lists are always complete."""
     true, predicted, p = predictions.true, predictions.predicted, predictions.p_predicted
     cells = true * (1 + max(true.max(), predicted.max())) + predicted
     order = np.lexsort((-p, cells))
@@ -45,10 +47,11 @@ def choose(predictions: Predictions, room: int) -> Choice:
     hits = right[np.argsort(p[right], kind="stable")][:MOST]
     hits = hits[p[hits] < UNSURE]
     wanted = np.zeros(len(true), dtype=bool)
-    wanted[np.concatenate([taken, mistakes, hits])] = True
+    doubts = label_issues(predictions).images[:MOST]
+    wanted[np.concatenate([taken, mistakes, hits, doubts])] = True
     images = order[wanted[order]]
     place = {image: at for at, image in enumerate(images.tolist())}
-    lists = ([place[image] for image in listed.tolist()] for listed in (mistakes, hits))
+    lists = ([place[image] for image in listed.tolist()] for listed in (mistakes, hits, doubts))
     return Choice(images, int(rank[taken].max(initial=-1)) + 1, *lists)
 
 
