@@ -1,5 +1,6 @@
 """Runs that go on from a snapshot: which one, with which flags, and what happens to the others."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def test_a_snapshot_that_cannot_be_read_is_not_missing(tmp_path, command, traine
     assert (code, err.count("\n")) == (2, 1), err
     assert f"{name} cannot be read (" in err
     assert {each.name for each in path.parent.iterdir()} == {name, "snapshot_epoch_0004.pth"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_lock_of_another_user_is_refused_with_its_name_and_owner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lock = tmp_path / ".snapshot_dir.lock"
+    lock.touch(0o600)
+    os.chown(lock, 12345, -1)
+    done = without_privileges(ROOT / "main.py", *QUICK, "--snapshot_dir", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{lock}: Permission denied); user 12345 may remove that file" in done.stderr
+    assert lock.exists()
 
 
 def test_a_new_run_keeps_an_older_ones_snapshots(command):
