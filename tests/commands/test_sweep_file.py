@@ -113,6 +113,6 @@ def test_a_missing_file_and_a_wrong_number_of_jobs(command):
 
 def test_the_sweep_of_recipes_can_be_read():
     pages = Path(__file__).parents[2] / "recipes"
-    assert len(read_sweep(pages / "sweep_digits.toml").settings) == 8
+    assert len(read_sweep(pages / "sweep_digits.toml").settings) == 4
     with pytest.raises(UserError):
         read_sweep(pages / "digits.toml")
