@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
+from cifarnet.comparing.run_files import read_history, read_record
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
-from cifarnet.core.files import writable_directory
+from cifarnet.core.files import exists, writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import ImageSet, Splits
@@ -175,6 +177,8 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
     else:
         classifier = load_classifier(options["names"], options["tta"], flags.get("amp"))
+        if len(classifier.infos) == 1:
+            facts = _training_beside(resolve_model_path(options["names"][0]), classifier.infos[0])
     infos = classifier.infos
     if (
         options["calibrate"] == VALIDATION
@@ -206,6 +210,23 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     data = report_data(infos, splits, settings, runtime, **facts)
     write_evaluation(report, settings, directory, data, corruptions=corruptions)
     print_line(f"written to {directory}")
+
+
+def _training_beside(weights: Path, info: ModelInfo) -> dict[str, Any]:
+    """The history and the files of the training, as fields of `ReportData`, if they lie beside
+    `weights`, as in results/: a history that ends with the epoch of `info`."""
+    log, table, record = map(weights.with_name, ("training.log", "history.csv", "run.json"))
+    try:
+        history = read_history(table) if exists(table) else []
+        machine = read_record(record).machine if exists(record) else None
+    except UserError as problem:
+        print_line(f"warning: the report has no curves: {problem}")
+        return {}
+    if not history or history[-1].epoch != info.origin.epoch:
+        return {}
+    files = [path for path in (log, table, record, weights) if exists(path)]
+    computed_on = machine or info.origin.computed_on
+    return {"history": history, "files": files, "computed_on": computed_on}
 
 
 def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Settings:

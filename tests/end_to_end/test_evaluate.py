@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.outputs import figures
+from support.pages import data_of
 from support.pictures import draw_tree
 
 
@@ -59,6 +60,25 @@ def test_test_images_of_some_classes_are_enough(command, trained, tmp_path, layo
     }
     assert metrics["images"] == 6
     assert metrics["top1"] == 1.0
+
+
+def test_the_history_beside_the_weights_is_in_the_report(command, trained):
+    """As in results/; another history is left out."""
+    (history,) = trained.snapshot.parents[1].glob("log/*.csv")
+    Path("result").mkdir()
+    weights = shutil.copy(trained.weights, "result/weights.safetensors")
+    shutil.copy(history, "result/history.csv")
+    evaluate = ("evaluate", "--pretrained", weights, "--data_dir", trained.tree)
+    page = Path("plots_complete/report.html")
+    assert command(*evaluate, "--no-plot_evaluation").code == 0
+    assert "epoch 4 " in str(data_of(page.read_text())["epochs"])
+    assert "result/history.csv" in page.read_text()
+    lines = history.read_text().splitlines(keepends=True)
+    for content, warning in (("".join(lines[:-1]), ""), ("nonsense", "warning: the report has no")):
+        Path("result/history.csv").write_text(content)
+        done = command(*evaluate, "--no-plot_evaluation")
+        assert (done.code, warning in done.out) == (0, True)
+        assert "result/history.csv" not in page.read_text()
 
 
 def test_evaluate_looks_for_other_images_where_they_are(command, trained):
