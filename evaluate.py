@@ -24,6 +24,11 @@ FLAGS = (
     *("plot_evaluation", "report", "run_dir", "plot_dir"),
 )
 OPTIONS = ("snapshot", "pretrained", "tta", "evaluate", "calibrate", "corruptions")
+TEXTS = {
+    "batch_size": "Images to evaluate at a time.",
+    "run_dir": "Folder of the run: its snapshots_complete and plots_complete are used.",
+    "plot_dir": "Folder to write to (default: plots_complete, in --run_dir).",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +52,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "flags have main.py's defaults.",
         FLAGS,
         defaults=False,
+        texts=TEXTS,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

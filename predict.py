@@ -12,6 +12,7 @@ from cifarnet.core.errors import UserError
 from cifarnet.core.files import check_replaceable
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
+from cifarnet.settings.training import BATCH_SIZE
 
 CSV_BEGINS = "image,predicted,probability,error,"
 
@@ -30,7 +31,8 @@ def _predict(options: dict[str, Any], settings: Settings) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     """The options of this command, with `names` of the models; and the settings."""
-    parser = build_parser("Classifies images.", ("batch_size", "device"))
+    texts = {"batch_size": f"Images to classify at a time (default: {BATCH_SIZE})."}
+    parser = build_parser("Classifies images.", ("batch_size", "device"), texts=texts)
     parser.add_argument(
         "images",
         type=path_argument,

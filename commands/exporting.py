@@ -33,7 +33,13 @@ def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str
     metrics = None if options["metrics"] is None else read_metrics(Path(options["metrics"]))
     init_process(PrecisionSettings(device="cpu"))
     model = _load(options, metrics)
-    splits = _images(model, flags, needed=any(FORMATS[name].needs_images for name in targets))
+    calibrated = [name for name in targets if FORMATS[name].needs_images]
+    splits = _images(model, flags, needed=bool(calibrated))
+    if calibrated and not len(splits.train):
+        raise UserError(
+            f"--format {calibrated[0]} is calibrated with training images, but {splits.name} has "
+            f"none; name a --data_dir that has"
+        )
     model = _without_paths(model)
     writable_directory(next(iter(targets.values())).parent, "--out")
     origin = model.origin
@@ -73,7 +79,7 @@ def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits 
         cifar = CIFAR.get(settings.data.dataset)
         if cifar and not needed and not is_at_hand(cifar, Path(settings.data.data_dir)):
             return None  # a download would be a surprise
-        splits = load_splits(settings.data, print_line)
+        splits = load_splits(settings.data, print_line, model.classes)
         check_classes(model.classes, splits.test.classes)
         return splits
     except UserError:

@@ -1,6 +1,7 @@
 """export.py: what is read back decides whether a file takes its place; ONNX files in use."""
 
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -210,6 +211,17 @@ def test_8_bits_are_calibrated_with_training_images(command, trained):
     assert done.code == 2
     assert "does not say where; add --dataset folder --data_dir TREE" in done.err
     assert not list(Path().iterdir())
+
+
+def test_test_images_suffice_except_for_the_calibration(command, trained):
+    """A part of the classes, and no folder of training images."""
+    shutil.copytree(trained.tree / "test" / "disc", "mine/test/disc")
+    images = ("--dataset", "folder", "--data_dir", "mine")
+    export = ("export", "--pretrained", trained.weights, *images)
+    done = command(*export, "--format", "onnx-int8", "--out", "out")
+    assert (done.code, Path("out").exists()) == (2, False)
+    assert "--format onnx-int8 is calibrated with training images, but mine has none" in done.err
+    assert command(*export, "--format", "page", "--out", "out").code == 0
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cifarnet.checkpoints.trained import ModelInfo, TrainedModel, check_classes
 from cifarnet.core.errors import UserError
+from cifarnet.images.imageset import resized
 from cifarnet.images.normalise import Normalise
-from cifarnet.inference.pixels import to_batch
+from cifarnet.inference.pixels import shown, to_batch
 
 VIEWS = {  # by --tta: how many pixels each view is shifted down and right; whether it is mirrored
     "none": [(0, 0, False)],
@@ -36,7 +37,15 @@ class Classifier(nn.Module):
         self.infos, self.source = infos, ",".join(info.source for info in infos)
         self.classes, self.image_size = infos[0].classes, infos[0].image_size
 
+    @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
+        """Raises `UserError` for another type or size; without gradients, which `logits` has."""
+        size = (3, self.image_size, self.image_size)
+        if pixels.dtype is not torch.uint8 or pixels.shape[1:] != size:
+            raise UserError(
+                f"a tensor {shown(pixels)} is not the input of {self.source}, uint8 "
+                f"{['N', *size]}; classifier.pixels(picture) gives it"
+            )
         return self.logits(pixels).softmax(dim=1)
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -44,9 +53,11 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
-        """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats."""
+        """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats, and
+        resizes tensors too."""
         batch = to_batch(picture, self.image_size)
-        return batch.round().to(torch.uint8) if batch.is_floating_point() else batch
+        pixels = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
+        return resized(pixels, self.image_size)
 
 
 class TorchClassifier(Classifier):

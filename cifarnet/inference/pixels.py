@@ -23,9 +23,8 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
     is_float = pixels.is_floating_point()
     fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3
     if not fits or not (is_float or pixels.dtype is torch.uint8):
-        shown = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
         raise UserError(
-            f"a tensor {shown} is not a picture; "
+            f"a tensor {shown(pixels)} is not a picture; "
             f"give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]"
         )
     if is_float and not ((pixels >= 0) & (pixels <= 1)).all():
@@ -34,6 +33,11 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
         )
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     return pixels * 255 if is_float else pixels
+
+
+def shown(tensor: Tensor) -> str:
+    """The type and shape of `tensor` in words, as in "uint8 [3, 32, 32]"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def to_network_input(

@@ -95,7 +95,8 @@ def check_value(spec: Field, value: Any) -> None:
     # A whole number can be too large for a float.
     if within and not (abs(value) <= sys.float_info.max and lies_in(value, within)):
         shown = f"{value:g}" if isinstance(value, float) else str(value)[:30]
-        raise UserError(f"--{spec.name} {shown} is out of range; use a finite number in {within}")
+        number = {int: "whole", float: "finite"}[kind]
+        raise UserError(f"--{spec.name} {shown} is out of range; use a {number} number in {within}")
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise UserError(
             f"--{spec.name} is empty or holds a null character; give it a value or leave it out"

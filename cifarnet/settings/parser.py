@@ -2,7 +2,7 @@
 
 import argparse
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
@@ -15,27 +15,33 @@ from cifarnet.settings.evaluation import TTA
 from cifarnet.settings.flags import check_value, value_type
 
 
-def build_parser(description: str, names: Iterable[str], *, defaults: bool = True) -> Parser:
+def build_parser(
+    description: str,
+    names: Iterable[str],
+    *,
+    defaults: bool = True,
+    texts: Mapping[str, str] | None = None,
+) -> Parser:
     """Returns a parser for the flags `names` of `Settings`, in their groups.
 
     A flag that is not given leaves no attribute. With `defaults=False` --help names no defaults:
-    the command takes them from elsewhere, such as a snapshot.
+    the command takes them from elsewhere, such as a snapshot. `texts` replace the help of flags
+    that mean something else than in main.py.
     """
+    texts = texts or {}
     parser = Parser(description=description, allow_abbrev=False)
     wanted = set(names)
     for title, group in GROUPS.items():
         specs = [spec for spec in fields(group) if spec.name in wanted]
         section = parser.add_argument_group(title) if specs else None
         for spec in specs:
-            _add_flag(section, spec, defaults)
+            default = f" (default: {shown_default(spec)})" if defaults else ""
+            _add_flag(section, spec, texts.get(spec.name, spec.metadata["help"] + default))
     return parser
 
 
-def _add_flag(group: argparse._ArgumentGroup, spec: Field, defaults: bool) -> None:
-    text = spec.metadata["help"].replace("%", "%%")
-    if defaults:
-        text += f" (default: {shown_default(spec)})"
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+def _add_flag(group: argparse._ArgumentGroup, spec: Field, text: str) -> None:
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     kind = value_type(spec)
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction

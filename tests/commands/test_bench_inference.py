@@ -2,9 +2,11 @@ import json
 import shutil
 
 import pytest
+from support.random_models import random_model
 
 import bench
 from cifarnet.core import device
+from cifarnet.core.errors import UserError
 from commands import bench_inference
 from commands.bench_inference import inference_table
 from commands.export_formats import FORMATS
@@ -32,6 +34,25 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
     sizes = [figure["bytes"] for figure in figures.values()]
     assert sizes[0] == sizes[1] == pytest.approx(trained.weights.stat().st_size, abs=100)
     assert sizes[3] < sizes[2] / 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "dataset"), [("cifar-10-batches-py", "cifar10"), ("train/a", "folder")]
+)
+def test_a_downloaded_data_set_and_a_tree_are_told_apart(tmp_path, monkeypatch, inside, dataset):
+    (tmp_path / inside).mkdir(parents=True)
+    read = []
+
+    def load_splits(settings, say):
+        read.append((settings.dataset, settings.data_dir))
+        raise UserError("enough")
+
+    monkeypatch.setattr(bench_inference, "load_splits", load_splits)
+    for trained_on in ("digits", "folder", "cifar10"):
+        model = random_model(dataset=trained_on)
+        with pytest.raises(UserError, match="enough"):
+            bench_inference._load_images(model, str(tmp_path))
+    assert read == [(dataset, str(tmp_path))] * 3
 
 
 def test_the_table():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from support.random_models import noise, random_model
 from support.snapshots import make_trained
 from torch import nn
@@ -162,3 +163,20 @@ def test_an_autocast_reaches_only_networks_that_were_trained_with_it(amp):
         with torch.autocast("cpu", torch.bfloat16):
             both = Ensemble([one, one]).logits(IMAGES)
         assert torch.equal(both, log_mean([exact, exact])) == (not reached)
+
+
+def test_probabilities_need_no_detach_and_pixels_of_another_size_are_refused():
+    classifier = TorchClassifier(random_model(width=0.1))
+    assert classifier(IMAGES).numpy().sum(axis=1) == pytest.approx(1)
+    assert classifier.logits(IMAGES).requires_grad  # for class maps
+    for wrong in (noise(2, 48), IMAGES.float() / 255, IMAGES[0]):
+        with pytest.raises(UserError, match=r"is not the input of .*classifier.pixels\(picture\)"):
+            classifier(wrong)
+    large = noise(1, 64)
+    picture = Image.fromarray(large[0].permute(1, 2, 0).numpy())
+    for tensor in (large[0], large, large / 255):
+        pixels = classifier.pixels(tensor)
+        assert (pixels.shape, pixels.dtype) == ((1, 3, 32, 32), torch.uint8)
+        expected = picture.resize((32, 32), Image.Resampling.BICUBIC)
+        difference = pixels[0].permute(1, 2, 0).int() - torch.tensor(np.array(expected)).int()
+        assert difference.abs().max() <= 1

@@ -241,3 +241,24 @@ def test_any_command_line_is_accepted_or_one_line(words):
     except SystemExit as left:
         assert left.code == 0
         assert "-h" in words
+
+
+def test_a_command_may_explain_a_flag_in_its_own_words():
+    parser = build_parser("", ("batch_size", "seed"), texts={"batch_size": "100 % other"})
+    shown = " ".join(parser.format_help().split())
+    assert "--batch_size N 100 % other" in shown
+    assert "Images per step" not in shown
+    assert "(default: 42)" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"image_size": 20}, r"--image_size 20 .* use a whole number in \[32, 128\]"),
+        ({"lr": float("inf")}, r"--lr inf .* use a finite number in \(0, inf\)"),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_range_is_told_its_range(flags, words):
+    with pytest.raises(UserError, match=words):
+        Settings.from_flags(**flags)
