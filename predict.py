@@ -60,6 +60,13 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         metavar="P",
         help="Answer `unsure` where the highest probability is below P, such as 0.8.",
     )
+    parser.add_argument(
+        "--explain",
+        type=path_argument,
+        metavar="DIR",
+        help="Also write each picture into this folder with the class activation maps of its two "
+        "most probable classes: which parts speak for and against them.",
+    )
     options = vars(parser.parse_args(argv))
     if options["top_k"] < 1:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")

@@ -22,6 +22,7 @@ from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.images.no_class import no_class_pictures
 from cifarnet.images.parts import part_folders
 from cifarnet.images.pictures import read_images
+from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
@@ -123,6 +124,24 @@ def _augmented(splits: Splits, settings: Settings, runtime: Runtime) -> np.ndarr
     return np.stack([examples.originals, *examples.versions], axis=1)
 
 
+def report_maps(classifier: Classifier, splits: Splits, settings: Settings) -> dict[str, Any]:
+    """The facts of `report_data` on the class activation maps of `classifier`."""
+    reason = why_no_maps(classifier)
+    if reason:
+        return {"about_maps": reason}
+    images, size = splits.test.images, settings.training.eval_batch_size
+    device = next(classifier.parameters()).device
+
+    def maps(chosen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        parts = (torch.from_numpy(values).split(size) for values in (chosen, classes))
+        return torch.cat([
+            class_maps(classifier, images[part].to(device), labels.to(device)).cpu()
+            for part, labels in zip(*parts, strict=True)
+        ]).numpy()  # fmt: skip
+
+    return {"maps": maps, "about_maps": caution(classifier.infos[0])}
+
+
 def write_evaluation(
     report: Report,
     settings: Settings,
@@ -207,6 +226,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     print_line(report.calibration())
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
+    facts |= report_maps(classifier, splits, settings)
     data = report_data(infos, splits, settings, runtime, **facts)
     write_evaluation(report, settings, directory, data, corruptions=corruptions)
     print_line(f"written to {directory}")

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, os_errors, printable, reason
-from cifarnet.core.files import write_text
+from cifarnet.core.files import writable_directory, write_text
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
 from cifarnet.settings import Settings
+from commands.explaining import Explainer
 
 UNSURE = "unsure"
 
@@ -26,7 +27,7 @@ UNSURE = "unsure"
 def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     """What predict.py does once its flags are read.
 
-    `options` are images, names (of the models), tta, top_k, json, csv and threshold. Raises
+    `options` are images, names (of the models), tta, top_k, json, csv, threshold and explain. Raises
     `UserError` if no image could be read, and `RunError` if some could not.
     """
     paths, problems, notes = find_pictures(options["images"])
@@ -75,6 +76,7 @@ def _show(
     """Prints a line for each outcome; returns how many images and folders were not readable.
     Raises the problem instead if only one image was asked for. Writes the CSV file."""
     predictor = _load(options, settings) if paths else None
+    explainer = _explainer(predictor, options["explain"]) if predictor else None
     classes, threshold = predictor.classifier.classes if predictor else ("",), options["threshold"]
     table = Table(paths, classes, threshold)
     unreadable = 0
@@ -89,8 +91,9 @@ def _show(
             if options["csv"]:
                 shown.append((path, outcome))
             entries = outcome if failed else outcome[: options["top_k"]]
+            target = None if failed or explainer is None else explainer.write(path, outcome)
             if options["json"]:
-                tqdm.write(_json_line(path, entries, threshold))
+                tqdm.write(_json_line(path, entries, threshold, target))
             elif not failed:
                 tqdm.write(table.row(path, entries))
             if failed:
@@ -112,13 +115,25 @@ def is_unsure(ranking: Ranking, threshold: float) -> bool:
     return ranking[0][1] < threshold
 
 
-def _json_line(path: str, outcome: Ranking | UserError, threshold: float | None) -> str:
+def _explainer(predictor: Predictor, folder: str | None) -> Explainer | None:
+    """What --explain asks for. Raises `UserError`."""
+    if folder is None:
+        return None
+    explainer = Explainer(predictor, Path(folder))
+    writable_directory(folder, "--explain")
+    return explainer
+
+
+def _json_line(
+    path: str, outcome: Ranking | UserError, threshold: float | None, target: Path | None
+) -> str:
     """One line in ASCII, whatever the path: a terminal's escapes would break the JSON."""
     if isinstance(outcome, UserError):
         return json.dumps({"path": path, "error": str(outcome)})
     predictions = [{"class": name, "probability": p} for name, p in outcome]
     unsure = {} if threshold is None else {"unsure": is_unsure(outcome, threshold)}
-    return json.dumps({"path": path, **unsure, "predictions": predictions})
+    explained = {} if target is None else {"explained": str(target)}
+    return json.dumps({"path": path, **unsure, "predictions": predictions, **explained})
 
 
 def _write_csv(

@@ -21,7 +21,7 @@ from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.report_files import RUN_JSON
 from commands.calibration import calibrate, keep_temperature
-from commands.evaluation import evaluate_classifier, report_data, write_evaluation
+from commands.evaluation import evaluate_classifier, report_data, report_maps, write_evaluation
 from commands.run import Run
 
 
@@ -46,7 +46,7 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     _say_costs(run, processor_seconds)
     _compare_with_start(run)
     try:
-        _write_report(run, source, models["last"], reports, selected)
+        _write_report(run, source, models[selected], reports, selected)
     except RunError as problem:
         recorders.fail(problem)
     run.log.line(f"report and figures, on the {selected} model: {run.folders['plot_dir']}")
@@ -120,6 +120,8 @@ def _write_report(
     facts = {"history": run.learner.progress.history, "files": _files(run, source)}
     if run.trains:
         facts["computed_on"] = f"{run.runtime.device_name}, {run.runtime.precision}"
+    classifier = TorchClassifier(model).to(run.runtime.device)
+    facts |= report_maps(classifier, run.splits, run.settings)
     data = report_data([model], run.splits, run.settings, run.runtime, **facts)
     write_evaluation(
         reports[selected],

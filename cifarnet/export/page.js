@@ -98,7 +98,7 @@ function addProducts(sums, rows, kernel) {
   }
 }
 
-/** The logits of an image, bytes [3, size, size]. */
+/** The values of all layers for an image, bytes [3, size, size]; the last one holds the logits. */
 function run(network, weights, pixels) {
   const image = tensor(3, network.size, network.size), area = network.size ** 2;
   pixels.forEach((value, i) => {
@@ -108,7 +108,20 @@ function run(network, weights, pixels) {
   const values = [image];
   for (const layer of network.layers)
     values.push(LAYERS[layer.kind](layer.of.map((i) => values[i]), layer, weights));
-  return Array.from(values.at(-1).data);
+  return values;
+}
+
+/** The class indices, the highest logit first. */
+function ranked(logits) {
+  return [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
+}
+
+/** The class activation map of a class: its mean, plus the bias of the head, is the logit. */
+function classMap(features, label, head, weights) {
+  const start = head.weight + label * features.channels;
+  const map = tensor(1, features.height, features.width);
+  addProducts(map.data, features.data, weights.subarray(start, start + features.channels));
+  return map;
 }
 
 // --- a picture of any size -> bytes [3, side, side], as in training ---
@@ -187,6 +200,8 @@ function drawn(bitmap) {
   return context.getImageData(0, 0, width, height);
 }
 
+const MOST = 5; // classes to name, as in page.html.j2
+
 // --- the worker: receives the network once, then pictures or their pixels ---
 
 function serve() {
@@ -201,8 +216,12 @@ function serve() {
     const start = performance.now();
     try {
       const pixels = data.pixels ?? squeezed(drawn(data.bitmap), network.size);
-      const logits = run(network, weights, pixels).map((logit) => logit / network.temperature);
-      postMessage({ id: data.id, pixels, logits, milliseconds: performance.now() - start });
+      const values = run(network, weights, pixels);
+      const logits = Array.from(values.at(-1).data, (logit) => logit / network.temperature);
+      const features = values[network.features], head = network.layers.at(-1);
+      const labels = features ? ranked(logits).slice(0, MOST) : [];
+      const maps = labels.map((label) => classMap(features, label, head, weights));
+      postMessage({ id: data.id, pixels, logits, maps, milliseconds: performance.now() - start });
     } catch (problem) {
       postMessage({ id: data.id, problem: String(problem) });
     }
@@ -213,7 +232,7 @@ function serve() {
 
 const element = (id) => document.getElementById(id);
 const waiting = new Map(); // the questions to the worker, by number
-let worker, network, answer, asked = 0, turns = 0;
+let worker, network, answer, maps = [], asked = 0, turns = 0;
 
 function show() {
   network = JSON.parse(element("network").textContent);
@@ -233,6 +252,9 @@ function show() {
       input.value = ""; // so that the same file can be chosen again
     });
   element("threshold").addEventListener("input", say);
+  element("strength")?.addEventListener("input", overlay);
+  for (const choice of document.querySelectorAll("[name=map]"))
+    choice.addEventListener("change", overlay);
   document.addEventListener("paste", (event) => take(event.clipboardData.files));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -285,9 +307,29 @@ function preview(bitmap, name) {
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   canvas.setAttribute("aria-label", name);
   document.body.classList.add("given");
+  document.body.style.setProperty("--map", 0); // until its own map is there
 }
 
-function present({ pixels, logits, milliseconds }) {
+/** Lays the map of the chosen class over the picture: red speaks for the class, blue against it. */
+function overlay() {
+  const place = document.querySelector("[name=map]:checked").value, map = maps[place];
+  const limit = Math.max(...maps.flatMap(({ data }) => [...data.map(Math.abs)])) || 1;
+  const small = new OffscreenCanvas(map.width, map.height), image = new ImageData(map.width, map.height);
+  map.data.forEach((value, i) => {
+    const color = value > 0 ? [220, 30, 50] : [40, 120, 220];
+    image.data.set([...color, 255 * Math.abs(value) / limit], 4 * i);
+  });
+  small.getContext("2d").putImageData(image, 0, 0);
+  const canvas = element("map"), { width, height } = element("picture");
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, width, height);
+  element("of").textContent = document.querySelectorAll("#bars .name")[place].textContent;
+  document.body.style.setProperty("--map", element("strength").value / 100);
+}
+
+function present({ pixels, logits, maps: ofClasses, milliseconds }) {
   const canvas = element("seen"), area = network.size ** 2;
   const image = new ImageData(network.size, network.size);
   for (let i = 0; i < area; i++)
@@ -295,16 +337,20 @@ function present({ pixels, logits, milliseconds }) {
   canvas.getContext("2d").putImageData(image, 0, 0);
   const most = Math.max(...logits), powers = logits.map((logit) => Math.exp(logit - most));
   const total = powers.reduce((a, b) => a + b);
-  const ranking = powers.map((power, label) => ({ name: network.classes[label], share: power / total }));
-  ranking.sort((a, b) => b.share - a.share);
+  const ranking = ranked(logits).map((label) => ({ name: network.classes[label], share: powers[label] / total }));
   const rows = element("bars").children;
   ranking.slice(0, rows.length).forEach(({ name, share }, place) => {
     const [label, number, bar] = rows[place].children;
-    label.textContent = name;
+    label.lastElementChild.textContent = name;
     number.textContent = percent(share);
     bar.style.setProperty("--share", share);
   });
   document.body.classList.add("answered");
+  maps = ofClasses;
+  if (maps.length) {
+    document.querySelector("[name=map]").checked = true;
+    overlay();
+  }
   answer = { ...ranking[0], milliseconds };
   say();
 }

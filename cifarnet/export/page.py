@@ -22,6 +22,7 @@ from cifarnet.core.errors import UserError, printable
 from cifarnet.core.files import write_text
 from cifarnet.core.templates import read_template
 from cifarnet.images.normalise import Normalise
+from cifarnet.inference.class_maps import caution
 from cifarnet.inference.readback import Classify
 from cifarnet.networks import blocks
 from cifarnet.networks.fast import use_plain_forms
@@ -44,14 +45,31 @@ def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
         "size": info.image_size,
         "temperature": info.temperature,
         "layers": layers,
+        "features": feature_map(layers),
         "weights": base64.b64encode(weights.numpy().tobytes()).decode(),
     }
     template = read_template(Path(__file__).with_name("page.html.j2"))
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     architecture = type(network).__name__
     write_text(
-        path, template.render(info=info, architecture=architecture, data=data, script=script)
+        path,
+        template.render(
+            info=info,
+            architecture=architecture,
+            caution=caution(info),
+            data=data,
+            script=script,
+        ),
     )
+
+
+def feature_map(layers: Sequence[Layer]) -> int | None:
+    """The number of the feature map whose mean the head takes: its class activation maps add up to
+    the logits. None: the head takes something else."""
+    head = layers[-1]
+    mean = layers[head["of"][0] - 1] if head["of"][0] else {}
+    is_linear = head["kind"] == "convolution" and mean.get("kind") == "mean"
+    return mean["of"][0] if is_linear else None
 
 
 def read_page(path: Path) -> Classify:

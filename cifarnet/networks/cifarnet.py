@@ -33,12 +33,15 @@ class CIFARNet(nn.Module):
         self.head = nn.Linear(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(channel_means(self.features(x)))  # [B, 384]
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make close logits equal
+            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head averages, [B, 384, H/2, W/2]."""
         if self.enlarge != 1:
             x = self.enlarged(x, self.enlarge)
         x = self.c1(x)  # [B, 40, 32, 32]
         x = self.c2(x)  # [B, 128, 32, 32]
         x = self.c3(x)  # [B, 240, 32, 32]
-        x = self.c4(x)  # [B, 384, 16, 16]
-        x = self.dropout(channel_means(x))  # [B, 384]
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make close logits equal
-            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+        return self.c4(x)  # [B, 384, 16, 16]

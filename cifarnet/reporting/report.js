@@ -18,9 +18,37 @@ function tile(place, label) {
   canvas.width = canvas.height = data.tile;
   canvas.setAttribute('role', 'img');
   canvas.setAttribute('aria-label', label);
-  const x = place % data.columns * data.tile, y = Math.floor(place / data.columns) * data.tile;
-  canvas.getContext('2d').drawImage(sheet, x, y, data.tile, data.tile, 0, 0, data.tile, data.tile);
+  draw(canvas.getContext('2d'), sheet, place, data.tile);
   return canvas;
+}
+
+function draw(context, from, place, side) {
+  const x = place % data.columns * side, y = Math.floor(place / data.columns) * side;
+  context.drawImage(from, x, y, side, side, 0, 0, data.tile, data.tile);
+}
+
+const scratch = element('canvas', '').getContext('2d', {willReadFrequently: true});
+scratch.canvas.width = scratch.canvas.height = data.tile;
+
+function pixelsOf(from, place, side) {
+  draw(scratch, from, place, side);
+  return scratch.getImageData(0, 0, data.tile, data.tile);
+}
+
+// The image, or its class activation map over a grey copy: red for the class, blue against it.
+function repaint(figure) {
+  const view = Number(document.querySelector('.map-choice')?.value ?? 0), {place} = figure.dataset;
+  const context = figure.querySelector('canvas').getContext('2d');
+  if (!view) return draw(context, sheet, place, data.tile);
+  const map = pixelsOf(byId('maps'), place, data.map_tile).data;
+  const image = pixelsOf(sheet, place, data.tile), pixels = image.data;
+  for (let i = 0; i < pixels.length; i += 4) {
+    const value = (map[i + view - 1] - 128) / 127, strength = Math.min(1, Math.abs(value));
+    const grey = (pixels[i] + pixels[i + 1] + pixels[i + 2]) / 3;
+    const color = value > 0 ? [220, 30, 50] : [40, 120, 220];
+    for (let c = 0; c < 3; c++) pixels[i + c] = grey + strength * (color[c] - grey);
+  }
+  context.putImageData(image, 0, 0);
 }
 
 // A test image with its two most probable classes.
@@ -37,6 +65,8 @@ function picture(place, tellTrue) {
   const figure = element('figure', '', tile(place, words), caption);
   figure.title = words;
   figure.dataset.index = index;
+  figure.dataset.place = place;
+  repaint(figure);
   return figure;
 }
 
@@ -141,7 +171,14 @@ for (const chart of charts) {
 }
 if (charts.length) showEpoch(epoch);
 
-sheet.decode().then(() => {
+for (const choice of document.querySelectorAll('.map-choice')) {
+  choice.addEventListener('change', () => {
+    for (const other of document.querySelectorAll('.map-choice')) other.value = choice.value;
+    document.querySelectorAll('figure[data-place]').forEach(repaint);
+  });
+}
+
+Promise.all([sheet, byId('maps') ?? sheet].map(image => image.decode())).then(() => {
   for (const list of document.querySelectorAll('[data-list]')) {
     list.append(...data.lists[list.dataset.list].map(place => picture(place, true)));
   }

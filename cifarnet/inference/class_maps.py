@@ -1,0 +1,49 @@
+"""Class activation maps: how much each part of an image counts for a class.
+
+Zhou et al. 2016, arXiv 1512.04150. CIFARNet's head is a linear layer on the mean of the feature
+map, so the maps are exact: a logit is the mean of its map plus the bias of the head.
+"""
+
+import torch
+from torch import Tensor
+
+from cifarnet.checkpoints.trained import ModelInfo
+from cifarnet.images.normalise import Normalise
+from cifarnet.inference.classifier import Classifier, TorchClassifier
+from cifarnet.networks.cifarnet import CIFARNet
+
+LOCAL = ("none", "spatial")  # by --attention: the others depend on the whole image
+
+
+def why_no_maps(classifier: Classifier) -> str:
+    """Why no map adds up to the logits of `classifier`, in words; empty if the maps are exact."""
+    if len(classifier.infos) > 1 or classifier.tta != "none":
+        return "an average over networks or views has no single map; use one network without --tta"
+    if not isinstance(classifier, TorchClassifier):
+        return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
+    if not isinstance(classifier.network, CIFARNet):
+        name = type(classifier.network).__name__
+        return f"{name} takes the maximum of the feature map, not the mean; use a CIFARNet"
+    return ""
+
+
+def caution(info: ModelInfo) -> str:
+    """What a reader of the maps of a model should know, as a sentence; empty if nothing."""
+    attention = info.network.attention
+    if attention in LOCAL:
+        return ""
+    return f"This network has attention ({attention}): each part depends on the whole image too."
+
+
+@torch.inference_mode()
+def class_maps(classifier: TorchClassifier, pixels: Tensor, labels: Tensor) -> Tensor:
+    """The maps float32 [N,K,h,w] for the classes `labels`, int64 [N,K], of uint8 [N,3,S,S].
+
+    h and w are half the sides of the images, times the network's enlargement. Computed in float32
+    whatever --amp says. Needs a classifier that `why_no_maps` says nothing of.
+    """
+    network = classifier.network
+    images = Normalise(classifier.mean, classifier.std, pixels.device)(pixels)
+    with torch.autocast(images.device.type, enabled=False):
+        features = network.features(images)  # [N,F,h,w]
+        return torch.einsum("nfhw,nkf->nkhw", features, network.head.weight[labels])

@@ -1,0 +1,101 @@
+"""predict.py --explain: pictures beside the class activation maps of their two best classes."""
+
+import itertools
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+import plots
+from cifarnet.core.errors import RunError, UserError, os_errors, printable
+from cifarnet.core.files import write_atomically
+from cifarnet.images.pictures import read_images
+from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
+from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.inference.predictor import Predictor, Ranking
+from cifarnet.reporting.fonts import drawable, set_fonts
+
+SIDE = 320  # pixels: of a picture before it gets its proportions
+LONGEST = 80  # letters of a file's name: at most 255 bytes
+FORM = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight"}
+RANKS = ("answer", "second")
+COLORS = ListedColormap(["#2878dc", "#dc1e32"])  # of negative and of positive values
+LEGEND = "red parts speak for the class, blue parts against it; both maps have one scale"
+
+
+class Explainer:
+    """Writes a PNG file for each picture into `folder`: the picture and two maps.
+
+    Raises `UserError` if the classifier has no exact maps.
+    """
+
+    def __init__(self, predictor: Predictor, folder: Path) -> None:
+        problem = why_no_maps(predictor.classifier)
+        if problem:
+            raise UserError(f"--explain: {problem}")
+        self.classifier: TorchClassifier = predictor.classifier
+        self.device, self.folder = predictor.device, folder
+
+    def write(self, path: str, ranking: Ranking) -> Path:
+        """Explains the two best of `ranking` for the picture `path`; returns the new file.
+
+        Raises `UserError` if the picture cannot be read any more, `RunError` if the disk is full.
+        """
+        maps = self._maps(Path(path), [name for name, _ in ranking[:2]])
+        figure = _figure(_read(Path(path), SIDE), maps, ranking, self._about(path))
+        target = self._unused(printable(Path(path).stem)[:LONGEST])
+        with os_errors(f"--explain {target}: cannot write it", kind=RunError):
+            write_atomically(target, lambda file: figure.savefig(file, **FORM))
+        return target
+
+    def _maps(self, path: Path, names: list[str]) -> np.ndarray:
+        """The maps float32 [2,h,w] of the classes `names`."""
+        pixels, _ = _read(path, self.classifier.image_size)
+        pixels = torch.from_numpy(pixels)[None].to(self.device)
+        labels = torch.tensor([[self.classifier.classes.index(name) for name in names]])
+        return class_maps(self.classifier, pixels, labels.to(self.device))[0].cpu().numpy()
+
+    def _about(self, path: str) -> str:
+        note = caution(self.classifier.infos[0])
+        return f"{path}, network {self.classifier.source}" + (f"\n{note}" if note else "")
+
+    def _unused(self, stem: str) -> Path:
+        """A file in the folder that does not exist: no other picture's map is replaced."""
+        names = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
+        targets = (self.folder / f"{name}.png" for name in names)
+        return next(target for target in targets if not target.exists())
+
+
+def _read(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The picture uint8 [3,size,size], and its width and height. Raises `UserError`."""
+    (outcome,) = read_images([path], size)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+@mpl.rc_context(plots.STYLE)
+def _figure(
+    read: tuple[np.ndarray, tuple[int, int]], maps: np.ndarray, ranking: Ranking, about: str
+) -> Figure:
+    """The picture in its proportions and, on its grey copy, the maps [2,h,w] in one scale."""
+    pixels, (width, height) = read
+    shape = {"extent": (0, width, height, 0), "interpolation": "bilinear"}
+    figure = Figure(figsize=(plots.WIDTH, 1.1 + 2.6 * min(height / width, 3)), layout="compressed")
+    figure.suptitle("\n".join(drawable(line) for line in about.split("\n")), fontsize=9)
+    figure.supxlabel(LEGEND, fontsize=9)
+    panels = figure.subplots(1, 3)
+    for axes in panels:
+        axes.set_axis_off()
+    panels[0].imshow(pixels.transpose(1, 2, 0), **shape)
+    panels[0].set_title("picture")
+    limit = np.abs(maps).max() or 1
+    for axes, values, rank, (name, share) in zip(panels[1:], maps, RANKS, ranking, strict=False):
+        axes.imshow(pixels.mean(0), cmap="gray", vmin=0, vmax=255, **shape)
+        strength = np.abs(values) / limit
+        axes.imshow(values, cmap=COLORS, vmin=-limit, vmax=limit, alpha=strength, **shape)
+        axes.set_title(f"{rank}: {drawable(name)} {share:.1%}")
+    return set_fonts(figure)

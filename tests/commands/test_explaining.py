@@ -1,0 +1,73 @@
+"""predict.py --explain, as a user starts it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.random_models import noise, random_model
+
+from cifarnet.checkpoints.trained import write_weights
+
+
+@pytest.fixture
+def predict(command, trained):
+    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
+    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
+
+
+def coloured(path: Path) -> np.ndarray:
+    """How far the colours of the file differ from grey, by column: float [W]."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(float)
+    return np.ptp(pixels, axis=2).max(axis=0)
+
+
+def test_each_picture_has_a_file_and_none_replaces_another(predict, trained):
+    first, second = sorted(trained.tree.glob("test/bar/*.png"))[:2]
+    names = ("a/x.png", "b/x.png", "b/x_2.png", "a/" + "long" * 50 + ".png", "a/odd\n$x$.png")
+    for name, source in zip(names, (first, second, first, second, first), strict=True):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(source, name)
+    written = set()
+    for _ in range(2):
+        done = predict("--json", "--explain", "maps", "a", "b")
+        assert (done.code, done.err) == (0, "")
+        targets = [Path(json.loads(line)["explained"]) for line in done.out.splitlines()]
+        assert len(set(targets) - written) == len(names)
+        written |= set(targets)
+    assert written == set(Path("maps").iterdir())
+
+
+def test_the_file_shows_the_picture_and_two_coloured_maps(predict):
+    grey = noise(1, 40)[0, 0].numpy()
+    Image.fromarray(grey).save("grey.png")
+    done = predict("--explain", "maps", "grey.png")
+    assert (done.code, done.err) == (0, "")
+    columns = coloured(Path("maps/grey.png"))
+    thirds = [part.max() for part in np.array_split(columns, 3)]
+    assert thirds[0] < 10 < 60 < min(thirds[1:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--tta", "flip"), "average over networks or views"),
+        (("--pretrained", "ONNX"), "keeps no feature maps"),
+        (("--pretrained", "RESIDUAL"), "ResidualNet takes the maximum"),
+        (("--explain", "grey.png"), "--explain grey.png: cannot write there"),
+    ],
+)
+def test_other_networks_and_folders_are_refused_in_one_line(
+    predict, trained, onnx_files, tmp_path, flags, words
+):
+
+    write_weights(random_model(network="residual"), tmp_path / "residual.safetensors")
+    files = {"ONNX": onnx_files / "model.onnx", "RESIDUAL": tmp_path / "residual.safetensors"}
+    shutil.copy(next(trained.tree.glob("test/bar/*.png")), "grey.png")
+    done = predict("grey.png", "--explain", "maps", *(files.get(flag, flag) for flag in flags))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+    assert not Path("maps").exists()
