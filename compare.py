@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifarnet.comparing.comparison import as_csv, as_text, compare
+from cifarnet.comparing.disagreements import Disagreements, disagreements
 from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
@@ -40,6 +41,13 @@ def _compare(argv: Sequence[str]) -> None:
         parser.add_argument(
             flag, type=path_argument, metavar="FILE", help=f"write {what} to this file"
         )
+    parser.add_argument(
+        "--data_dir",
+        type=path_argument,
+        metavar="DIR",
+        help="with --html: take the pictures of two runs' test images from this --data_dir, not "
+        "from that of the runs",
+    )
     options = parser.parse_args(argv)
     check_target(options.csv, "--csv", CSV_BEGINS)
     check_target(options.html, "--html", PAGE_BEGINS)
@@ -59,7 +67,9 @@ def _compare(argv: Sequence[str]) -> None:
     if options.html is not None:
         from cifarnet.comparing.page import comparison_page
 
-        _write(options.html, "--html", comparison_page(comparison, PAGE_BEGINS, notes))
+        differing = _disagreements([run for run in runs if run.predictions], options.data_dir)
+        page = comparison_page(comparison, PAGE_BEGINS, notes, differing)
+        _write(options.html, "--html", page)
 
 
 def _test(runs: Sequence[PastRun]) -> str:
@@ -76,6 +86,20 @@ def _test(runs: Sequence[PastRun]) -> str:
             f"evaluate.py writes one"
         )
     return "McNemar's test: left out, as it compares two runs; name two" if len(runs) > 2 else ""
+
+
+def _disagreements(runs: Sequence[PastRun], data_dir: str | None) -> Disagreements:
+    """The images that only one of the `runs`, if these are two, predicts correctly."""
+    groups = disagreements(*runs) if len(runs) == 2 else []
+    if not any(group.mistakes for group in groups):
+        return Disagreements(groups)
+    from commands.run_pictures import run_pictures  # torch takes seconds to import
+
+    try:
+        return Disagreements(groups, run_pictures(runs, groups, data_dir))
+    except UserError as problem:
+        print(f"the page shows no pictures: {problem}", file=sys.stderr)
+        return Disagreements(groups, no_pictures=str(problem))
 
 
 def check_target(path: str | None, flag: str, begins: str) -> None:

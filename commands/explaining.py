@@ -84,7 +84,7 @@ def _figure(
     """The picture in its proportions and, on its grey copy, the maps [2,h,w] in one scale."""
     pixels, (width, height) = read
     shape = {"extent": (0, width, height, 0), "interpolation": "bilinear"}
-    figure = Figure(figsize=(plots.WIDTH, 1.1 + 2.6 * min(height / width, 3)), layout="compressed")
+    figure = Figure(figsize=(plots.WIDTH, 0.9 + 2.6 * min(height / width, 3)), layout="compressed")
     figure.suptitle("\n".join(drawable(line) for line in about.split("\n")), fontsize=9)
     figure.supxlabel(LEGEND, fontsize=9)
     panels = figure.subplots(1, 3)

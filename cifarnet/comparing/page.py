@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cifarnet.comparing.comparison import Comparison
+from cifarnet.comparing.disagreements import Disagreements
 from cifarnet.comparing.past_runs import PastRun
 from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
@@ -20,6 +21,7 @@ COLORS = (
 LOSS, DIVERGENCE = "loss (cross-entropy)", "training loss (divergence from the teacher)"
 MEASURES = {"accuracy": "accuracy", LOSS: "loss", DIVERGENCE: "loss"}  # columns of the history
 EPOCHS = Axis("epoch", whole, from_zero=True)
+NONE = Disagreements()
 
 
 def comparison_page(
@@ -28,6 +30,7 @@ def comparison_page(
     notes: Sequence[str] = (),
     setting_charts: Sequence[Chart] = (),
     importances: Mapping[str, float] | None = None,
+    differing: Disagreements = NONE,
 ) -> str:
     """The page, which begins with `begins`. `notes` are sentences on the runs. Of a sweep it also
     shows `setting_charts`, and the `importances` of flags, which sum to 1."""
@@ -48,6 +51,7 @@ def comparison_page(
         notes=[printable(note) for note in notes],
         setting_charts=setting_charts,
         importances=importances or {},
+        disagreements=differing,
     )
 
 

@@ -48,6 +48,7 @@ def test_the_maps_are_those_of_torch_and_lie_over_the_picture(browser, tmp_path)
     Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(tmp_path / "picture.png")
     browser.find_element("id", "file").send_keys(str(tmp_path / "picture.png"))
     wait(browser, lambda: opacity(browser) > 0.5)
+    assert (console(browser), fetched(browser)) == ([], [])
     names = [row.text for row in browser.find_elements("css selector", "#bars .name")]
     for place, choice in enumerate(browser.find_elements("css selector", "[name=map]")):
         choice.click()
@@ -58,7 +59,6 @@ def test_the_maps_are_those_of_torch_and_lie_over_the_picture(browser, tmp_path)
     slider = browser.find_element("id", "strength")
     slider.send_keys("\ue011")  # Home
     assert opacity(browser) == 0
-    assert (console(browser), fetched(browser)) == ([], [])
 
 
 def test_a_network_without_exact_maps_says_so(browser, tmp_path):
