@@ -64,7 +64,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         "--explain",
         type=path_argument,
         metavar="DIR",
-        help="Also write each picture into this folder with the class activation maps of its two "
+        help="Also write each image into this folder with the class activation maps of its two "
         "most probable classes: which parts speak for and against them.",
     )
     options = vars(parser.parse_args(argv))

@@ -1,4 +1,4 @@
-"""predict.py --explain: pictures beside the class activation maps of their two best classes."""
+"""predict.py --explain: images beside the class activation maps of their two best classes."""
 
 import itertools
 from pathlib import Path
@@ -91,7 +91,7 @@ def _figure(
     for axes in panels:
         axes.set_axis_off()
     panels[0].imshow(pixels.transpose(1, 2, 0), **shape)
-    panels[0].set_title("picture")
+    panels[0].set_title("image")
     limit = np.abs(maps).max() or 1
     for axes, values, rank, (name, share) in zip(panels[1:], maps, RANKS, ranking, strict=False):
         axes.imshow(pixels.mean(0), cmap="gray", vmin=0, vmax=255, **shape)
