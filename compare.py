@@ -68,7 +68,7 @@ def _compare(argv: Sequence[str]) -> None:
         from cifarnet.comparing.page import comparison_page
 
         differing = _disagreements([run for run in runs if run.predictions], options.data_dir)
-        page = comparison_page(comparison, PAGE_BEGINS, notes, differing)
+        page = comparison_page(comparison, PAGE_BEGINS, notes, differing=differing)
         _write(options.html, "--html", page)
 
 

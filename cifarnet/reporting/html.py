@@ -32,7 +32,7 @@ from cifarnet.reporting.charts import (
 from cifarnet.reporting.confidence import coverage_curve
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.map_tiles import SIDE as MAP_SIDE
-from cifarnet.reporting.map_tiles import map_tiles
+from cifarnet.reporting.map_tiles import Maps, MapTiles
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import Bin, interval, reliability
 from cifarnet.reporting.report_files import LABEL_ISSUES, PAGE, REPORT_FILES
@@ -78,10 +78,6 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
 }
 
 
-# Images int64 [K] and two classes of each, int64 [K,2] -> their maps float32 [K,2,h,w].
-Maps = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 @dataclass(frozen=True)
 class ReportData:
     """What the page shows beside the report. Unknown parts are left out.
@@ -110,10 +106,10 @@ def write_page(report: Report, figures: dict[str, Any], data: ReportData, direct
     content = _about(report, figures, data, directory) | _results(report, data)
     augmented = data.augmented() if data.augmented else None
     room = ROOM // (LARGEST if data.larger else tile_side(data.images.shape[-1])) ** 2
-    maps = _map_tiles(report, data, choose(report.predictions, room).images)
+    maps = MapTiles(data.maps, report.predictions, choose(report.predictions, room).images)
     while True:
         pictures = _pictures(report, data, augmented, choose(report.predictions, room))
-        pictures["maps"] = maps and _base64([maps[image] for image in pictures["choice"].images])
+        pictures["maps"] = maps.sheet(pictures["choice"].images)
         page = template.render(content | pictures).encode(errors="backslashreplace")
         if len(page) < LIMIT or not room:
             break
@@ -211,15 +207,6 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
     }
 
 
-def _map_tiles(report: Report, data: ReportData, images: np.ndarray) -> dict[int, np.ndarray]:
-    """The maps of predicted class and runner-up as tiles, by image; empty if there are none."""
-    if data.maps is None:
-        return {}
-    p = report.predictions
-    classes = np.stack([p.predicted[images], p.runner_up[images]], axis=1)
-    return dict(zip(images.tolist(), map_tiles(data.maps(images, classes)), strict=True))
-
-
 def _pictures(
     report: Report, data: ReportData, augmented: np.ndarray | None, choice: Choice
 ) -> dict[str, Any]:
@@ -238,7 +225,7 @@ def _pictures(
     return {
         "choice": choice,
         "most": MOST,
-        "sheet": _base64(tiles),
+        "sheet": base64.b64encode(sheet(tiles)).decode(),
         "tile": tile_side(tiles.shape[-1]),
         "map_tile": MAP_SIDE,
         "about_maps": data.about_maps,
@@ -268,11 +255,6 @@ def confidence_charts(report: Report) -> list[Chart]:
 
 def _reliability_points(bins: Sequence[Bin]) -> list[tuple[float, float]]:
     return [(each.confidence, each.accuracy) for each in bins if each.images >= FEW]
-
-
-def _base64(tiles: Sequence[np.ndarray]) -> str:
-    """The sheet of `tiles` uint8 [3,S,S], as text."""
-    return base64.b64encode(sheet(np.asarray(tiles))).decode()
 
 
 class Pair(NamedTuple):

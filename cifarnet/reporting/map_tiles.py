@@ -1,10 +1,38 @@
 """Class activation maps of the images in report.html, as tiles of a sheet."""
 
+import base64
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cifarnet.reporting.predictions import Predictions
+from cifarnet.reporting.thumbnails import sheet
+
 SIDE = 16  # pixels of a tile: the maps of images of 32 pixels
+
+# Images int64 [K] and two classes of each, int64 [K,2] -> their maps float32 [K,2,h,w].
+Maps = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class MapTiles:
+    """The maps of predicted class and runner-up for some of the test images, as tiles.
+
+    `images` are their indices, int64 [K]. Without `maps` there are no tiles.
+    """
+
+    def __init__(self, maps: Maps | None, predictions: Predictions, images: np.ndarray) -> None:
+        self.by_image: dict[int, np.ndarray] = {}
+        if maps:
+            both = (predictions.predicted[images], predictions.runner_up[images])
+            tiles = map_tiles(maps(images, np.stack(both, axis=1)))
+            self.by_image = dict(zip(images.tolist(), tiles, strict=True))
+
+    def sheet(self, images: Iterable[int]) -> str:
+        """The tiles of `images` as a sheet, a JPEG file in base64; empty if there are none."""
+        tiles = [self.by_image[image] for image in images if self.by_image]
+        return base64.b64encode(sheet(np.stack(tiles))).decode() if tiles else ""
 
 
 def map_tiles(maps: np.ndarray) -> np.ndarray:
