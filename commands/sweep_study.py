@@ -53,16 +53,20 @@ class Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         after = self.sweep.prune_after
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=after) if after else None
+        journal = self.folder / JOURNAL
         with self._locked():
-            self.study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(
-                    JournalFileBackend(str(self.folder / JOURNAL))
-                ),
-                study_name="sweep",
-                direction="maximize",
-                load_if_exists=True,
-                pruner=pruner or optuna.pruners.NopPruner(),
-            )
+            try:
+                self.study = optuna.create_study(
+                    storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+                    study_name="sweep",
+                    direction="maximize",
+                    load_if_exists=True,
+                    pruner=pruner or optuna.pruners.NopPruner(),
+                )
+            except (LookupError, TypeError, ValueError):
+                raise UserError(
+                    f"{journal} is damaged, or not a journal of Optuna; choose another --sweep_dir"
+                ) from None
             self._check_same_sweep()
 
     def enqueue(self) -> None:
@@ -84,12 +88,13 @@ class Study:
     def _check_same_sweep(self) -> None:
         """A search may get more trials. Raises `UserError` for any other change of the sweep."""
         content = json.loads(json.dumps(asdict(self.sweep) | {"trials": None}))
-        if self.study.user_attrs.get("sweep", content) != content:
+        if "sweep" not in self.study.user_attrs:
+            self.study.set_user_attr("sweep", content)
+        elif self.study.user_attrs["sweep"] != content:
             raise UserError(
                 f"{self.folder} holds another sweep, or this one before it was changed; choose "
                 f"another --sweep_dir"
             )
-        self.study.set_user_attr("sweep", content)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -216,6 +216,18 @@ def test_after_the_first_epochs_the_time_follows_from_them(sweep):
     assert "about 0:01:00, one after the other, by 6 epochs so far" in done.out
 
 
+@pytest.mark.parametrize(
+    "content", [b"garbage\nmore\n", b'{"a": 1}\n[]\n', b"\xff\xfe\n\n", b"[]\n"]
+)
+def test_a_damaged_journal_is_refused_in_one_line(sweep, content):
+    Path("sweeps/sweep").mkdir(parents=True)
+    Path("sweeps/sweep/study.log").write_bytes(content)
+    for flags in ((), ("--table",), ("--dry-run",)):
+        done = sweep(GRID, *flags)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert "study.log is damaged, or not a journal of Optuna" in done.err
+
+
 def test_a_changed_sweep_needs_another_folder(sweep):
     assert sweep(GRID).code == 0
     for flags in ((), ("--dry-run",), ("--table",)):
