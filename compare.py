@@ -5,17 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarnet.comparing.comparison import as_csv, as_text, compare
+from cifarnet.comparing.comparison import CSV_BEGINS, PAGE_BEGINS, as_csv, as_text, compare
 from cifarnet.comparing.disagreements import Disagreements, disagreements
 from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
-from cifarnet.core.errors import UserError, os_errors, printable, reason
-from cifarnet.core.files import write_text
+from cifarnet.core.errors import UserError, os_errors, printable
+from cifarnet.core.files import check_replaceable, write_text
 from cifarnet.core.log import print_line
 from cifarnet.settings.parser import build_parser
-
-CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +47,8 @@ def _compare(argv: Sequence[str]) -> None:
         "from that of the runs",
     )
     options = parser.parse_args(argv)
-    check_target(options.csv, "--csv", CSV_BEGINS)
-    check_target(options.html, "--html", PAGE_BEGINS)
+    check_replaceable(options.csv, "--csv", "a comparison", CSV_BEGINS)
+    check_replaceable(options.html, "--html", "a comparison", PAGE_BEGINS)
     runs, messages = read_runs(options.runs)
     for message in messages:
         print(printable(message), file=sys.stderr)
@@ -68,7 +66,7 @@ def _compare(argv: Sequence[str]) -> None:
         from cifarnet.comparing.page import comparison_page
 
         differing = _disagreements([run for run in runs if run.predictions], options.data_dir)
-        page = comparison_page(comparison, PAGE_BEGINS, notes, differing=differing)
+        page = comparison_page(comparison, notes, differing=differing)
         _write(options.html, "--html", page)
 
 
@@ -100,20 +98,6 @@ def _disagreements(runs: Sequence[PastRun], data_dir: str | None) -> Disagreemen
     except UserError as problem:
         print(f"the page shows no pictures: {problem}", file=sys.stderr)
         return Disagreements(groups, no_pictures=str(problem))
-
-
-def check_target(path: str | None, flag: str, begins: str) -> None:
-    """Raises `UserError` if the file `path` is not a comparison: a history must not be replaced."""
-    if path is None:
-        return
-    try:
-        start = Path(path).read_bytes()[: len(begins)]
-    except FileNotFoundError:
-        return
-    except OSError as problem:
-        raise UserError(f"{flag} {path}: {reason(problem)}; name another file") from None
-    if start != begins.encode():
-        raise UserError(f"{flag} {path} exists and is not a comparison; name another file")
 
 
 def _write(path: str, flag: str, text: str) -> None:

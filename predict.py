@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     options = vars(parser.parse_args(argv))
     if options["top_k"] < 1:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")
-    check_replaceable(options["csv"], "--csv", CSV_BEGINS)
+    check_replaceable(options["csv"], "--csv", "a table of predict.py", CSV_BEGINS)
     threshold = options["threshold"]
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold:g} is not a share in [0, 1]; use such as 0.8")

@@ -1,14 +1,15 @@
-"""Runs main.py with many settings, and compares the runs: `python sweep.py recipes/sweep.toml`."""
+"""Compares runs of main.py with many settings: `python sweep.py recipes/sweep_digits.toml`."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifarnet.comparing.comparison import PAGE_BEGINS
 from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import check_replaceable
 from commands.sweep_file import read_sweep
-from compare import PAGE_BEGINS, check_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def _sweep(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs} is not a number of runs; use 1 or more")
-    check_target(options.html, "--html", PAGE_BEGINS)
+    check_replaceable(options.html, "--html", "a comparison", PAGE_BEGINS)
     sweep = read_sweep(Path(options.sweep))
     check_package("optuna", "sweep.py")
     folder = Path(options.sweep_dir or Path("sweeps") / Path(options.sweep).stem)
@@ -62,7 +63,7 @@ def _sweep(argv: Sequence[str]) -> None:
     else:
         from commands.sweeping import run_sweep
 
-        run_sweep(sweep, folder, options, PAGE_BEGINS)
+        run_sweep(sweep, folder, options)
 
 
 if __name__ == "__main__":

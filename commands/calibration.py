@@ -11,7 +11,7 @@ from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
 from cifarnet.checkpoints.trained import UNCALIBRATED, TrainedModel, check_classes, write_weights
 from cifarnet.core.device import Runtime
-from cifarnet.core.errors import RunError, UserError, printable, reason
+from cifarnet.core.errors import RunError, UserError, os_errors, printable
 from cifarnet.core.files import exclusive
 from cifarnet.core.log import print_line
 from cifarnet.images.folder import read_folder
@@ -35,8 +35,8 @@ def calibrate(
 ) -> tuple[TrainedModel, str]:
     """`model` with the temperature that fits `images`, and a sentence on it.
 
-    `about` names the images. `amp`: see `TorchClassifier`. Without a mistake on them the model is
-    not calibrated.
+    `about` names the images. `amp`: see `TorchClassifier`. If the model classifies all of them
+    correctly, it stays uncalibrated: see `fit_temperature`.
     """
     model = dataclasses.replace(model, **UNCALIBRATED)
     classifier = TorchClassifier(model, amp).to(runtime.device)
@@ -85,12 +85,8 @@ def calibrate_file(
     model, sentence = calibrate(model, images, about, settings, runtime, amp)
     of_a_run = path.suffix == ".pth"
     with exclusive(path.parent, "--snapshot_dir") if of_a_run else contextlib.nullcontext():
-        try:
+        with os_errors(f"the temperature could not be written to {path}", kind=RunError):
             keep_temperature(model, path)
-        except OSError as problem:
-            raise RunError(
-                f"the temperature could not be written to {path} ({reason(problem)})"
-            ) from None
     print_line(f"{path}: {sentence}")
     return model, splits
 

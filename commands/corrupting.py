@@ -19,14 +19,16 @@ from cifarnet.settings import Settings
 def measure_corruptions(
     classifier: Classifier, images: ImageSet, clean: float, settings: Settings, runtime: Runtime
 ) -> list[CorruptionRow]:
-    """The accuracies on `images` after each corruption, and first `clean`, that without.
+    """The accuracies on `images` after each corruption. The first row is `clean`, the accuracy on
+    `images` as they are.
 
     One batch of corrupted images is in memory at a time. --seed determines the draws.
     """
     classifier = classifier.to(runtime.device)
     rows = [CorruptionRow("none", 0, clean, len(images))]
     cases = [(name, severity) for name in CORRUPTIONS for severity in CORRUPTIONS[name].constants]
-    size = settings.training.eval_batch_size
+    size, total = settings.training.eval_batch_size, len(cases) * len(images)
+    bar = tqdm(total=total, desc="corruptions", unit="image", leave=False, disable=None)
 
     def batches(name: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
         for positions in torch.arange(len(images)).split(size):
@@ -38,8 +40,7 @@ def measure_corruptions(
             yield torch.from_numpy(np.stack(pixels)).to(runtime.device), labels
             bar.update(len(pixels))
 
-    total = len(cases) * len(images)
-    with tqdm(total=total, desc="corruptions", unit="image", leave=False, disable=None) as bar:
+    with bar:
         for name, severity in cases:
             logits, labels = predict(classifier.logits, batches(name, severity), runtime)
             rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))

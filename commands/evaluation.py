@@ -45,8 +45,8 @@ from data import EvalBatches, augmented_examples, load_splits
 
 plots = LateModule("plots")  # matplotlib may fail: all other files are still written
 
-OF_THE_RUN = (
-    *("limit_train", "val_fraction"),  # what is left over is the same
+OF_THE_RUN = (  # flags whose values are those of the training, unless the user gives others
+    *("limit_train", "val_fraction"),  # they decide which training images were held out
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "limit_test"),
     *("skip_bad_images", "image_size", "batch_size", "amp"),
 )
@@ -133,11 +133,16 @@ def report_maps(classifier: Classifier, splits: Splits, settings: Settings) -> d
     device = next(classifier.parameters()).device
 
     def maps(chosen: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        parts = (torch.from_numpy(values).split(size) for values in (chosen, classes))
-        return torch.cat([
+        parts = zip(
+            torch.from_numpy(chosen).split(size),
+            torch.from_numpy(classes).split(size),
+            strict=True,
+        )
+        batches = [
             class_maps(classifier, images[part].to(device), labels.to(device)).cpu()
-            for part, labels in zip(*parts, strict=True)
-        ]).numpy()  # fmt: skip
+            for part, labels in parts
+        ]
+        return torch.cat(batches).numpy()
 
     return {"maps": maps, "about_maps": caution(classifier.infos[0])}
 
@@ -199,9 +204,8 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         if len(classifier.infos) == 1:
             facts = _training_beside(resolve_model_path(options["names"][0]), classifier.infos[0])
     infos = classifier.infos
-    if (
-        options["calibrate"] == VALIDATION
-    ):  # what its run held out, also where its images lie elsewhere
+    if options["calibrate"] == VALIDATION:
+        # The images may lie in another --data_dir by now, but are split as in the run.
         of_run = settings_from_dict(infos[0].origin.settings).flags
         flags = {name: of_run[name] for name in ("val_fraction", "limit_train")} | flags
     settings = evaluation_settings(infos, flags)

@@ -22,7 +22,7 @@ SIDE = 320  # pixels: of a picture before it gets its proportions
 LONGEST = 80  # letters of a file's name: at most 255 bytes
 FORM = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight"}
 RANKS = ("answer", "second")
-COLORS = ListedColormap(["#2878dc", "#dc1e32"])  # of negative and of positive values
+COLORS = ListedColormap(["#2878dc", "#dc1e32"])  # of negative and of positive values, as in page.js
 LEGEND = "red parts speak for the class, blue parts against it; both maps have one scale"
 
 

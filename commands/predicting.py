@@ -77,7 +77,8 @@ def _show(
     Raises the problem instead if only one image was asked for. Writes the CSV file."""
     predictor = _load(options, settings) if paths else None
     explainer = _explainer(predictor, options["explain"]) if predictor else None
-    classes, threshold = predictor.classifier.classes if predictor else ("",), options["threshold"]
+    classes = predictor.classifier.classes if predictor else ("",)
+    threshold = options["threshold"]
     table = Table(paths, classes, threshold)
     unreadable = 0
     shown: list[Outcome] = []

@@ -27,7 +27,7 @@ class Request:
     command: list[str]  # as typed, without the launcher
     flags: dict[str, Any]  # those that the user set
     presets: dict[str, Any]  # flags that the command sets, below those of the user
-    settings: Settings = field(default_factory=Settings)  # what follows from them
+    settings: Settings = field(default_factory=Settings)  # from both; `run_training` sets it
 
 
 @dataclass(frozen=True)

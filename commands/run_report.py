@@ -88,8 +88,8 @@ def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
             if path.parent == run.folders["snapshot_dir"]:
                 keep_temperature(model, path)
         except (OSError, UserError) as problem:
-            reason = getattr(problem, "strerror", None) or problem
-            raise RunError(f"the temperature could not be written to {path} ({reason})") from None
+            why = getattr(problem, "strerror", None) or problem
+            raise RunError(f"the temperature could not be written to {path} ({why})") from None
 
 
 def _find_best(run: Run, source: Path) -> Path | None:

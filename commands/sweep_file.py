@@ -14,7 +14,7 @@ from cifarnet.settings.flags import check_value, value_type
 from cifarnet.settings.parser import read_recipe
 
 KINDS = ("grid", "settings", "search")
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "random")  # the names of sweep_study.SAMPLERS; this file imports no Optuna
 OF_THE_SWEEP = (  # flags that sweep.py sets, or that have no place in a sweep
     *("run_dir", "log_dir", "snapshot_dir", "plot_dir", "resume", "resume_override"),
     *("preview_augment", "recipe"),
@@ -159,7 +159,8 @@ def _choices(name: str, values: Any) -> list[Any]:
 
 
 def _distinct(values: Any) -> list[Any]:
-    """Each of `values` once: 1 and true are two values, 1 and 1.0 are one."""
+    """Each of `values` once: 1 and true are two values, 1 and 1.0 are one. Python takes 1 and True
+    for equal, so the key says which one is a truth value."""
     return list({(type(value) is bool, value): value for value in values}.values())
 
 

@@ -29,7 +29,7 @@ def run_dir(folder: Path, number: int) -> Path:
 
 
 def _values(trial: FrozenTrial) -> dict[str, Any]:
-    """The values of `trial`, also before it has begun."""
+    """The values of `trial`. Before it begins, `enqueue_trial` keeps them as fixed_params."""
     return trial.system_attrs.get("fixed_params", trial.params)
 
 
@@ -113,6 +113,7 @@ class Study:
             self.dying = False
             for frozen in self.trials():
                 if frozen.state == TrialState.RUNNING and self._take(frozen.number):
+                    # Optuna has no public way to continue a trial of another process.
                     return self._suggested(Trial(self.study, frozen._trial_id))
             trials = self.trials()
             if not (
@@ -138,7 +139,7 @@ class Study:
         except OSError:
             file.close()
             return False
-        try:
+        try:  # a run locks its --snapshot_dir: it may outlive the sweep that started it
             with exclusive(snapshots, "--snapshot_dir"):
                 self.locks[number] = file
         except UserError:  # its run still writes the last snapshot

@@ -83,7 +83,7 @@ class Runner:
                         time.sleep(POLL)
                     self.jobs = [job for job in self.jobs if not self._ended(job)]
             except Interrupted as stop:
-                self._stop(stop.exit_code - 128)
+                self._stop(stop.exit_code - 128)  # the number of the signal
                 print_line("stopped; repeat the command to go on")
                 raise
             finally:
@@ -126,7 +126,8 @@ class Runner:
                 job.pruned = True
                 job.process.send_signal(signal.SIGTERM)
             return False
-        accuracy, seconds = run and run.validation, clock(time.monotonic() - job.started)
+        accuracy = run.validation if run else None
+        seconds = clock(time.monotonic() - job.started)
         if code == 0 and accuracy is not None:
             self.study.finish(number, accuracy, TrialState.COMPLETE)
             print_line(f"trial {number}: validation accuracy {accuracy:.2%}, {seconds}")
@@ -166,7 +167,7 @@ def _last_line(folder: Path) -> str:
 # --- sweep.py ---
 
 
-def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace, page_begins: str) -> None:
+def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
     """What sweep.py does once its flags are read. Raises `UserError`; `RunError` for failures."""
     if options.table and not (folder / JOURNAL).is_file():
         raise UserError(f"{folder} holds no sweep yet; leave out --table to start it")
@@ -176,8 +177,8 @@ def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace, page_begi
             study.enqueue()
             Runner(study, options.jobs).run()
     finally:
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            _show_results(study, options.html, page_begins)
+        if not isinstance(sys.exception(), KeyboardInterrupt):  # after failures too
+            _show_results(study, options.html)
 
 
 def past_runs(folder: Path) -> list[PastRun]:
@@ -186,7 +187,7 @@ def past_runs(folder: Path) -> list[PastRun]:
     return [run for run in runs if run]
 
 
-def _show_results(study: Study, html: str | None, page_begins: str) -> None:
+def _show_results(study: Study, html: str | None) -> None:
     """Prints the table, and writes the page."""
     runs = past_runs(study.folder)
     if not runs:
@@ -197,7 +198,7 @@ def _show_results(study: Study, html: str | None, page_begins: str) -> None:
     if html is None:
         return
     charts = setting_charts(study.trials(), study.sweep.space)
-    page = comparison_page(comparison, page_begins, (), charts, importances(study.study))
+    page = comparison_page(comparison, (), charts, importances(study.study))
     with os_errors(f"--html {html}: cannot write it", "name another file"):
         write_text(Path(html), page)
     print_line(f"written to {html}")

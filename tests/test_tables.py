@@ -17,6 +17,7 @@ from cifarnet.settings.evaluation import TTA
 from cifarnet.training.objective import CLASS_WEIGHTS
 from cifarnet.training.optimizers import OPTIMIZERS
 from cifarnet.training.plan import SCHEDULE_POSITIONS, SCHEDULES
+from commands import sweep_file, sweep_study
 from data import DATASETS, ENGINES
 
 TABLES = {
@@ -43,3 +44,7 @@ def test_a_flag_and_its_table_agree(flag: str, table: Collection[str]):
 
 def test_views():
     assert set(VIEWS) == set(TTA)
+
+
+def test_samplers():
+    assert set(sweep_study.SAMPLERS) == set(sweep_file.SAMPLERS)

@@ -50,7 +50,8 @@ class EpochOrder(Sampler):
 class DeviceLoader:
     """The batches of `order.epoch`, augmented on the device: uint8 [B,3,S,S] and labels.
 
-    The data set stays on the device (150 MB for 50,000 images of 32x32). There are no workers.
+    The data set stays on the device (150 MB for 50,000 images of 32x32). There are no workers:
+    the argument is that of `WorkerLoader`.
     """
 
     def __init__(

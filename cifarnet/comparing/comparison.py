@@ -12,6 +12,9 @@ from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
 from cifarnet.settings import FLAGS, OF_THE_RESULT
 
+# How the files of a comparison begin. Only files that begin like this are replaced.
+CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
+
 # These two change the speed only.
 COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
 FACTS = {  # that are not flags

@@ -6,7 +6,7 @@ The page holds no script and fetches nothing. Check boxes hide curves, by CSS al
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cifarnet.comparing.comparison import Comparison
+from cifarnet.comparing.comparison import PAGE_BEGINS, Comparison
 from cifarnet.comparing.disagreements import Disagreements
 from cifarnet.comparing.past_runs import PastRun
 from cifarnet.core.errors import printable
@@ -26,17 +26,17 @@ NONE = Disagreements()
 
 def comparison_page(
     comparison: Comparison,
-    begins: str,
     notes: Sequence[str] = (),
     setting_charts: Sequence[Chart] = (),
     importances: Mapping[str, float] | None = None,
     differing: Disagreements = NONE,
 ) -> str:
-    """The page, which begins with `begins`. `notes` are sentences on the runs. Of a sweep it also
-    shows `setting_charts`, and the `importances` of flags, which sum to 1."""
+    """The page. `notes` are sentences on the runs. `differing` are the images that only one of two
+    runs predicts correctly. Of a sweep the page also shows `setting_charts`, and the `importances`
+    of flags, which sum to 1."""
     template = read_template(Path(__file__).with_name("page.html.j2"))
     return template.render(
-        begins=begins,
+        begins=PAGE_BEGINS,
         names=[printable(line.name) for line in comparison.lines],
         columns=comparison.columns(),
         settings=comparison.differing,

@@ -53,7 +53,9 @@ class Runtime:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-Precision = Any  # `PrecisionSettings`, from a floor above
+# `PrecisionSettings` of cifarnet/settings/precision.py. Files in core import nothing from the other
+# folders, so they cannot name this type.
+Precision = Any
 
 
 def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None) -> Runtime:

@@ -62,9 +62,13 @@ def dated_folder(directory: Path) -> Path:
             return folder
 
 
-def check_replaceable(path: str | None, flag: str, begins: str) -> None:
-    """Raises a `UserError` that names `flag` if its file cannot be written to `path`: it exists
-    and does not begin as such a file does, or its folder does not exist or is not writable."""
+def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> None:
+    """Checks that a command may write its file to `path`; None: it was not asked for.
+
+    A file that exists is replaced only if it begins with `begins`, as files of this `kind` do.
+    Raises a `UserError` that names `flag` for another file, and for a folder that does not exist or
+    is not writable.
+    """
     if path is None:
         return
     try:
@@ -75,7 +79,7 @@ def check_replaceable(path: str | None, flag: str, begins: str) -> None:
     except OSError as problem:
         raise UserError(f"{flag} {path}: {reason(problem)}; name another file") from None
     if start != begins.encode():
-        raise UserError(f"{flag} {path} exists and holds something else; name another file")
+        raise UserError(f"{flag} {path} exists and is not {kind}; name another file")
     folder = Path(path).parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag} {path}: the folder {folder} cannot be written to; name another")

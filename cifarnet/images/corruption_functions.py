@@ -173,7 +173,8 @@ def fog(image: np.ndarray, rng: Generator, clouds: tuple[float, float]) -> np.nd
 def _plasma(side: int, decay: float, rng: Generator) -> np.ndarray:
     """Heights in [0, 1] by the diamond-square algorithm, with edges that wrap around.
 
-    `side` is a power of two. Each round divides the roughness by `decay`.
+    `side` is a power of two. Each round divides the roughness by `decay`. As in make_cifar_c.py,
+    the roughness counts twice: as the range of the draws and as their factor.
     """
     heights = np.zeros((side, side))
     rough, step = 100.0, side

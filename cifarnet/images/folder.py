@@ -26,8 +26,8 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
     class folders, and used again until a file changes. The test images know their files.
     `classes` are those of a network to evaluate: training images, and test images of some classes,
-    may then be missing. Raises `UserError` for an unreadable image without --skip_bad_images, and
-    for another layout.
+    may then be missing. Raises `UserError` for another layout, and `RunError` for an unreadable
+    image without --skip_bad_images.
     """
     root = existing_directory(settings.data_dir, "--data_dir")
     try:

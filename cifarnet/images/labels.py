@@ -70,7 +70,8 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, tuple[str, str]]]:
             )
     first = rows[0][1][0] if rows else ""
     is_header = not Path(first).suffix and not _find(first, root, labels).is_file()
-    return [(line, (path, composed(name))) for line, (path, name) in rows[is_header:]]
+    rows = rows[1:] if is_header else rows
+    return [(line, (path, composed(name))) for line, (path, name) in rows]
 
 
 def _find(text: str, root: Path, labels: Path) -> Path:
@@ -99,7 +100,9 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Say, evaluates: bool) -> d
     if "" in part_of.values():
         named, part_of = exact, _by_folder(paths, exact)
     parts = set(part_of.values())
-    if ("train" not in parts and not (evaluates and "" not in parts)) or parts <= {"train", ""}:
+    has_tests = bool(parts - {"train", ""})
+    may_lack_train = evaluates and "" not in parts
+    if not has_tests or not ("train" in parts or may_lack_train):
         return dict.fromkeys(paths, "")
     if "" in parts:
         outside = next(path for path in paths if not part_of[path])

@@ -17,7 +17,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 class CorruptionRow(NamedTuple):
     """The accuracy in [0, 1] on all test images after one corruption.
 
-    The severity is 1 to 5; of jpeg_quality it is the quality.
+    `severity` is 1 to 5. It is 0 for "none", the images as they are, and the quality for
+    "jpeg_quality".
     """
 
     corruption: str

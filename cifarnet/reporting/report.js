@@ -35,7 +35,8 @@ function pixelsOf(from, place, side) {
   return scratch.getImageData(0, 0, data.tile, data.tile);
 }
 
-// The image, or its class activation map over a grey copy: red for the class, blue against it.
+// The image, or its class activation map over a grey copy: red for the class, blue against it,
+// in the colors of explaining.py.
 function repaint(figure) {
   const view = Number(document.querySelector('.map-choice')?.value ?? 0), {place} = figure.dataset;
   const context = figure.querySelector('canvas').getContext('2d');

@@ -5,18 +5,16 @@ from support.browser import open_page
 from support.pages import Elements
 from support.runs import leave_run, runs_of
 
-from cifarnet.comparing.comparison import compare
+from cifarnet.comparing.comparison import PAGE_BEGINS, compare
 from cifarnet.comparing.page import comparison_page
-
-BEGINS = "<!doctype html>"
 
 
 def test_the_page_is_one_file_and_names_are_text(tmp_path):
     names = ('<script>alert("x")<\u2044script>', "日本")  # no name of a file holds a /
     runs = [leave_run(tmp_path / name, lr=at + 1) for at, name in enumerate(names)]
-    page = comparison_page(compare(runs_of(*runs)), BEGINS, ["<b>one</b> sentence"])
+    page = comparison_page(compare(runs_of(*runs)), ["<b>one</b> sentence"])
     elements = Elements(page)
-    assert page.startswith(BEGINS)
+    assert page.startswith(PAGE_BEGINS)
     assert not {"script", "b"} & set(elements.names) and elements.addresses == []
     assert not re.search(r"https?:|url\(|@import", page)
     assert "default-src 'none'" in page
@@ -35,7 +33,7 @@ def test_only_curves_on_one_scale_share_an_axis(tmp_path):
         ([taught], 6, 2 * (2 + 1 + 1)),
         ([taught, leave_run(tmp_path / "labels")], 6, 2 * (4 + 3 + 1)),
     ):
-        elements = Elements(comparison_page(compare(runs_of(*runs)), BEGINS))
+        elements = Elements(comparison_page(compare(runs_of(*runs))))
         assert (elements.names.count("svg"), elements.names.count("path")) == (charts, curves)
 
 
@@ -43,7 +41,7 @@ def test_only_curves_on_one_scale_share_an_axis(tmp_path):
 def test_times_name_their_devices(tmp_path, machines):
     for name, kind in zip(("one", "other"), machines, strict=True):
         leave_run(tmp_path / name, record={"device": {"type": kind, "name": "X1"}}, lr=len(name))
-    texts = Elements(comparison_page(compare(runs_of(*tmp_path.iterdir())), BEGINS)).texts
+    texts = Elements(comparison_page(compare(runs_of(*tmp_path.iterdir())))).texts
     same = len(set(machines)) == 1
     assert texts.count("on cpu (X1)") == 2 * same
     assert any("other on cuda (X1)" in text for text in texts) == (not same)
@@ -58,7 +56,7 @@ def test_the_page_of_four_runs_fits_into_the_window(tmp_path, browser, width):
             tmp_path / f"run_{at}", record=record, teacher=f"somewhere/far/{at}.pth", lr=at + 1
         )
     path = tmp_path / "page.html"
-    path.write_text(comparison_page(compare(runs_of(*tmp_path.glob("run_*"))), BEGINS))
+    path.write_text(comparison_page(compare(runs_of(*tmp_path.glob("run_*")))))
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     open_page(browser, path)
