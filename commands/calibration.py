@@ -19,6 +19,7 @@ from cifarnet.images.imageset import ImageSet, Splits, hold_back
 from cifarnet.inference.calibration import fit_temperature
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.metrics import predict
+from cifarnet.reporting.predictions import Predictions, build_predictions
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
 from cifarnet.settings.evaluation import VALIDATION
@@ -32,8 +33,8 @@ def calibrate(
     settings: Settings,
     runtime: Runtime,
     amp: bool | None = None,
-) -> tuple[TrainedModel, str]:
-    """`model` with the temperature that fits `images`, and a sentence on it.
+) -> tuple[TrainedModel, str, Predictions]:
+    """`model` with the temperature that fits `images`, a sentence on it, and its predictions.
 
     `about` names the images. `amp`: see `TorchClassifier`. If the model classifies all of them
     correctly, it stays uncalibrated: see `fit_temperature`.
@@ -41,11 +42,14 @@ def calibrate(
     model = dataclasses.replace(model, **UNCALIBRATED)
     classifier = TorchClassifier(model, amp).to(runtime.device)
     batches = EvalBatches(images, settings.training.eval_batch_size, runtime)
-    temperature = fit_temperature(*predict(classifier.logits, batches, runtime))
+    logits, labels = predict(classifier.logits, batches, runtime)
+    temperature = fit_temperature(logits, labels)
+    ranked = logits.argsort(dim=1, descending=True, stable=True)
+    predictions = build_predictions(logits / (temperature or 1), labels, ranked)
     if temperature is None:
-        return model, f"not calibrated: it classifies all of {about} correctly"
+        return model, f"not calibrated: it classifies all of {about} correctly", predictions
     model = dataclasses.replace(model, temperature=temperature, calibrated_on=about)
-    return model, f"temperature {temperature:.4f}, fitted on {about}"
+    return model, f"temperature {temperature:.4f}, fitted on {about}", predictions
 
 
 def keep_temperature(model: TrainedModel, path: Path) -> None:
@@ -82,7 +86,7 @@ def calibrate_file(
     path = resolve_model_path(*options["names"] or [options["snapshot"]])
     images, about, splits = held_out_images(model, options["calibrate"], splits, settings)
     amp = settings.precision.amp
-    model, sentence = calibrate(model, images, about, settings, runtime, amp)
+    model, sentence, _ = calibrate(model, images, about, settings, runtime, amp)
     of_a_run = path.suffix == ".pth"
     with exclusive(path.parent, "--snapshot_dir") if of_a_run else contextlib.nullcontext():
         with os_errors(f"the temperature could not be written to {path}", kind=RunError):

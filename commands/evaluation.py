@@ -166,7 +166,8 @@ def write_evaluation(
     files = Attempts(directory)
     figures = write_report(report, files, data.paths, last, best, corruptions)
     with files.write(LABEL_ISSUES) as path:
-        write_label_issues(report.predictions, list(report.per_class), data.paths, path)
+        classes = list(report.per_class)
+        write_label_issues(report.predictions, classes, data.paths, path, data.validation)
     if settings.evaluation.plot_evaluation:
         with files.write("confusion_matrix.png") as path:
             plots.confusion_matrix(report, path)

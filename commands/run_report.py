@@ -17,6 +17,7 @@ from cifarnet.core.log import clock
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
 from cifarnet.inference.classifier import TorchClassifier
+from cifarnet.reporting.label_issues import ValidationImages
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.report_files import RUN_JSON
@@ -33,8 +34,10 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     else:  # its own statistics and settings count
         source, snapshot = run.resume.source, run.resume.snapshot
     models = _models_to_report(run, source, snapshot)
+    validation: dict[str, ValidationImages] = {}
     if run.splits.val is not None:
-        models = {name: _calibrated(run, name, model) for name, model in models.items()}
+        for name, model in models.items():
+            models[name], validation[name] = _calibrated(run, name, model)
     reports = {name: _evaluate(run, model, snapshot) for name, model in models.items()}
     run.data.train.close()  # the workers' processor time then counts
     processor_seconds = sum_over_ranks([sum(os.times()[:4])], run.runtime)[0]
@@ -46,7 +49,7 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     _say_costs(run, processor_seconds)
     _compare_with_start(run)
     try:
-        _write_report(run, source, models[selected], reports, selected)
+        _write_report(run, source, models[selected], reports, selected, validation.get(selected))
     except RunError as problem:
         recorders.fail(problem)
     run.log.line(f"report and figures, on the {selected} model: {run.folders['plot_dir']}")
@@ -72,13 +75,14 @@ def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, T
     return models
 
 
-def _calibrated(run: Run, name: str, model: TrainedModel) -> TrainedModel:
-    """`model` with the temperature that fits the validation images."""
-    about = f"{len(run.splits.val):,} validation images of {run.splits.name}"
+def _calibrated(run: Run, name: str, model: TrainedModel) -> tuple[TrainedModel, ValidationImages]:
+    """`model` with the temperature that fits the validation images, and its predictions."""
+    val = run.splits.val
+    about = f"{len(val):,} validation images of {run.splits.name}"
     amp = run.settings.precision.amp
-    model, sentence = calibrate(model, run.splits.val, about, run.settings, run.runtime, amp)
+    model, sentence, predictions = calibrate(model, val, about, run.settings, run.runtime, amp)
     run.log.line(f"{name} model, epoch {model.origin.epoch}: {sentence}")
-    return model
+    return model, ValidationImages(val.images.numpy(), val.names, predictions)
 
 
 def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
@@ -114,10 +118,16 @@ def _evaluate(run: Run, model: TrainedModel, snapshot: Snapshot) -> Report:
 
 
 def _write_report(
-    run: Run, source: Path, model: TrainedModel, reports: dict[str, Report], selected: str
+    run: Run,
+    source: Path,
+    model: TrainedModel,
+    reports: dict[str, Report],
+    selected: str,
+    validation: ValidationImages | None = None,
 ) -> None:
     """Writes the files of the report on the model `selected`, "last" or "best"."""
     facts = {"history": run.learner.progress.history, "files": _files(run, source)}
+    facts["validation"] = validation
     if run.trains:
         facts["computed_on"] = f"{run.runtime.device_name}, {run.runtime.precision}"
     classifier = TorchClassifier(model).to(run.runtime.device)

@@ -59,6 +59,7 @@ def test_digits_are_split_as_the_settings_say():
     assert part.same_normalization(*channel_statistics(part.train.images))  # without held-out ones
     assert not part.same_normalization(limited.mean, limited.std)
     again = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3)
+    assert torch.equal(whole.train.images[part.val.names], part.val.images)
     assert torch.equal(again.train.images, part.train.images)
     assert torch.equal(again.val.images, part.val.images)
 
@@ -79,7 +80,7 @@ def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
 def test_published_statistics_win_over_those_of_the_images(monkeypatch):
     statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     published = Dataset("noise", noise(20), None, noise(10), statistics)
-    monkeypatch.setitem(data.DATASETS, "cifar10", lambda settings, say: published)
+    monkeypatch.setitem(data.DATASETS, "cifar10", lambda *_: published)
     splits = load()
     assert splits.name == "noise"
     assert splits.same_normalization(*statistics)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
 
     Class names are those of the folders or of --labels, sorted. Where there is no test folder,
     --test_fraction of each class becomes the test images. Decoded images are kept beside the
-    class folders, and used again until a file changes. The test images know their files.
+    class folders, and used again until a file changes. The images know their files.
     `classes` are those of a network to evaluate: training images, and test images of some classes,
     may then be missing. Raises `UserError` for another layout, and `RunError` for an unreadable
     image without --skip_bad_images.
@@ -44,10 +43,10 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
             f"cannot read {problem.filename} ({reason(problem)}); repair or remove it"
         ) from None
     parts[bad] = ""
-    everything = ImageSet(torch.from_numpy(images), labels, layout.classes)
+    paths = [printable(os.path.relpath(file, root)) for file in files]
+    paths = np.array(paths, dtype=object)
+    everything = ImageSet(torch.from_numpy(images), labels, layout.classes, paths)
     train, val, test = (everything.take(parts == part) for part in ("train", "val", "test"))
-    paths = [os.path.relpath(files[i], root) for i in np.flatnonzero(parts == "test")]
-    test = replace(test, paths=np.array(list(map(printable, paths)), dtype=object))
     _check_counts(root, train, test, say, bool(classes))
     _warn_of_repeated(images, parts, files, say)
     if len(val) and settings.val_fraction:

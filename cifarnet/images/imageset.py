@@ -24,6 +24,7 @@ class ImageSet:
     labels: Tensor  # int64 [N]; label i means `classes[i]`
     classes: tuple[str, ...]
     paths: np.ndarray | None = None  # str [N], printable; None: the images are not files
+    places: np.ndarray | None = None  # int64 [N], in the whole training set; None: in this set
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,8 +32,14 @@ class ImageSet:
     def take(self, chosen: np.ndarray) -> "ImageSet":
         """Selects images by index (int64, in this order) or by mask (bool [N])."""
         where = torch.from_numpy(chosen)
-        paths = None if self.paths is None else self.paths[chosen]
-        return ImageSet(self.images[where], self.labels[where], self.classes, paths)
+        both = (None if each is None else each[chosen] for each in (self.paths, self.places))
+        return ImageSet(self.images[where], self.labels[where], self.classes, *both)
+
+    @property
+    def names(self) -> np.ndarray:
+        """The paths of the images; without files their places in the training set."""
+        places = np.arange(len(self)) if self.places is None else self.places
+        return places if self.paths is None else self.paths
 
 
 class Dataset(NamedTuple):

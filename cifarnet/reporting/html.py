@@ -31,6 +31,7 @@ from cifarnet.reporting.charts import (
 )
 from cifarnet.reporting.confidence import coverage_curve
 from cifarnet.reporting.corruptions import read_corruptions
+from cifarnet.reporting.label_issues import ValidationImages
 from cifarnet.reporting.map_tiles import SIDE as MAP_SIDE
 from cifarnet.reporting.map_tiles import Maps, MapTiles
 from cifarnet.reporting.metrics import Report
@@ -42,7 +43,9 @@ from cifarnet.reporting.thumbnails import (
     MOST,
     UNSURE,
     Choice,
+    captions,
     choose,
+    doubtful,
     sheet,
     tile_side,
 )
@@ -67,7 +70,7 @@ MEANINGS = {  # of the files that a run leaves, by name or by suffix
     "predictions.csv": "the prediction for each test image",
     "predictions.npz": "the probabilities of all classes, for numpy",
     "corruptions.csv": "the accuracy on corrupted test images",
-    LABEL_ISSUES: "the test images whose label the network doubts",
+    LABEL_ISSUES: "the images whose label the network doubts",
     PAGE: "this page",
     ".png": "a figure",
     ".log": "settings, versions, and one line per epoch",
@@ -97,6 +100,7 @@ class ReportData:
     files: Sequence[Path] = ()
     maps: Maps | None = None  # class activation maps
     about_maps: str = ""  # what to know of them, or why there are none
+    validation: ValidationImages | None = None
 
 
 def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
@@ -104,7 +108,7 @@ def write_page(report: Report, figures: dict[str, Any], data: ReportData, direct
     `figures` are those of metrics.json. Raises `OSError`."""
     template = read_template(Path(__file__).with_name("report.html.j2"), percent=_percent)
     content = _about(report, figures, data, directory) | _results(report, data)
-    augmented = data.augmented() if data.augmented else None
+    augmented = data.augmented() if data.augmented else data.images[:0, None]
     room = ROOM // (LARGEST if data.larger else tile_side(data.images.shape[-1])) ** 2
     maps = MapTiles(data.maps, report.predictions, choose(report.predictions, room).images)
     while True:
@@ -208,31 +212,28 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
 
 
 def _pictures(
-    report: Report, data: ReportData, augmented: np.ndarray | None, choice: Choice
+    report: Report, data: ReportData, augmented: np.ndarray, choice: Choice
 ) -> dict[str, Any]:
     """The pictures, and what the page's script needs to know of each."""
     tiles = (data.larger or data.images.__getitem__)(choice.images)
-    rows = versions = 0
-    if augmented is not None:
-        rows, versions = augmented.shape[:2]
-        examples = torch.from_numpy(augmented).flatten(0, 1)
-        examples = F.interpolate(examples, tiles.shape[-1])  # nearest: the pixels stay visible
-        tiles = np.concatenate([tiles, examples.numpy()])
-    p = report.predictions
-    parts = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
-    columns = (choice.images, *(values[choice.images] for values in parts))
-    columns = (np.round(values, 4).tolist() for values in columns)
+    doubts, about_doubts = doubtful(data.validation) if data.validation else (data.images[:0], [])
+    shown = captions(report.predictions, choice.images, choice.images) + about_doubts
+    rows, versions = augmented.shape[:2]
+    others = np.concatenate([doubts, augmented.reshape(-1, *doubts.shape[1:])])
+    others = F.interpolate(torch.from_numpy(others), tiles.shape[-1])  # nearest: visible pixels
+    tiles = np.concatenate([tiles, others.numpy()])
     return {
         "choice": choice,
+        "validation_doubts": list(range(len(choice.images), len(shown))),
         "most": MOST,
         "sheet": base64.b64encode(sheet(tiles)).decode(),
         "tile": tile_side(tiles.shape[-1]),
         "map_tile": MAP_SIDE,
         "about_maps": data.about_maps,
         "tile_columns": COLUMNS,
-        "shown": [list(row) for row in zip(*columns, strict=True)],
+        "shown": shown,
         "names": None if data.paths is None else [data.paths[i] for i in choice.images],
-        "augmented": {"first": len(choice.images), "rows": rows, "columns": versions},
+        "augmented": {"first": len(shown), "rows": rows, "columns": versions},
     }
 
 

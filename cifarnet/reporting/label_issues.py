@@ -19,6 +19,14 @@ class LabelIssues(NamedTuple):
     suggested: np.ndarray  # their classes, as the network sees them
 
 
+class ValidationImages(NamedTuple):
+    """Training images that were held out, and what the network predicts for them."""
+
+    images: np.ndarray  # uint8 [N,3,S,S]
+    names: np.ndarray  # [N]: their paths, or their places in the training set
+    predictions: Predictions
+
+
 def label_issues(predictions: Predictions) -> LabelIssues:
     """The images off the diagonal of the confident joint (Northcutt et al. 2021, arXiv 1911.00068).
 
@@ -38,18 +46,24 @@ def label_issues(predictions: Predictions) -> LabelIssues:
 
 
 def write_label_issues(
-    predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
+    predictions: Predictions,
+    classes: Sequence[str],
+    paths: Sequence[str] | None,
+    path: Path,
+    validation: ValidationImages | None = None,
 ) -> None:
-    """Writes a row per doubtful label as CSV. `paths` name the images; None: they are numbered from
-    0. Raises `OSError`."""
+    """Writes a row per doubtful label as CSV: first of the test images, then of `validation`.
+    `paths` name the test images; None: they are numbered from 0. Raises `OSError`."""
+    parts = [("test", range(len(predictions.true)) if paths is None else paths, predictions)]
+    if validation:
+        parts.append(("validation", validation.names, validation.predictions))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "label", "suggested", "probability_label", "probability_suggested"))
-    p, true = predictions.probabilities, predictions.true
-    for image, suggested in zip(*label_issues(predictions), strict=True):
-        name = image if paths is None else paths[image]
-        both = p[image, true[image]], p[image, suggested]
-        writer.writerow(
-            (name, classes[true[image]], classes[suggested], *(f"{q:.6g}" for q in both))
-        )
+    columns = ("label", "suggested", "probability_label", "probability_suggested")
+    writer.writerow(("part", "image", *columns))
+    for part, names, of_part in parts:
+        for image, suggested in zip(*label_issues(of_part), strict=True):
+            both = of_part.true[image], suggested
+            shares = (f"{of_part.probabilities[image, label]:.6g}" for label in both)
+            writer.writerow((part, names[image], *(classes[label] for label in both), *shares))
     write_text(path, text.getvalue())

@@ -40,7 +40,7 @@ function pixelsOf(from, place, side) {
 function repaint(figure) {
   const view = Number(document.querySelector('.map-choice')?.value ?? 0), {place} = figure.dataset;
   const context = figure.querySelector('canvas').getContext('2d');
-  if (!view) return draw(context, sheet, place, data.tile);
+  if (!view || place >= data.tested) return draw(context, sheet, place, data.tile);
   const map = pixelsOf(byId('maps'), place, data.map_tile).data;
   const image = pixelsOf(sheet, place, data.tile), pixels = image.data;
   for (let i = 0; i < pixels.length; i += 4) {
@@ -52,10 +52,10 @@ function repaint(figure) {
   context.putImageData(image, 0, 0);
 }
 
-// A test image with its two most probable classes.
+// A test or validation image with its two most probable classes.
 function picture(place, tellTrue) {
   const [index, truth, predicted, second, probability, nextProbability] = data.shown[place];
-  const name = data.names ? data.names[place] : `image ${index}`;
+  const name = place < data.tested ? data.names?.[place] ?? `image ${index}` : `validation image ${index}`;
   const right = truth === predicted;
   const caption = element('figcaption', '',
     element('div', right ? 'hit' : 'miss', `${percent(probability)} `, classElement(predicted)),
@@ -80,7 +80,7 @@ const placeOf = button => [button.closest('tr').rowIndex - 1, button.parentEleme
 
 function show(button) {
   const [truth, predicted] = placeOf(button);
-  const places = [...data.shown.keys()]
+  const places = [...Array(data.tested).keys()]
     .filter(place => data.shown[place][1] === truth && data.shown[place][2] === predicted)
     .slice(0, data.most);
   const count = Number(button.value);

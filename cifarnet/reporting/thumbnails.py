@@ -1,15 +1,15 @@
-"""Which test images report.html shows, and their pictures as the tiles of one sheet."""
+"""Which images report.html shows, and their pictures as the tiles of one sheet."""
 
 import io
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cifarnet.reporting.label_issues import label_issues
+from cifarnet.reporting.label_issues import ValidationImages, label_issues
 from cifarnet.reporting.predictions import Predictions
 
 MOST = 24  # images of a cell of the confusion matrix, and of each list
@@ -53,6 +53,21 @@ def choose(predictions: Predictions, room: int) -> Choice:
     place = {image: at for at, image in enumerate(images.tolist())}
     lists = ([place[image] for image in listed.tolist()] for listed in (mistakes, hits, doubts))
     return Choice(images, int(rank[taken].max(initial=-1)) + 1, *lists)
+
+
+def doubtful(validation: ValidationImages) -> tuple[np.ndarray, list[list[Any]]]:
+    """Images uint8 [K,3,S,S] with the most doubtful labels, up to `MOST`, and their captions."""
+    images, names, predictions = validation
+    doubts = label_issues(predictions).images[:MOST]
+    return images[doubts], captions(predictions, doubts, names[doubts])
+
+
+def captions(predictions: Predictions, chosen: np.ndarray, names: np.ndarray) -> list[list[Any]]:
+    """What the page's script needs to know of each of the images `chosen`, with its name."""
+    p = predictions
+    parts = (p.true, p.predicted, p.runner_up, p.p_predicted, p.p_runner_up)
+    columns = (np.round(values[chosen], 4).tolist() for values in parts)
+    return [list(row) for row in zip(names.tolist(), *columns, strict=True)]
 
 
 def tile_side(size: int) -> int:

@@ -55,6 +55,24 @@ def folder(calibrated, tmp_path) -> Path:
     return tmp_path
 
 
+def test_validation_images_with_doubtful_labels_are_listed(calibrated):
+    """By the calibrated probabilities, and by their places among all training images."""
+    whole = load_splits(Settings.from_flags(dataset="digits").data, print).train
+    with (calibrated.root / "plots_complete/label_issues.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "validation"]
+    assert rows
+    places = [int(row["image"]) for row in rows]
+    labels, suggested = ([int(row[name]) for row in rows] for name in ("label", "suggested"))
+    model = load_trained(str(calibrated.root / LAST))
+    with torch.inference_mode():
+        shares = TorchClassifier(model, amp=False).logits(whole.images[places]).softmax(1).numpy()
+    assert whole.labels[places].tolist() == labels
+    for name, classes in (("label", labels), ("suggested", suggested)):
+        expected = shares[np.arange(len(rows)), classes]
+        listed = [float(row[f"probability_{name}"]) for row in rows]
+        np.testing.assert_allclose(listed, expected, rtol=1e-3)
+
+
 def uncalibrated(path: Path) -> torch.nn.Module:
     return TorchClassifier(replace(load_trained(str(path)), temperature=1.0), amp=False)
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.commands import from_folder
-from support.pages import data_of
+from support.commands import QUICK, from_folder
+from support.pages import data_of, words
 
 from cifarnet.reporting.label_issues import label_issues
 from cifarnet.reporting.predictions import build_predictions
@@ -47,10 +47,30 @@ def test_a_wrong_label_is_found_and_shown(command, trained, tmp_path):
     with Path("p/label_issues.csv").open(newline="", encoding="utf-8") as file:
         first, *_ = csv.DictReader(file)
     named = first["image"], first["label"], first["suggested"]
-    assert named == ("test/star/moved.png", "star", "disc")
+    assert (first["part"], *named) == ("test", "test/star/moved.png", "star", "disc")
     assert float(first["probability_label"]) < float(first["probability_suggested"])
     page = data_of(Path("p/report.html").read_text(encoding="utf-8"))
     assert page["names"][page["lists"]["doubts"][0]] == named[0]
+
+
+def test_a_wrong_label_of_a_validation_image_is_found_and_shown(command, trained, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(trained.tree, tree)
+    shutil.copytree(tree / "test", tree / "val")
+    (tree / "val/disc/000.png").rename(tree / "val/star/moved.png")
+    recipe = ("--epochs", "4", "--augment", "none", "--dropout", "0", "--image_sizes", "32")
+    done = command("main", *QUICK, *from_folder(tree), *recipe, "--report", "--plot_dir", "p")
+    assert (done.code, done.err) == (0, "")
+    with Path("p/label_issues.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "validation"]
+    named = rows[0]["image"], rows[0]["label"], rows[0]["suggested"]
+    assert named == ("val/star/moved.png", "star", "disc")
+    text = Path("p/report.html").read_text(encoding="utf-8")
+    page, count = data_of(text), len(rows)
+    shown = [page["shown"][place][0] for place in page["lists"]["validation"]]
+    assert shown == [row["image"] for row in rows]
+    assert page["tested"] + count == len(page["shown"])
+    assert f"{count} validation image{'s' if count > 1 else ''}" in words(text)
 
 
 def test_a_class_without_images_is_never_suggested():
