@@ -91,7 +91,7 @@ def test_no_report_of_another_run_stays_beside_new_predictions(command):
     assert not page.exists()
     _, moved = sorted(PLOTS.glob("before_*"))
     files = {"report.html", "predictions.csv", "predictions.npz", "metrics.json"}
-    files.add("classification_report.txt")
+    files |= {"classification_report.txt", "label_issues.csv"}
     assert {path.name for path in moved.iterdir()} == files
     assert figures_of(moved)["sha256"] == former != figures_of()["sha256"]
 
