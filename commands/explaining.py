@@ -19,7 +19,7 @@ from cifarnet.inference.predictor import Predictor, Ranking
 from cifarnet.reporting.fonts import drawable, set_fonts
 
 SIDE = 320  # pixels: of a picture before it gets its proportions
-LONGEST = 80  # letters of a file's name: at most 255 bytes
+LONGEST = 50  # letters of a file's name: with the endings at most 255 bytes
 FORM = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight"}
 RANKS = ("answer", "second")
 COLORS = ListedColormap(["#2878dc", "#dc1e32"])  # of negative and of positive values, as in page.js
