@@ -283,7 +283,7 @@ def _warn_of_training_images(
 ) -> None:
     """Warns if test images that were drawn from a folder may have been trained on."""
     tree = Path(settings.data.data_dir)
-    drawn = settings.data.is_folder and not part_folders(tree)
+    drawn = settings.data.is_folder and not part_folders(tree, splits.test.classes)
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
         print_line(
             f"warning: the network was not trained on the other images in {tree}; "

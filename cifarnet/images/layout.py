@@ -1,5 +1,6 @@
 """The layout of a folder of your own images: the class and the part of each file."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from cifarnet.images.parts import (
     class_root,
     holds_classes,
     part_folders,
+    part_of_name,
     subfolders,
     visible,
 )
@@ -49,7 +51,7 @@ def read_layout(root: Path, say: Say, classes: tuple[str, ...] = ()) -> Layout:
     images, and images of some classes, may then be missing. Raises `UserError` if something is
     missing, empty or does not match, and `OSError` if a folder cannot be read.
     """
-    parts = part_folders(root)
+    parts = part_folders(root, classes)
     if parts and "train" not in parts and not classes:
         raise UserError(
             f"{root} has {' and '.join(path.name for path in parts.values())} but no train folder; "
@@ -139,14 +141,24 @@ def checked_classes(names: Collection[str], where: Path) -> tuple[str, ...]:
 
 
 def _refuse_parts(folder: Path, folders: Sequence[Path]) -> None:
-    """Raises `UserError` if `folders` hold the same class folders: they are parts, not classes."""
-    names = class_names(folders[0]) if len(folders) > 1 else set()
-    if len(names) > 1 and all(class_names(path) == names for path in folders):
-        first, second = (path.name for path in folders[:2])
-        some = ", ".join(sorted(names)[:3])
+    """Raises `UserError` if `folders` look like parts, not classes.
+
+    Two of them hold two or more folders of the same names, or their names say train and test.
+    """
+    names = {path: inside for path in folders if len(inside := class_names(path)) > 1}
+    for first, second in itertools.combinations(names, 2):
+        if len(same := names[first] & names[second]) > 1:
+            some = ", ".join(sorted(same)[:3])
+            raise UserError(
+                f"{folder}: {first.name} and {second.name} hold the same folders ({some}); "
+                f"rename them train and test, or, if they are classes, name a --labels file"
+            )
+    parts = {part: path.name for path in folders if (part := part_of_name(path.name))}
+    if len(parts) > 1 and "train" in parts:
+        train, other = parts.pop("train"), min(parts.values())
         raise UserError(
-            f"{folder}: {first} and {second} hold the same folders ({some}); "
-            f"rename them train and test, or, if they are classes, name a --labels file"
+            f"{folder}: {train} and {other} look like parts, not classes; "
+            f"give both the same class folders, or name a --labels file"
         )
 
 

@@ -1,7 +1,9 @@
 """The folders train, test and val of a data set, by their names."""
 
 import itertools
+import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from cifarnet.core.errors import UserError
@@ -13,16 +15,22 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 PARTS |= {"val": "val", "valid": "val", "validation": "val"}
 EXACT = {"train", "test", "val", "valid", "validation"}  # the names that alone make a part
 WORD = re.compile(rf"(?<![a-z])({'|'.join(PARTS)})(?:set|data|images)?(?![a-z])")
+# What may follow the word: nothing, a number, one letter, or another word for images. "train
+# station" and "test tube" are no parts.
+SIMILAR = re.compile(
+    rf"(?<![a-z])(?:{'|'.join(PARTS)})[\W_]*"
+    r"(?:$|\d|[a-z]$|(?:set|data|dataset|images?|imgs?)(?![a-z]))"
+)
 ORDER = ("train", "test", "val", "")  # in which parts are listed; "": still to be split
 
 
-def part_folders(root: Path) -> dict[str, Path]:
+def part_folders(root: Path, classes: Collection[str] = ()) -> dict[str, Path]:
     """The folders of the parts in `root`; none if it holds class folders.
 
-    A folder named train that holds no folders can be a class, as in bus, car, train. Raises
-    `UserError` if two folders hold the same part.
+    A folder named train that holds no folders can be a class, as in bus, car, train. `classes` are
+    those of a network to evaluate. Raises `UserError` if two folders hold the same part.
     """
-    folders = _folders_by_part(root)
+    folders = _folders_by_part(root, classes)
     if folders.keys() == {"train"} and not subfolders(folders["train"][0]):
         return {}
     for part in folders.values():
@@ -47,14 +55,13 @@ def part_of_name(name: str) -> str | None:
     """The part that the name of a folder says, as Training, seg_test or val2017. None: no part."""
     words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
     parts = {PARTS[word] for word in WORD.findall(words)}
-    return parts.pop() if len(parts) == 1 else None
+    return parts.pop() if len(parts) == 1 and SIMILAR.search(words) else None
 
 
 def class_root(part: Path) -> Path:
     """The folder that holds the class folders of `part`: itself, or train/train as in archives."""
-    entries = visible(part)
-    inside = [path for path in entries if path.is_dir()]
-    if len(inside) == 1 and not any(path.is_file() and is_image(path) for path in entries):
+    inside = subfolders(part)
+    if len(inside) == 1 and not any(path.is_file() and is_image(path) for path in visible(part)):
         name = inside[0].name
         if subfolders(inside[0]) and (name == part.name or part_of_name(name)):
             return class_root(inside[0])
@@ -62,11 +69,8 @@ def class_root(part: Path) -> Path:
 
 
 def class_names(part: Path) -> set[str]:
-    """The names of the class folders in `part`; none if images lie beside them."""
-    entries = visible(class_root(part))
-    if any(path.is_file() and is_image(path) for path in entries):
-        return set()
-    return {composed(path.name) for path in entries if path.is_dir()}
+    """The names of the class folders in `part`, to compare: without regard to case."""
+    return {_comparable(path.name) for path in subfolders(class_root(part))}
 
 
 def visible(folder: Path) -> list[Path]:
@@ -76,23 +80,31 @@ def visible(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders among `visible`."""
-    return [path for path in visible(folder) if path.is_dir()]
+    with os.scandir(folder) as entries:  # which knows the many files without asking for each
+        others = [Path(entry) for entry in entries if not entry.is_file(follow_symlinks=False)]
+    return sorted(path for path in others if not is_hidden(path.name) and path.is_dir())
 
 
-def _folders_by_part(root: Path) -> dict[str, list[Path]]:
+def _comparable(name: str) -> str:
+    return composed(composed(name).casefold())
+
+
+def _folders_by_part(root: Path, known: Collection[str] = ()) -> dict[str, list[Path]]:
     """The folders of each part in `root`.
 
     The names of EXACT always make a part. Other names that hold one of the words do if the part is
-    missing, and if the folder has a class in common with that of another part.
+    missing, and if the folder has a class in common with that of another part, or with the
+    classes `known` to a network that does not know the folder itself as a class.
     """
     exact: dict[str, list[Path]] = {}
     similar: dict[str, list[Path]] = {}
     for path in subfolders(root):
-        if part := part_of_name(path.name):
+        if (part := part_of_name(path.name)) and composed(path.name) not in known:
             (exact if path.name.lower() in EXACT else similar).setdefault(part, []).append(path)
     if not similar.keys() - exact.keys():
         return exact
     folders = similar | exact
     classes = {part: set().union(*map(class_names, paths)) for part, paths in folders.items()}
-    shared = [a for a in folders for b in folders if a != b and classes[a] & classes[b]]
+    others = classes | {"known": set(map(_comparable, known))}
+    shared = [a for a in folders for b in others if a != b and classes[a] & others[b]]
     return {part: paths for part, paths in folders.items() if part in exact or part in shared}

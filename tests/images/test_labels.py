@@ -130,6 +130,13 @@ def test_folders_whose_names_say_their_part_keep_it(loose, train, test):
     assert {part for _, part, _ in entries(read(loose, text + "0.png,1\n"))} == {""}
 
 
+def test_stations_and_tubes_are_no_parts(loose):
+    names = ("train station/a.png", "train station/b.png", "test tube/c.png")
+    touch(loose, *names)
+    layout = read(loose, "".join(f"{name},{name[:4]}\n" for name in names))
+    assert [part for _, part, _ in entries(layout)] == ["", "", ""]
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_unicode_forms_of_a_name_are_one_name(loose, form):
     """macOS and archives made there decompose names; other systems do not."""

@@ -20,10 +20,14 @@ def test_folders_of_images_are_told_from_others(tree, tmp_path):
     ("part", "names"),
     [
         ("train", ["train", "Training", "training_set", "seg_train", "train2017", "Train-Data"]),
-        ("train", ["TRAIN", "TrainImages", "traindata", "fruits 360 training", "01-train"]),
+        (
+            "train",
+            ["TRAIN", "TrainImages", "traindata", "fruits 360 training", "01-train", "trainA"],
+        ),
         ("test", ["test", "Testing", "test_set", "TestSet", "seg-test", "test2014", "my.test"]),
         ("val", ["val", "valid", "Validation", "validation_set", "val2017", "ValidSet"]),
         (None, ["seg_pred", "trains", "contest", "latest", "interval", "validated", "trainval"]),
+        (None, ["train station", "test tube", "Train-Tracks", "test_tube_2", "testTube"]),
         (None, ["train_val", "train-test", "restrain", "testament", "a", ""]),
     ],
 )
@@ -108,11 +112,65 @@ def test_parts_by_other_names_are_refused_in_one_line(tree, command, names):
     assert all(name in done.err for name in names)
 
 
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_a_loose_image_beside_the_classes_changes_no_part(tree):
+    rename(tree, {"train": "Training", "test": "Testing"})
+    touch(tree, "Testing/0.png")
+    messages = []
+    layout = read_layout(tree, messages.append)
+    assert [file.part for file in layout.files] == ["train"] * 12 + ["test"] * 6
+    assert "ignored 1 file outside the class folders" in messages[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ("Training/a Training/b Testing", "Training and Testing look like parts, not classes"),
+        ("Training/a Training/b val_set/c val_set/d", "Training and val_set look like parts"),
+        ("trainA trainB testA testB", "trainB and testB look like parts, not classes"),
+        ("Training/Cat Training/Dog Testing/cat Testing/dog", "the class 'cat', which train lacks"),
+        ("2019/cat 2019/dog 2020/bird 2020/cat 2020/dog", "same folders (cat, dog)"),
+        ("2019/cat 2019/dog 2020/Cat 2020/DOG more/x", "2019 and 2020 hold the same folders"),
+    ],
+)
+def test_parts_are_not_taken_for_classes(tmp_path, names, why):
+    touch(tmp_path, *(f"{name}/0.png" for name in names.split()))
+    with pytest.raises(UserError) as caught:
+        read_layout(tmp_path, print)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_stations_and_tubes_are_classes(tmp_path):
+    names = ("train station/day/0.png", "test tube/day/0.png", "car/0.png")
+    touch(tmp_path, *names)
+    assert read_layout(tmp_path, print).classes == ("car", "test tube", "train station")
+
+
+@pytest.mark.parametrize("name", ["Testing", "seg_test/seg_test", "val2017"])
+def test_the_classes_of_a_network_tell_a_test_folder(tree, name):
+    shutil.rmtree(tree / "train")
+    rename(tree, {"test": name})
+    layout = read_layout(tree, print, ("disc", "zebra", "bar"))
+    assert [(file.part, file.label) for file in layout.files] == [("test", 0)] * 3 + [
+        ("test", 2)
+    ] * 3
+
+
+def test_a_class_of_a_network_is_no_part(tmp_path):
+    touch(tmp_path, "my test/cat/0.png", "cat/0.png")
+    classes = ("cat", "my test")
+    assert {file.part for file in read_layout(tmp_path, print, classes).files} == {""}
+
+
 def test_class_folders_with_folders_in_them_stay_classes(tmp_path):
     """Of another name in each, or one of the same name, as train/n01443537/images."""
-    for name in ("cat/images/a.png", "dog/images/a.png", "test tube/a.png", "train/a.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, "cat/images/a.png", "dog/images/a.png", "test tube/a.png", "train/a.png")
     assert read_layout(tmp_path, print).classes == ("cat", "dog", "test tube", "train")
     assert part_folders(tmp_path) == {}
 
