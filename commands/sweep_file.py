@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cifarnet.core.errors import UserError, did_you_mean
-from cifarnet.core.files import read_file
+from cifarnet.core.errors import UserError, did_you_mean, os_errors
+from cifarnet.core.files import existing_directory, read_file
+from cifarnet.images.parts import part_folders
 from cifarnet.settings import FLAGS, Settings
+from cifarnet.settings.data import DataSettings
 from cifarnet.settings.flags import check_value, value_type
 from cifarnet.settings.parser import read_recipe
 
@@ -18,6 +20,10 @@ SAMPLERS = ("tpe", "random")  # the names of sweep_study.SAMPLERS; this file imp
 OF_THE_SWEEP = (  # flags that sweep.py sets, or that have no place in a sweep
     *("run_dir", "log_dir", "snapshot_dir", "plot_dir", "resume", "resume_override"),
     *("preview_augment", "recipe"),
+)
+OF_THE_IMAGES = (  # flags that decide which images an accuracy is measured on
+    *("dataset", "data_dir", "labels", "skip_bad_images"),
+    *("limit_train", "val_fraction", "test_fraction"),
 )
 
 
@@ -81,13 +87,30 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     else:
         listed = {"grid": _grid, "settings": _listed}[kind](content[kind])
         sweep = _of_settings(flags, listed, _choices("seeds", seeds) if seeds else [])
-    if not sweep.run_settings({}).data.val_fraction or "val_fraction" in sweep.space:
+    for name in OF_THE_IMAGES:
+        if name in sweep.space:
+            raise UserError(
+                f"{name} must not differ: all runs need the same validation images; set {name} in "
+                f"[flags]"
+            )
+    data = sweep.run_settings({}).data
+    if not data.val_fraction and not _has_val(data):
         raise UserError(
             "a sweep must not select by the test images; set val_fraction in [flags], such as 0.1"
         )
     for values in sweep.settings:
         sweep.run_settings(values)
     return sweep
+
+
+def _has_val(data: DataSettings) -> bool:
+    """Whether --data_dir holds a folder of validation images and one of test images."""
+    if not data.is_folder or data.labels:
+        return False
+    with os_errors(f"--data_dir {data.data_dir} cannot be read", "name another one"):
+        return {"val", "test"} <= part_folders(
+            existing_directory(data.data_dir, "--data_dir")
+        ).keys()
 
 
 def _grid(table: Any) -> list[dict[str, Any]]:
@@ -104,7 +127,7 @@ def _listed(tables: Any) -> list[dict[str, Any]]:
 def _of_settings(
     flags: dict[str, Any], listed: list[dict[str, Any]], seeds: Sequence[Any]
 ) -> Sweep:
-    """All settings of the list with each seed; what a setting leaves out is as in `flags`."""
+    """Each setting of the list with each seed, once. What it leaves out is as in `flags`."""
     for values in listed:
         _check_flags(values)
     names = list(dict.fromkeys(name for values in listed for name in values))
@@ -112,6 +135,7 @@ def _of_settings(
     settings = [common | values for values in listed]
     if seeds:
         settings = [values | {"seed": seed} for seed in seeds for values in settings]
+    settings = [values for at, values in enumerate(settings) if values not in settings[:at]]
     space = {name: _distinct(values[name] for values in settings) for name in settings[0]}
     return Sweep(flags, space, settings)
 

@@ -146,6 +146,9 @@ class Study:
             self.dying = True
             file.close()
             return False
+        if self.trials()[number].state != TrialState.RUNNING:  # another process just finished it
+            self.locks.pop(number).close()
+            return False
         return True
 
     def _suggested(self, trial: Trial) -> Trial:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from commands.sweep_study import JOURNAL, Study, run_dir
 MAIN = Path(__file__).parents[1] / "main.py"
 POLL = 0.5  # seconds between two looks at the runs
 OUTPUT = "output.txt"  # what a run prints, in its folder
+AFTER_SIGTERM = (128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes
 PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 
 
@@ -131,7 +132,7 @@ class Runner:
         if code == 0 and accuracy is not None:
             self.study.finish(number, accuracy, TrialState.COMPLETE)
             print_line(f"trial {number}: validation accuracy {accuracy:.2%}, {seconds}")
-        elif job.pruned:
+        elif job.pruned and code in AFTER_SIGTERM:
             self.study.finish(number, None, TrialState.PRUNED)
             print_line(f"trial {number}: below the median, ended after epoch {run.epochs_done}")
         else:
@@ -187,11 +188,22 @@ def past_runs(folder: Path) -> list[PastRun]:
     return [run for run in runs if run]
 
 
+def _compared_runs(study: Study) -> list[PastRun]:
+    """The runs of all trials but failed ones. The name of a run tells if it was ended early."""
+    runs = []
+    for trial in study.trials():
+        run = past_run(run_dir(study.folder, trial.number))
+        if run and trial.state != TrialState.FAIL:
+            early = " (ended early)" if trial.state == TrialState.PRUNED else ""
+            runs.append(replace(run, name=run.name + early))
+    return runs
+
+
 def _show_results(study: Study, html: str | None) -> None:
     """Prints the table, and writes the page."""
-    runs = past_runs(study.folder)
+    runs = _compared_runs(study)
     if not runs:
-        print_line("no run has left a log yet")
+        print_line("there is no run to compare yet")
         return
     comparison = sorted_comparison(runs)
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,25 @@ def test_a_list_takes_what_is_left_out_from_the_flags_or_the_defaults(sweep):
     assert sweep(text).settings == [{"lr": 0.2, "mixup": 0.0}, {"lr": 0.1, "mixup": 0.5}]
 
 
+def test_equal_settings_run_once(sweep):
+    text = f"seeds = [1, 2]\n{FLAGS}[[settings]]\n[[settings]]\nlr = 0.2\n[[settings]]\nlr = 0.1\n"
+    settings = sweep(text.replace("[flags]", "[flags]\nlr = 0.1")).settings
+    assert settings == [{"lr": lr, "seed": seed} for seed in (1, 2) for lr in (0.1, 0.2)]
+
+
+def test_images_with_a_val_folder_need_no_val_fraction(sweep, tree):
+    text = f"[flags]\ndataset = 'folder'\ndata_dir = '{tree}'\n[grid]\nlr = [0.1, 0.2]\n"
+    with pytest.raises(UserError, match="must not select by the test images"):
+        sweep(text)
+    shutil.copytree(tree / "test", tree / "val")
+    assert len(sweep(text).settings) == 2
+    shutil.rmtree(tree / "test")  # then val holds the test images
+    with pytest.raises(UserError, match="must not select by the test images"):
+        sweep(text)
+    with pytest.raises(UserError, match="none does not exist; name a folder"):
+        sweep(text.replace(str(tree), "none"))
+
+
 def test_a_search(sweep):
     text = (
         f"{SPACE}lr = {{low = 0.01, high = 1, log = true}}\nbatch_size = {{low = 8, high = 64}}\n"
@@ -67,7 +87,9 @@ def test_flags_may_come_from_a_recipe(sweep, tmp_path):
         (f"{FLAGS}[grid]\n[search]\n", "write one of"),
         ("[grid]\nlr = [0.1]\n", "a sweep must not select by the test images; set val_fraction"),
         ("[flags]\nval_fraction = 0\n[grid]\nlr = [0.1]\n", "must not select by the test images"),
-        (f"{FLAGS}[grid]\nval_fraction = [0.1, 0.2]\n", "must not select by the test images"),
+        (f"{FLAGS}[grid]\nval_fraction = [0.1, 0.2]\n", "val_fraction must not differ: all runs"),
+        (f"{FLAGS}[[settings]]\nlimit_train = 9\n", "limit_train must not differ"),
+        (f"{SPACE}dataset = ['digits', 'cifar10']\n", "dataset must not differ"),
         (f"{FLAGS}[grid]\nlrr = [0.1]\n", "there is no flag 'lrr'; did you mean lr?"),
         (f"{FLAGS}[grid]\nlr = 0.1\n", "lr is not a list of values; write lr = [...]"),
         (f"{FLAGS}[grid]\nlr = []\n", "lr is not a list of values"),

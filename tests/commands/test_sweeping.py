@@ -1,6 +1,7 @@
 """The trials of a sweep: which are run, which are not, and what a stop leaves. A stub stands in
 for main.py."""
 
+import copy
 import os
 import re
 import shlex
@@ -11,13 +12,24 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from commands import sweeping
+from commands.sweep_file import read_sweep
+from commands.sweep_study import Study
 
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "tests" / "support" / "stub_main.py"
 FLAGS = "[flags]\nval_fraction = 0.5\nepochs = 3\n"
 GRID = f"seeds = [1, 2]\n{FLAGS}[grid]\nlr = [0.2, 0.6, 0.4]\n"
+PRUNED = f"""{FLAGS}
+[search]
+sampler = 'random'
+trials = 14
+prune_after = 1
+[search.space]
+lr = [0.1, 0.5, 0.6, 0.7]
+"""
 ALONE = f"""  # the command in a process of its own, with the stub
 import sys
 from pathlib import Path
@@ -140,8 +152,7 @@ def test_a_search_has_so_many_trials_and_may_get_more(sweep):
 
 
 def test_the_median_rule_ends_trials_early(sweep):
-    search = "[search]\nsampler = 'random'\ntrials = 14\nprune_after = 1\n"
-    done = sweep(f"{FLAGS}{search}[search.space]\nlr = [0.1, 0.5, 0.6, 0.7]\n", "--jobs", 2)
+    done = sweep(PRUNED, "--jobs", 2)
     pruned = re.findall(r"trial (\d+): below the median, ended after epoch [123]", done.out)
     assert (done.code, bool(pruned)) == (0, True)
     for number in pruned:
@@ -149,6 +160,30 @@ def test_the_median_rule_ends_trials_early(sweep):
         signals = Path(f"sweeps/sweep/trial-{int(number):04d}/signals.txt").read_text()
         assert signals == f"{signal.SIGTERM:d}\n"
     assert done.out.count(": validation accuracy") == 14 - len(pruned)
+    assert done.out.count(" (ended early)") == len(pruned)
+
+
+def test_a_run_that_breaks_while_it_ends_has_failed(sweep, monkeypatch):
+    monkeypatch.setenv("STUB_EXIT", "7")
+    done = sweep(PRUNED, "--jobs", 2)
+    failed = re.findall(r"trial (\d+) failed: exit code 7", done.out)
+    assert (done.code, bool(failed)) == (1, True)
+    assert "below the median" not in done.out
+    table = done.out[done.out.index("\nrun ") :]
+    assert not [number for number in failed if f"trial-{int(number):04d}" in table]
+
+
+def test_a_trial_that_another_process_just_finished_is_not_taken(sweep, tmp_path, monkeypatch):
+    (tmp_path / "sweep.toml").write_text(GRID)
+    first, second = (Study(read_sweep(tmp_path / "sweep.toml"), tmp_path) for _ in range(2))
+    first.enqueue()
+    assert first.next_trial().number == 0
+    before, now = copy.deepcopy(first.trials()), second.trials
+    lists = iter([before])
+    monkeypatch.setattr(second, "trials", lambda: next(lists, None) or now())
+    first.finish(0, 0.5, TrialState.COMPLETE)
+    assert second.next_trial().number == 1
+    second.finish(1, 0.5, TrialState.COMPLETE)
 
 
 def test_processes_share_the_trials_and_none_runs_twice(alone):
