@@ -8,18 +8,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, os_errors, printable, reason
 from cifarnet.core.files import writable_directory, write_text
+from cifarnet.core.late import LateModule
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
 from cifarnet.settings import Settings
-from commands.explaining import Explainer
+
+if TYPE_CHECKING:
+    from commands.explaining import Explainer
+
+explaining = LateModule("commands.explaining")  # imports matplotlib
 
 UNSURE = "unsure"
 
@@ -116,11 +121,11 @@ def is_unsure(ranking: Ranking, threshold: float) -> bool:
     return ranking[0][1] < threshold
 
 
-def _explainer(predictor: Predictor, folder: str | None) -> Explainer | None:
+def _explainer(predictor: Predictor, folder: str | None) -> "Explainer | None":
     """What --explain asks for. Raises `UserError`."""
     if folder is None:
         return None
-    explainer = Explainer(predictor, Path(folder))
+    explainer = explaining.Explainer(predictor, Path(folder))
     writable_directory(folder, "--explain")
     return explainer
 

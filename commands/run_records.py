@@ -39,7 +39,7 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
             TensorBoard(
                 log,
                 settings,
-                lambda: plots.mosaic(*examples()),
+                lambda: plots.mosaic(*examples()[:2]),
                 lambda report: plots.confusion_pixels(report),
             )
         )

@@ -77,7 +77,7 @@ def test_networks_that_do_not_fit_together_are_one_line(command, trained):
     write_weights(odd, Path("odd.safetensors"))
     done = command("evaluate", "--pretrained", f"{trained.weights},odd.safetensors")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert "has disc as class 2, odd.safetensors star" in done.err
+    assert "odd.safetensors has 3 (bar, star, disc)" in done.err
     assert [path.name for path in Path().iterdir()] == ["odd.safetensors"]
 
 
@@ -97,6 +97,7 @@ def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
     assert both["selected_by"] == alone[0]["selected_by"]
     assert both["parameters"] == 2 * alone[0]["parameters"]
     about = ("snapshot", "epoch", "weights", "selected_by", "sha256")
+    about += ("temperature", "calibrated_on")
     assert both["members"] == [{name: report[name] for name in about} for report in alone]
     assert [report["members"] for report in alone] == [[], []]
     sha256 = [report["sha256"] for report in alone]

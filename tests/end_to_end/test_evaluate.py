@@ -23,7 +23,7 @@ def test_evaluate_repeats_the_accuracy_of_the_run(command, trained, source):
     files = {path.name for path in Path("plots_complete").iterdir()}
     assert files == {
         *("metrics.json", "classification_report.txt", "predictions.csv", "report.html"),
-        "predictions.npz",
+        *("predictions.npz", "label_issues.csv"),
         *("confusion_matrix.png", "class_metrics.png"),
     }
     text = Path("plots_complete/classification_report.txt").read_text()

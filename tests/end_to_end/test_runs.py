@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 PLOTS = {"training_curves.png", "learning_rate_schedule.png"}
 PLOTS |= {"confusion_matrix.png", "class_metrics.png", "report.html"}
 NUMBERS = {"metrics.json", "classification_report.txt", "predictions.csv", "predictions.npz"}
+NUMBERS |= {"label_issues.csv"}
 
 
 def names_in(directory: str) -> set[str]:
