@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cifarnet.checkpoints.paths import resolve_model_path
@@ -16,7 +17,7 @@ from cifarnet.core.files import exclusive
 from cifarnet.core.log import print_line
 from cifarnet.images.folder import read_folder
 from cifarnet.images.imageset import ImageSet, Splits, hold_back
-from cifarnet.inference.calibration import fit_temperature
+from cifarnet.inference.calibration import LEAST, fit_temperature
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.metrics import predict
 from cifarnet.reporting.predictions import Predictions, build_predictions
@@ -36,16 +37,22 @@ def calibrate(
 ) -> tuple[TrainedModel, str, Predictions]:
     """`model` with the temperature that fits `images`, a sentence on it, and its predictions.
 
-    `about` names the images. `amp`: see `TorchClassifier`. If the model classifies all of them
-    correctly, it stays uncalibrated: see `fit_temperature`.
+    `about` names the images. `amp`: see `TorchClassifier`. With fewer than `LEAST` of them it keeps
+    the temperature it has. If it classifies all of them correctly, it stays uncalibrated: see
+    `fit_temperature`.
     """
-    model = dataclasses.replace(model, **UNCALIBRATED)
+    enough = len(images) >= LEAST
+    model = dataclasses.replace(model, **UNCALIBRATED) if enough else model
     classifier = TorchClassifier(model, amp).to(runtime.device)
     batches = EvalBatches(images, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.logits, batches, runtime)
-    temperature = fit_temperature(logits, labels)
+    temperature = fit_temperature(logits, labels) if enough else None
     ranked = logits.argsort(dim=1, descending=True, stable=True)
     predictions = build_predictions(logits / (temperature or 1), labels, ranked)
+    if not enough:
+        kept = f"the temperature stays {model.temperature:g}"
+        few = f"{about} are too few, it takes {LEAST}"
+        return model, f"not calibrated, {kept}: {few}", predictions
     if temperature is None:
         return model, f"not calibrated: it classifies all of {about} correctly", predictions
     model = dataclasses.replace(model, temperature=temperature, calibrated_on=about)
@@ -108,9 +115,12 @@ def held_out_images(
         images = _validation_images(model, splits)
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):
-        rest, images = hold_back(splits.test, choice, "--calibrate")
+        test = splits.test
+        if test.paths is None:  # the report then keeps the numbers of the images
+            test = dataclasses.replace(test, paths=np.arange(len(test)))
+        rest, images = hold_back(test, choice, "--calibrate")
         about = (
-            f"{len(images):,} of the {len(splits.test):,} test images of {splits.name} "
+            f"{len(images):,} of the {len(test):,} test images of {splits.name} "
             f"(--calibrate {choice:g} reports on the others)"
         )
         return images, about, dataclasses.replace(splits, test=rest)

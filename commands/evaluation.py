@@ -98,7 +98,7 @@ def report_data(
         if settings.evaluation.report and same and of_training.augmentation.augments:
             facts["augmented"] = partial(_augmented, splits, of_training, runtime)
         facts.setdefault("computed_on", info.origin.computed_on)
-    has_files = splits.test.paths is not None and settings.data.image_size < LARGEST
+    has_files = settings.data.is_folder and settings.data.image_size < LARGEST
     return ReportData(
         images=splits.test.images.numpy(),
         official=settings.data.dataset == "cifar10",
@@ -186,8 +186,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     """What evaluate.py does once its flags are read.
 
     `options` are command, tta, evaluate, calibrate and corruptions, and names of models or a
-    snapshot; `flags` those of `Settings` that the user gave. Raises `UserError`, and `RunError` if
-    a file cannot be written.
+    snapshot; `flags` those of `Settings` that the user gave. Raises `UserError` and `RunError`.
     """
     run: dict[str, Any] = {"id": None, "log": None, "command": options["command"]}
     facts: dict[str, Any] = {}
@@ -229,6 +228,8 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
+    if report.fitted_here:
+        print_line("warning: some of these images fitted the temperature")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
     facts |= report_maps(classifier, splits, settings)
@@ -292,8 +293,8 @@ def _warn_of_training_images(
 
 
 def _move_other_report(directory: Path, report: Report) -> None:
-    """Moves the report of another network or other images aside. Raises `RunError`."""
+    """Moves the report of another network, temperature or images aside. Raises `RunError`."""
     with os_errors(f"the report in {directory} could not be moved aside", kind=RunError):
         moved = move_other_report(directory, report)
     if moved:
-        print_line(f"moved the report of another network or other images to {moved}")
+        print_line(f"moved the report of another network, temperature or images to {moved}")

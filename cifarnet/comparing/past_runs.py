@@ -237,12 +237,14 @@ def _is_of(run: PastRun, report: dict[str, Any]) -> bool:
 
 
 def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> PastRun:
-    """`run` with its `predictions`, and with what `report` adds to its record."""
+    """`run` with its `predictions`, and with what `report` adds to its record: figures of the last
+    epoch only."""
     last = report.get("last") or report
     record, epoch = run.record, report["epoch"]
-    if record.top1 is None and last["epoch"] == (run.epochs_done or last["epoch"]):
+    of_end = last["epoch"] == (run.epochs_done or last["epoch"])
+    if record.top1 is None and of_end:
         record = replace(record, top1=float(last["top1"]))
-    if report.get("corruptions"):
+    if report.get("corruptions") and of_end and epoch == last["epoch"]:
         record = replace(record, corrupted=report["corruptions"]["mean_accuracy"])
     if record.run_id is None:
         settings = report.get("run", {}).get("settings", {})
@@ -256,7 +258,8 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
     figures = report if epoch == last["epoch"] else last
     names = ("calibration_error", "calibration_error_before")
     errors = {name: v for name in names if isinstance(v := figures.get(name), float)}
-    record = replace(record, **errors)
+    if of_end:
+        record = replace(record, **errors)
     run = replace(run, record=record, predictions=predictions if exists(predictions) else None)
     is_last = epoch == last["epoch"] == run.epochs_done
     return run if is_last else replace(run, predicted_by=f"epoch {epoch}")

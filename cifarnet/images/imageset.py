@@ -23,7 +23,8 @@ class ImageSet:
     images: Tensor  # uint8 [N,3,S,S]
     labels: Tensor  # int64 [N]; label i means `classes[i]`
     classes: tuple[str, ...]
-    paths: np.ndarray | None = None  # str [N], printable; None: the images are not files
+    # str [N]: printable paths. int [N]: numbers of images that are not files. None: from 0.
+    paths: np.ndarray | None = None
     places: np.ndarray | None = None  # int64 [N], in the whole training set; None: in this set
 
     def __len__(self) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from cifarnet.checkpoints.trained import TEMPERATURE_RANGE
 
+LEAST = 100  # images: on fewer, the temperature that fits is mostly chance
+
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """The temperature that divides the logits [N,C] to minimise the cross-entropy for labels [N].

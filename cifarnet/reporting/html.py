@@ -92,7 +92,7 @@ class ReportData:
 
     images: np.ndarray  # uint8 [N,3,S,S]: the test images
     official: bool  # whether they are of the official test images of CIFAR-10
-    paths: Sequence[str] | None = None  # of the test images; None: they have numbers
+    paths: Sequence[str | int] | None = None  # see `ImageSet`, of the test images
     history: Sequence[Row] = ()
     computed_on: str = ""
     larger: Callable[[np.ndarray], np.ndarray] | None = None  # None: the files show no more
@@ -222,6 +222,7 @@ def _pictures(
     others = np.concatenate([doubts, augmented.reshape(-1, *doubts.shape[1:])])
     others = F.interpolate(torch.from_numpy(others), tiles.shape[-1])  # nearest: visible pixels
     tiles = np.concatenate([tiles, others.numpy()])
+    names = None if data.paths is None else [data.paths[i] for i in choice.images]
     return {
         "choice": choice,
         "validation_doubts": list(range(len(choice.images), len(shown))),
@@ -232,7 +233,7 @@ def _pictures(
         "about_maps": data.about_maps,
         "tile_columns": COLUMNS,
         "shown": shown,
-        "names": None if data.paths is None else [data.paths[i] for i in choice.images],
+        "names": names and [n if isinstance(n, str) else f"image {n}" for n in names],
         "augmented": {"first": len(shown), "rows": rows, "columns": versions},
     }
 

@@ -1,6 +1,7 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -114,6 +115,15 @@ class Report:
         if self.calibration_error_before is None:
             return words
         return f"{words}, without the temperature: {self.calibration_error_before:.4f}"
+
+    @property
+    def fitted_here(self) -> bool:
+        """Whether the temperature was fitted on test images of this data set that the report
+        does not leave out, by `calibrated_on`."""
+        form = rf"([\d,]+) of the ([\d,]+) test images of {re.escape(self.dataset)} \("
+        pairs = re.findall(form, self.calibrated_on)
+        counts = [[int(number.replace(",", "")) for number in pair] for pair in pairs]
+        return any(self.images != total - fitted for fitted, total in counts)
 
     def epoch_in_words(self) -> str:
         """The epoch, and whether the weights are averaged ones."""

@@ -122,6 +122,7 @@ def _main_figures(report: Report) -> str:
         f"95 % interval of top-1: {low:.4f} to {high:.4f}",
         f"loss: {report.loss:.4f}",
         report.calibration(),
+        *(["some of these images fitted the temperature"] if report.fitted_here else []),
     ]
     return "\n".join([*lines, "", ""])
 
@@ -160,9 +161,9 @@ def write_probabilities(
 
 
 def move_other_report(directory: Path, report: Report) -> Path | None:
-    """Moves a report in `directory` on other weights or images than `report` into a new dated
-    subfolder, with its pictures. Returns the subfolder; None: nothing was moved. Raises `OSError`.
-    """
+    """Moves a report in `directory` on other weights, images or another temperature than
+    `report` into a new dated subfolder, with its pictures. Returns the subfolder; None: nothing was
+    moved. Raises `OSError`."""
     former = _report_in(directory)
     if not former or _is_same(former, report):
         return None
@@ -226,6 +227,8 @@ def _report_in(directory: Path) -> dict[str, Any]:
 
 
 def _is_same(former: dict[str, Any], report: Report) -> bool:
-    """Whether the report `former` is of the same weights, views and images as `report`."""
-    same = ("sha256", "tta", "dataset", "images")
+    """Whether the report `former` is of the same weights, temperature, views and images as
+    `report`. Earlier versions wrote no temperature: there was none, or none of an ensemble."""
+    former = {"temperature": None if former.get("members") else 1.0} | former
+    same = ("sha256", "temperature", "tta", "dataset", "images")
     return all(former.get(name) == getattr(report, name) for name in same)

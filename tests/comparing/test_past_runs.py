@@ -162,6 +162,20 @@ def test_the_mean_under_corruption_is_that_of_the_report(tmp_path):
         runs_of(run)
 
 
+@pytest.mark.parametrize("epoch", [2, 3])
+@pytest.mark.parametrize("with_last", [False, True])
+def test_calibration_and_corruption_are_those_of_the_last_epoch(tmp_path, epoch, with_last):
+    run = leave_run(tmp_path / "run")
+    last = {"epoch": 3, "top1": 0.6, "loss": 1.0, "calibration_error": 0.25}
+    report = {"epoch": epoch, "top1": 0.7, "run": {"id": "run"}, "calibration_error": 0.5}
+    report |= {"corruptions": {"mean_accuracy": 0.5, "images": 40}}
+    write_metrics(run, report | ({"last": last} if with_last else {}))
+    (past,) = runs_of(run)
+    errors = {(2, False): None, (2, True): 0.25, (3, False): 0.5, (3, True): 0.5}
+    assert past.record.calibration_error == errors[epoch, with_last]
+    assert past.record.corrupted == (0.5 if epoch == 3 else None)
+
+
 def test_a_report_alone_is_a_run_too(tmp_path):
     run = leave_run(tmp_path / "run", lr=0.2)
     leave_predictions(run, "yn")

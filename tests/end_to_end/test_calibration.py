@@ -25,7 +25,7 @@ from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.settings import Settings
 from data import load_splits
 
-IMAGES = {"dataset": "digits", "limit_train": 300, "limit_test": 40, "val_fraction": 0.2}
+IMAGES = {"dataset": "digits", "limit_train": 300, "limit_test": 240, "val_fraction": 0.4}
 FLAGS = (
     *(*QUICK, *(word for name, value in IMAGES.items() for word in (f"--{name}", value))),
     *("--epochs", "3", "--image_sizes", "16", "--augment", "none", "--save_best"),
@@ -183,13 +183,47 @@ def test_a_file_without_temperature_is_calibrated_by_evaluate(folder, command, f
         assert_same_state(snapshot("old.pth", "."), fitted | {"temperature": kept.temperature})
 
 
+def answers(file: str) -> dict[str, tuple[str, str]]:
+    with (Path("plots_complete") / file).open(newline="") as rows:
+        return {row["image"]: tuple(row.values())[-4:-2] for row in csv.DictReader(rows)}
+
+
 def test_a_share_of_the_test_images_is_left_out_of_the_report(folder, command):
+    all_answers = answers("predictions.csv")
     done = command("evaluate", "--snapshot", LAST, "--calibrate", "0.5", *QUIET)
     assert (done.code, done.err) == (0, "")
     half = figures()
-    assert half["images"] == 20
-    assert half["calibrated_on"].startswith("20 of the 40 test images of digits")
+    assert half["images"] == 120
+    assert half["calibrated_on"].startswith("120 of the 240 test images of digits")
     assert half["calibrated_on"] == snapshot("last.pth")["calibrated_on"]
+    numbered = answers("predictions.csv")  # as in the report on all images
+    assert numbered.items() <= all_answers.items()
+    assert (len(numbered), list(numbered) == [str(i) for i in range(120)]) == (120, False)
+    assert {image: label for image, (label, _) in answers("label_issues.csv").items()}.items() <= {
+        image: true for image, (true, _) in numbered.items()
+    }.items()
+    assert list(np.load("plots_complete/predictions.npz")["paths"]) == list(numbered)
+
+
+@pytest.mark.parametrize("flags", [(), ("--calibrate", "0.5")], ids=["all", "others"])
+def test_a_report_on_images_that_fitted_the_temperature_says_so(folder, command, flags):
+    about = "120 of the 240 test images of digits (--calibrate 0.5 reports on the others)"
+    model = replace(load_trained(str(LAST)), temperature=2.0, calibrated_on=about)
+    write_weights(model, Path("half.safetensors"))
+    done = command("evaluate", "--pretrained", "half.safetensors", *flags, "--plot_dir", "p")
+    said = "ome of these images fitted the temperature"
+    assert (done.code, said in done.out) == (0, not flags)
+    for file in ("classification_report.txt", "report.html"):
+        assert (said in Path("p", file).read_text(encoding="utf-8")) == (not flags)
+
+
+def test_too_few_images_leave_the_temperature(folder, command):
+    before = snapshot("last.pth")
+    done = command("evaluate", "--snapshot", LAST, "--calibrate", "0.25", *QUIET)
+    assert (done.code, done.err) == (0, "")
+    words = "60 of the 240 test images of digits (--calibrate 0.25 reports on the others) are too"
+    assert f"not calibrated, the temperature stays {before['temperature']:g}: {words}" in done.out
+    assert_same_state(snapshot("last.pth"), before)
 
 
 def write_images(images: ImageSet, root: Path, chosen: slice) -> None:

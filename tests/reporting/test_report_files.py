@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from support.reports import make_report
 
-from cifarnet.reporting.report_files import Attempts, move_other_report, write_report
+from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
 
 
 @pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
@@ -23,6 +23,24 @@ def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
     for model in filter(None, (figures["last"], figures["best"])):
         assert type(model["epoch"]) in (int, str)
     move_other_report(tmp_path, replace(report, sha256="1", run={"id": "a"}))
+
+
+@pytest.mark.parametrize(("temperature", "moved"), [(1.0, False), (2.0, True), (None, True)])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature, moved, earlier):
+    report = make_report("abc")
+    write_report(report, Attempts(tmp_path), last=report)
+    if earlier:  # versions without calibration
+        path = tmp_path / "metrics.json"
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        del figures["temperature"]
+        path.write_text(json.dumps(figures))
+    (tmp_path / PAGE).touch()
+    again = make_report("abc", temperature=temperature)
+    figures = write_report(again, Attempts(tmp_path))
+    assert (figures["last"] is None, (tmp_path / PAGE).exists()) == (moved, not moved)
+    assert move_other_report(tmp_path, again) is None
+    assert (move_other_report(tmp_path, report) is None) is not moved
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
