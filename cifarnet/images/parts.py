@@ -92,9 +92,9 @@ def _comparable(name: str) -> str:
 def _folders_by_part(root: Path, known: Collection[str] = ()) -> dict[str, list[Path]]:
     """The folders of each part in `root`.
 
-    The names of EXACT always make a part. Other names that hold one of the words do if the part is
-    missing, and if the folder has a class in common with that of another part, or with the
-    classes `known` to a network that does not know the folder itself as a class.
+    The names of `EXACT` always make a part. A similar name makes a part if two things hold: no
+    exact name makes this part, and the folder shares a class with another part or with `known`.
+    `known` are the classes of a network. A folder named like one of them is never a part.
     """
     exact: dict[str, list[Path]] = {}
     similar: dict[str, list[Path]] = {}

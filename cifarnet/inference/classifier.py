@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits float32 [N,C] of the probabilities, for pixels uint8 [N,3,S,S]."""
-        raise NotImplementedError
+        raise NotImplementedError("each kind of classifier computes its own logits")
 
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
         """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats, and
