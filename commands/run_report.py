@@ -12,7 +12,7 @@ from cifarnet.checkpoints.history import start_and_end
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
-from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.log import clock
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
@@ -92,8 +92,9 @@ def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
             if path.parent == run.folders["snapshot_dir"]:
                 keep_temperature(model, path)
         except (OSError, UserError) as problem:
-            why = getattr(problem, "strerror", None) or problem
-            raise RunError(f"the temperature could not be written to {path} ({why})") from None
+            raise RunError(
+                f"the temperature could not be written to {path} ({reason(problem)})"
+            ) from None
 
 
 def _find_best(run: Run, source: Path) -> Path | None:

@@ -37,6 +37,8 @@ def reason(problem: Exception) -> str:
     """Why something failed, in words: the system's words if it refused."""
     if isinstance(problem, OSError):
         return problem.strerror or str(problem)
+    if isinstance(problem, UserError):
+        return str(problem)
     return f"{type(problem).__name__}: {problem}"
 
 
