@@ -120,9 +120,8 @@ def test_a_report_with_augmentation_does_not_replace_the_one_without(command, tr
     assert command(*evaluate).code == 0
     plain = figures(Path("plots_complete"))
     done = command(*evaluate, "--tta", "shift")
-    assert (
-        "moved the report of another network or other images to plots_complete/before_" in done.out
-    )
+    moved = "moved the report of another network, temperature or images to plots_complete/before_"
+    assert moved in done.out
     assert f"{trained.snapshot}, --tta shift (epoch 4): top-1" in done.out
     augmented = figures(Path("plots_complete"))
     assert (plain["tta"], augmented["tta"]) == ("none", "shift")

@@ -17,8 +17,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command):
     page = Path("plots_complete/report.html").read_text(encoding="utf-8")
     assert "The training accuracy counts the class with the larger share" in page
     assert "The training loss uses smoothed, weighted, mixed labels" in page
-    for flag in ("auto_augment trivialaugment", "mixup 0.2", "cutmix 1.0"):
-        assert f">--{flag}</code>" in page
+    for flag, value in (("auto_augment", "trivialaugment"), ("mixup", "0.2"), ("cutmix", "1.0")):
+        assert f'>--{flag}</code></th><td class="value">{value}</td>' in page
     parts = ("--snapshot_dir", "parts", "--resume", "whole/snapshot_epoch_0001.pth")
     assert command("main", *flags, *parts).code == 0
     whole, resumed = (snapshot("last.pth", place) for place in ("whole", "parts"))

@@ -36,7 +36,7 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
     assert again["evaluated_by"] == "evaluate.py --run_dir runs/1"
     other = "runs/2/snapshots_complete/last.pth"
     done = command("evaluate", "--snapshot", other, "--plot_dir", "runs/1/plots_complete")
-    assert "moved the report of another network or other images to " in done.out
+    assert "moved the report of another network, temperature or images to " in done.out
     (moved,) = Path("runs/1/plots_complete").glob("before_*")
     assert json.loads((moved / "metrics.json").read_text())["sha256"] == first["sha256"]
     assert report_in("runs/1")["sha256"] == report_in("runs/2")["sha256"]

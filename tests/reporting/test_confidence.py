@@ -10,7 +10,7 @@ from cifarnet.reporting.predictions import Predictions
 
 def predictions(p: list[float], hits: list[int]) -> Predictions:
     zeros, p = np.zeros(len(p), int), np.array(p)
-    return Predictions(zeros, 1 - np.array(hits), zeros, p, p, p)
+    return Predictions(zeros, 1 - np.array(hits), zeros, p, p, p, p[:, None])
 
 
 def test_a_threshold_answers_the_images_that_reach_it():
