@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import take
-from cifarnet.core.errors import lost_workers
+from cifarnet.core.errors import lost_workers, reason
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.images.imageset import ImageSet
 
@@ -106,7 +106,7 @@ class WorkerLoader:
             batches = iter(self.loader)
         except (OSError, RuntimeError) as problem:  # open files, processes, threads, memory
             _destroy_silently(problem)
-            raise lost_workers(str(getattr(problem, "strerror", problem))) from None
+            raise lost_workers(reason(problem)) from None
         return ((self._tensor(images), self._tensor(labels)) for images, labels in batches)
 
     def _tensor(self, values: np.ndarray) -> Tensor:

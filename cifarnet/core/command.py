@@ -3,11 +3,13 @@
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
 from cifarnet.core.errors import UserError, machine_errors, reason
 from cifarnet.core.signals import Signals
+from cifarnet.core.threads import fit_libraries
 
 
 def print_error(problem: UserError) -> int:
@@ -32,11 +34,14 @@ def open_streams() -> None:
 
 class StandardStream(io.FileIO):
     """A standard stream whose reader may end early, as in `| head`: a command that also writes
-    files goes on, and its further output is discarded."""
+    files goes on, and its further output is discarded. It waits for a full pipe, even if another
+    program has made that pipe non-blocking."""
 
     def write(self, content: bytes) -> int:
         try:
-            return super().write(content)
+            while (written := super().write(content)) is None:
+                select.select([], [self], [])
+            return written
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(content)
@@ -68,6 +73,7 @@ def run_command(
     is raised.
     """
     prepare_streams()
+    fit_libraries()
     try:
         with Signals(patient), machine_errors():
             command()

@@ -16,9 +16,9 @@ from cifarnet.core.machine import (
     cpu_name,
     has_bf16_instructions,
     keep_freed_memory,
-    startable_threads,
 )
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
+from cifarnet.core.threads import startable_threads
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
+NO_PROCESS = "no process or thread can be started; raise their limit (ulimit -u)"
+
 
 class UserError(Exception):
     """The request was wrong (flags, files, data). One line says what to fix. Exit code 2."""
@@ -78,12 +80,12 @@ def machine_errors() -> Iterator[None]:
             ) from None
         if re.match(r"DataLoader worker \(pid", text):
             raise lost_workers("one of them was killed, or ran out of memory") from None
-        if "can't start new thread" in text:
-            raise RunError(
-                "no thread can be started; raise the limit of processes (ulimit -u)"
-            ) from None
+        if re.search("can't start new thread|pthread_create failed", text):
+            raise RunError(NO_PROCESS) from None
         raise
     except OSError as problem:
+        if isinstance(problem, BlockingIOError):  # of fork
+            raise RunError(NO_PROCESS) from None
         if "temporary directory" in str(problem):  # as tempfile and matplotlib say
             raise RunError(
                 "no temporary folder can be written; set TMPDIR to a folder that can"

@@ -7,7 +7,6 @@ import platform
 import re
 import resource
 import sys
-import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,21 +32,6 @@ def available_cores() -> int:
             if quota > 0:
                 cores = min(cores, round(quota / period))
     return max(1, cores)
-
-
-def startable_threads(most: int) -> int:
-    """Returns how many threads this process can have, up to `most`: a limit of processes and
-    threads (`ulimit -u`) may leave fewer. OpenMP would end the process."""
-    end, threads = threading.Event(), []
-    with contextlib.suppress(RuntimeError):
-        while len(threads) < most - 1:
-            thread = threading.Thread(target=end.wait)
-            thread.start()
-            threads.append(thread)
-    end.set()
-    for thread in threads:
-        thread.join()
-    return len(threads) + 1
 
 
 def has_bf16_instructions() -> bool:

@@ -9,7 +9,7 @@ from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.text import composed
 from cifarnet.images.finding import Say
 from cifarnet.images.layout import File, Layout, checked_classes, say_parts, say_val_is_test
-from cifarnet.images.parts import EXACT, ORDER, part_of_name, subfolders
+from cifarnet.images.parts import EXACT, ORDER, named_parts, subfolders
 
 
 def read_labels(root: Path, labels: Path, say: Say, classes: tuple[str, ...] = ()) -> Layout:
@@ -94,7 +94,8 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Say, evaluates: bool) -> d
     All are still to be split unless they lie in train and another one, or, to evaluate, in another
     one. Other names that say a part, as training_set, count if all images lie in such folders.
     """
-    named = {path: part for path in subfolders(root) if (part := part_of_name(path.name))}
+    names = [path.name for path in subfolders(root)]
+    named = {root / name: part for name, part in named_parts(names).items()}
     exact = {path: part for path, part in named.items() if path.name.lower() in EXACT}
     part_of = _by_folder(paths, named)
     if "" in part_of.values():

@@ -21,8 +21,8 @@ from cifarnet.images.parts import (
     class_names,
     class_root,
     holds_classes,
+    named_parts,
     part_folders,
-    part_of_name,
     subfolders,
     visible,
 )
@@ -153,7 +153,7 @@ def _refuse_parts(folder: Path, folders: Sequence[Path]) -> None:
                 f"{folder}: {first.name} and {second.name} hold the same folders ({some}); "
                 f"rename them train and test, or, if they are classes, name a --labels file"
             )
-    parts = {part: path.name for path in folders if (part := part_of_name(path.name))}
+    parts = {part: name for name, part in named_parts([path.name for path in folders]).items()}
     if len(parts) > 1 and "train" in parts:
         train, other = parts.pop("train"), min(parts.values())
         raise UserError(

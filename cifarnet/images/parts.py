@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,13 +15,10 @@ from cifarnet.images.finding import is_hidden, is_image
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= {"val": "val", "valid": "val", "validation": "val"}
 EXACT = {"train", "test", "val", "valid", "validation"}  # the names that alone make a part
-WORD = re.compile(rf"(?<![a-z])({'|'.join(PARTS)})(?:set|data|images)?(?![a-z])")
-# What may follow the word: nothing, a number, one letter, or another word for images. "train
-# station" and "test tube" are no parts.
-SIMILAR = re.compile(
-    rf"(?<![a-z])(?:{'|'.join(PARTS)})[\W_]*"
-    r"(?:$|\d|[a-z]$|(?:set|data|dataset|images?|imgs?)(?![a-z]))"
-)
+KIND = "(?:set|data|dataset|images?|imgs?)"
+WORD = re.compile(rf"(?<![a-z])({'|'.join(PARTS)}){KIND}?(?![a-z])")
+# What may follow the word: nothing, a number, one letter, or another word for images.
+ALONE = re.compile(rf"{WORD.pattern}[\W_]*(?:$|\d|[a-z]$|{KIND}(?![a-z]))")
 ORDER = ("train", "test", "val", "")  # in which parts are listed; "": still to be split
 
 
@@ -51,11 +49,25 @@ def holds_classes(root: Path) -> bool:
         return False
 
 
-def part_of_name(name: str) -> str | None:
-    """The part that the name of a folder says, as Training, seg_test or val2017. None: no part."""
-    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    parts = {PARTS[word] for word in WORD.findall(words)}
-    return parts.pop() if len(parts) == 1 and SIMILAR.search(words) else None
+def named_parts(names: Collection[str]) -> dict[str, str]:
+    """The parts that `names` of folders beside each other say, as Training, seg_test or val2017.
+
+    "train station" and "test tube" say no part. With any other words, as in train-jpg and test-jpg,
+    two names must differ in the part only.
+    """
+    said: dict[str, tuple[str, str]] = {}  # the part, and the other words
+    alone = set()
+    for name in names:
+        words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        parts = {PARTS[word] for word in WORD.findall(words)}
+        if len(parts) == 1:
+            said[name] = parts.pop(), WORD.sub("", words)
+            if ALONE.search(words):
+                alone.add(name)
+    counts = Counter(others for _, others in set(said.values()))
+    return {
+        name: part for name, (part, others) in said.items() if name in alone or counts[others] > 1
+    }
 
 
 def class_root(part: Path) -> Path:
@@ -63,7 +75,7 @@ def class_root(part: Path) -> Path:
     inside = subfolders(part)
     if len(inside) == 1 and not any(path.is_file() and is_image(path) for path in visible(part)):
         name = inside[0].name
-        if subfolders(inside[0]) and (name == part.name or part_of_name(name)):
+        if subfolders(inside[0]) and (name == part.name or named_parts([name])):
             return class_root(inside[0])
     return part
 
@@ -98,9 +110,9 @@ def _folders_by_part(root: Path, known: Collection[str] = ()) -> dict[str, list[
     """
     exact: dict[str, list[Path]] = {}
     similar: dict[str, list[Path]] = {}
-    for path in subfolders(root):
-        if (part := part_of_name(path.name)) and composed(path.name) not in known:
-            (exact if path.name.lower() in EXACT else similar).setdefault(part, []).append(path)
+    names = [path.name for path in subfolders(root) if composed(path.name) not in known]
+    for name, part in named_parts(names).items():
+        (exact if name.lower() in EXACT else similar).setdefault(part, []).append(root / name)
     if not similar.keys() - exact.keys():
         return exact
     folders = similar | exact

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -110,3 +111,19 @@ def test_a_run_whose_reader_ends_goes_on_to_its_end(tmp_path):
         _, err = run.communicate("\n")
     assert (run.returncode, err) == (0, "")
     assert (tmp_path / "done").exists()
+
+
+def test_a_line_waits_for_a_full_pipe_that_another_program_made_non_blocking():
+    """As node and ssh do with a terminal or pipe that they share. Python would raise."""
+    code = """
+import os, sys
+from cifarnet.core.command import run_command
+os.set_blocking(1, False)
+sys.exit(run_command(lambda: print("x" * 1_000_000)))
+"""
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as run:
+        time.sleep(1)  # the pipe is full
+        out, err = run.communicate()
+    assert (run.returncode, len(out), err) == (0, 1_000_001, "")

@@ -37,3 +37,17 @@ def test_out_of_memory_is_one_line():
             fill()
     with pytest.raises(RuntimeError, match="shape"), machine_errors():
         torch.zeros(3).view(2)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError("can't start new thread"),  # of Python
+        RuntimeError("env.cc:327 PosixThread pthread_create failed, error code: 11"),  # of ONNX
+        BlockingIOError(11, "Resource temporarily unavailable"),  # of a process
+    ],
+    ids=str,
+)
+def test_a_limit_of_processes_is_one_line(problem):
+    with pytest.raises(RunError, match=r"no process or thread .*ulimit -u"), machine_errors():
+        raise problem

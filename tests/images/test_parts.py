@@ -5,7 +5,7 @@ import pytest
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.layout import read_layout
-from cifarnet.images.parts import holds_classes, part_folders, part_of_name
+from cifarnet.images.parts import holds_classes, named_parts, part_folders
 
 
 def test_folders_of_images_are_told_from_others(tree, tmp_path):
@@ -32,7 +32,7 @@ def test_folders_of_images_are_told_from_others(tree, tmp_path):
     ],
 )
 def test_the_names_of_folders_say_their_part(part, names):
-    assert {name: part_of_name(name) for name in names} == dict.fromkeys(names, part)
+    assert {name: named_parts([name]).get(name) for name in names} == dict.fromkeys(names, part)
 
 
 def rename(tree: Path, names: dict[str, str]) -> None:
@@ -53,6 +53,8 @@ SPLITS = [
     ("Train-Images", "VALIDATION-Images"),
     ("train", "my test"),
     ("train/train", "test/test"),
+    ("train-jpg", "test-jpg"),
+    ("cifar10 train v2/train", "cifar10 Val v2"),
 ]
 
 
@@ -133,6 +135,7 @@ def test_a_loose_image_beside_the_classes_changes_no_part(tree):
         ("Training/a Training/b Testing", "Training and Testing look like parts, not classes"),
         ("Training/a Training/b val_set/c val_set/d", "Training and val_set look like parts"),
         ("trainA trainB testA testB", "trainB and testB look like parts, not classes"),
+        ("train-jpg test-jpg", "train-jpg and test-jpg look like parts, not classes"),
         ("Training/Cat Training/Dog Testing/cat Testing/dog", "the class 'cat', which train lacks"),
         ("2019/cat 2019/dog 2020/bird 2020/cat 2020/dog", "same folders (cat, dog)"),
         ("2019/cat 2019/dog 2020/Cat 2020/DOG more/x", "2019 and 2020 hold the same folders"),

@@ -1,5 +1,6 @@
 import io
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -21,6 +22,19 @@ def read_image(path: Path, size: int = 32) -> tuple[np.ndarray, tuple[int, int]]
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
+
+
+def test_all_images_are_read_where_no_thread_can_start(tmp_path, monkeypatch):
+    """As under a limit of processes. The paths come from a generator, as those of predict.py."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    paths = sorted(draw_tree(tmp_path).rglob("*.png"))
+    expected = [read_image(path)[0] for path in paths]
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    outcomes = list(read_images(path for path in paths))
+    assert np.array_equal([pixels for pixels, _ in outcomes], expected)
 
 
 GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
