@@ -1,13 +1,8 @@
 """Evaluates a classifier on test images, and writes the report. A run uses the first functions."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-import torch.nn.functional as F
 
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import read_snapshot
@@ -18,11 +13,9 @@ from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import exists, writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
-from cifarnet.images.imageset import ImageSet, Splits
+from cifarnet.images.imageset import Splits
 from cifarnet.images.no_class import no_class_pictures
 from cifarnet.images.parts import part_folders
-from cifarnet.images.pictures import read_images
-from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
@@ -36,12 +29,12 @@ from cifarnet.reporting.report_files import (
     move_other_report,
     write_report,
 )
-from cifarnet.reporting.thumbnails import LARGEST
 from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.evaluation import VALIDATION
 from commands.calibration import calibrate_file
 from commands.corrupting import measure_corruptions
-from data import EvalBatches, augmented_examples, load_splits
+from commands.report_content import report_data, report_maps
+from data import EvalBatches, load_splits
 
 plots = LateModule("plots")  # matplotlib may fail: all other files are still written
 
@@ -67,7 +60,7 @@ def evaluate_classifier(
     batch_size, no_class = settings.training.eval_batch_size, {}
     logits, labels = predict(classify, EvalBatches(splits.test, batch_size, runtime), runtime)
     if settings.evaluation.report:
-        pictures = no_class_pictures(splits.test.images.shape[-1])
+        pictures = no_class_pictures(splits.test.images)
         others, kinds = predict(classify, EvalBatches(pictures, batch_size, runtime), runtime)
         highest = others.double().softmax(dim=1).amax(dim=1)
         no_class = {kind: highest[kinds == i].numpy() for i, kind in enumerate(pictures.classes)}
@@ -81,70 +74,6 @@ def evaluate_classifier(
         tta=classifier.tta,
         run=run or {},
     )
-
-
-def report_data(
-    infos: Sequence[ModelInfo], splits: Splits, settings: Settings, runtime: Runtime, **facts: Any
-) -> ReportData:
-    """What report.html shows beside the report on the models `infos`.
-
-    `splits` hold the test images, `settings` name them. `facts` are fields of `ReportData` that the
-    run knows. Training and device of several models are left out.
-    """
-    if len(infos) == 1:
-        (info,) = infos
-        of_training = settings_from_dict(info.origin.settings)
-        same = splits.same_normalization(info.mean, info.std)
-        if settings.evaluation.report and same and of_training.augmentation.augments:
-            facts["augmented"] = partial(_augmented, splits, of_training, runtime)
-        facts.setdefault("computed_on", info.origin.computed_on)
-    has_files = settings.data.is_folder and settings.data.image_size < LARGEST
-    return ReportData(
-        images=splits.test.images.numpy(),
-        official=settings.data.dataset == "cifar10",
-        paths=splits.test.paths,
-        larger=partial(_larger, splits.test, Path(settings.data.data_dir)) if has_files else None,
-        **facts,
-    )
-
-
-def _larger(test: ImageSet, root: Path, at: np.ndarray) -> np.ndarray:
-    """The images `at` of `test`, read again from their files below `root`, in the size of the
-    report: uint8 [K,3,S,S]. Where a file cannot be read, its smaller image is enlarged."""
-    images = F.interpolate(test.images[torch.from_numpy(at)], LARGEST).numpy()
-    for i, outcome in enumerate(read_images((root / test.paths[j] for j in at), LARGEST)):
-        if not isinstance(outcome, UserError):
-            images[i], _ = outcome
-    return images
-
-
-def _augmented(splits: Splits, settings: Settings, runtime: Runtime) -> np.ndarray:
-    """Training images, each followed by augmented versions: uint8 [R,V,3,S,S]."""
-    examples = augmented_examples(splits, settings, runtime.device)
-    return np.stack([examples.originals, *examples.versions], axis=1)
-
-
-def report_maps(classifier: Classifier, splits: Splits, settings: Settings) -> dict[str, Any]:
-    """The facts of `report_data` on the class activation maps of `classifier`."""
-    reason = why_no_maps(classifier)
-    if reason:
-        return {"about_maps": reason}
-    images, size = splits.test.images, settings.training.eval_batch_size
-    device = next(classifier.parameters()).device
-
-    def maps(chosen: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        parts = zip(
-            torch.from_numpy(chosen).split(size),
-            torch.from_numpy(classes).split(size),
-            strict=True,
-        )
-        batches = [
-            class_maps(classifier, images[part].to(device), labels.to(device)).cpu()
-            for part, labels in parts
-        ]
-        return torch.cat(batches).numpy()
-
-    return {"maps": maps, "about_maps": caution(classifier.infos[0])}
 
 
 def write_evaluation(

@@ -22,7 +22,8 @@ from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.reporting.report_files import RUN_JSON
 from commands.calibration import calibrate, keep_temperature
-from commands.evaluation import evaluate_classifier, report_data, report_maps, write_evaluation
+from commands.evaluation import evaluate_classifier, write_evaluation
+from commands.report_content import report_data, report_maps
 from commands.run import Run
 
 

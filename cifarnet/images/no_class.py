@@ -1,16 +1,22 @@
-"""Pictures that belong to no class: noise and single colours."""
+"""Pictures that belong to no class: noise, patterns, and test images made unrecognisable."""
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from cifarnet.images.imageset import ImageSet
 
 COUNT = 100  # pictures of each kind
+PARTS = 4  # of the side of a picture of mixed patches
 
 
-def no_class_pictures(size: int) -> ImageSet:
-    """The same pictures uint8 [400,3,size,size] each time; the classes are their kinds."""
+def no_class_pictures(images: Tensor) -> ImageSet:
+    """`COUNT` pictures uint8 of each kind, the same ones each time; the classes are the kinds.
+
+    The last two kinds are made from the test images `images`, uint8 [N,3,S,S].
+    """
     generator = torch.Generator().manual_seed(0)
+    size = images.shape[-1]
     shape = COUNT, 3, size, size
     coarse = torch.randn(COUNT, 3, 4, 4, generator=generator)
     kinds = {  # in [0, 1]
@@ -18,6 +24,43 @@ def no_class_pictures(size: int) -> ImageSet:
         "Gaussian noise": 0.5 + 0.25 * torch.randn(shape, generator=generator),
         "smooth noise": 0.5 + 0.25 * F.interpolate(coarse, (size, size), mode="bicubic"),
         "one colour": torch.rand(COUNT, 3, 1, 1, generator=generator).expand(shape),
+        "stripes and checks": _stripes(size, generator),
+        "mixed patches": _mixed_patches(_some(images, generator), generator),
+        "scrambled images": _scrambled(_some(images, generator), generator),
     }
     pixels = torch.cat(list(kinds.values())).clamp(0, 1).mul(255).round().to(torch.uint8)
     return ImageSet(pixels, torch.arange(len(kinds)).repeat_interleave(COUNT), tuple(kinds))
+
+
+def _some(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`COUNT` random `images`, float32 in [0, 1]."""
+    return images[torch.randint(len(images), (COUNT,), generator=generator)] / 255
+
+
+def _stripes(size: int, generator: torch.Generator) -> Tensor:
+    """Two colours in stripes of any direction; in half of the pictures in checks."""
+    angle, period, share = torch.rand(3, COUNT, 1, 1, generator=generator)
+    place = torch.arange(size) / size
+    y, x = place[:, None], place[None, :]
+    frequency = 2 * torch.pi * (2 + 6 * period)
+    cos, sin = torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
+    along = torch.sin(frequency * (cos * x + sin * y))
+    across = torch.sin(frequency * (cos * y - sin * x)).where(share < 0.5, torch.ones(()))
+    colors = torch.rand(2, COUNT, 3, 1, 1, generator=generator)
+    return torch.where((along * across > 0)[:, None], *colors)
+
+
+def _mixed_patches(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The patches of all `images`, `PARTS` by `PARTS` of each, in random order."""
+    count, channels, size, _ = images.shape
+    side = size // PARTS
+    patches = F.unfold(images, side, stride=side).mT.reshape(-1, channels * side * side)
+    patches = patches[torch.randperm(len(patches), generator=generator)]
+    return F.fold(patches.view(count, PARTS**2, -1).mT, (size, size), side, stride=side)
+
+
+def _scrambled(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`images` with random phases: colours and textures remain, but no shapes."""
+    noise = torch.rand(images.shape[0], 1, *images.shape[2:], generator=generator)
+    turned = torch.polar(torch.ones(()), torch.fft.fft2(noise).angle())
+    return torch.fft.ifft2(torch.fft.fft2(images) * turned).real

@@ -1,14 +1,13 @@
 """report.html: one page on a network that needs no other file and no network connection."""
 
 import base64
-import itertools
 import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +18,15 @@ from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock
 from cifarnet.core.machine import versions
 from cifarnet.core.templates import read_template
-from cifarnet.reporting.charts import (
-    Axis,
-    Chart,
-    Curve,
-    epoch_words,
-    line_chart,
-    percent,
-    thinned,
-    training_charts,
-)
-from cifarnet.reporting.confidence import coverage_curve
+from cifarnet.reporting.charts import epoch_words, thinned, training_charts
+from cifarnet.reporting.confusions import confused_pairs, shaded
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.label_issues import ValidationImages
 from cifarnet.reporting.map_tiles import SIDE as MAP_SIDE
 from cifarnet.reporting.map_tiles import Maps, MapTiles
 from cifarnet.reporting.metrics import Report
-from cifarnet.reporting.predictions import Bin, interval, reliability
+from cifarnet.reporting.predictions import interval, reliability
+from cifarnet.reporting.report_confidence import confidence_facts
 from cifarnet.reporting.report_files import LABEL_ISSUES, PAGE, REPORT_FILES
 from cifarnet.reporting.thumbnails import (
     COLUMNS,
@@ -57,7 +48,6 @@ ROOM = 2_600_000  # pixels of all pictures, to begin with: about 2.5 MB
 MOST_CLASSES = 100  # in the matrix: 10,000 cells are still quick
 WRITTEN_CLASSES = 20  # at most, where cells show their counts
 PAIRS = 3  # of classes, that a sentence names
-FEW = 20  # images in a bin of probability: with fewer, its accuracy means little
 
 # The published run: the figures of its author, October 2025, on the official test images.
 PUBLISHED = {1: 0.8788, 3: 0.9774, 5: 0.9931}  # top-k accuracy
@@ -101,6 +91,7 @@ class ReportData:
     maps: Maps | None = None  # class activation maps
     about_maps: str = ""  # what to know of them, or why there are none
     validation: ValidationImages | None = None
+    no_class: np.ndarray | None = None  # uint8 [K,3,S,S]: a picture of each kind of no class
 
 
 def write_page(report: Report, figures: dict[str, Any], data: ReportData, directory: Path) -> None:
@@ -191,17 +182,15 @@ def _results(report: Report, data: ReportData) -> dict[str, Any]:
     bins = reliability(report.predictions)
     return {
         "classes": list(report.per_class),
-        "mean_probability": report.predictions.p_predicted.mean(),
+        **confidence_facts(report),
         "pairs": confused_pairs(report.confusion_matrix)[:PAIRS],
         "matrix": shaded(report.confusion_matrix, MOST_CLASSES),
         "written": len(report.per_class) <= WRITTEN_CLASSES,
         "bins": bins,
         "log1p": math.log1p,
         "unsure": UNSURE,
-        "few": FEW,
         "side": data.images.shape[-1],
         "charts": training_charts(history) if history else [],
-        "confidence_charts": confidence_charts(report),
         "plotted": len(history),
         "epoch_words": epoch_words(history),
         "epochs": data.history[-1].epoch if data.history else 0,
@@ -219,7 +208,8 @@ def _pictures(
     doubts, about_doubts = doubtful(data.validation) if data.validation else (data.images[:0], [])
     shown = captions(report.predictions, choice.images, choice.images) + about_doubts
     rows, versions = augmented.shape[:2]
-    others = np.concatenate([doubts, augmented.reshape(-1, *doubts.shape[1:])])
+    no_class = data.images[:0] if data.no_class is None else data.no_class
+    others = np.concatenate([doubts, augmented.reshape(-1, *doubts.shape[1:]), no_class])
     others = F.interpolate(torch.from_numpy(others), tiles.shape[-1])  # nearest: visible pixels
     tiles = np.concatenate([tiles, others.numpy()])
     names = None if data.paths is None else [data.paths[i] for i in choice.images]
@@ -235,66 +225,5 @@ def _pictures(
         "shown": shown,
         "names": names and [n if isinstance(n, str) else f"image {n}" for n in names],
         "augmented": {"first": len(shown), "rows": rows, "columns": versions},
+        "samples": len(shown) + rows * versions,  # the place of the first picture of no class
     }
-
-
-def confidence_charts(report: Report) -> list[Chart]:
-    """The accuracy of the surest answers; and for a calibrated network, accuracy by probability."""
-    answers = [Curve("accuracy", "blue", coverage_curve(report.predictions))]
-    x_axis = Axis("share of the images answered, the surest first", percent)
-    charts = [line_chart("accuracy of the answers", answers, x_axis, Axis(form=percent))]
-    if report.bins_before:
-        parts = (
-            ("ideal", "soft", [(share, share) for share in (0, 1)]),
-            ("before", "red", _reliability_points(report.bins_before)),
-            ("calibrated", "blue", _reliability_points(reliability(report.predictions))),
-        )
-        x_axis = Axis("predicted probability", percent)
-        curves = [Curve(*part) for part in parts]
-        charts.append(line_chart("accuracy by probability", curves, x_axis, Axis(form=percent)))
-    return charts
-
-
-def _reliability_points(bins: Sequence[Bin]) -> list[tuple[float, float]]:
-    return [(each.confidence, each.accuracy) for each in bins if each.images >= FEW]
-
-
-class Pair(NamedTuple):
-    """Two classes, by index, and how many images of each were predicted as the other."""
-
-    one: int
-    other: int
-    one_as_other: int
-    other_as_one: int
-
-
-def confused_pairs(matrix: Sequence[Sequence[int]]) -> list[Pair]:
-    """The pairs of classes that were confused at all, the most confused first; in each pair, the
-    first class was predicted as the second more often than the reverse."""
-    pairs = []
-    for a, b in itertools.combinations(range(len(matrix)), 2):
-        one, other = (a, b) if matrix[a][b] >= matrix[b][a] else (b, a)
-        if matrix[one][other]:
-            pairs.append(Pair(one, other, matrix[one][other], matrix[other][one]))
-    return sorted(pairs, key=lambda pair: -pair.one_as_other - pair.other_as_one)
-
-
-def shaded(matrix: Sequence[Sequence[int]], most: int) -> dict[int, list[tuple[int, str]]]:
-    """The rows of the confusion matrix by class; of more than `most`, the most often confused.
-
-    A cell is its count and its shade, such as h9 (hits) or m3 (mistakes): the share of the true
-    class, in tenths. For mistakes it is the root of the share, so that rare ones can be seen too.
-    """
-    counts = np.array(matrix)
-    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:most]).tolist()
-    sizes = np.maximum(counts.sum(axis=1), 1)
-
-    def cell(true: int, predicted: int) -> tuple[int, str]:
-        count = int(counts[true, predicted])
-        share = count / sizes[true]
-        if true == predicted:
-            return count, f"h{round(10 * share)}"
-        return count, f"m{math.ceil(10 * math.sqrt(share))}"
-
-    return {true: [cell(true, predicted) for predicted in chosen] for true in chosen}

@@ -111,10 +111,10 @@ class Report:
 
     def calibration(self) -> str:
         """The calibration error, in words."""
-        words = f"calibration error: {self.calibration_error:.4f}"
+        words = f"calibration error: {self.calibration_error:.2%}"
         if self.calibration_error_before is None:
             return words
-        return f"{words}, without the temperature: {self.calibration_error_before:.4f}"
+        return f"{words}, without the temperature: {self.calibration_error_before:.2%}"
 
     @property
     def fitted_here(self) -> bool:

@@ -188,6 +188,8 @@ Promise.all([sheet, byId('maps') ?? sheet].map(image => image.decode())).then(()
     const which = place % columns ? 'augmented' : 'original';
     byId('augmented').append(tile(first + place, `${which}, image ${Math.floor(place / columns) + 1}`));
   }
+  document.querySelectorAll('.sample').forEach((cell, i) =>
+    cell.append(tile(data.samples + i, cell.closest('tr').cells[1].textContent)));
   const mistakes = cells.filter(cell => cell.className[0] === 'm');
   const most = (mistakes.length ? mistakes : cells)
     .reduce((a, b) => Number(b.value) > Number(a.value) ? b : a);

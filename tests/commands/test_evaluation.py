@@ -15,12 +15,8 @@ from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import Classifier
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
-from commands.evaluation import (
-    evaluate_classifier,
-    evaluation_settings,
-    report_data,
-    write_evaluation,
-)
+from commands.evaluation import evaluate_classifier, evaluation_settings, write_evaluation
+from commands.report_content import report_data
 from data import load_splits
 
 CLASSES = ("red", "green", "blue")

@@ -161,11 +161,21 @@ def test_the_page_in_a_browser(command, browser, tmp_path):
     chart.send_keys("\ue012")  # the left arrow
     assert browser.find_element("id", "epoch").text.startswith("epoch 1 ")
 
-    # nothing is wider than a narrow window
+    # each kind of pictures of no class shows one
+    kinds = browser.find_elements("css selector", "#confidence tr:has(.sample) th")
+    samples = browser.find_elements("css selector", ".sample canvas")
+    labels = [canvas.get_attribute("aria-label") for canvas in samples]
+    assert labels == [kind.text for kind in kinds] and "mixed patches" in labels
+
+    # nothing is wider than a narrow window, nor cut off in it
     for width in (1600, 400):
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert not browser.execute_script(
+            "return [...document.querySelectorAll('#confidence .scroll')]"
+            ".some(box => box.scrollWidth > box.clientWidth)"
+        )
     assert (console(browser), fetched(browser)) == ([], [])

@@ -3,9 +3,14 @@ import pytest
 from sklearn.metrics import accuracy_score
 from support.reports import ABOUT, random_logits
 
-from cifarnet.reporting.confidence import THRESHOLDS, coverage_curve, threshold_table
+from cifarnet.reporting.confidence import (
+    THRESHOLDS,
+    answers_by_class,
+    coverage_curve,
+    threshold_table,
+)
 from cifarnet.reporting.metrics import build_report
-from cifarnet.reporting.predictions import Predictions
+from cifarnet.reporting.predictions import Predictions, interval
 
 
 def predictions(p: list[float], hits: list[int]) -> Predictions:
@@ -25,6 +30,7 @@ def test_a_threshold_answers_the_images_that_reach_it():
         assert row["answered"] == pytest.approx(answered.double().mean().item())
         expected = accuracy_score(labels[answered], predicted[answered])
         assert row["accuracy"] == pytest.approx(expected)
+        assert row["interval"] == interval(row["accuracy"], answered.sum().item())
         assert row["no_class"] == {"noise": np.mean(np.array([0.5, 0.85]) >= row["threshold"])}
 
 
@@ -33,6 +39,16 @@ def test_no_answer_has_no_accuracy():
     assert [(row["answered"], row["accuracy"]) for row in table[2:5]] == [
         (1, 0.5), (0.5, 0), (0, None),
     ]  # fmt: skip
+    assert [row["interval"] is None for row in table[2:5]] == [False, False, True]
+
+
+def test_answers_are_counted_by_their_class_from_the_least_reliable():
+    """Of class 0 there are answers below the threshold only; class 2 is never the answer."""
+    p = np.array([0.7, 0.9, 0.8, 0.95, 0.9, 0.85])
+    true, predicted = np.array([0, 1, 1, 3, 3, 1]), np.array([0, 1, 1, 3, 3, 3])
+    rows = answers_by_class(Predictions(true, predicted, true, p, p, p, p[:, None]), 0.8)
+    assert [row[:3] for row in rows] == [(3, 3, pytest.approx(2 / 3)), (1, 2, 1)]
+    assert rows[0].interval == interval(2 / 3, 3)
 
 
 def test_the_curve_counts_images_of_equal_probability_together():

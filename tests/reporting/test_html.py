@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from support.pages import Elements, data_of, words
-from support.reports import ABOUT, make_report
+from support.reports import ABOUT, make_report, random_logits
 from support.snapshots import make_row
 
-from cifarnet.reporting.html import CIFAR10, LIMIT, ReportData, confused_pairs, shaded, write_page
+from cifarnet.reporting.html import CIFAR10, LIMIT, ReportData, write_page
 from cifarnet.reporting.metrics import build_report
 from cifarnet.reporting.thumbnails import COLUMNS, LARGEST
 
@@ -162,6 +162,50 @@ def test_figures_and_command_of_the_run(tmp_path):
         assert part in text
 
 
+def test_the_summary_has_the_figures_of_the_report(tmp_path):
+    logits, labels = random_logits(4, 400)
+    logits[labels == 2, 2] -= 1  # the weakest class
+    noise_shares = {"noise": np.array([0.7, 0.8]), "checks": np.array([0.9, 0.95])}
+    report = build_report(3 * logits, labels, ("a", "b", "<c>", "d"), noise_shares, **ABOUT)
+    text = words(page_of(tmp_path, report)).replace("\N{NO-BREAK SPACE}", " ")
+    (at_80,) = (row for row in report.thresholds if row["threshold"] == 0.8)
+    p, hits = (
+        report.predictions.p_predicted,
+        report.predictions.true == report.predictions.predicted,
+    )
+    for part in (
+        f"It is right for {report.top1:.1%} of the test images",
+        f"The weakest class is <c>: {report.per_class['<c>']['recall']:.1%} of its images (",
+        f"{100 * (p.mean() - report.top1):.1f} points too high on average; they are not calibrated",
+        f"answers {at_80['answered']:.1%} of the images with 80% or more, and "
+        f"{at_80['accuracy']:.1%} of these answers are right",
+        f"Below 80%: only {hits[p < 0.8].mean():.1%} of those answers are right",
+        "it still names one, with 80% or more for 100% of the pictures of checks.",
+    ):
+        assert part.replace("%", " %") in text
+
+
+def test_classes_that_stay_unreliable_above_the_threshold_are_named(tmp_path):
+    logits = 9 * torch.eye(3)[torch.arange(600) % 3]
+    labels = torch.arange(600) % 3
+    labels[:300:3] = 1  # half of the answers "a" are wrong
+    text = words(page_of(tmp_path, build_report(logits, labels, tuple("abc"), **ABOUT)))
+    assert "When it says a: it is wrong more often" in text
+    assert re.search(r"of all answers: a\. answer ?images ?correct ?interval ?a ?200 ?50\.0", text)
+
+
+def test_pictures_of_no_class_are_shown(tmp_path):
+    shares = {kind: np.array([0.9]) for kind in ("noise", "checks")}
+    report = build_report(torch.eye(2), torch.tensor([0, 1]), ("a", "b"), shares, **ABOUT)
+    page = page_of(tmp_path, report, no_class=np.full((2, 3, 32, 32), 200, np.uint8))
+    first, shown = data_of(page)["samples"], data_of(page)["shown"]
+    assert page.count('class="sample"') == 2
+    sheet = base64.b64decode(re.search(r'src="data:image/jpeg;base64,([^"]*)"', page)[1])
+    pixels = np.asarray(Image.open(io.BytesIO(sheet))).astype(int)[:32]
+    assert first == len(shown)
+    assert abs(pixels[:, 32 * first : 32 * (first + 2)] - 200).max() <= 4
+
+
 @pytest.mark.parametrize(("labels", "empty"), [([0, 1], "mistakes"), ([1, 0], "hits")])
 def test_without_mistakes_or_hits_their_section_is_left_out(tmp_path, labels, empty):
     report = build_report(torch.eye(2), torch.tensor(labels), ("a", "b"), **ABOUT)
@@ -174,19 +218,3 @@ def test_without_mistakes_or_hits_their_section_is_left_out(tmp_path, labels, em
 def test_hits_that_are_sure_are_not_called_the_least_confident(tmp_path):
     report = build_report(20 * torch.eye(2), torch.tensor([0, 1]), ("a", "b"), **ABOUT)
     assert 'id="hits"' not in page_of(tmp_path, report)
-
-
-def test_pairs_are_counted_both_ways():
-    matrix = [[5, 1, 0, 0], [4, 5, 0, 0], [7, 0, 9, 0], [0, 0, 0, 3]]
-    assert confused_pairs(matrix) == [(2, 0, 7, 0), (1, 0, 4, 1)]
-    assert confused_pairs(np.eye(3).tolist()) == []
-
-
-def test_shades_are_shares_of_the_true_class():
-    matrix = shaded([[9, 1, 0], [0, 0, 4], [0, 0, 0]], 3)
-    assert [[shade for _, shade in row] for row in matrix.values()] == [
-        ["h9", "m4", "m0"],
-        ["m0", "h0", "m10"],
-        ["m0", "m0", "h0"],
-    ]
-    assert list(shaded([[9, 0, 0], [0, 5, 1], [0, 2, 5]], 2)) == [1, 2]  # the most confused

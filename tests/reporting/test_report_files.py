@@ -59,6 +59,6 @@ def test_the_text_shows_the_main_figures(tmp_path, classes):
             f"top-1 accuracy: {report.top1:.4f}",
         ),
         f"95 % interval of top-1: {low:.4f} to {high:.4f}\n",
-        f"calibration error: {report.calibration_error:.4f}\n",
+        f"calibration error: {report.calibration_error:.2%}\n",
     ):
         assert part in text
