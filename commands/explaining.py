@@ -17,12 +17,13 @@ from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.inference.predictor import Predictor, Ranking
 from cifarnet.reporting.fonts import drawable, set_fonts
+from cifarnet.reporting.map_tiles import MAP_COLORS
 
 SIDE = 320  # pixels: of a picture before it gets its proportions
 LONGEST = 50  # letters of a file's name: with the endings at most 255 bytes
 FORM = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight"}
 RANKS = ("answer", "second")
-COLORS = ListedColormap(["#2878dc", "#dc1e32"])  # of negative and of positive values, as in page.js
+COLORS = ListedColormap(np.array(MAP_COLORS[::-1]) / 255)  # of negative and of positive values
 LEGEND = "red parts speak for the class, blue parts against it; both maps have one scale"
 
 

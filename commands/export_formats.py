@@ -30,6 +30,7 @@ class Source(NamedTuple):
     model: "TrainedModel"
     splits: "Splits | None"  # the images of its training; None: not available
     figures: dict[str, Any] | None  # of its metrics.json, see `FIGURES`; None: not available
+    thresholds: "Sequence[Sequence[float | None]]" = ()  # see `threshold_rows`
 
 
 class Format(NamedTuple):
@@ -86,7 +87,9 @@ FORMATS = {  # by --format
     ),
     "page": Format(
         "page.html",
-        lambda source, path: page.write_page(source.model.build(), source.model, path),
+        lambda source, path: page.write_page(
+            source.model.build(), source.model, path, source.thresholds
+        ),
         lambda path: page.read_page(path),
         difference=1e-3,
     ),

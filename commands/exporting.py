@@ -5,13 +5,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import print_line
-from cifarnet.export.exported_figures import read_metrics, with_accuracy
+from cifarnet.export.exported_figures import (
+    metrics_beside,
+    read_metrics,
+    threshold_rows,
+    with_accuracy,
+)
 from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import TorchClassifier
@@ -50,6 +56,8 @@ def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str
         f"({origin.accuracy_from}); {size:.2f} MB of weights in float32"
     )
     source = Source(model, splits, metrics)
+    if "page" in targets:
+        source = source._replace(thresholds=_thresholds(model, options, metrics))
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         drafts = {name: Path(folder) / name / target.name for name, target in targets.items()}
         messages = _write(source, drafts)  # all of them, before any takes its place
@@ -68,6 +76,18 @@ def _load(options: dict[str, Any], metrics: dict[str, Any] | None) -> TrainedMod
         model = with_accuracy(model, metrics, Path(options["metrics"]))
     model.build()  # else a file could be written that no command takes
     return model
+
+
+def _thresholds(
+    model: TrainedModel, options: dict[str, Any], metrics: dict[str, Any] | None
+) -> list[list[float | None]]:
+    """The figures of the page on thresholds, from --metrics or from beside the weights."""
+    weights = resolve_model_path(options["pretrained"] or options["snapshot"])
+    try:
+        return threshold_rows(model, metrics or metrics_beside(weights))
+    except UserError as problem:
+        print_line(f"the page says nothing on thresholds: {problem}")
+        return []
 
 
 def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits | None:

@@ -1,13 +1,15 @@
-"""The figures that go with an exported model: from the metrics.json that --metrics names."""
+"""The figures that go with an exported model: from a metrics.json."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.checks import check_fields
-from cifarnet.checkpoints.trained import TrainedModel
+from cifarnet.checkpoints.trained import ModelInfo, TrainedModel
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import exists
 from cifarnet.reporting.report_files import read_report
+from cifarnet.settings.output import PLOTS
 
 OF_A_CLASS = ("precision", "recall", "f1", "support")
 FIGURES = {  # what export.py and the model card need of a metrics.json, with their types there
@@ -60,3 +62,34 @@ def with_accuracy(model: TrainedModel, metrics: dict[str, Any], path: Path) -> T
     measured_on = f"{path.name}, {metrics['images']} images"
     origin = dataclasses.replace(origin, accuracy=metrics["top1"], accuracy_from=measured_on)
     return dataclasses.replace(model, origin=origin)
+
+
+ROW = {"threshold": float, "answered": float, "accuracy": float | None}  # of `thresholds`
+
+
+def metrics_beside(weights: Path) -> dict[str, Any]:
+    """The metrics.json beside the file `weights`, as in results/, or in the folder of the report of
+    the run that wrote them. Raises `UserError` if there is none, or none that can be read."""
+    for folder in (weights.parent, weights.parent.parent / PLOTS):
+        if exists(folder / "metrics.json"):
+            return read_report(folder / "metrics.json")
+    raise UserError("there is no metrics.json beside the weights; name one by --metrics")
+
+
+def threshold_rows(model: ModelInfo, metrics: dict[str, Any]) -> list[list[float | None]]:
+    """What each threshold lets through, by `metrics`: threshold, share of the test images that are
+    answered, accuracy on these. The first row is without a threshold.
+
+    Raises `UserError` if `metrics` are of another model, temperature or view, or lack thresholds.
+    """
+    theirs = [metrics.get("sha256"), metrics.get("temperature", 1.0), metrics.get("tta", "none")]
+    if theirs != [model.sha256, model.temperature, "none"]:
+        raise UserError("metrics.json is of other weights or of another temperature")
+    rows = metrics.get("thresholds")
+    try:
+        for row in rows or [{}]:
+            check_fields(ROW, row)
+    except (TypeError, ValueError):
+        raise UserError("metrics.json has no thresholds; evaluate.py writes them") from None
+    everything = {"threshold": 0.0, "answered": 1.0, "accuracy": metrics["top1"]}
+    return [[row[name] for name in ROW] for row in (everything, *rows)]

@@ -252,6 +252,7 @@ function show() {
       input.value = ""; // so that the same file can be chosen again
     });
   element("threshold").addEventListener("input", say);
+  say();
   element("strength")?.addEventListener("input", overlay);
   for (const choice of document.querySelectorAll("[name=map]"))
     choice.addEventListener("change", overlay);
@@ -296,8 +297,11 @@ async function take(files) {
   }
 }
 
-function tell(text) {
-  element("status").textContent = text;
+/** Shows `text`, and before it an answer in bold. */
+function tell(text, answer = "") {
+  const bold = document.createElement("b");
+  bold.textContent = answer;
+  element("status").replaceChildren(bold, text);
 }
 
 function preview(bitmap, name) {
@@ -316,7 +320,7 @@ function overlay() {
   const limit = Math.max(...maps.flatMap(({ data }) => [...data.map(Math.abs)])) || 1;
   const small = new OffscreenCanvas(map.width, map.height), image = new ImageData(map.width, map.height);
   map.data.forEach((value, i) => {
-    const color = value > 0 ? [220, 30, 50] : [40, 120, 220];
+    const color = network.map_colors[value > 0 ? 0 : 1];
     image.data.set([...color, 255 * Math.abs(value) / limit], 4 * i);
   });
   small.getContext("2d").putImageData(image, 0, 0);
@@ -359,11 +363,24 @@ function present({ pixels, logits, maps: ofClasses, milliseconds }) {
 function say() {
   const { value } = element("threshold");
   element("least").textContent = `${value} %`;
+  element("bought").textContent = bought(value / 100);
   if (!answer) return;
   const unsure = answer.share < value / 100;
   document.body.classList.toggle("unsure", unsure);
   const words = `${unsure ? "Unsure, at best " : ""}${answer.name}, ${percent(answer.share)}`;
-  tell(`${words}. Answered in ${Math.round(answer.milliseconds)} ms.`);
+  tell(`. Answered in ${Math.round(answer.milliseconds)} ms.`, words);
+}
+
+/** What the highest measured threshold up to `limit` buys, in words; empty if none was measured. */
+function bought(limit) {
+  const row = network.thresholds.findLast(([threshold]) => threshold <= limit);
+  if (!row) return "";
+  const [threshold, answered, accuracy] = row, limitInWords = `${Math.round(100 * threshold)} %`;
+  const which = threshold
+    ? `${percent(answered)} of the test images reach ${limitInWords}`
+    : "Without a limit it answers all test images";
+  const right = accuracy === null ? "" : `; ${percent(accuracy)} of these answers are right`;
+  return `${which}${right}. `.replaceAll(" %", "\u00a0%");
 }
 
 function percent(share) {

@@ -26,6 +26,7 @@ from cifarnet.inference.class_maps import caution
 from cifarnet.inference.readback import Classify
 from cifarnet.networks import blocks
 from cifarnet.networks.fast import use_plain_forms
+from cifarnet.reporting.map_tiles import MAP_COLORS
 
 DATA = '<script id="network" type="application/json">'  # as in page.html.j2
 
@@ -34,9 +35,17 @@ DATA = '<script id="network" type="application/json">'  # as in page.html.j2
 Layer = dict[str, Any]
 
 
-def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
-    """Writes the page of `network`, the model of `info`, to `path`, whole or not at all. Raises
-    `UserError` if the page does not support a layer of the network, and `OSError`."""
+def write_page(
+    network: nn.Module,
+    info: ModelInfo,
+    path: Path,
+    thresholds: Sequence[Sequence[float | None]] = (),
+) -> None:
+    """Writes the page of `network`, the model of `info`, to `path`, whole or not at all.
+
+    `thresholds` are rows of `threshold_rows`, if any. Raises `UserError` if the page does not
+    support a layer of the network, and `OSError`.
+    """
     layers, weights = layers_of(network)
     data = {
         "classes": [printable(name) for name in info.classes],
@@ -46,6 +55,8 @@ def write_page(network: nn.Module, info: ModelInfo, path: Path) -> None:
         "temperature": info.temperature,
         "layers": layers,
         "features": feature_map(layers),
+        "thresholds": thresholds,
+        "map_colors": MAP_COLORS,
         "weights": base64.b64encode(weights.numpy().tobytes()).decode(),
     }
     template = read_template(Path(__file__).with_name("page.html.j2"))

@@ -22,8 +22,8 @@ from cifarnet.reporting.charts import epoch_words, thinned, training_charts
 from cifarnet.reporting.confusions import confused_pairs, shaded
 from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.reporting.label_issues import ValidationImages
+from cifarnet.reporting.map_tiles import MAP_COLORS, Maps, MapTiles
 from cifarnet.reporting.map_tiles import SIDE as MAP_SIDE
-from cifarnet.reporting.map_tiles import Maps, MapTiles
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.predictions import interval, reliability
 from cifarnet.reporting.report_confidence import confidence_facts
@@ -220,6 +220,7 @@ def _pictures(
         "sheet": base64.b64encode(sheet(tiles)).decode(),
         "tile": tile_side(tiles.shape[-1]),
         "map_tile": MAP_SIDE,
+        "map_colors": MAP_COLORS,
         "about_maps": data.about_maps,
         "tile_columns": COLUMNS,
         "shown": shown,

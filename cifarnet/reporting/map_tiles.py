@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from cifarnet.reporting.predictions import Predictions
 from cifarnet.reporting.thumbnails import sheet
 
+# Red, green, blue in [0, 255]: of the parts that speak for a class, and of those against it.
+MAP_COLORS = ((220, 30, 50), (40, 120, 220))
 SIDE = 16  # pixels of a tile: the maps of images of 32 pixels
 
 # Images int64 [K] and two classes of each, int64 [K,2] -> their maps float32 [K,2,h,w].

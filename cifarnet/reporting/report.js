@@ -35,8 +35,7 @@ function pixelsOf(from, place, side) {
   return scratch.getImageData(0, 0, data.tile, data.tile);
 }
 
-// The image, or its class activation map over a grey copy: red for the class, blue against it,
-// in the colors of explaining.py.
+// The image, or its class activation map over a grey copy: red for the class, blue against it.
 function repaint(figure) {
   const view = Number(document.querySelector('.map-choice')?.value ?? 0), {place} = figure.dataset;
   const context = figure.querySelector('canvas').getContext('2d');
@@ -46,7 +45,7 @@ function repaint(figure) {
   for (let i = 0; i < pixels.length; i += 4) {
     const value = (map[i + view - 1] - 128) / 127, strength = Math.min(1, Math.abs(value));
     const grey = (pixels[i] + pixels[i + 1] + pixels[i + 2]) / 3;
-    const color = value > 0 ? [220, 30, 50] : [40, 120, 220];
+    const color = data.map_colors[value > 0 ? 0 : 1];
     for (let c = 0; c < 3; c++) pixels[i + c] = grey + strength * (color[c] - grey);
   }
   context.putImageData(image, 0, 0);

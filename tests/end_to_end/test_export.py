@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.commands import QUICK, from_folder
 from support.outputs import figures, metadata, settings_of, snapshot
 
 from cifarnet.checkpoints.trained import fingerprint
+from cifarnet.settings.output import PLOTS
 
 
 def test_export_keeps_what_using_the_weights_needs(command, trained):
@@ -62,6 +64,23 @@ def test_the_accuracy_may_come_from_a_report(command, trained):
         done = command(*request)
         assert done.code == 2
         assert "--metrics metrics.json" in done.err
+
+
+def test_a_page_takes_the_thresholds_of_the_report(command, trained):
+    thresholds = json.loads(trained.metrics.read_text())["thresholds"]
+    row = next(row for row in thresholds if row["threshold"] == 0.8)
+    expected = json.dumps([row[name] for name in ("threshold", "answered", "accuracy")])
+    for path, folder in ((trained.snapshot, "snapshots_complete"), (trained.metrics, PLOTS)):
+        Path("run", folder).mkdir(parents=True)
+        shutil.copy(path, Path("run", folder))
+    shutil.copy(trained.snapshot, "alone.pth")
+    metrics, nothing = ("--metrics", trained.metrics), "the page says nothing on thresholds: "
+    for flags in (("run/snapshots_complete/last.pth",), ("alone.pth",), ("alone.pth", *metrics)):
+        done = command("export", "--format", "page", "--snapshot", *flags)
+        assert (done.code, done.err) == (0, "")
+        is_alone = flags == ("alone.pth",)
+        assert (expected in Path("page.html").read_text(encoding="utf-8")) != is_alone
+        assert (f"{nothing}there is no metrics.json beside" in done.out) == is_alone
 
 
 def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, trained):

@@ -7,7 +7,12 @@ import pytest
 from support.snapshots import make_trained
 
 from cifarnet.core.errors import UserError
-from cifarnet.export.exported_figures import read_metrics, with_accuracy
+from cifarnet.export.exported_figures import (
+    metrics_beside,
+    read_metrics,
+    threshold_rows,
+    with_accuracy,
+)
 
 SHARES = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}
 ROW = SHARES | {"support": 20}
@@ -54,3 +59,38 @@ def test_other_reports_are_refused(tmp_path, change, words):
     path = write(tmp_path, **change)
     with pytest.raises(UserError, match=f"^--metrics .*{words}"):
         with_accuracy(MODEL, read_metrics(path), path)
+
+
+ROWS = [
+    {"threshold": 0.5, "answered": 0.75, "accuracy": 0.8, "no_class": {}},
+    {"threshold": 0.99, "answered": 0.0, "accuracy": None},
+]
+
+
+def test_the_thresholds_begin_without_one():
+    rows = threshold_rows(MODEL, REPORT | {"thresholds": ROWS})
+    assert rows == [[0.0, 1.0, 0.625], [0.5, 0.75, 0.8], [0.99, 0.0, None]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"sha256": "0"}, {"temperature": 2.0}, {"tta": "flip"}),
+        *({"thresholds": []}, {"thresholds": 3}, {"thresholds": ["x"]}),
+        {"thresholds": [{"threshold": 0.5, "answered": "<b>", "accuracy": 0.8}]},
+    ],
+    ids=str,
+)
+def test_other_thresholds_are_not_taken(change):
+    with pytest.raises(UserError, match=r"^metrics.json (is of other weights|has no thresholds)"):
+        threshold_rows(MODEL, REPORT | {"thresholds": ROWS} | change)
+
+
+@pytest.mark.parametrize("folder", ["snapshots_complete", "plots_complete"])
+def test_the_report_lies_beside_the_weights_or_in_the_folder_of_the_run(tmp_path, folder):
+    weights = tmp_path / "snapshots_complete/last.pth"
+    (tmp_path / folder).mkdir()
+    with pytest.raises(UserError, match=r"there is no metrics\.json beside the weights"):
+        metrics_beside(weights)
+    write(tmp_path / folder)
+    assert metrics_beside(weights) == REPORT

@@ -61,9 +61,10 @@ def build(kind: str) -> tuple[nn.Module, int]:
     return random_model(**flags).build(), int(size)
 
 
-def write(network: nn.Module, folder: Path, size: int = 32, classes=CLASSES, **about) -> Path:
-    path, about = folder / "page.html", {"mean": MEAN, "std": STD, "image_size": size, **about}
-    write_page(network, make_trained(classes=classes, **about), path)
+def write(network: nn.Module, folder: Path, size: int = 32, thresholds=(), **about) -> Path:
+    path, usual = folder / "page.html", {"classes": CLASSES, "mean": MEAN, "std": STD}
+    model = make_trained(**(usual | {"image_size": size} | about))
+    write_page(network, model, path, thresholds)
     return path
 
 
@@ -167,7 +168,7 @@ def pictures(folder: Path) -> list[Path]:
 @torch.inference_mode()
 def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
     network, size = build("weighed")
-    open_page(browser, write(network, tmp_path, size, HOSTILE))
+    open_page(browser, write(network, tmp_path, size, classes=HOSTILE))
     for path in pictures(tmp_path):
         browser.find_element("id", "file").send_keys(str(path))
         until_it_says(browser, r"Answered in \d+ ms")
@@ -225,6 +226,41 @@ def test_a_calibrated_network_is_unsure_below_the_threshold(browser, tmp_path):
         unsure = browser.find_element("id", "status").text.startswith("Unsure, at best ")
         assert unsure == (share < percent / 100)
     assert console(browser) == []
+
+
+def test_the_page_says_what_a_threshold_buys(browser, tmp_path):
+    network, size = build("weighed")
+    rows = [[0.0, 1.0, 0.9], [0.5, 0.97, 0.92], [0.8, 0.81, 0.975], [0.99, 0.0, None]]
+    open_page(browser, write(network, tmp_path, size, rows))
+    note = browser.find_element("css selector", ".note")
+    for percent, words in (
+        (0, "Without a limit it answers all test images; 90.0 % of these answers are right."),
+        (79, "97.0 % of the test images reach 50 %; 92.0 % of these answers are right."),
+        (80, "81.0 % of the test images reach 80 %; 97.5 % of these answers are right."),
+        (99, "< 0.1 % of the test images reach 99 %."),
+    ):
+        browser.execute_script(MOVE, percent)
+        assert note.text.replace("\N{NO-BREAK SPACE}", " ").startswith(words)
+    assert note.text.endswith("Its probabilities are not calibrated: they may be too high.")
+    open_page(browser, write(network, tmp_path, size, temperature=2.0, calibrated_on="200 images"))
+    browser.execute_script(MOVE, 80)
+    assert browser.find_element("css selector", ".note").text == ""
+    footer = browser.find_element("css selector", "footer").get_attribute("textContent")
+    assert "temperature 2.000, fitted on 200 images" in footer
+    assert console(browser) == []
+
+
+def test_the_answer_lies_in_the_first_screen_of_a_phone(browser, tmp_path):
+    network, size = build("cifarnet 32")
+    screen = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    open_page(browser, write(network, tmp_path, size))
+    browser.find_element("id", "file").send_keys(str(pictures(tmp_path)[0]))
+    until_it_says(browser, "Answered in")
+    for name, most in (("status", 600), ("bars", 800)):
+        box = browser.find_element("id", name).rect
+        assert box["y"] + box["height"] < most
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
 
 
 # --- what the page cannot hold ---
