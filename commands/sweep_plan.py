@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cifarnet.core.files import exists
 from cifarnet.core.log import clock, print_line
 from cifarnet.settings import FLAGS
 from commands.bench_training import step
@@ -18,9 +19,8 @@ def show_plan(sweep: Sweep, folder: Path) -> None:
     """Prints the commands that are left, and an estimate of their time."""
     left = list(enumerate(sweep.settings))
     searched = sweep.trials
-    if (folder / JOURNAL).is_file():
-        study = Study(sweep, folder)
-        left, searched = study.left()
+    if exists(folder / JOURNAL):
+        left, searched = Study(sweep, folder, reads_only=True).left()
     for number, values in left:
         print_line(shlex.join(run_command_line(sweep, values, run_dir(folder, number))))
     if searched:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +14,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifarnet.core.errors import UserError, os_errors
+from cifarnet.core.errors import UserError, reason
 from cifarnet.core.files import exclusive
 from cifarnet.settings.output import SNAPSHOTS
 from commands.sweep_file import Range, Sweep
@@ -37,37 +37,46 @@ class Study:
     """The study in `folder`, one trial per run.
 
     The journal holds what Optuna knows. A lock on the folder of a trial tells that a process works
-    on it: it ends with the process, so a trial that was killed is found again.
+    on it: it ends with the process, so a trial that was killed is found again. With `reads_only`
+    nothing is written, and the study must exist.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, reads_only: bool = False) -> None:
         self.sweep, self.folder = sweep, folder
         self.locks: dict[int, TextIO] = {}  # of the trials of this process, by number
         self.dying = False  # whether a killed sweep left a run that has not ended yet
-        with os_errors(f"cannot write to {folder}", "choose another --sweep_dir"):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._open()
-
-    def _open(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            if reads_only:
+                self._open(optuna.load_study)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                with self._locked():
+                    create = {"direction": "maximize", "load_if_exists": True}
+                    self._open(optuna.create_study, **create)
+        except OSError as problem:
+            raise UserError(
+                f"--sweep_dir {folder}: cannot open {problem.filename} ({reason(problem)}); "
+                f"change its permissions, or choose another folder"
+            ) from None
+
+    def _open(self, load: Callable[..., optuna.Study], **options: Any) -> None:
         after = self.sweep.prune_after
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=after) if after else None
         journal = self.folder / JOURNAL
-        with self._locked():
-            try:
-                self.study = optuna.create_study(
-                    storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
-                    study_name="sweep",
-                    direction="maximize",
-                    load_if_exists=True,
-                    pruner=pruner or optuna.pruners.NopPruner(),
-                )
-            except (LookupError, TypeError, ValueError):
-                raise UserError(
-                    f"{journal} is damaged, or not a journal of Optuna; choose another --sweep_dir"
-                ) from None
-            self._check_same_sweep()
+        try:
+            self.study = load(
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+                study_name="sweep",
+                pruner=pruner or optuna.pruners.NopPruner(),
+                **options,
+            )
+        except (LookupError, TypeError, ValueError):
+            raise UserError(
+                f"{journal} is damaged, or not a journal of Optuna; choose another --sweep_dir"
+            ) from None
+        self._check_same_sweep()
 
     def enqueue(self) -> None:
         """Plans a trial for each setting that has none, or only failed ones."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from optuna.trial import Trial, TrialState
 from cifarnet.comparing.comparison import as_text
 from cifarnet.comparing.page import comparison_page
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.core.errors import RunError, UserError, os_errors
-from cifarnet.core.files import write_text
+from cifarnet.core.errors import RunError, UserError, os_errors, reason
+from cifarnet.core.files import exists, files_in, write_text
 from cifarnet.core.log import clock, print_line
 from cifarnet.core.signals import Interrupted, Signals
 from cifarnet.settings.parser import flags_of
@@ -40,11 +41,15 @@ def run_command_line(sweep: Sweep, values: dict[str, Any], folder: Path) -> list
     return [sys.executable, str(MAIN), *words, "--run_dir", str(folder), "--resume", "auto"]
 
 
-def past_run(folder: Path) -> PastRun | None:
-    """What the run in `folder` has left so far; None: nothing yet."""
-    with contextlib.suppress(UserError):
-        runs, _ = read_runs([str(folder)])
-        return runs[0] if runs else None
+def past_run(folder: Path, say: Callable[[str], object] = str) -> PastRun | None:
+    """What the run in `folder` has left so far; None: nothing yet, or, as `say` is told, nothing
+    that can be read."""
+    try:
+        if files_in(folder / "log", ".log"):
+            runs, _ = read_runs([str(folder)])
+            return runs[0] if runs else None
+    except (OSError, UserError) as problem:
+        say(f"warning: left out: {folder} ({reason(problem)})")
     return None
 
 
@@ -170,9 +175,9 @@ def _last_line(folder: Path) -> str:
 
 def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
     """What sweep.py does once its flags are read. Raises `UserError`; `RunError` for failures."""
-    if options.table and not (folder / JOURNAL).is_file():
+    if options.table and not exists(folder / JOURNAL):
         raise UserError(f"{folder} holds no sweep yet; leave out --table to start it")
-    study = Study(sweep, folder)
+    study = Study(sweep, folder, reads_only=options.table)
     try:
         if not options.table:
             study.enqueue()
@@ -192,7 +197,7 @@ def _compared_runs(study: Study) -> list[PastRun]:
     """The runs of all trials but failed ones. The name of a run tells if it was ended early."""
     runs = []
     for trial in study.trials():
-        run = past_run(run_dir(study.folder, trial.number))
+        run = past_run(run_dir(study.folder, trial.number), print_line)
         if run and trial.state != TrialState.FAIL:
             early = " (ended early)" if trial.state == TrialState.PRUNED else ""
             runs.append(replace(run, name=run.name + early))

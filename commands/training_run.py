@@ -214,7 +214,9 @@ def _say_how_to_continue(run: Run, why: BaseException, group: Group) -> None:
         resume = run.settings.output.resume
         by_path = resume not in (None, "auto")  # its flags say only what changed
         command = [*words, "--resume", str(last) if by_path else "auto"]
-    run.log.line(f"{why}: ended after epoch {progress.epoch}; continue with:")
+    is_done = progress.epoch >= run.settings.training.epochs
+    left = "all epochs are done; write the report with:" if is_done else "continue with:"
+    run.log.line(f"{why}: ended after epoch {progress.epoch}; {left}")
     run.log.line(f"  {group.ranks.launcher} {shlex.join(command)}")
 
 

@@ -1,6 +1,7 @@
 """An epoch's augmented images: in which order, and by workers or on the device."""
 
 import math
+import signal
 import sys
 import threading
 import traceback
@@ -96,7 +97,7 @@ class WorkerLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.pins,  # receives them in a thread
-            worker_init_fn=_check_threads,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # else each epoch would draw from the global generator
         )
 
@@ -127,12 +128,15 @@ class _AugmentedBatches(Dataset):
         return augmented, self.images.labels[chosen].numpy()
 
 
-def _check_threads(worker: int) -> None:
-    """Ends a worker that cannot start a thread, as it needs one to send its batches."""
+def _prepare_worker(worker: int) -> None:
+    """Ends a worker that cannot start a thread, as it needs one to send its batches. If SIGTERM is
+    ignored, as in this run, a worker ignores it too: torch has set a handler of its own."""
     try:
         threading.Thread(target=int).start()
     except RuntimeError:
         raise SystemExit(1) from None
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _destroy_silently(problem: OSError | RuntimeError) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from cifarnet.checkpoints.history import Progress, Row
 from cifarnet.comparing.run_files import RunFacts, read_history, read_record
 from cifarnet.core.errors import UserError, os_errors
-from cifarnet.core.files import exists
+from cifarnet.core.files import exists, files_in
 from cifarnet.core.late import LateModule
 from cifarnet.reporting.report_files import RUN_JSON, read_report
 from cifarnet.settings import FLAGS
@@ -178,13 +178,12 @@ def _is_recorded(log: Path) -> bool:
 
 def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
     """The runs in `folder`, and how many logs in it have neither run.json nor history."""
-    list(folder.iterdir())  # raises where it may not be read; `glob` would pass over it
     if any(exists(folder / name) for name in ("run.json", "history.csv", "metrics.json")):
         folder = folder.resolve()  # its files have names without a date, as in results/
         paths = folder / "run.json", folder / "history.csv"
         return [_read(folder.name, folder, *paths, [folder])], 0
-    of_run_dir = sorted(folder.glob("log/*.log"))
-    logs = of_run_dir or sorted(folder.glob("*.log"))
+    of_run_dir = files_in(folder / "log", ".log")
+    logs = of_run_dir or files_in(folder, ".log")
     if not logs:
         raise UserError(
             f"{folder} holds no run; name a folder with log/*.log, *.log, run.json, history.csv "

@@ -106,6 +106,15 @@ def exists(path: Path) -> bool:
         return True
 
 
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """What lies in `folder` and ends in `suffix`, sorted; none if there is no such folder. Raises
+    `OSError` where that cannot be seen: `glob` would find none."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def read_file(path: Path) -> bytes:
     """The content of the file `path`. Raises `UserError` where it cannot be read."""
     with os_errors(f"{path} cannot be read", "use another file"):

@@ -1,4 +1,5 @@
 import os
+import signal
 import threading
 
 import numpy as np
@@ -44,3 +45,18 @@ def test_a_process_that_cannot_start_a_thread_is_one_error(monkeypatch, capfd, p
     with pytest.raises(RunError, match="use --num_workers 0"), machine_errors():
         list(batches.epoch(1))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL], ids=["ignored", "default"])
+def test_workers_ignore_sigterm_where_the_run_does(handler):
+    """As under `trap "" TERM` in a script: a service manager signals the workers too."""
+    signal.signal(signal.SIGTERM, handler)  # the fixture `signal_handlers` undoes it
+    batches = batches_of(numbered_images(20), num_workers=1)
+    first = len(list(batches.epoch(1)))
+    (worker,) = batches.loader.loader._iterator._workers
+    os.kill(worker.pid, signal.SIGTERM)
+    if handler is signal.SIG_DFL:
+        with pytest.raises(RunError, match="use --num_workers 0"), machine_errors():
+            list(batches.epoch(2))
+    else:
+        assert len(list(batches.epoch(2))) == first

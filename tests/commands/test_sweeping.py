@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
+from support.commands import without_privileges
 
 from commands import sweeping
 from commands.sweep_file import read_sweep
@@ -269,3 +270,28 @@ def test_a_changed_sweep_needs_another_folder(sweep):
         done = sweep(GRID.replace("epochs = 3", "epochs = 4"), *flags)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert "sweeps/sweep holds another sweep, or this one before it was changed" in done.err
+
+
+def test_the_table_of_a_folder_that_may_only_be_read(sweep, tmp_path):
+    """A run that cannot be read is not one that is not there: the table says that it lacks it."""
+    assert sweep(GRID).code == 0
+    folder = tmp_path / "sweeps" / "sweep"
+    chosen = (ROOT / "sweep.py", tmp_path / "sweep.toml", "--sweep_dir", folder)
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (folder / "trial-0003" / "log").chmod(0o000)
+    try:
+        done = without_privileges(*chosen, "--table")
+        planned = without_privileges(*chosen, "--dry-run")
+        refused = without_privileges(*chosen)
+    finally:
+        for path in paths:
+            path.chmod(0o755)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"warning: left out: {folder}/trial-0003 (Permission denied)\n" in done.stdout
+    counts = re.findall(r"^trial-\d+ (?:and \d more)? +(\d) ", done.stdout, re.MULTILINE)
+    assert sorted(map(int, counts)) == [1, 2, 2]  # seeds of a setting
+    assert (planned.returncode, planned.stdout, planned.stderr) == (0, "to run: 0\n", "")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"cannot open {folder}/.sweep.lock (Permission denied)" in refused.stderr

@@ -99,7 +99,11 @@ def test_a_signal_that_python_drops_during_the_report_counts(command, monkeypatc
     monkeypatch.setattr("commands.evaluation.write_report", lambda *arguments: Dropping())
     done = command("main", *QUICK, "--epochs", "1")
     assert (done.code, done.err) == (143, "")
-    assert "SIGTERM: ended after epoch 1" in done.out
+    line, again = done.out.splitlines()[-2:]
+    assert line.endswith(
+        "SIGTERM: ended after epoch 1; all epochs are done; write the report with:"
+    )
+    assert again.endswith("--resume auto")
 
 
 def test_the_first_signal_ends_a_wait_for_data(command, monkeypatch):
