@@ -43,7 +43,7 @@ def _compare(argv: Sequence[str]) -> None:
         "--data_dir",
         type=path_argument,
         metavar="DIR",
-        help="with --html: take the pictures of two runs' test images from this --data_dir, not "
+        help="with --html: show the test images of two runs from this --data_dir, not "
         "from that of the runs",
     )
     options = parser.parse_args(argv)
@@ -96,7 +96,7 @@ def _disagreements(runs: Sequence[PastRun], data_dir: str | None) -> Disagreemen
     try:
         return Disagreements(groups, run_pictures(runs, groups, data_dir))
     except UserError as problem:
-        print(f"the page shows no pictures: {problem}", file=sys.stderr)
+        print(f"the page shows no images: {problem}", file=sys.stderr)
         return Disagreements(groups, no_pictures=str(problem))
 
 

@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -87,13 +88,16 @@ def _load_images(model: TrainedModel, data_dir: str | None) -> tuple[Splits, Ima
     at_hand = [name for name, which in CIFAR.items() if is_at_hand(which, Path(data_dir))]
     dataset = of_training if of_training in at_hand else (at_hand or ["folder"])[0]
     flags = {"dataset": dataset, "data_dir": data_dir}
-    splits = load_splits(evaluation_settings([model], flags).data, print_line)
+    splits = load_splits(evaluation_settings([model], flags).data, print_line, model.classes)
     check_classes(model.classes, splits.test.classes)
+    if not len(splits.train):
+        print_line("there are no training images: the test images calibrate int8")
+        splits = replace(splits, train=splits.test)
     return splits, splits.test
 
 
 def _speed(times: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    """Median and 95th percentile of the seconds for one picture; images a second by batch."""
+    """Median and 95th percentile of the seconds for one image; images a second by batch."""
     rates = {f"batch_{n}": n / statistics.median(each) for n, each in times.items() if n > 1}
     late = statistics.quantiles(times[1], n=20, method="inclusive")[-1]
     return {"latency": statistics.median(times[1]), "latency_95": late} | rates
@@ -128,7 +132,7 @@ def inference_table(figures: dict[str, dict]) -> str:
     """The figures of `inference` as a Markdown table."""
     batches = [size for size in BATCHES if size > 1]
     sizes = (f"{n} at a time" for n in batches)
-    heads = ("network", "one picture", "95th percentile", *sizes, "file", "top-1")
+    heads = ("network", "one image", "95th percentile", *sizes, "file", "top-1")
     rows = []
     for name, figure in figures.items():
         times = [f"{figure[key] * 1e3:.2f} ms" for key in ("latency", "latency_95")]

@@ -41,9 +41,9 @@ def test_the_results_have_the_figures_of_their_reports_and_histories(compared):
     """results/* also names a README, and a folder of logs without run.json."""
     code, out, err = compared(*sorted(RESULTS.iterdir()), "--csv", "table.csv", "--html", "t.html")
     assert code == 0
-    *notes, pictures = err
+    *notes, images = err
     assert len(notes) == 2 and all(line.startswith("passed over: ") for line in notes)
-    assert pictures.startswith("the page shows no pictures: ")  # CIFAR-10 is not here
+    assert images.startswith("the page shows no images: ")  # CIFAR-10 is not here
     assert all(len(line) <= 120 for line in out if ": " not in line)
     rows = table()
     assert set(rows) == set(NAMES)

@@ -124,9 +124,9 @@ function classMap(features, label, head, weights) {
   return map;
 }
 
-// --- a picture of any size -> bytes [3, side, side], as in training ---
+// --- an image of any size -> bytes [3, side, side], as in training ---
 
-/** Resizes as Pillow does: bicubic, after averaging whole blocks of a picture that is much larger. */
+/** Resizes as Pillow does: bicubic, after averaging whole blocks of an image that is much larger. */
 function squeezed({ data, width, height }, side) {
   const [across, down] = [width, height].map((n) => Math.max(1, Math.floor(n / side / 3)));
   const columns = Math.ceil(width / across), rows = Math.ceil(height / down);
@@ -188,7 +188,7 @@ function cubic(x) {
   return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-/** The colours of a picture; what is transparent becomes black. Some phones have no larger canvas. */
+/** The colours of an image; what is transparent becomes black. Some phones have no larger canvas. */
 function drawn(bitmap) {
   const shrink = Math.min(1, Math.sqrt(2 ** 24 / (bitmap.width * bitmap.height)));
   const [width, height] = [bitmap.width, bitmap.height].map((n) => Math.ceil(n * shrink));
@@ -202,7 +202,7 @@ function drawn(bitmap) {
 
 const MOST = 5; // classes to name, as in page.html.j2
 
-// --- the worker: receives the network once, then pictures or their pixels ---
+// --- the worker: receives the network once, then images or their pixels ---
 
 function serve() {
   let network, weights;
@@ -282,7 +282,7 @@ function classify(question) {
 /** Classifies the first of the files, and shows the answer unless newer files came. */
 async function take(files) {
   const turn = ++turns, file = files[0];
-  if (!file) return tell("That was no picture file. Save the picture first, then drop the file.");
+  if (!file) return tell("That was no image file. Save the image first, then drop the file.");
   try {
     // It comes upright. Training takes the numbers as they are, whatever their colour profile.
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
@@ -293,7 +293,7 @@ async function take(files) {
     const result = await classify({ bitmap });
     if (turn === turns) present(result);
   } catch {
-    if (turn === turns) tell(`This browser cannot read ${file.name} as a picture. What is shown is not of it.`);
+    if (turn === turns) tell(`This browser cannot read ${file.name} as an image. What is shown is not of it.`);
   }
 }
 
@@ -314,7 +314,7 @@ function preview(bitmap, name) {
   document.body.style.setProperty("--map", 0); // until its own map is there
 }
 
-/** Lays the map of the chosen class over the picture: red speaks for the class, blue against it. */
+/** Lays the map of the chosen class over the image: red speaks for the class, blue against it. */
 function overlay() {
   const place = document.querySelector("[name=map]:checked").value, map = maps[place];
   const limit = Math.max(...maps.flatMap(({ data }) => [...data.map(Math.abs)])) || 1;

@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         if pixels.dtype is not torch.uint8 or pixels.shape[1:] != size:
             raise UserError(
                 f"a tensor {shown(pixels)} is not the input of {self.source}, uint8 "
-                f"{['N', *size]}; classifier.pixels(picture) gives it"
+                f"{['N', *size]}; classifier.pixels(image) gives it"
             )
         return self.logits(pixels).softmax(dim=1)
 
@@ -52,10 +52,10 @@ class Classifier(nn.Module):
         """Logits float32 [N,C] of the probabilities, for pixels uint8 [N,3,S,S]."""
         raise NotImplementedError("each kind of classifier computes its own logits")
 
-    def pixels(self, picture: Image.Image | Tensor) -> Tensor:
-        """Turns a picture into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats, and
+    def pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """Turns an image into the input uint8 [B,3,S,S]: see `to_batch`. It rounds floats, and
         resizes tensors too."""
-        batch = to_batch(picture, self.image_size)
+        batch = to_batch(image, self.image_size)
         pixels = batch.round().to(torch.uint8) if batch.is_floating_point() else batch
         return resized(pixels, self.image_size)
 

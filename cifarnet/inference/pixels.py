@@ -24,12 +24,12 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
     fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3
     if not fits or not (is_float or pixels.dtype is torch.uint8):
         raise UserError(
-            f"a tensor {shown(pixels)} is not a picture; "
+            f"a tensor {shown(pixels)} is not an image; "
             f"give uint8, or floats in [0,1], of [3,H,W] or [B,3,H,W]"
         )
     if is_float and not ((pixels >= 0) & (pixels <= 1)).all():
         raise UserError(
-            "a tensor of floats outside [0,1] is not a picture; divide by 255, or give uint8"
+            "a tensor of floats outside [0,1] is not an image; divide by 255, or give uint8"
         )
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     return pixels * 255 if is_float else pixels

@@ -36,7 +36,7 @@ class OutputSettings(Group):
     plot_dir: str | None = flag(None, unset="plots_complete, in --run_dir", on_resume="any", help=
         "Folder for figures, metrics.json and classification_report.txt.")
     tensorboard: bool = flag(False, on_resume="any", help=
-        "Also write the history, pictures and the final figures for TensorBoard, into a folder "
+        "Also write the history, images and the final figures for TensorBoard, into a folder "
         "beside the log. Needs the package tensorboard.")
     # fmt: on
 

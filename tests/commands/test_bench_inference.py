@@ -5,6 +5,7 @@ import pytest
 from support.random_models import random_model
 
 import bench
+from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.core import device
 from cifarnet.core.errors import UserError
 from commands import bench_inference
@@ -43,7 +44,7 @@ def test_a_downloaded_data_set_and_a_tree_are_told_apart(tmp_path, monkeypatch, 
     (tmp_path / inside).mkdir(parents=True)
     read = []
 
-    def load_splits(settings, say):
+    def load_splits(settings, say, classes):
         read.append((settings.dataset, settings.data_dir))
         raise UserError("enough")
 
@@ -53,6 +54,13 @@ def test_a_downloaded_data_set_and_a_tree_are_told_apart(tmp_path, monkeypatch, 
         with pytest.raises(UserError, match="enough"):
             bench_inference._load_images(model, str(tmp_path))
     assert read == [(dataset, str(tmp_path))] * 3
+
+
+def test_test_images_are_enough(trained, tmp_path):
+    shutil.copytree(trained.tree / "test" / "bar", tmp_path / "test" / "bar")
+    splits, test = bench_inference._load_images(load_trained(str(trained.weights)), str(tmp_path))
+    assert len(splits.train) == len(test) == 3  # calibrate int8; give top-1
+    assert {test.classes[label] for label in test.labels} == {"bar"}
 
 
 def test_the_table():

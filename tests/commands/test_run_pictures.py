@@ -79,7 +79,7 @@ def test_files_are_shown_by_their_names_the_most_confident_mistake_first(compare
 
     tree.rename("moved")
     code, err = compare()
-    assert (code, err.count("\n")) == (0, 1) and "the page shows no pictures: " in err
+    assert (code, err.count("\n")) == (0, 1) and "the page shows no images: " in err
     assert pictures(Path("page.html")) == []
     assert names[2] in words(Path("page.html").read_text())
     assert compare("--data_dir", "moved") == (0, "")

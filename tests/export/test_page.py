@@ -185,7 +185,7 @@ def test_pictures_are_prepared_as_in_training_and_ranked(browser, tmp_path):
         share = browser.find_element("css selector", "#bars .share").text
         assert float(share.strip("<> %")) == pytest.approx(100 * shares[first].item(), abs=0.1)
         browser.execute_script("tell('')")
-    assert browser.title == "What does the picture show?"
+    assert browser.title == "What does the image show?"
     assert all(name in text for name in HOSTILE)
     facts = browser.find_element("css selector", "footer").get_attribute("textContent")
     for fact in ("Weighed, ", "trained on pictures, epoch 3", "on its test images: 50.00%"):
@@ -201,7 +201,7 @@ def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_p
     for kind in ("drop", "paste"):
         for name, mime, content, answer in (
             ("a.png", "image/png", picture, "Answered in"),
-            ("a <b>.txt", "text/plain", b"no picture", "cannot read a <b>.txt as a picture"),
+            ("a <b>.txt", "text/plain", b"no picture", "cannot read a <b>.txt as an image"),
         ):
             text = base64.b64encode(content).decode()
             browser.execute_script(DELIVER, kind, name, mime, text)

@@ -44,9 +44,9 @@ def test_a_network_gets_normalised_images():
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (32, 32), (2, 1, 32, 32)], ids=str)
 def test_tensors_of_other_shapes_or_types_are_refused(shape):
-    with pytest.raises(UserError, match="is not a picture; give uint8"):
+    with pytest.raises(UserError, match="is not an image; give uint8"):
         to_batch(torch.zeros(shape), 32)
-    with pytest.raises(UserError, match=r"int64 \[3, 32, 32\] is not a picture"):
+    with pytest.raises(UserError, match=r"int64 \[3, 32, 32\] is not an image"):
         to_batch(torch.zeros(3, 32, 32, dtype=torch.int64), 32)
 
 
