@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifarnet.checkpoints.paths import resolve_model_path, split_names
-from cifarnet.core.arguments import path_argument
+from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import check_replaceable
@@ -71,6 +71,8 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     if options["top_k"] < 1:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")
     check_replaceable(options["csv"], "--csv", "a table of predict.py", CSV_BEGINS)
+    if options["explain"]:
+        check_package("matplotlib.figure", "--explain", "requirements.txt")
     threshold = options["threshold"]
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold:g} is not a share in [0, 1]; use such as 0.8")

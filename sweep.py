@@ -54,7 +54,7 @@ def _sweep(argv: Sequence[str]) -> None:
         raise UserError(f"--jobs {options.jobs} is not a number of runs; use 1 or more")
     check_replaceable(options.html, "--html", "a comparison", PAGE_BEGINS)
     sweep = read_sweep(Path(options.sweep))
-    check_package("optuna", "sweep.py")
+    check_package("optuna.storages.journal", "sweep.py")  # missing in old versions
     folder = Path(options.sweep_dir or Path("sweeps") / Path(options.sweep).stem)
     if options.dry_run:
         from commands.sweep_plan import show_plan

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 import plots
-from cifarnet.core.errors import RunError, UserError, os_errors, printable
+from cifarnet.core.errors import RunError, UserError, printable, reason
 from cifarnet.core.files import write_atomically
 from cifarnet.images.pictures import read_images
 from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
@@ -39,17 +39,20 @@ class Explainer:
             raise UserError(f"--explain: {problem}")
         self.classifier: TorchClassifier = predictor.classifier
         self.device, self.folder = predictor.device, folder
+        self.failure: RunError | None = None  # the first file that could not be written
 
-    def write(self, path: str, ranking: Ranking) -> Path:
-        """Explains the two best of `ranking` for the picture `path`; returns the new file.
-
-        Raises `UserError` if the picture cannot be read any more, `RunError` if the disk is full.
-        """
-        maps = self._maps(Path(path), [name for name, _ in ranking[:2]])
-        figure = _figure(_read(Path(path), SIDE), maps, ranking, self._about(path))
+    def write(self, path: str, ranking: Ranking) -> Path | None:
+        """Explains the two best of `ranking` for the image `path`; returns the new file, or None
+        if it cannot be written: the answers do not depend on it."""
         target = self._unused(printable(Path(path).stem)[:LONGEST])
-        with os_errors(f"--explain {target}: cannot write it", kind=RunError):
+        try:
+            maps = self._maps(Path(path), [name for name, _ in ranking[:2]])
+            figure = _figure(_read(Path(path), SIDE), maps, ranking, self._about(path))
             write_atomically(target, lambda file: figure.savefig(file, **FORM))
+        except Exception as problem:  # of the disk, the image, and any of matplotlib
+            failure = f"--explain {target}: cannot write it ({reason(problem)})"
+            self.failure = self.failure or RunError(failure)
+            return None
         return target
 
     def _maps(self, path: Path, names: list[str]) -> np.ndarray:

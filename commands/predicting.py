@@ -79,7 +79,8 @@ def _show(
     settings: Settings,
 ) -> int:
     """Prints a line for each outcome; returns how many images and folders were not readable.
-    Raises the problem instead if only one image was asked for. Writes the CSV file."""
+    Raises the problem instead if only one image was asked for. Writes the CSV file. Raises
+    `RunError` at the end if a file of --explain could not be written."""
     predictor = _load(options, settings) if paths else None
     explainer = _explainer(predictor, options["explain"]) if predictor else None
     classes = predictor.classifier.classes if predictor else ("",)
@@ -107,6 +108,8 @@ def _show(
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
     if options["csv"] and predictor:
         _write_csv(shown, classes, options["csv"], threshold)
+    if explainer and explainer.failure:
+        raise explainer.failure
     return unreadable
 
 

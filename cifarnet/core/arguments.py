@@ -27,9 +27,9 @@ def path_argument(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111, Path would tidy up `./name`
 
 
-def check_package(name: str, flag: str) -> None:
-    """Imports the module `name` of an optional package, which `flag` needs. Raises `UserError` if
-    that fails."""
+def check_package(name: str, flag: str, listed_in: str = "requirements-extra.txt") -> None:
+    """Imports the module `name` of a package that `flag` needs. Raises `UserError` if that
+    fails."""
     package = name.partition(".")[0]
     try:
         for each in (package, name):
@@ -40,5 +40,5 @@ def check_package(name: str, flag: str) -> None:
         why = "is not installed" if missing else f"fails to import ({text or repr(problem)})"
         raise UserError(
             f"{flag} needs the package {package}, which {why}; "
-            f"pip install -r requirements-extra.txt, or leave {flag} out"
+            f"pip install -r {listed_in}, or leave {flag} out"
         ) from None

@@ -71,3 +71,17 @@ def test_other_networks_and_folders_are_refused_in_one_line(
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert words in done.err
     assert not Path("maps").exists()
+
+
+def test_a_file_that_cannot_be_drawn_costs_no_answer(predict, trained, monkeypatch):
+    """A full disk and a matplotlib that fails are alike: table, CSV file, then one line."""
+
+    def fail(*arguments):
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("commands.explaining._figure", fail)
+    images = sorted(trained.tree.glob("test/bar/*.png"))[:2]
+    done = predict("--explain", "maps", "--csv", "table.csv", *images)
+    assert (done.code, done.out.count("\n"), done.err.count("\n")) == (1, 3, 1)
+    assert f"--explain maps/{images[0].stem}.png: cannot write it (KeyError: " in done.err
+    assert len(Path("table.csv").read_text().splitlines()) == 3

@@ -59,6 +59,8 @@ def test_no_usable_temporary_folder(lacking, tmp_path):
         ("onnx", ("export", "--pretrained", "long", "--format", "onnx", "--out", "run")),
         ("onnxscript", ("export", "--pretrained", "long", "--format", "onnx", "--out", "run")),
         ("onnxruntime", ("predict", "--pretrained", "model.onnx", "picture.png")),
+        ("matplotlib", ("predict", "--pretrained", "hour", "--explain", "run", "picture.png")),
+        ("optuna", ("sweep", ROOT / "recipes" / "sweep_digits.toml", "--sweep_dir", "run")),
     ],
 )
 def test_a_package_that_is_there_but_broken(lacking, tmp_path, package, command):

@@ -180,7 +180,7 @@ def test_the_summary_has_the_figures_of_the_report(tmp_path):
         f"answers {at_80['answered']:.1%} of the images with 80% or more, and "
         f"{at_80['accuracy']:.1%} of these answers are right",
         f"Below 80%: only {hits[p < 0.8].mean():.1%} of those answers are right",
-        "it still names one, with 80% or more for 100% of the pictures of checks.",
+        "it still names one, with 80% or more for 100% of the images of checks.",
     ):
         assert part.replace("%", " %") in text
 
