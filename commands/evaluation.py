@@ -20,8 +20,9 @@ from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
-from cifarnet.reporting.label_issues import write_label_issues
+from cifarnet.reporting.label_issues import ValidationImages, write_label_issues
 from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
+from cifarnet.reporting.predictions import build_predictions
 from cifarnet.reporting.report_files import (
     LABEL_ISSUES,
     PAGE,
@@ -162,6 +163,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
     facts |= report_maps(classifier, splits, settings)
+    facts["validation"] = _validation(classifier, splits, settings, runtime)
     data = report_data(infos, splits, settings, runtime, **facts)
     write_evaluation(report, settings, directory, data, corruptions=corruptions)
     print_line(f"written to {directory}")
@@ -206,6 +208,25 @@ def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Se
             f"not say where; add --dataset folder --data_dir TREE, or --dataset cifar10"
         )
     return settings
+
+
+def _validation(
+    classifier: Classifier, splits: Splits, settings: Settings, runtime: Runtime
+) -> ValidationImages | None:
+    """The validation images of the run that trained `classifier`, if they are known, with its
+    predictions. The members of an ensemble may have held out others."""
+    val, (info, *others) = splits.val, classifier.infos
+    if val is None or others or not splits.same_normalization(info.mean, info.std):
+        if info.origin.settings.get("val_fraction"):
+            print_line(
+                f"{LABEL_ISSUES} lists test images only: the validation images are not known"
+            )
+        return None
+    batches = EvalBatches(val, settings.training.eval_batch_size, runtime)
+    logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
+    ranked = logits.argsort(dim=1, descending=True, stable=True)
+    predictions = build_predictions(logits, labels, ranked)
+    return ValidationImages(val.images.numpy(), val.names, predictions)
 
 
 def _warn_of_training_images(

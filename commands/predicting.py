@@ -79,14 +79,14 @@ def _show(
     settings: Settings,
 ) -> int:
     """Prints a line for each outcome; returns how many images and folders were not readable.
-    Raises the problem instead if only one image was asked for. Writes the CSV file. Raises
-    `RunError` at the end if a file of --explain could not be written."""
+    Raises the problem instead if only one image was asked for. Writes the CSV file, and says what
+    was written. Raises `RunError` at the end if a file of --explain could not be written."""
     predictor = _load(options, settings) if paths else None
     explainer = _explainer(predictor, options["explain"]) if predictor else None
     classes = predictor.classifier.classes if predictor else ("",)
     threshold = options["threshold"]
     table = Table(paths, classes, threshold)
-    unreadable = 0
+    unreadable = maps = 0
     shown: list[Outcome] = []
     with tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar:
         step = settings.training.eval_batch_size
@@ -99,6 +99,7 @@ def _show(
                 shown.append((path, outcome))
             entries = outcome if failed else outcome[: options["top_k"]]
             target = None if failed or explainer is None else explainer.write(path, outcome)
+            maps += target is not None
             if options["json"]:
                 tqdm.write(_json_line(path, entries, threshold, target))
             elif not failed:
@@ -106,11 +107,20 @@ def _show(
             if failed:
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
+    if explainer:
+        _say_written(options["explain"], maps, "map")
     if options["csv"] and predictor:
         _write_csv(shown, classes, options["csv"], threshold)
+        _say_written(options["csv"], len(shown), "row")
     if explainer and explainer.failure:
         raise explainer.failure
     return unreadable
+
+
+def _say_written(place: str, count: int, noun: str) -> None:
+    """Says it on stderr: stdout has the predictions only."""
+    number = f"{count:,} {noun}{'' if count == 1 else 's'}"
+    print(f"written to {printable(place)}: {number}", file=sys.stderr)
 
 
 def _load(options: dict[str, Any], settings: Settings) -> Predictor:

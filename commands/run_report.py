@@ -12,7 +12,7 @@ from cifarnet.checkpoints.history import start_and_end
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
 from cifarnet.checkpoints.snapshots import Snapshot, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel
-from cifarnet.core.errors import RunError, UserError, reason
+from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.log import clock
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.ranks import broadcast_from_rank0, sum_over_ranks
@@ -20,7 +20,7 @@ from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.reporting.label_issues import ValidationImages
 from cifarnet.reporting.metrics import Report
 from cifarnet.reporting.recorders import Recorders
-from cifarnet.reporting.report_files import RUN_JSON
+from cifarnet.reporting.report_files import RUN_JSON, move_measured_report
 from commands.calibration import calibrate, keep_temperature
 from commands.evaluation import evaluate_classifier, write_evaluation
 from commands.report_content import report_data, report_maps
@@ -128,6 +128,11 @@ def _write_report(
     validation: ValidationImages | None = None,
 ) -> None:
     """Writes the files of the report on the model `selected`, "last" or "best"."""
+    directory = run.folders["plot_dir"]
+    with os_errors(f"the report in {directory} could not be moved aside", kind=RunError):
+        moved = move_measured_report(directory, reports[selected])
+    if moved:
+        run.log.line(f"moved the former report, with its corruptions.csv, to {moved}")
     facts = {"history": run.learner.progress.history, "files": _files(run, source)}
     facts["validation"] = validation
     if run.trains:
@@ -138,7 +143,7 @@ def _write_report(
     write_evaluation(
         reports[selected],
         run.settings,
-        run.folders["plot_dir"],
+        directory,
         data,
         reports["last"],
         reports.get("best"),

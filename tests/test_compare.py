@@ -116,6 +116,16 @@ def test_different_test_images_are_a_warning(compared, tmp_path, dataset):
     assert line in Path("page.html").read_text()
 
 
+def test_a_warning_of_different_images_is_on_the_figures_not_on_equal_predictions(compared):
+    """The figures of `long` are of re-encoded images, but its predictions of the official ones."""
+    _, out, _ = compared(RESULTS / "hour", RESULTS / "long")
+    warning, _, test = out[-3:]
+    assert warning.startswith(
+        "warning: the figures in the table are of different test images: hour"
+    )
+    assert test.startswith("McNemar's test on the 10,000 images in both predictions.csv: only hour")
+
+
 @pytest.mark.parametrize("out", ["table.csv", "page.html"])
 def test_a_comparison_is_replaced_but_nothing_else(compared, tmp_path, out):
     flag = f"--{out.rpartition('.')[2]}"

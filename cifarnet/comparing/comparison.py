@@ -105,7 +105,8 @@ class Comparison:
 
     @property
     def warning(self) -> str:
-        """Says that runs were tested on different images; empty: as far as known, they were not."""
+        """Says that the figures are of different test images; empty: as far as known, they are
+        not. McNemar's test compares predictions.csv, which may be of other images."""
         if not set(IMAGES) & set(self.differing):
             return ""
         tested: dict[str, list[str]] = {}
@@ -113,7 +114,7 @@ class Comparison:
             where = f"{line.setting('images')}, {line.setting('test images')} test images"
             tested.setdefault(where, []).append(line.name)
         listed = "; ".join(f"{', '.join(names)}: {where}" for where, names in tested.items())
-        return f"warning: runs were tested on different images: {listed}"
+        return f"warning: the figures in the table are of different test images: {listed}"
 
 
 def compare(runs: Sequence[PastRun]) -> Comparison:

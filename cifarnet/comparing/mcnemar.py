@@ -18,17 +18,19 @@ def mcnemar(one: PastRun, other: PastRun) -> str:
     (first_true, first_right), (second_true, second_right) = map(_answers, (one, other))
     if first_true != second_true:
         return (
-            f"McNemar's test: refused, because {one.name} and {other.name} were tested on "
-            f"different images; evaluate both on one data set"
+            f"McNemar's test: refused, because the predictions.csv of {one.name} and {other.name} "
+            f"are of different images; evaluate both on one data set"
         )
     names = [
         f"{run.name} ({run.predicted_by})" if run.predicted_by else run.name for run in (one, other)
     ]
     first, second = len(first_right - second_right), len(second_right - first_right)
     p = binomtest(first, first + second).pvalue if first + second else 1.0
+    shares = [f"{len(right) / len(first_true):.2%}" for right in (first_right, second_right)]
     return (
-        f"McNemar's test on {len(first_true)} images: only {names[0]} is right on {first}, only "
-        f"{names[1]} on {second}; p = {p:.3g} (exact, two-sided)"
+        f"McNemar's test on the {len(first_true):,} images in both predictions.csv: only "
+        f"{names[0]} is right on {first}, only {names[1]} on {second}; p = {p:.3g} (exact, "
+        f"two-sided); top-1 {shares[0]} and {shares[1]}"
     )
 
 

@@ -74,10 +74,10 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
-    Removes page, pictures and corruptions.csv of another report first: they must not stand beside
-    these files. `paths` name the images. `last` and `best` are the reports of a run's last and best
-    model, where there are such. Writes `corruptions.csv` if there are `corruptions`. Returns the
-    content of metrics.json.
+    Removes page and pictures of another report first, and moves its corruptions.csv aside: they
+    must not stand beside these files. `paths` name the images. `last` and `best` are the reports
+    of a run's last and best model, where there are such. Writes `corruptions.csv` if there are
+    `corruptions`. Returns the content of metrics.json.
     """
     figures = {
         name: value
@@ -87,9 +87,11 @@ def write_report(
     figures |= {"last": last and last.headline(), "best": best and best.headline()}
     former = _report_in(files.directory)
     if not _is_same(former, report):
-        for name in (PAGE, CORRUPTIONS, *PICTURES):
+        for name in (PAGE, *PICTURES):
             with files.write(name) as path:
                 path.unlink(missing_ok=True)
+        with files.write(CORRUPTIONS):
+            _move(files.directory, [CORRUPTIONS])
     elif not last:  # evaluated again: keep what the run wrote
         figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
@@ -170,6 +172,11 @@ def move_other_report(directory: Path, report: Report) -> Path | None:
     run_id = former.get("run", {}).get("id")
     is_of_run = run_id and run_id == report.run.get("id")
     return _move(directory, [n for n in REPORT_FILES if not (is_of_run and n in CURVES)])
+
+
+def move_measured_report(directory: Path, report: Report) -> Path | None:
+    """`move_other_report` for a report with a corruptions.csv, which took long to measure."""
+    return move_other_report(directory, report) if exists(directory / CORRUPTIONS) else None
 
 
 def move_report_of_other_run(directory: Path, run_id: str, is_new: bool) -> Path | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import QUICK
 from support.pictures import draw_tree
 from support.random_models import random_model
 from support.small_runs import small_splits
@@ -95,6 +96,20 @@ def test_the_table_stays_with_its_report(command, tiny):
     (moved,) = Path("plots_complete").glob("*/corruptions.csv")
     assert (moved.read_text(), CSV.exists(), figures()["corruptions"]) == (before, False, None)
     assert not page_has_the_table()
+
+
+def test_a_continued_run_moves_the_table_of_its_former_report(command):
+    once = (*QUICK, "--epochs", "1")
+    assert command("main", *once, "--limit_test", "10").code == 0
+    assert command("evaluate", "--run_dir", ".", "--corruptions").code == 0
+    table = CSV.read_text()
+    done = command("main", *once, "--limit_test", "10", "--epochs", "2", "--resume", "auto")
+    assert (done.code, done.err) == (0, "")
+    (moved,) = Path("plots_complete").glob("before_*")
+    assert f"moved the former report, with its corruptions.csv, to {moved}" in done.out
+    assert ((moved / "corruptions.csv").read_text(), CSV.exists()) == (table, False)
+    assert json.loads((moved / "metrics.json").read_text())["epoch"] == 1
+    assert figures()["epoch"] == 2
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,11 @@ def runs_with(folder, one: str, other: str, image="{}"):
 def test_the_line_names_counts_and_probability(tmp_path, one, other, p):
     only = sum(a > b for a, b in zip(one, other, strict=True))
     line = mcnemar(*runs_with(tmp_path, one, other))
-    assert line.startswith(f"McNemar's test on {len(one)} images: only one is right on {only}, ")
+    start = f"McNemar's test on the {len(one)} images in both predictions.csv: only one is right on"
+    assert line.startswith(f"{start} {only}, ")
     assert f"p = {p:.3g} " in line
+    shares = [f"{right.count('y') / len(right):.2%}" for right in (one, other)]
+    assert line.endswith(f"top-1 {shares[0]} and {shares[1]}")
 
 
 def test_predictions_that_do_not_fit_are_refused(tmp_path):

@@ -67,6 +67,10 @@ def test_a_wrong_label_of_a_validation_image_is_found_and_shown(command, trained
     assert named == ("val/star/moved.png", "star", "disc")
     text = Path("p/report.html").read_text(encoding="utf-8")
     page, count = data_of(text), len(rows)
+    before = Path("p/label_issues.csv").read_bytes()
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p")
+    assert (done.code, done.err) == (0, "")
+    assert Path("p/label_issues.csv").read_bytes() == before
     shown = [page["shown"][place][0] for place in page["lists"]["validation"]]
     assert shown == [row["image"] for row in rows]
     assert page["tested"] + count == len(page["shown"])
@@ -77,3 +81,14 @@ def test_a_class_without_images_is_never_suggested():
     logits = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 9.0]])
     predictions = build_predictions(logits, torch.tensor([0, 1]), logits.argsort(descending=True))
     assert not np.isin(label_issues(predictions).suggested, [2]).any()
+
+
+def test_without_the_validation_images_of_the_run_a_line_says_so(command, trained):
+    flags = (*QUICK, *from_folder(trained.tree), "--epochs", "1", "--val_fraction", "0.4")
+    assert command("main", *flags).code == 0
+    again = ("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p")
+    for more, said in (((), False), (("--data_dir", trained.tree), True)):
+        done = command(*again, *more)
+        assert (done.code, done.err) == (0, "")
+        words = "label_issues.csv lists test images only: the validation images are not known"
+        assert (words in done.out) == said

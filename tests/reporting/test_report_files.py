@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 from support.reports import make_report
 
-from cifarnet.reporting.report_files import PAGE, Attempts, move_other_report, write_report
+from cifarnet.reporting.corruptions import CORRUPTIONS, CorruptionRow
+from cifarnet.reporting.report_files import (
+    PAGE,
+    Attempts,
+    move_measured_report,
+    move_other_report,
+    write_report,
+)
 
 
 @pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
@@ -41,6 +48,24 @@ def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature,
     assert (figures["last"] is None, (tmp_path / PAGE).exists()) == (moved, not moved)
     assert move_other_report(tmp_path, again) is None
     assert (move_other_report(tmp_path, report) is None) is not moved
+
+
+@pytest.mark.parametrize("metrics", ["readable", "missing"])
+def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, metrics):
+    report = make_report("abc")
+    rows = [CorruptionRow("none", 0, 0.5, 60), CorruptionRow("fog", 1, 0.25, 60)]
+    write_report(report, Attempts(tmp_path), corruptions=rows)
+    table = (tmp_path / CORRUPTIONS).read_text()
+    if metrics == "missing":
+        (tmp_path / "metrics.json").unlink()
+    other = replace(report, sha256="1")
+    moved = move_measured_report(tmp_path, other)
+    figures = write_report(other, Attempts(tmp_path), last=other)
+    (folder,) = tmp_path.glob("before_*")
+    assert ((folder / CORRUPTIONS).read_text(), figures["corruptions"]) == (table, None)
+    assert (folder / "metrics.json").exists() == (moved == folder) == (metrics == "readable")
+    assert not (tmp_path / CORRUPTIONS).exists()
+    assert move_measured_report(tmp_path, report) is None  # a report without a table stays
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
