@@ -107,7 +107,7 @@ def _show(
             if failed:
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
-    if explainer:
+    if maps:
         _say_written(options["explain"], maps, "map")
     if options["csv"] and predictor:
         _write_csv(shown, classes, options["csv"], threshold)

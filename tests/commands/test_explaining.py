@@ -83,6 +83,7 @@ def test_a_file_that_cannot_be_drawn_costs_no_answer(predict, trained, monkeypat
     monkeypatch.setattr("commands.explaining._figure", fail)
     images = sorted(trained.tree.glob("test/bar/*.png"))[:2]
     done = predict("--explain", "maps", "--csv", "table.csv", *images)
-    assert (done.code, done.out.count("\n"), done.err.count("\n")) == (1, 3, 1)
+    assert (done.code, done.out.count("\n"), done.err.count("\n")) == (1, 3, 2)
+    assert done.err.startswith("written to table.csv: 2 rows\n")
     assert f"--explain maps/{images[0].stem}.png: cannot write it (KeyError: " in done.err
     assert len(Path("table.csv").read_text().splitlines()) == 3
