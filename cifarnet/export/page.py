@@ -128,6 +128,7 @@ KINDS: dict[str, Callable[..., Tensor]] = {
 
 
 SLIDING = ("kernel_size", "stride", "padding", "dilation")
+PIXELWISE = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 AS_PIXELS = (slice(None), slice(None), None, None)  # [B,C] -> [B,C,1,1]
 
 
@@ -154,8 +155,8 @@ class _Tracer(fx.Tracer):
 def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
     """The layers of `network` in evaluation, and their weights float32 [n] in one array.
 
-    Batch normalisation becomes part of the convolution before it. Raises `UserError` for a layer
-    that the page does not support.
+    Batch normalisation becomes part of the convolution before it, if there is one. Raises
+    `UserError` for a layer that the page does not support.
     """
     network = use_plain_forms(copy.deepcopy(network)).cpu().float().eval()
     try:
@@ -186,20 +187,23 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
             return None
         case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
             return None
-        case nn.BatchNorm2d() if before.get("kind") == "convolution" and (
-            len(node.args[0].users) == 1  # nothing else uses its output
-        ):
+        case nn.BatchNorm2d():
             scale = called.weight * torch.rsqrt(called.running_var + called.eps)
-            before["weight"] = before["weight"] * scale[:, None, None, None]
-            before["bias"] = called.bias + scale * (before["bias"] - called.running_mean)
-            return None
+            shift = called.bias - scale * called.running_mean
+            alone = len(node.args[0].users) == 1  # nothing else uses its input
+            if before.get("kind") == "convolution" and alone:
+                before["weight"] = before["weight"] * scale[:, None, None, None]
+                before["bias"] = shift + scale * before["bias"]
+                return None
+            depthwise = {"kind": "convolution", "out": len(scale), "groups": len(scale)}
+            return depthwise | PIXELWISE | {"weight": scale[:, None, None, None], "bias": shift}
         case nn.Conv2d() if called.padding_mode == "zeros":
             sides = {name: getattr(called, name) for name in SLIDING}
             if all(height == width for height, width in sides.values()):
                 fields = {name: side for name, (side, _) in sides.items()}
                 return fields | {"groups": called.groups} | _convolution(called)
         case nn.Linear():  # a convolution of one pixel
-            return dict.fromkeys(SLIDING, 1) | {"padding": 0, "groups": 1} | _convolution(called)
+            return PIXELWISE | {"groups": 1} | _convolution(called)
         case nn.MaxPool2d() if called.padding == 0 and called.stride == called.kernel_size:
             return {"kind": "maxpool", "size": called.kernel_size}
         case nn.ReLU() | torch.relu | F.relu | "relu":

@@ -1,7 +1,7 @@
 """Class activation maps: how much each part of an image counts for a class.
 
-Zhou et al. 2016, arXiv 1512.04150. CIFARNet's head is a linear layer on the mean of the feature
-map, so the maps are exact: a logit is the mean of its map plus the bias of the head.
+Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet and LiteNet are a linear layer on the mean
+of the feature map, so the maps are exact: a logit is the mean of its map plus the bias of the head.
 """
 
 import torch
@@ -11,6 +11,7 @@ from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.networks.cifarnet import CIFARNet
+from cifarnet.networks.lite import LiteNet
 
 LOCAL = ("none", "spatial")  # by --attention: the others depend on the whole image
 
@@ -21,9 +22,9 @@ def why_no_maps(classifier: Classifier) -> str:
         return "an average over networks or views has no single map; use one network without --tta"
     if not isinstance(classifier, TorchClassifier):
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
-    if not isinstance(classifier.network, CIFARNet):
+    if not isinstance(classifier.network, CIFARNet | LiteNet):
         name = type(classifier.network).__name__
-        return f"{name} takes the maximum of the feature map, not the mean; use a CIFARNet"
+        return f"{name} takes the maximum of the feature map; use cifarnet or lite, with their mean"
     return ""
 
 
@@ -39,8 +40,8 @@ def caution(info: ModelInfo) -> str:
 def class_maps(classifier: TorchClassifier, pixels: Tensor, labels: Tensor) -> Tensor:
     """The maps float32 [N,K,h,w] for the classes `labels`, int64 [N,K], of uint8 [N,3,S,S].
 
-    h and w are half the sides of the images, times the network's enlargement. Computed in float32
-    whatever --amp says. Needs a classifier that `why_no_maps` says nothing of.
+    h and w are a half (LiteNet: a quarter) of the sides of the images, times the enlargement.
+    Computed in float32 whatever --amp says. Needs a classifier that `why_no_maps` says nothing of.
     """
     network = classifier.network
     images = Normalise(classifier.mean, classifier.std, pixels.device)(pixels)

@@ -8,6 +8,7 @@ from torch import nn
 from cifarnet.networks.attention import add_attention
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_fast_forms
+from cifarnet.networks.lite import LiteNet
 from cifarnet.networks.residual import ResidualNet
 from cifarnet.networks.scaling import deepen
 from cifarnet.settings.network import NetworkSettings
@@ -27,8 +28,13 @@ def _residual(settings: NetworkSettings, classes: int) -> nn.Module:
     return ResidualNet(classes, settings.dropouts[-1])
 
 
+def _lite(settings: NetworkSettings, classes: int) -> nn.Module:
+    return LiteNet(classes, settings.dropouts[-1])
+
+
 NETWORKS: dict[str, Callable[[NetworkSettings, int], nn.Module]] = {  # by --network
     "cifarnet": _cifarnet,
+    "lite": _lite,
     "residual": _residual,
 }
 

@@ -15,8 +15,9 @@ class NetworkSettings(Group):
     """The architecture."""
 
     # fmt: off
-    network: str = flag("cifarnet", choices=("cifarnet", "residual"), help=
-        "residual is a larger network, meant as a --teacher.")
+    network: str = flag("cifarnet", choices=("cifarnet", "lite", "residual"), help=
+        "lite is more accurate and faster than cifarnet, and no larger. residual is a larger "
+        "network, meant as a --teacher.")
     attention: str = flag("none", choices=("none", "eca", "se", "simam", "cbam", "spatial"), help=
         "Add attention to the separable blocks of cifarnet. eca and se weight channels, "
         "spatial weights positions, cbam both. simam weights each value and has no parameters.")
@@ -33,7 +34,7 @@ class NetworkSettings(Group):
         "are enlarged on the device, in evaluation too.")
     dropout: str = flag("0.05,0.1,0.1,0.02",
         "Share of the channels that dropout sets to zero: one rate, or one for each of the four "
-        "blocks. --network residual uses the last one, before its head.",
+        "blocks. Other networks use the last one, before their head.",
         within="[0, 1)", numbers=(1, 4), metavar="P|P,P,P,P")
     # fmt: on
 
@@ -46,9 +47,9 @@ class NetworkSettings(Group):
             )
         names = ("attention", "width", "depth", "compound_scale")
         changed = [name for name in names if getattr(self, name) != getattr(NetworkSettings, name)]
-        if self.network == "residual" and changed:
+        if self.network != "cifarnet" and changed:
             raise UserError(
-                f"--{changed[0]} changes cifarnet only; leave it or --network residual out"
+                f"--{changed[0]} changes cifarnet only; leave it or --network {self.network} out"
             )
         if self.compound_scale and (self.width, self.depth) != (1, 1):
             raise UserError(

@@ -100,7 +100,9 @@ def test_the_answers_are_the_networks_for_any_number_of_images(exported, ours, c
 
 
 @pytest.mark.parametrize(
-    "changes", [{"network": "residual"}, {"attention": "cbam", "compound_scale": 1.0}], ids=str
+    "changes",
+    [{"network": "lite"}, {"network": "residual"}, {"attention": "cbam", "compound_scale": 1.0}],
+    ids=str,
 )
 def test_another_network_of_another_size(tmp_path, changes):
     ours = TorchClassifier(random_model(48, **changes))

@@ -9,6 +9,7 @@ from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import Augmented, Ensemble, TorchClassifier
 
 EXACT = (
+    {"network": "lite"},
     *({}, {"width": 0.5}, {"depth": 2.0}, {"compound_scale": 2.0}, {"amp": True}),
     *({"attention": name} for name in ("eca", "se", "simam", "cbam", "spatial")),
 )

@@ -6,7 +6,11 @@ from cifarnet.networks.build import NETWORKS, build_model, parameter_count
 from cifarnet.networks.fast import FAST_FORMS
 from cifarnet.settings.network import NetworkSettings
 
-BY_NAME = {"cifarnet": (174_762 - 3_850, 385), "residual": (2_494_890 - 2_570, 257)}
+BY_NAME = {
+    "cifarnet": (174_762 - 3_850, 385),
+    "lite": (158_922 - 650, 65),
+    "residual": (2_494_890 - 2_570, 257),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -30,7 +34,8 @@ def test_a_network_has_the_fast_forms_and_the_fast_layout(name):
 
 def test_each_block_has_its_dropout():
     settings = {"dropout": "0.5,0.4,0.3,0.2"}
-    assert build_model(NetworkSettings(network="residual", **settings), 10).dropout.p == 0.2
+    for other in ("lite", "residual"):
+        assert build_model(NetworkSettings(network=other, **settings), 10).dropout.p == 0.2
     model = build_model(NetworkSettings(**settings), 10)
     blocks = (model.c1, model.c2, model.c3, model)
     assert [block.dropout.p for block in blocks] == [0.5, 0.4, 0.3, 0.2]

@@ -151,6 +151,7 @@ def test_image_sizes():
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
         ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
+        ({"network": "lite", "width": 2}, "--width .* leave it or --network lite out"),
         ({"network": "residual", "width": 2}, "--width changes cifarnet only; leave it"),
         ({"network": "residual", "compound_scale": 1}, "--compound_scale changes cifarnet only"),
         ({"compound_scale": 1, "depth": 2}, "--compound_scale sets width and depth itself; leave"),
