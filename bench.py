@@ -13,9 +13,12 @@ from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import check_replaceable
 from cifarnet.settings.parser import add_pretrained
 from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
+
+JSON_BEGINS = '{\n  "machine"'  # so a file of `--json` begins
 
 SWITCHES = {
     "quick": "One round of the rows that decide: about two minutes on two cores.",
@@ -61,7 +64,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     for name, text in SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_argument("--json", metavar="FILE", help="Write the figures to this file too.")
+    parser.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="Write the figures to this file too."
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="Only measurements with TEXT in their name."
@@ -88,6 +93,7 @@ def check_request(options: argparse.Namespace) -> None:
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
+    check_replaceable(options.json, "--json", "a file of bench.py", JSON_BEGINS)
     options.counts = [int(count) for count in counts]
     options.names = chosen_rows(options)
     if not options.inference and (options.pretrained or options.data_dir):

@@ -14,6 +14,7 @@ from commands import bench_training, benching
         (["--quick", "--only", "compiled"], "no measurement of --quick has that in its name"),
         (["--only", "nothing"], "--only nothing: no measurement has that in its name"),
         (["--data_dir", "."], "--pretrained and --data_dir are for --inference; add it"),
+        (["--json", "no/where.json"], "--json no/where.json: the folder no cannot be written to"),
         (["--inference", "--pretrained", "nobody"], "there are no weights 'nobody'"),
     ],
     ids=" ".join,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cifarnet.core.arguments import check_package, path_argument
+from cifarnet.core.arguments import check_package, with_home
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.core.files import exists
 from cifarnet.settings import Settings
@@ -43,9 +43,9 @@ def split_names(text: str) -> list[str]:
     while parts:
         joined = {count: ",".join(parts[:count]) for count in range(len(parts), 1, -1)}
         # Path.exists raises for too long a name.
-        whole = (n for n, path in joined.items() if os.path.exists(path_argument(path)))  # noqa: PTH110
+        whole = (n for n, path in joined.items() if os.path.exists(with_home(path)))  # noqa: PTH110
         count = next(whole, 1)
-        names.append(path_argument(",".join(parts[:count])))
+        names.append(with_home(",".join(parts[:count])))
         del parts[:count]
     return names
 

@@ -22,9 +22,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {did_you_mean(unknown, flags) or 'see --help'}")
 
 
-def path_argument(text: str) -> str:
-    """The type of an argument that is a path: `~` means the home directory."""
+def with_home(text: str) -> str:
+    """`text` with the home directory for `~`."""
     return os.path.expanduser(text)  # noqa: PTH111, Path would tidy up `./name`
+
+
+def path_argument(text: str) -> str:
+    """The type of an argument that is a path, which is not empty: an unset variable of a shell
+    would mean the working directory."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("the path is empty, or holds a null character")
+    return with_home(text)
 
 
 def check_package(name: str, flag: str, listed_in: str = "requirements-extra.txt") -> None:

@@ -63,8 +63,8 @@ def lost_workers(why: str) -> RunError:
 
 @contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
-    """Turns errors that tell of the machine into `RunError`: out of memory, dead workers, no
-    further thread, no temporary folder.
+    """Turns errors that tell of the machine into `RunError`: out of memory or address space, dead
+    workers, no further thread, no temporary folder.
 
     torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so
     its message decides.
@@ -82,6 +82,12 @@ def machine_errors() -> Iterator[None]:
             raise lost_workers("one of them was killed, or ran out of memory") from None
         if re.search("can't start new thread|pthread_create failed", text):
             raise RunError(NO_PROCESS) from None
+        raise
+    except ImportError as problem:
+        if "failed to map segment" in str(problem):  # as the dynamic linker says
+            raise RunError(
+                "the libraries do not fit into the address space; raise its limit (ulimit -v)"
+            ) from None
         raise
     except OSError as problem:
         if isinstance(problem, BlockingIOError):  # of fork

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifarnet.core.arguments import Parser, path_argument
+from cifarnet.core.arguments import Parser, path_argument, with_home
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.settings import FLAGS, GROUPS, Settings
 from cifarnet.settings.evaluation import TTA
@@ -62,7 +62,7 @@ def _read_value(spec: Field, text: str) -> str | None:
         return None
     shown = spec.metadata["metavar"] or "PATH"
     is_path = not spec.metadata["choices"] and ("PATH" in shown or "FILE" in shown)
-    return path_argument(text) if is_path else text
+    return with_home(text) if is_path else text
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,27 @@ def test_a_switch_takes_no_value(parser, word):
         parser.parse_args([word])
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("predict", ["--pretrained", "hour", ""]),
+        ("predict", ["--pretrained", "hour", "--explain", "", "a.png"]),
+        ("export", ["--pretrained", "hour", "--out", ""]),
+        ("compare", [""]),
+        ("sweep", ["a.toml", "--sweep_dir="]),
+        ("bench", ["--json", ""]),
+        ("evaluate", ["--snapshot", ""]),
+        ("main", ["--run_dir", ""]),
+    ],
+)
+def test_an_empty_path_is_refused(command, tmp_path, name, flags):
+    """Of an unset variable in a shell. It would mean the working directory, or the default."""
+    done = command(name, *flags)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "is empty" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_package_is_named_with_its_flag():
     check_package("numpy", "--json")
     with pytest.raises(UserError, match=r"--json needs the package no_such_package, .*; pip "):

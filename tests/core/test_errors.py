@@ -51,3 +51,11 @@ def test_out_of_memory_is_one_line():
 def test_a_limit_of_processes_is_one_line(problem):
     with pytest.raises(RunError, match=r"no process or thread .*ulimit -u"), machine_errors():
         raise problem
+
+
+def test_a_limit_of_address_space_is_one_line():
+    """Clusters limit it on login nodes."""
+    with pytest.raises(RunError, match=r"address space; .*ulimit -v"), machine_errors():
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    with pytest.raises(ImportError, match="libx"), machine_errors():
+        raise ImportError("libx.so: no such file")
