@@ -22,12 +22,12 @@ UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # These begin with a signature, so they are recognised without an image suffix.
 BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
-# Thumbnails, trash and notes of Synology, QNAP, Windows, macOS and Linux, in one line each.
+# Thumbnails, trash and notes of Synology, QNAP, Windows, macOS, and of others, in one line each.
 SYSTEM = re.compile(
     r"@eaDir|@tmp|#recycle|#snapshot|@Recycle|@__thumb|\.@__thumb"
     r"|\$RECYCLE\.BIN|System Volume Information|(eh)?thumbs\.db|desktop\.ini"
     r"|__MACOSX|\._.*|\.DS_Store|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r"
-    r"|lost\+found|\.Trash-\d+",
+    r"|@Recently-Snapshot|~snapshot|found\.\d{3}|__pycache__|lost\+found|\.Trash-\d+",
     re.IGNORECASE,
 )
 

@@ -37,8 +37,8 @@ def read_labels(root: Path, labels: Path, say: Say, classes: tuple[str, ...] = (
             f"--labels {labels}: none of its {len(class_of)} paths is a file; write them relative "
             f"to it or to --data_dir {root}"
         )
+    parts = _parts_of(list(class_of), root, say, evaluates=bool(classes))
     classes = classes or checked_classes({name for name, _ in class_of.values()}, labels)
-    parts = _parts_of(list(class_of), root, say, bool(classes))
     files = [File(path, parts[path], classes.index(name)) for path, (name, _) in class_of.items()]
     return Layout(
         classes, sorted(files, key=lambda file: (ORDER.index(file.part), file.label, file.path))

@@ -65,6 +65,7 @@ def test_images_are_found_in_order_below_a_folder(tmp_path):
 
 def test_names_of_systems_are_told_from_others():
     system = ["$Recycle.Bin", "__macosx", "LOST+FOUND", "desktop.ini", ".DS_Store", ".Trash-1000"]
+    system += ["@Recently-Snapshot", "~snapshot", "FOUND.000", "__pycache__"]
     assert all(is_system(name) and is_hidden(name) for name in system)
     others = ["eaDir", "lost", "recycle", "thumbs.png", "macosx", "__MACOSX2", "_.jpg"]
     assert not any(is_system(name) or is_hidden(name) for name in others)

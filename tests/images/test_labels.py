@@ -159,6 +159,12 @@ def test_paths_may_be_written_as_on_windows(loose):
     assert entries(layout) == [("a.png", "", "x"), ("b c.png", "", "y")]
 
 
+def test_images_in_one_part_only_are_split_to_train(loose):
+    touch(loose, "test/a.png", "test/b.png")
+    layout = read(loose, "test/a.png,1\ntest/b.png,2\n")
+    assert entries(layout) == [("a.png", "", "1"), ("b.png", "", "2")]
+
+
 def test_the_classes_of_a_network_to_evaluate_are_those_of_the_labels(loose):
     touch(loose, "test/a.png")
     layout = read(loose, "test/a.png,b\n", classes=("c", "b", "a"))
