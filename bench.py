@@ -18,7 +18,7 @@ from cifarnet.settings.parser import add_pretrained
 from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
 
-JSON_BEGINS = '{\n  "machine"'  # so a file of `--json` begins
+JSON_BEGINS = '{\n  "machine"'  # the first characters of a file of --json
 
 SWITCHES = {
     "quick": "One round of the rows that decide: about two minutes on two cores.",
@@ -93,6 +93,8 @@ def check_request(options: argparse.Namespace) -> None:
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
+    if options.json and (options.profile or options.ranks):
+        raise UserError("--profile and --ranks write no --json file; leave one of them out")
     check_replaceable(options.json, "--json", "a file of bench.py", JSON_BEGINS)
     options.counts = [int(count) for count in counts]
     options.names = chosen_rows(options)

@@ -29,7 +29,7 @@ def load_pretrained(name: str | Path, tta: str = "none") -> Classifier:
     or of a file that export.py wrote; or several of these, separated by commas: an ensemble. `tta`
     is the test-time augmentation: "none", "flip" or "shift", see `views`.
 
-    `classifier.pixels(picture)` gives its input, `classifier.classes` the class names. Raises
+    `classifier.pixels(image)` gives its input, `classifier.classes` the class names. Raises
     `UserError`.
     """
     names = split_names(name) if isinstance(name, str) else [str(name.absolute())]

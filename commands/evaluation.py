@@ -88,7 +88,8 @@ def write_evaluation(
 ) -> None:
     """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
-    Removes the page and pictures of a report on another network, temperature or images.
+    Removes the page and pictures of a report on another network, temperature or images, and moves
+    its corruptions.csv.
     With --plot_evaluation also two pictures, with --report a page that shows `data` too, and with
     `corruptions` their table. `last` and `best` are the reports of a run's last and best model, if
     they exist. Raises `RunError` if a file cannot be written; the others are written then.

@@ -56,8 +56,9 @@ class Study:
                     create = {"direction": "maximize", "load_if_exists": True}
                     self._open(optuna.create_study, **create)
         except OSError as problem:
+            path = problem.filename or folder
             raise UserError(
-                f"--sweep_dir {folder}: cannot open {problem.filename} ({reason(problem)}); "
+                f"--sweep_dir {folder}: cannot open {path} ({reason(problem)}); "
                 f"change its permissions, or choose another folder"
             ) from None
 

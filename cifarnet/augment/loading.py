@@ -129,8 +129,8 @@ class _AugmentedBatches(Dataset):
 
 
 def _prepare_worker(worker: int) -> None:
-    """Ends a worker that cannot start a thread, as it needs one to send its batches. If SIGTERM is
-    ignored, as in this run, a worker ignores it too: torch has set a handler of its own."""
+    """Ends a worker that cannot start a thread: it needs one to send its batches. A worker of a run
+    that ignores SIGTERM ignores it too; torch has given it a handler of its own."""
     try:
         threading.Thread(target=int).start()
     except RuntimeError:

@@ -28,7 +28,7 @@ def startable_threads(most: int) -> int:
 
 def fit_libraries() -> None:
     """Limits the threads of numpy, scipy and torch to those that can start: OpenBLAS would print
-    errors or end the process. It takes effect before these are imported."""
+    errors or end the process. Has no effect once they are imported."""
     if "numpy" in sys.modules:
         return
     wanted = POOLS * min(os.cpu_count() or 1, MOST_CORES) + OTHERS

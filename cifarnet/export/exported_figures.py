@@ -18,6 +18,7 @@ FIGURES = {  # what export.py and the model card need of a metrics.json, with th
     **dict.fromkeys(("dataset", "weights", "sha256"), str),
     **{"macro": dict[str, float], "per_class": dict[str, dict[str, float]]},
 }
+ROW = {"threshold": float, "answered": float, "accuracy": float | None}  # of `thresholds`
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -64,9 +65,6 @@ def with_accuracy(model: TrainedModel, metrics: dict[str, Any], path: Path) -> T
     return dataclasses.replace(model, origin=origin)
 
 
-ROW = {"threshold": float, "answered": float, "accuracy": float | None}  # of `thresholds`
-
-
 def metrics_beside(weights: Path) -> dict[str, Any]:
     """The metrics.json beside the file `weights`, as in results/, or in the folder of the report of
     the run that wrote them. Raises `UserError` if there is none, or none that can be read."""
@@ -84,7 +82,7 @@ def threshold_rows(model: ModelInfo, metrics: dict[str, Any]) -> list[list[float
     """
     theirs = [metrics.get("sha256"), metrics.get("temperature", 1.0), metrics.get("tta", "none")]
     if theirs != [model.sha256, model.temperature, "none"]:
-        raise UserError("metrics.json is of other weights or of another temperature")
+        raise UserError("metrics.json is of other weights, another temperature or --tta")
     rows = metrics.get("thresholds")
     try:
         for row in rows or [{}]:

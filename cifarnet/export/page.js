@@ -363,7 +363,7 @@ function present({ pixels, logits, maps: ofClasses, milliseconds }) {
 function say() {
   const { value } = element("threshold");
   element("least").textContent = `${value} %`;
-  element("bought").textContent = bought(value / 100);
+  element("effect").textContent = effect(value / 100);
   if (!answer) return;
   const unsure = answer.share < value / 100;
   document.body.classList.toggle("unsure", unsure);
@@ -371,8 +371,8 @@ function say() {
   tell(`. Answered in ${Math.round(answer.milliseconds)} ms.`, words);
 }
 
-/** What the highest measured threshold up to `limit` buys, in words; empty if none was measured. */
-function bought(limit) {
+/** What the highest measured threshold up to `limit` lets through, in words; empty if none was measured. */
+function effect(limit) {
   const row = network.thresholds.findLast(([threshold]) => threshold <= limit);
   if (!row) return "";
   const [threshold, answered, accuracy] = row, limitInWords = `${Math.round(100 * threshold)} %`;

@@ -14,6 +14,7 @@ from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.lite import LiteNet
 
 LOCAL = ("none", "spatial")  # by --attention: the others depend on the whole image
+LITE_FIELD = 36  # pixels: the side of the receptive field of a value of LiteNet's maps
 
 
 def why_no_maps(classifier: Classifier) -> str:
@@ -24,16 +25,18 @@ def why_no_maps(classifier: Classifier) -> str:
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
     if not isinstance(classifier.network, CIFARNet | LiteNet):
         name = type(classifier.network).__name__
-        return f"{name} takes the maximum of the feature map; use cifarnet or lite, with their mean"
+        return f"{name} takes the maximum of the feature map, not the mean; use cifarnet or lite"
     return ""
 
 
 def caution(info: ModelInfo) -> str:
     """What a reader of the maps of a model should know, as a sentence; empty if nothing."""
     attention = info.network.attention
-    if attention in LOCAL:
-        return ""
-    return f"This network has attention ({attention}): each part depends on the whole image too."
+    if attention not in LOCAL:
+        return f"This network has attention ({attention}): each part depends on the whole image."
+    if info.network.network == "lite":
+        return f"Each part depends on the {LITE_FIELD}x{LITE_FIELD} pixels around it."
+    return ""
 
 
 @torch.inference_mode()

@@ -228,7 +228,7 @@ def test_a_calibrated_network_is_unsure_below_the_threshold(browser, tmp_path):
     assert console(browser) == []
 
 
-def test_the_page_says_what_a_threshold_buys(browser, tmp_path):
+def test_the_page_says_what_a_threshold_lets_through(browser, tmp_path):
     network, size = build("weighed")
     rows = [[0.0, 1.0, 0.9], [0.5, 0.97, 0.92], [0.8, 0.81, 0.975], [0.99, 0.0, None]]
     open_page(browser, write(network, tmp_path, size, rows))

@@ -62,3 +62,12 @@ def test_networks_without_maps_say_why(trained, onnx_files):
 )
 def test_attention_that_sees_the_whole_image_is_named(attention, local):
     assert (caution(random_model(attention=attention)) == "") is local
+
+
+def test_the_receptive_field_of_lite_is_named():
+    """In evaluation, on an image that is larger than it."""
+    model = random_model(96, network="lite")
+    images = torch.randn(9, 3, 96, 96, requires_grad=True)
+    model.build().eval().features(images)[:, :, 12, 12].sum().backward()
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero()
+    assert f"the {rows.max() - rows.min() + 1}x{len(rows)} pixels" in caution(model)
