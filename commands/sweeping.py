@@ -41,7 +41,7 @@ def run_command_line(sweep: Sweep, values: dict[str, Any], folder: Path) -> list
     return [sys.executable, str(MAIN), *words, "--run_dir", str(folder), "--resume", "auto"]
 
 
-def past_run(folder: Path, say: Callable[[str], object] = str) -> PastRun | None:
+def past_run(folder: Path, say: Callable[[str], object] = lambda message: None) -> PastRun | None:
     """What the run in `folder` has left so far; None: nothing yet, or, as `say` is told, nothing
     that can be read."""
     try:

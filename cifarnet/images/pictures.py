@@ -30,7 +30,7 @@ def read_images(
         except UserError as problem:
             return problem
 
-    paths = list(paths)  # a pool that fails has taken some
+    paths = list(paths)  # of a generator, a pool that fails would have taken some
     # Filters of warnings are global: they change in this thread only.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         try:

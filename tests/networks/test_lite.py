@@ -1,26 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.random_models import random_model
 
 from cifarnet.networks.cost import multiply_adds
-from cifarnet.networks.fast import use_fast_forms
+from cifarnet.networks.fast import use_fast_forms, use_plain_forms
 from cifarnet.networks.lite import LiteNet
 
 
-@pytest.fixture
-def network() -> LiteNet:
-    """In evaluation mode, with running statistics of some batches."""
-    torch.manual_seed(3)
-    network = LiteNet(2)
-    with torch.no_grad():
-        for _ in range(30):
-            network(torch.randn(16, 3, 32, 32))
-    return network.double().eval()
-
-
 @pytest.mark.parametrize("forms", ["plain", "fast"])
-def test_evaluation_is_what_the_layers_say(network, forms):
+def test_evaluation_is_what_the_layers_say(forms):
     """Against plain functional calls, in 64 bits."""
+    network = use_plain_forms(random_model(network="lite").build()).double().eval()
     state = network.state_dict()
 
     def conv(x, name):

@@ -1,25 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.random_models import random_model
 
-from cifarnet.networks.fast import use_fast_forms
+from cifarnet.networks.fast import use_fast_forms, use_plain_forms
 from cifarnet.networks.residual import ResidualNet
 
 
-@pytest.fixture
-def network() -> ResidualNet:
-    """In evaluation mode, with running statistics of some batches."""
-    torch.manual_seed(3)
-    network = ResidualNet(2)
-    with torch.no_grad():
-        for _ in range(30):
-            network(torch.randn(16, 3, 32, 32))
-    return network.double().eval()
-
-
 @pytest.mark.parametrize("forms", ["plain", "fast"])
-def test_evaluation_is_what_the_layers_say(network, forms):
+def test_evaluation_is_what_the_layers_say(forms):
     """Against plain functional calls, in 64 bits."""
+    network = use_plain_forms(random_model(network="residual").build()).double().eval()
     state = network.state_dict()
 
     def conv(x, name):
