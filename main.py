@@ -1,4 +1,4 @@
-"""Trains CIFARNet, or its teacher, and reports on it: `python main.py --epochs 250 --amp`.
+"""Trains CIFARNet, LiteNet or a teacher, and reports on it: `python main.py --epochs 250 --amp`.
 
 See README.md, or --help. This file reads the flags and refuses what it can, before torch is
 imported, which takes seconds. `commands/training_run.py` does the rest.
@@ -17,7 +17,7 @@ from cifarnet.core.launch import launched_ranks
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import given_flags
 
-DESCRIPTION = "Trains CIFARNet (174,762 parameters) and reports on it."
+DESCRIPTION = "Trains CIFARNet (174,762 parameters), or another --network, and reports on it."
 
 
 def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = None) -> int:
