@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="FILE",
         help="The metrics.json that main.py or evaluate.py wrote for this network. The accuracy "
         "kept with the weights is taken from there; without it, from the run's history. A page "
-        "says what each threshold lets through, if it is there.",
+        "also shows its thresholds; without the flag, those of the metrics.json of the run.",
     )
     options = {"evaluate": None} | vars(parser.parse_args(argv))
     flags = {name: options.pop(name) for name in IMAGES if name in options}

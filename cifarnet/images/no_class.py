@@ -7,7 +7,7 @@ from torch import Tensor
 from cifarnet.images.imageset import ImageSet
 
 COUNT = 100  # pictures of each kind
-PARTS = 4  # of the side of a picture of mixed patches
+PARTS = 4  # patches along each side of a picture of mixed patches
 
 
 def no_class_pictures(images: Tensor) -> ImageSet:
@@ -39,13 +39,13 @@ def _some(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _stripes(size: int, generator: torch.Generator) -> Tensor:
     """Two colours in stripes of any direction; in half of the pictures in checks."""
-    angle, period, share = torch.rand(3, COUNT, 1, 1, generator=generator)
+    angle, period, chance = torch.rand(3, COUNT, 1, 1, generator=generator)
     place = torch.arange(size) / size
     y, x = place[:, None], place[None, :]
     frequency = 2 * torch.pi * (2 + 6 * period)
     cos, sin = torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
     along = torch.sin(frequency * (cos * x + sin * y))
-    across = torch.sin(frequency * (cos * y - sin * x)).where(share < 0.5, torch.ones(()))
+    across = torch.sin(frequency * (cos * y - sin * x)).where(chance < 0.5, torch.ones(()))
     colors = torch.rand(2, COUNT, 3, 1, 1, generator=generator)
     return torch.where((along * across > 0)[:, None], *colors)
 

@@ -8,7 +8,7 @@ import numpy as np
 from cifarnet.reporting.predictions import Predictions, interval
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-EXAMPLE = 0.8  # the one of them that texts are about
+EXAMPLE = 0.8  # the one of them that the sentences of the report use
 MOST_POINTS = 200  # of a curve
 
 
