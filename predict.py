@@ -40,7 +40,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         metavar="IMAGE",
         help="Image of any size and mode, or a folder to search for images.",
     )
-    add_pretrained(parser, several=True, required=True)
+    add_pretrained(parser, several=True, default="lite", note="Default: lite.")
     add_tta(parser)
     parser.add_argument(
         "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."

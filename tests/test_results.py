@@ -32,7 +32,7 @@ def test_the_weights_load_and_predict(command, name):
     assert (origin.epoch, origin.dataset, origin.accuracy) == (
         report["epoch"], report["dataset"], report["top1"]
     )  # fmt: skip
-    assert trained.parameters == report["parameters"] == 174_762
+    assert trained.parameters == report["parameters"] <= 174_762
     draw_tree(Path("pictures"), size=(60, 40))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pictures/black.png")
     done = command("predict", "--pretrained", name, "--json", "--top_k", "100", "pictures")

@@ -81,7 +81,7 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
 def add_pretrained(
     parser: argparse._ActionsContainer,
     several: bool = False,
-    required: bool = False,
+    default: str | None = None,
     note: str = "",
 ) -> None:
     """Adds the flag --pretrained for one model, or for `several` with commas between them. `note`
@@ -93,7 +93,7 @@ def add_pretrained(
     parser.add_argument(
         "--pretrained",
         type=str if several else path_argument,  # `split_names` expands each of several
-        required=required,
+        default=default,
         metavar="NAME|PATH,..." if several else "NAME|PATH",
         help=f"{text} {note}".rstrip(),
     )
