@@ -13,7 +13,7 @@ from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import ImageSet, Splits
-from cifarnet.images.no_class import COUNT, no_class_pictures
+from cifarnet.images.no_class import no_class_pictures
 from cifarnet.images.pictures import read_images
 from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import Classifier
@@ -39,7 +39,9 @@ def report_data(
             facts["augmented"] = partial(_augmented, splits, of_training, runtime)
         facts.setdefault("computed_on", info.origin.computed_on)
     if settings.evaluation.report:
-        facts["no_class"] = no_class_pictures(splits.test.images).images[::COUNT].numpy()
+        pictures = no_class_pictures(splits.test.images)
+        each = len(pictures.images) // len(pictures.classes)
+        facts["no_class"] = pictures.images[::each].numpy()
     has_files = settings.data.is_folder and settings.data.image_size < LARGEST
     return ReportData(
         images=splits.test.images.numpy(),

@@ -6,47 +6,48 @@ from torch import Tensor
 
 from cifarnet.images.imageset import ImageSet
 
-COUNT = 100  # pictures of each kind
+MOST = 100  # pictures of each kind
 PARTS = 4  # patches along each side of a picture of mixed patches
 
 
 def no_class_pictures(images: Tensor) -> ImageSet:
-    """`COUNT` pictures uint8 of each kind, the same ones each time; the classes are the kinds.
+    """Pictures uint8 of each kind, the same ones each time; the classes are the kinds.
 
-    The last two kinds are made from the test images `images`, uint8 [N,3,S,S].
+    There are as many of each kind as test images `images`, uint8 [N,3,S,S], but at most `MOST`. The
+    last two kinds are made from these.
     """
     generator = torch.Generator().manual_seed(0)
-    size = images.shape[-1]
-    shape = COUNT, 3, size, size
-    coarse = torch.randn(COUNT, 3, 4, 4, generator=generator)
+    count, size = min(MOST, len(images)), images.shape[-1]
+    shape = count, 3, size, size
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
     kinds = {  # in [0, 1]
         "uniform noise": torch.rand(shape, generator=generator),
         "Gaussian noise": 0.5 + 0.25 * torch.randn(shape, generator=generator),
         "smooth noise": 0.5 + 0.25 * F.interpolate(coarse, (size, size), mode="bicubic"),
-        "one colour": torch.rand(COUNT, 3, 1, 1, generator=generator).expand(shape),
-        "stripes and checks": _stripes(size, generator),
-        "mixed patches": _mixed_patches(_some(images, generator), generator),
-        "scrambled images": _scrambled(_some(images, generator), generator),
+        "one colour": torch.rand(count, 3, 1, 1, generator=generator).expand(shape),
+        "stripes and checks": _stripes(count, size, generator),
+        "mixed patches": _mixed_patches(_some(images, count, generator), generator),
+        "scrambled images": _scrambled(_some(images, count, generator), generator),
     }
     pixels = torch.cat(list(kinds.values())).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return ImageSet(pixels, torch.arange(len(kinds)).repeat_interleave(COUNT), tuple(kinds))
+    return ImageSet(pixels, torch.arange(len(kinds)).repeat_interleave(count), tuple(kinds))
 
 
-def _some(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`COUNT` random `images`, float32 in [0, 1]."""
-    return images[torch.randint(len(images), (COUNT,), generator=generator)] / 255
+def _some(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random `images`, float32 in [0, 1]."""
+    return images[torch.randint(len(images), (count,), generator=generator)] / 255
 
 
-def _stripes(size: int, generator: torch.Generator) -> Tensor:
+def _stripes(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Two colours in stripes of any direction; in half of the pictures in checks."""
-    angle, period, chance = torch.rand(3, COUNT, 1, 1, generator=generator)
+    angle, period, chance = torch.rand(3, count, 1, 1, generator=generator)
     place = torch.arange(size) / size
     y, x = place[:, None], place[None, :]
     frequency = 2 * torch.pi * (2 + 6 * period)
     cos, sin = torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)
     along = torch.sin(frequency * (cos * x + sin * y))
     across = torch.sin(frequency * (cos * y - sin * x)).where(chance < 0.5, torch.ones(()))
-    colors = torch.rand(2, COUNT, 3, 1, 1, generator=generator)
+    colors = torch.rand(2, count, 3, 1, 1, generator=generator)
     return torch.where((along * across > 0)[:, None], *colors)
 
 

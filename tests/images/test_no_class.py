@@ -1,6 +1,6 @@
 import torch
 
-from cifarnet.images.no_class import COUNT, PARTS, no_class_pictures
+from cifarnet.images.no_class import MOST, PARTS, no_class_pictures
 
 
 def sample_images(count: int = 6, size: int = 32) -> torch.Tensor:
@@ -22,9 +22,10 @@ def patches_of(image: torch.Tensor) -> list[bytes]:
 def test_each_kind_has_the_same_pictures_each_time():
     pictures, again = no_class_pictures(sample_images()), no_class_pictures(sample_images())
     assert torch.equal(pictures.images, again.images)
-    assert pictures.images.shape == (COUNT * len(pictures.classes), 3, 32, 32)
-    assert pictures.labels.bincount().tolist() == [COUNT] * len(pictures.classes)
+    assert pictures.images.shape == (6 * len(pictures.classes), 3, 32, 32)
+    assert pictures.labels.bincount().tolist() == [6] * len(pictures.classes)
     assert len(pictures.images.unique(dim=0)) == len(pictures)
+    assert len(no_class_pictures(sample_images(200))) == MOST * len(pictures.classes)
     assert no_class_pictures(sample_images(1, 48)).images.shape[-1] == 48
 
 
@@ -34,7 +35,7 @@ def test_stripes_have_two_colours():
 
 
 def test_patches_are_those_of_the_images_but_a_picture_mixes_them():
-    images = sample_images()
+    images = sample_images(40)
     origin = {patch: i for i, image in enumerate(images) for patch in patches_of(image)}
     for picture in of_kind("mixed patches", images):
         assert len({origin[patch] for patch in patches_of(picture)}) > 1
