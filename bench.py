@@ -76,7 +76,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N,N",
         help="Instead, measure training with each of these numbers of processes.",
     )
-    add_pretrained(parser, note="For --inference (default: long).")
+    add_pretrained(parser, note="For --inference (default: lite).")
     parser.add_argument(
         "--data_dir",
         type=path_argument,
@@ -101,7 +101,7 @@ def check_request(options: argparse.Namespace) -> None:
     if not options.inference and (options.pretrained or options.data_dir):
         raise UserError("--pretrained and --data_dir are for --inference; add it")
     if options.inference:
-        options.pretrained = options.pretrained or "long"
+        options.pretrained = options.pretrained or "lite"
         resolve_model_path(options.pretrained)
         for package in ONNX_PACKAGES:
             check_package(package, "--inference")

@@ -1,6 +1,6 @@
 """The entry points of torch.hub.
 
-`torch.hub.load("<clone>", "cifarnet", pretrained="long", source="local")`
+`torch.hub.load("<clone>", "cifarnet", pretrained="lite", source="local")`
 """
 
 from functools import partial
