@@ -18,8 +18,8 @@ CSV_BEGINS = "image,predicted,probability,error,"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit code 0; 1 if some images could not be read; 2 if none could, or for a
-    wrong request."""
+    """The command. Exit code 0; 1 if some images could not be read or some files not written; 2 if
+    no image could be read, or for a wrong request."""
     return run_command(lambda: _predict(*_parse(sys.argv[1:] if argv is None else argv)))
 
 
