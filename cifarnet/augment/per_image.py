@@ -28,6 +28,8 @@ class PerImageEngine:
             for step in policy.steps
             for place, transform in enumerate(step.for_image(colour))
         ]
+        if self.transforms:  # before workers fork: there, ending the threads would never return
+            cv2.setNumThreads(1)
 
     def __call__(self, images: np.ndarray, *key: int) -> np.ndarray:
         """Returns augmented copies of `images`, both uint8 [B,3,S,S]; `key` is the seed.
@@ -37,7 +39,7 @@ class PerImageEngine:
         """
         if not self.transforms:
             return images.copy()
-        cv2.setNumThreads(1)  # threads slow down images this small, and die in a forked worker
+        cv2.setNumThreads(1)  # in workers that did not fork; threads slow down images this small
         for step, place, transform in self.transforms:
             transform.set_random_seed(derived_seed(*key, step, place))
         augmented = np.empty_like(images)

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -60,3 +62,20 @@ def test_workers_ignore_sigterm_where_the_run_does(handler):
             list(batches.epoch(2))
     else:
         assert len(list(batches.epoch(2))) == first
+
+
+def test_workers_augment_although_opencv_had_threads():
+    code = """
+import cv2, numpy
+cv2.setNumThreads(4)
+cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (9, 9), 0)
+from support.batches import batches_of, numbered_images
+batches = batches_of(numbered_images(50), num_workers=1, hole_p=1.0)
+print(len(list(batches.epoch(1))))
+batches.close()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr

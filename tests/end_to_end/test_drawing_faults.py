@@ -53,7 +53,7 @@ def test_figures_that_cannot_be_drawn_cost_nothing_else(command, monkeypatch):
     [
         ("plots.class_metrics", {"class_metrics.png"}),
         ("commands.evaluation.write_page", {"report.html"}),
-        ("commands.evaluation.augmented_examples", {"report.html"}),
+        ("commands.report_content.augmented_examples", {"report.html"}),
         ("cifarnet.reporting.report_files.write_predictions", {"predictions.csv"}),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     command, trained, monkeypatch, function, missing
 ):
     settings = read_snapshot(trained.snapshot).settings.replace(augment="full")
-    monkeypatch.setattr("commands.evaluation.settings_from_dict", lambda flags: settings)
+    monkeypatch.setattr("commands.report_content.settings_from_dict", lambda flags: settings)
     monkeypatch.setattr(function, fail)
     done = command("evaluate", "--snapshot", trained.snapshot, "--plot_dir", PLOTS)
     assert done.code == 1

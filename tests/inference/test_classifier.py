@@ -170,7 +170,7 @@ def test_probabilities_need_no_detach_and_pixels_of_another_size_are_refused():
     assert classifier(IMAGES).numpy().sum(axis=1) == pytest.approx(1)
     assert classifier.logits(IMAGES).requires_grad  # for class maps
     for wrong in (noise(2, 48), IMAGES.float() / 255, IMAGES[0]):
-        with pytest.raises(UserError, match=r"is not the input of .*classifier.pixels\(picture\)"):
+        with pytest.raises(UserError, match=r"is not the input of .*classifier.pixels\(image\)"):
             classifier(wrong)
     large = noise(1, 64)
     picture = Image.fromarray(large[0].permute(1, 2, 0).numpy())
