@@ -77,9 +77,9 @@ def _say_cost(log: RunLog, learner: Learner) -> None:
     side = settings.data.image_size
     if settings.network.attended:
         weights = [p for name, p in network.named_parameters() if ".attention." in name]
-        where = ", ".join(f"C{number}" for number in settings.network.attended)
+        where = ", ".join(map(str, settings.network.attended))
         count = sum(p.numel() for p in weights)
-        log.line(f"attention: {settings.network.attention} in {where}; {count:,} parameters")
+        log.line(f"attention: {settings.network.attention} in blocks {where}; {count:,} parameters")
     depth, width, _ = settings.network.scaling
     if settings.network.scaling != (1, 1, 1):
         log.line(

@@ -13,7 +13,10 @@ from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.lite import LiteNet
 
-LOCAL = ("none", "spatial")  # by --attention: the others depend on the whole image
+LOCAL = {  # by --network, the --attention that does not depend on the whole image
+    "cifarnet": ("none", "spatial"),
+    "lite": ("none",),
+}
 LITE_FIELD = 36  # pixels: the side of the receptive field of a value of LiteNet's maps
 
 
@@ -32,7 +35,7 @@ def why_no_maps(classifier: Classifier) -> str:
 def caution(info: ModelInfo) -> str:
     """What a reader of the maps of a model should know, as a sentence; empty if nothing."""
     attention = info.network.attention
-    if attention not in LOCAL:
+    if attention not in LOCAL[info.network.network]:
         return f"This network has attention ({attention}): each part depends on the whole image."
     if info.network.network == "lite":
         return f"Each part depends on the {LITE_FIELD}x{LITE_FIELD} pixels around it."

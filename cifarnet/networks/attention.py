@@ -1,9 +1,9 @@
 """Attention modules. They multiply a feature map by weights for its channels or positions.
 
-Each maps [B,C,H,W] to [B,C,H,W]; the weights are in (0, 1). A block applies its attention after its
-last activation and before its dropout, so attention sees the sum with the shortcut, and all
-channels. Each module is the formula of its paper, without the biases and normalisations that some
-published code adds.
+Each maps [B,C,H,W] to [B,C,H,W]; the weights are in (0, 1). A block of CIFARNet applies its
+attention after its last activation and before its dropout, so attention sees the sum with the
+shortcut, and all channels. A block of LiteNet applies it to what it adds to its input. Each module
+is the formula of its paper, without the biases and normalisations that some published code adds.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.networks.blocks import SeparableBlock, channel_means
+from cifarnet.networks.lite import HalvingBlock
 
 REDUCTION, MIN_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
 EPSILON = 1e-4  # lambda in the paper of SimAM
@@ -104,8 +105,7 @@ ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by --attention: channels
 }
 
 
-def add_attention(blocks: Iterable[SeparableBlock], name: str) -> None:
-    """Adds the attention `name` to each of `blocks` and to their repeats, in place."""
+def add_attention(blocks: Iterable[SeparableBlock | HalvingBlock], name: str) -> None:
+    """Adds the attention `name` to each of `blocks`, in place."""
     for block in blocks:
         block.attention.append(ATTENTION[name](block.bn.num_features))
-        add_attention(block.repeats, name)

@@ -19,8 +19,9 @@ def _cifarnet(settings: NetworkSettings, classes: int) -> nn.Module:
     depth, width, enlarge = settings.scaling
     model = CIFARNet(classes, settings.dropouts, width, enlarge)
     deepen((model.c2, model.c3, model.c4), depth)
-    attended = [getattr(model, f"c{number}") for number in settings.attended]
-    add_attention(attended, settings.attention)
+    for number in settings.attended:
+        block = getattr(model, f"c{number}")
+        add_attention([block, *block.repeats], settings.attention)
     return model
 
 
@@ -29,7 +30,10 @@ def _residual(settings: NetworkSettings, classes: int) -> nn.Module:
 
 
 def _lite(settings: NetworkSettings, classes: int) -> nn.Module:
-    return LiteNet(classes, settings.dropouts[-1])
+    model = LiteNet(classes, settings.dropouts[-1], settings.width)
+    blocks = [getattr(model, f"block{number}") for number in settings.attended]
+    add_attention(blocks, settings.attention)
+    return model
 
 
 NETWORKS: dict[str, Callable[[NetworkSettings, int], nn.Module]] = {  # by --network

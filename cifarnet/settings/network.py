@@ -8,6 +8,11 @@ from cifarnet.settings.flags import Group, flag, numbers_in
 # How depth, width and image side grow with each step of --compound_scale, so that the work about
 # doubles: the alpha, beta and gamma of EfficientNet (Tan & Le 2019, arXiv 1905.11946).
 COMPOUND = (1.2, 1.1, 1.15)
+CHANGES = {  # the flags that change a network, by --network
+    "cifarnet": ("attention", "attention_at", "width", "depth", "compound_scale"),
+    "lite": ("attention", "width"),
+    "residual": (),
+}
 
 
 @dataclass(frozen=True)
@@ -15,16 +20,17 @@ class NetworkSettings(Group):
     """The architecture."""
 
     # fmt: off
-    network: str = flag("cifarnet", choices=("cifarnet", "lite", "residual"), help=
+    network: str = flag("cifarnet", choices=tuple(CHANGES), help=
         "lite is more accurate and faster than cifarnet, and no larger. residual is a larger "
         "network, meant as a --teacher.")
     attention: str = flag("none", choices=("none", "eca", "se", "simam", "cbam", "spatial"), help=
-        "Add attention to the separable blocks of cifarnet. eca and se weight channels, "
-        "spatial weights positions, cbam both. simam weights each value and has no parameters.")
+        "Add attention to the separable blocks of cifarnet, or to both residual blocks of lite. "
+        "eca and se weight channels, spatial weights positions, cbam both. simam weights each "
+        "value and has no parameters.")
     attention_at: str = flag("2,3,4", within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N", help=
         "Blocks of cifarnet that get the attention, with their repeats.")
     width: float = flag(1.0, within="[0.1, 8]", help=
-        "Multiply the channels of cifarnet, rounded to multiples of 8.")
+        "Multiply the channels of cifarnet or lite, rounded to multiples of 8.")
     depth: float = flag(1.0, within="[1, 8]", help=
         "Multiply the number of separable blocks of cifarnet (three), rounded up: 1.2 repeats the "
         "last block, 2 repeats each. A repeat adds its input to its output.")
@@ -45,12 +51,13 @@ class NetworkSettings(Group):
                 f"--attention_at {self.attention_at} does not name blocks 2, 3 and 4, each once; "
                 f"write it like 2,4"
             )
-        names = ("attention", "width", "depth", "compound_scale")
-        changed = [name for name in names if getattr(self, name) != getattr(NetworkSettings, name)]
-        if self.network != "cifarnet" and changed:
-            raise UserError(
-                f"--{changed[0]} changes cifarnet only; leave it or --network {self.network} out"
-            )
+        for name in CHANGES["cifarnet"]:
+            changed = getattr(self, name) != getattr(NetworkSettings, name)
+            if changed and name not in CHANGES[self.network]:
+                raise UserError(
+                    f"--{name} does not change {self.network}; leave it or "
+                    f"--network {self.network} out"
+                )
         if self.compound_scale and (self.width, self.depth) != (1, 1):
             raise UserError(
                 "--compound_scale sets width and depth itself; leave it, or --width and --depth, "
@@ -60,7 +67,9 @@ class NetworkSettings(Group):
     @property
     def attended(self) -> tuple[int, ...]:
         """The numbers of the blocks with attention."""
-        return tuple(map(int, numbers_in(self.attention_at))) if self.attention != "none" else ()
+        if self.attention == "none":
+            return ()
+        return (1, 2) if self.network == "lite" else tuple(map(int, numbers_in(self.attention_at)))
 
     @property
     def scaling(self) -> tuple[float, float, float]:

@@ -67,7 +67,7 @@ def test_a_run_goes_on_with_its_own_network_only(command, grown, flags, words):
 def test_the_log_tells_what_the_network_costs(grown):
     text = log_text(grown.parents[1] / "log")
     parameters = 2 * 144 * 9 + 98 + 2 * (2 * 424 * 26 + 98)  # C4 has one repeat
-    assert f"attention: cbam in C2, C4; {parameters:,} parameters\n" in text
+    assert f"attention: cbam in blocks 2, 4; {parameters:,} parameters\n" in text
     assert (
         "1.2 times the depth, 1.1 times the width; images of 32 pixels are enlarged to 36" in text
     )

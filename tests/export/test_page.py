@@ -57,7 +57,10 @@ def build(kind: str) -> tuple[nn.Module, int]:
         torch.manual_seed(0)
         return Weighed().eval(), 13
     network, size = kind.split()
-    flags = {"attention": "se", "depth": 2.0} if network == "grown" else {"network": network}
+    flags = {
+        "grown": {"attention": "se", "depth": 2.0},
+        "attended": {"network": "lite", "attention": "se", "width": 0.5},
+    }.get(network, {"network": network})
     return random_model(**flags).build(), int(size)
 
 
@@ -83,7 +86,7 @@ def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:
 KINDS = ("cifarnet 32", "cifarnet 64", "lite 32", "residual 32", "weighed")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "grown 32"])
+@pytest.mark.parametrize("kind", [*KINDS, "grown 32", "attended 32"])
 @torch.inference_mode()
 def test_the_page_holds_the_network(tmp_path, kind):
     network, size = build(kind)

@@ -62,6 +62,8 @@ def test_networks_without_maps_say_why(trained, onnx_files):
 )
 def test_attention_that_sees_the_whole_image_is_named(attention, local):
     assert (caution(random_model(attention=attention)) == "") is local
+    lite = caution(random_model(network="lite", attention=attention))
+    assert ("whole image" in lite) is (attention != "none")
 
 
 def test_the_receptive_field_of_lite_is_named():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from cifarnet.networks.attention import ATTENTION, add_attention
 from cifarnet.networks.blocks import SeparableBlock
+from cifarnet.networks.lite import HalvingBlock
 
 
 def sigmoid(x):
@@ -105,6 +106,16 @@ def test_a_block_applies_it_after_the_activation_and_before_dropout():
     torch.manual_seed(1)
     activated = torch.relu(block.bn(block.conv(x)) + block.shortcut(x))
     torch.testing.assert_close(y, F.dropout2d(block.attention(activated), 0.5))
+
+
+def test_a_block_of_litenet_applies_it_before_the_addition():
+    torch.manual_seed(0)
+    block = HalvingBlock(4, 16)
+    add_attention([block], "cbam")
+    x = torch.randn(3, 4, 6, 6)
+    halved = torch.relu(block.bn(block.pool(block.conv(x))))
+    y = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(halved)))))
+    torch.testing.assert_close(block(x), torch.relu(halved + block.attention(y)))
 
 
 @each_kind

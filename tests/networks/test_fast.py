@@ -15,7 +15,7 @@ def grown(**settings: object) -> SeparableBlock:
     """A block that is repeated, with attention in both."""
     block = SeparableBlock(4, 12, 0.3, **settings)
     deepen([block], 2)
-    add_attention([block], "cbam")
+    add_attention([block, *block.repeats], "cbam")
     return block
 
 

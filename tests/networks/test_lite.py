@@ -38,6 +38,10 @@ def test_size_and_shapes():
     network = LiteNet()
     assert sum(p.numel() for p in network.parameters()) == 158_922 <= 174_762
     assert multiply_adds(network, 32) == 37_454_464
+    assert [
+        LiteNet(width=0.5).state_dict()[f"{name}.weight"].shape
+        for name in ("stem.conv", "block1.conv", "block2.conv", "head")
+    ] == [(16, 3, 3, 3), (24, 16, 3, 3), (32, 24, 3, 3), (10, 32)]
     assert LiteNet(7)(torch.randn(2, 3, 16, 21)).shape == (2, 7)
     assert LiteNet()(torch.randn(1, 3, 8, 8)).shape == (1, 10)  # a last batch of one image
 

@@ -210,7 +210,7 @@ def test_any_settings_survive_a_file_and_a_command_line(flags):
         # Each value is valid alone. These flags contradict another one.
         together = (
             r"--(min_lr|warmup_epochs|evaluate|image_sizes|teacher|batch_size|auto_augment|"
-            r"attention|width|depth|compound_scale) "
+            r"attention|attention_at|width|depth|compound_scale) "
         )
         assert re.match(together, str(problem))
         assume(False)

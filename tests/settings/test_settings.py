@@ -150,10 +150,11 @@ def test_image_sizes():
         ({"image_sizes": "16,24,32", "epochs": 2}, "has 3 sizes but --epochs is only 2; leave"),
         ({"evaluate": "ema"}, "--evaluate ema .* add --ema_decay"),
         ({"network": "residual", "image_sizes": "15"}, "--image_sizes 15 .* start from 16"),
-        ({"network": "residual", "attention": "se"}, "--attention changes cifarnet only; leave it"),
-        ({"network": "lite", "width": 2}, "--width .* leave it or --network lite out"),
-        ({"network": "residual", "width": 2}, "--width changes cifarnet only; leave it"),
-        ({"network": "residual", "compound_scale": 1}, "--compound_scale changes cifarnet only"),
+        ({"network": "residual", "attention": "se"}, "--attention does not change residual; leave"),
+        ({"network": "lite", "depth": 2}, "--depth .* leave it or --network lite out"),
+        ({"network": "lite", "attention": "se", "attention_at": "2"}, "--attention_at does not"),
+        ({"network": "residual", "width": 2}, "--width does not change residual; leave it"),
+        ({"network": "residual", "compound_scale": 1}, "--compound_scale does not change residual"),
         ({"compound_scale": 1, "depth": 2}, "--compound_scale sets width and depth itself; leave"),
         ({"compound_scale": 9.95}, "images of 32 pixels to 129; 128 is the limit: lower it"),
         ({"compound_scale": 1, "image_size": 112}, "images of 112 pixels to 129; .* --image_size"),
@@ -195,6 +196,7 @@ def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing)
 def test_blocks_with_attention(value, blocks):
     assert Settings.from_flags(attention="se", attention_at=value).network.attended == blocks
     assert Settings.from_flags(attention_at=value).network.attended == ()
+    assert Settings.from_flags(network="lite", attention="se").network.attended == (1, 2)
 
 
 def test_a_batch_is_divided_among_processes_and_parts():
