@@ -75,6 +75,9 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
         raise UserError(f"--sync_bn needs CUDA, but the device is {device.type}; leave it out")
     amp_dtype = _pick_amp_dtype(precision, device)
     keeps_memory = precision.keep_memory and device.type == "cpu" and keep_freed_memory()
+    # Processors compute up to a hundred times slower with numbers below 1e-38, and the momentum of
+    # unused filters decays to them. New threads inherit this from the one that starts them.
+    torch.set_flush_denormal(True)
     threads = max(1, available_cores() // ranks.local_world_size)
     threads = startable_threads(min(threads, _thread_limit(ranks)))
     torch.set_num_threads(threads)
