@@ -56,7 +56,8 @@ def _compare(argv: Sequence[str]) -> None:
         raise UserError("no run is named; name a log, a history, a snapshot or a folder")
     comparison = compare(runs)
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
-    notes = [note for note in (comparison.warning, _test(runs)) if note]
+    notes = (comparison.warning, comparison.tested_elsewhere, _test(runs))
+    notes = [note for note in notes if note]
     for note in notes:
         print()
         print_line(note)

@@ -27,6 +27,7 @@ from cifarnet.reporting.report_files import (
     LABEL_ISSUES,
     PAGE,
     Attempts,
+    corruptions_beside,
     move_other_report,
     write_report,
 )
@@ -152,9 +153,11 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         classifier = combine([TorchClassifier(calibrated, flags.get("amp"))], options["tta"])
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
-    corruptions = []
+    corruptions: Sequence[CorruptionRow] = []
     if options["corruptions"]:
         corruptions = measure_corruptions(classifier, splits.test, report.top1, settings, runtime)
+    elif len(options["names"]) == 1:
+        corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
     _move_other_report(directory, report)
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
@@ -185,6 +188,15 @@ def _training_beside(weights: Path, info: ModelInfo) -> dict[str, Any]:
     files = [path for path in (log, table, record, weights) if exists(path)]
     computed_on = machine or info.origin.computed_on
     return {"history": history, "files": files, "computed_on": computed_on}
+
+
+def _corruptions_beside(weights: Path, report: Report) -> Sequence[CorruptionRow]:
+    """`corruptions_beside`; none, with a warning, where the table is damaged."""
+    try:
+        return corruptions_beside(weights, report)
+    except UserError as problem:
+        print_line(f"warning: the report has no corruptions: {problem}")
+        return []
 
 
 def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Settings:

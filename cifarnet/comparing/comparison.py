@@ -27,6 +27,11 @@ FACTS = {  # that are not flags
 IMAGES = ("images", "test images")
 
 
+def _tested_on(run: PastRun) -> str:
+    """The data set of the figures in the table."""
+    return run.record.tested_on or _shown(run, "images")
+
+
 class Outcome(NamedTuple):
     """A figure of a run: its name in a CSV file, its title, and how it is written."""
 
@@ -107,14 +112,28 @@ class Comparison:
     def warning(self) -> str:
         """Says that the figures are of different test images; empty: as far as known, they are
         not. McNemar's test compares predictions.csv, which may be of other images."""
-        if not set(IMAGES) & set(self.differing):
+        places = [(_tested_on(line.runs[0]), line.setting("test images")) for line in self.lines]
+        if all(len(set(column) - {UNKNOWN}) < 2 for column in zip(*places, strict=True)):
             return ""
         tested: dict[str, list[str]] = {}
-        for line in self.lines:
-            where = f"{line.setting('images')}, {line.setting('test images')} test images"
-            tested.setdefault(where, []).append(line.name)
+        for line, (dataset, count) in zip(self.lines, places, strict=True):
+            tested.setdefault(f"{dataset}, {count} test images", []).append(line.name)
         listed = "; ".join(f"{', '.join(names)}: {where}" for where, names in tested.items())
         return f"warning: the figures in the table are of different test images: {listed}"
+
+    @property
+    def tested_elsewhere(self) -> str:
+        """Names the runs whose figures are of other images than their epochs; empty: none."""
+        runs = [run for line in self.lines for run in line.runs if run.record.tested_on]
+        if not runs:
+            return ""
+        names = ", ".join(run.name for run in runs)
+        trained = ", ".join(dict.fromkeys(_shown(run, "images") for run in runs))
+        tested = ", ".join(dict.fromkeys(map(_tested_on, runs)))
+        return (
+            f"{names}: trained on {trained}; their curves and best epochs are of its test images, "
+            f"all other figures of those of {tested}"
+        )
 
 
 def compare(runs: Sequence[PastRun]) -> Comparison:

@@ -241,7 +241,11 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
     last = report.get("last") or report
     record, epoch = run.record, report["epoch"]
     of_end = last["epoch"] == (run.epochs_done or last["epoch"])
-    if record.top1 is None and of_end:
+    tested = report["dataset"], report.get("images")
+    elsewhere = record.run_id is not None and tested != (record.dataset, record.test_images)
+    if elsewhere:  # as in results/: all figures are those of the report
+        record = replace(record, tested_on=tested[0], test_images=tested[1])
+    if of_end and (record.top1 is None or elsewhere):
         record = replace(record, top1=float(last["top1"]))
     if report.get("corruptions") and of_end and epoch == last["epoch"]:
         record = replace(record, corrupted=report["corruptions"]["mean_accuracy"])

@@ -27,6 +27,7 @@ class RunFacts:
     machine: str | None = None  # the device, in words
     dataset: str | None = None
     test_images: int | None = None
+    tested_on: str | None = None  # the data set of the figures, if it is another one
     parameters: int | None = None
     epochs_done: int = 0
     comparable_after: int = 0  # see `Progress`

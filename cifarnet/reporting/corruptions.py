@@ -58,27 +58,35 @@ def read_corruptions(directory: Path) -> CorruptionTable | None:
     Raises `UserError` for a damaged file.
     """
     path = directory / CORRUPTIONS
-    if not path.is_file():
-        return None
+    return _table(read_rows(path)) if path.is_file() else None
+
+
+def read_rows(path: Path) -> list[CorruptionRow]:
+    """The rows of the corruptions.csv `path`. Raises `UserError` for a damaged file."""
     try:
         (_, *lines) = csv.reader(read_file(path).decode().splitlines())
         rows = [
             CorruptionRow(name, int(severity), float(accuracy), int(images))
             for name, severity, accuracy, images in lines
         ]
-        graded: dict[str, list[float]] = {}
-        for row in rows:
-            if row.severity in SEVERITIES:
-                graded.setdefault(row.corruption, []).append(row.accuracy)
-        return CorruptionTable(
-            rows[0].images,
-            rows[0].accuracy,
-            mean_accuracy(rows),
-            graded,
-            [statistics.mean(column) for column in zip(*graded.values(), strict=True)],
-            {row.severity: row.accuracy for row in rows if row.severity > SEVERITIES[-1]},
-        )
+        _table(rows)  # the rows are those of a table
+        return rows
     except (IndexError, ValueError):
         raise UserError(
             f"{path} is not a file that evaluate.py --corruptions wrote; remove it"
         ) from None
+
+
+def _table(rows: Sequence[CorruptionRow]) -> CorruptionTable:
+    graded: dict[str, list[float]] = {}
+    for row in rows:
+        if row.severity in SEVERITIES:
+            graded.setdefault(row.corruption, []).append(row.accuracy)
+    return CorruptionTable(
+        rows[0].images,
+        rows[0].accuracy,
+        mean_accuracy(rows),
+        graded,
+        [statistics.mean(column) for column in zip(*graded.values(), strict=True)],
+        {row.severity: row.accuracy for row in rows if row.severity > SEVERITIES[-1]},
+    )

@@ -18,6 +18,7 @@ from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
     CorruptionRow,
     read_corruptions,
+    read_rows,
     write_corruptions,
 )
 
@@ -109,6 +110,15 @@ def write_report(
     with files.write("predictions.npz") as path:
         write_probabilities(report.predictions, list(report.per_class), paths, path)
     return figures
+
+
+def corruptions_beside(weights: Path, report: Report) -> list[CorruptionRow]:
+    """The rows of the corruptions.csv beside `weights`, as in results/; none unless metrics.json
+    there is on the same weights, temperature, views and images as `report`. Raises `UserError` for
+    a damaged file."""
+    table = weights.with_name(CORRUPTIONS)
+    same = table.is_file() and _is_same(_report_in(weights.parent), report)
+    return read_rows(table) if same else []
 
 
 def _main_figures(report: Report) -> str:

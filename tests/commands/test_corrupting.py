@@ -59,8 +59,8 @@ def tiny(tmp_path):
     return ("--dataset", "folder", "--data_dir", tree, "--no-plot_evaluation", "--pretrained")
 
 
-def figures() -> dict:
-    return json.loads(Path("plots_complete/metrics.json").read_text())
+def figures(folder: str = "plots_complete") -> dict:
+    return json.loads(Path(folder, "metrics.json").read_text())
 
 
 def page_has_the_table() -> bool:
@@ -96,6 +96,22 @@ def test_the_table_stays_with_its_report(command, tiny):
     (moved,) = Path("plots_complete").glob("*/corruptions.csv")
     assert (moved.read_text(), CSV.exists(), figures()["corruptions"]) == (before, False, None)
     assert not page_has_the_table()
+
+
+def test_the_table_beside_the_weights_is_shown_with_their_report_only(command, tiny):
+    """As in results/."""
+    again = ("evaluate", *tiny, "w.safetensors")
+    assert command(*again, "--corruptions", "--plot_dir", ".").code == 0
+    table, mean = Path("corruptions.csv").read_text(), figures(".")["corruptions"]
+    done = command(*again)
+    assert "mean accuracy under corruption: " in done.out
+    assert (CSV.read_text(), figures()["corruptions"], page_has_the_table()) == (table, mean, True)
+    done = command(*again, "--tta", "flip", "--plot_dir", "other")
+    assert (done.err, figures("other")["corruptions"]) == ("", None)
+    Path("corruptions.csv").write_text("a,b\n")
+    done = command(*again, "--plot_dir", "third")
+    assert (done.code, done.err, figures("third")["corruptions"]) == (0, "", None)
+    assert "warning: the report has no corruptions: corruptions.csv is not a file" in done.out
 
 
 def test_a_continued_run_moves_the_table_of_its_former_report(command):

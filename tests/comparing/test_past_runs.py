@@ -162,6 +162,28 @@ def test_the_mean_under_corruption_is_that_of_the_report(tmp_path):
         runs_of(run)
 
 
+def test_the_figures_of_a_result_are_those_of_its_report(tmp_path):
+    """Its epochs were tested on other images. The warning is on the figures."""
+    results = []
+    for name, tested in (("one", "bars"), ("two", "discs")):
+        run = leave_run(tmp_path / f"run of {name}", record={"run_id": name})
+        write_metrics(run, {"epoch": 3, "top1": 0.9, "dataset": tested, "run": {"id": None}})
+        result = tmp_path / name
+        (run / "plots_complete").rename(result)
+        log_of(run).with_suffix(".csv").rename(result / "history.csv")
+        log_of(run).with_suffix(".run.json").rename(result / "run.json")
+        results.append(result)
+    past = runs_of(*results)
+    assert [run.top1 for run in past] == [0.6, 0.9]
+    assert [run.best.test_accuracy for run in past] == [0.7, 0.7]
+    comparison = compare(past)
+    assert comparison.tested_elsewhere.startswith("two: trained on bars; ")
+    assert "of those of discs" in comparison.tested_elsewhere
+    assert comparison.warning.endswith("one: bars, 40 test images; two: discs, 40 test images")
+    assert "images" not in comparison.differing
+    assert compare(past[:1]).tested_elsewhere == ""
+
+
 @pytest.mark.parametrize("epoch", [2, 3])
 @pytest.mark.parametrize("with_last", [False, True])
 def test_calibration_and_corruption_are_those_of_the_last_epoch(tmp_path, epoch, with_last):
