@@ -31,6 +31,7 @@ class Source(NamedTuple):
     splits: "Splits | None"  # the images of its training; None: not available
     figures: dict[str, Any] | None  # of its metrics.json, see `FIGURES`; None: not available
     thresholds: "Sequence[Sequence[float | None]]" = ()  # see `threshold_rows`
+    cautions: Sequence[str] = ()  # when not to trust it, in sentences
 
 
 class Format(NamedTuple):
@@ -88,7 +89,7 @@ FORMATS = {  # by --format
     "page": Format(
         "page.html",
         lambda source, path: page.write_page(
-            source.model.build(), source.model, path, source.thresholds
+            source.model.build(), source.model, path, source.thresholds, source.cautions
         ),
         lambda path: page.read_page(path),
         difference=1e-3,

@@ -13,6 +13,7 @@ from cifarnet.core.errors import RunError, UserError, os_errors
 from cifarnet.core.files import writable_directory, write_atomically
 from cifarnet.core.log import print_line
 from cifarnet.export.exported_figures import (
+    cautions,
     metrics_beside,
     read_metrics,
     threshold_rows,
@@ -57,7 +58,7 @@ def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str
     )
     source = Source(model, splits, metrics)
     if "page" in targets:
-        source = source._replace(thresholds=_thresholds(model, options, metrics))
+        source = source._replace(**_trust(model, options, metrics))
     with tempfile.TemporaryDirectory(prefix="cifarnet-export-") as folder:
         drafts = {name: Path(folder) / name / target.name for name, target in targets.items()}
         messages = _write(source, drafts)  # all of them, before any takes its place
@@ -78,16 +79,19 @@ def _load(options: dict[str, Any], metrics: dict[str, Any] | None) -> TrainedMod
     return model
 
 
-def _thresholds(
+def _trust(
     model: TrainedModel, options: dict[str, Any], metrics: dict[str, Any] | None
-) -> list[list[float | None]]:
-    """The figures of the page on thresholds, from --metrics or from beside the weights."""
+) -> dict[str, Any]:
+    """What the page says on thresholds, and on when not to trust the network, as fields of
+    `Source`: from --metrics or from beside the weights."""
     weights = resolve_model_path(options["pretrained"] or options["snapshot"])
     try:
-        return threshold_rows(model, metrics or metrics_beside(weights))
+        metrics = metrics or metrics_beside(weights)
+        rows = threshold_rows(model, metrics)
+        return {"thresholds": rows, "cautions": cautions(metrics)}
     except UserError as problem:
         print_line(f"the page says nothing on thresholds: {problem}")
-        return []
+        return {}
 
 
 def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits | None:

@@ -1,6 +1,7 @@
 """The figures that go with an exported model: from a metrics.json."""
 
 import dataclasses
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from cifarnet.checkpoints.checks import check_fields
 from cifarnet.checkpoints.trained import ModelInfo, TrainedModel
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import exists
+from cifarnet.reporting.confidence import EXAMPLE
 from cifarnet.reporting.report_files import read_report
 from cifarnet.settings.output import PLOTS
 
@@ -91,3 +93,34 @@ def threshold_rows(model: ModelInfo, metrics: dict[str, Any]) -> list[list[float
         raise UserError("metrics.json has no thresholds; evaluate.py writes them") from None
     everything = {"threshold": 0.0, "answered": 1.0, "accuracy": metrics["top1"]}
     return [[row[name] for name in ROW] for row in (everything, *rows)]
+
+
+def cautions(metrics: dict[str, Any]) -> list[str]:
+    """When not to trust the network, by `metrics` that `threshold_rows` takes: a sentence for each
+    figure that is there. Raises `UserError` for figures of another form."""
+    sentences = []
+    try:
+        rows = {row["threshold"]: row for row in metrics["thresholds"]}
+        example = rows.get(EXAMPLE, {"answered": 1.0})
+        if example["answered"] < 1:
+            above = example["answered"] * (example["accuracy"] or 0)
+            below = (metrics["top1"] - above) / (1 - example["answered"])
+            sentences.append(f"Below {EXAMPLE:.0%}, {below:.1%} of its answers are right.")
+        if example.get("no_class"):
+            kind, share = max(example["no_class"].items(), key=itemgetter(1))
+            sentences.append(
+                f"It gives one of its classes also to images that show none of them: {EXAMPLE:.0%} "
+                f"or more for up to {share:.0%} of such images ({kind})."
+            )
+        classes = metrics["per_class"].items()
+        recall, worst = min((row["recall"], name) for name, row in classes if row["support"])
+        sentences.append(f"Its weakest class is {worst}: it recognises {recall:.1%} of its images.")
+        if metrics.get("corruptions"):
+            mean = metrics["corruptions"]["mean_accuracy"]
+            sentences.append(
+                f"On bad images (noise, blur, weather, compression) {mean:.1%} of its answers are "
+                f"right on average, on the clean ones {metrics['top1']:.1%}."
+            )
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise UserError("metrics.json has figures of another form") from None
+    return [sentence.replace("%", "\N{NO-BREAK SPACE}%") for sentence in sentences]

@@ -40,11 +40,12 @@ def write_page(
     info: ModelInfo,
     path: Path,
     thresholds: Sequence[Sequence[float | None]] = (),
+    cautions: Sequence[str] = (),
 ) -> None:
     """Writes the page of `network`, the model of `info`, to `path`, whole or not at all.
 
-    `thresholds` are rows of `threshold_rows`, if any. Raises `UserError` if the page does not
-    support a layer of the network, and `OSError`.
+    `thresholds` are rows of `threshold_rows`, if any, and `cautions` say when not to trust the
+    network. Raises `UserError` if the page does not support a layer of the network, and `OSError`.
     """
     layers, weights = layers_of(network)
     data = {
@@ -68,6 +69,7 @@ def write_page(
             info=info,
             architecture=architecture,
             caution=caution(info),
+            cautions=[printable(sentence) for sentence in cautions],
             data=data,
             script=script,
         ),

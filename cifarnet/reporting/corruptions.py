@@ -51,6 +51,13 @@ class CorruptionTable(NamedTuple):
     means: list[float]  # by severity
     qualities: dict[int, float]  # by quality of JPEG compression
 
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The corruption with the lowest mean accuracy, in words, and this accuracy."""
+        means = {name: statistics.mean(shares) for name, shares in self.graded.items()}
+        name = min(means, key=means.__getitem__)
+        return name.replace("_", " "), means[name]
+
 
 def read_corruptions(directory: Path) -> CorruptionTable | None:
     """The content of corruptions.csv in `directory`; None if there is no such file.

@@ -80,6 +80,7 @@ def test_a_page_takes_the_thresholds_of_the_report(command, trained):
         assert (done.code, done.err) == (0, "")
         is_alone = flags == ("alone.pth",)
         assert (expected in Path("page.html").read_text(encoding="utf-8")) != is_alone
+        assert ("When not to trust it" in Path("page.html").read_text()) != is_alone
         assert (f"{nothing}there is no metrics.json beside" in done.out) == is_alone
 
 

@@ -8,6 +8,7 @@ from support.snapshots import make_trained
 
 from cifarnet.core.errors import UserError
 from cifarnet.export.exported_figures import (
+    cautions,
     metrics_beside,
     read_metrics,
     threshold_rows,
@@ -84,6 +85,36 @@ def test_the_thresholds_begin_without_one():
 def test_other_thresholds_are_not_taken(change):
     with pytest.raises(UserError, match=r"^metrics.json (is of other weights|has no thresholds)"):
         threshold_rows(MODEL, REPORT | {"thresholds": ROWS} | change)
+
+
+def test_cautions_are_of_what_was_measured():
+    """0.625 of all are right, and 0.95 of the half above 80 %: so 0.3 of the others."""
+    row = {"threshold": 0.8, "answered": 0.5, "accuracy": 0.95}
+    per_class = {"a": ROW, "<b>": ROW | {"recall": 0.125}, "c": ROW | {"recall": 0, "support": 0}}
+    metrics = REPORT | {"thresholds": [*ROWS, row], "per_class": per_class}
+    below, weakest = (text.replace("\N{NO-BREAK SPACE}", " ") for text in cautions(metrics))
+    assert below == "Below 80 %, 30.0 % of its answers are right."
+    assert weakest == "Its weakest class is <b>: it recognises 12.5 % of its images."
+    row["no_class"] = {"noise": 0.5, "one colour": 0.75}
+    metrics["corruptions"] = {"mean_accuracy": 0.375, "images": 40}
+    _, no_class, _, corrupted = cautions(metrics)
+    assert "up to 75" in no_class and no_class.endswith("(one colour).")
+    assert "37.5" in corrupted and corrupted.endswith("62.5\N{NO-BREAK SPACE}%.")
+    row["answered"] = 1.0  # none is below
+    assert cautions(metrics)[0] == no_class
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"corruptions": [1]}, {"per_class": 3}, {"per_class": {}}),
+        {"thresholds": [{"threshold": 0.8, "answered": 0.5, "accuracy": 0.95, "no_class": "x"}]},
+    ],
+    ids=str,
+)
+def test_cautions_of_another_form_are_refused(change):
+    with pytest.raises(UserError, match=r"^metrics\.json has figures of another form$"):
+        cautions(REPORT | {"thresholds": ROWS} | change)
 
 
 @pytest.mark.parametrize("folder", ["snapshots_complete", "plots_complete"])
