@@ -116,13 +116,13 @@ def test_different_test_images_are_a_warning(compared, tmp_path, dataset):
     assert line in Path("page.html").read_text()
 
 
-def test_a_warning_of_different_images_is_on_the_figures_not_on_equal_predictions(compared):
-    """The figures of `long` are of re-encoded images, but its predictions of the official ones."""
-    _, out, _ = compared(RESULTS / "hour", RESULTS / "long")
-    warning, _, test = out[-3:]
-    assert warning.startswith(
-        "warning: the figures in the table are of different test images: hour"
-    )
+def test_results_are_compared_on_the_same_images(compared):
+    """The epochs of `long` were tested on re-encoded images, its figures are of official ones."""
+    _, out, _ = compared(RESULTS / "hour", RESULTS / "long", "--html", "t.html")
+    assert "warning" not in "".join(out)
+    note, _, test, _ = out[-4:]
+    assert note.startswith("long: trained on CIFAR-10, JPEG re-encoding; ")
+    assert note.endswith(" of those of CIFAR-10") and note in Path("t.html").read_text()
     assert test.startswith("McNemar's test on the 10,000 images in both predictions.csv: only hour")
 
 

@@ -12,6 +12,8 @@ from support.pictures import draw_tree
 
 from cifarnet.checkpoints.paths import RECIPES, RESULTS, WEIGHTS_FILE
 from cifarnet.checkpoints.snapshots import load_trained
+from cifarnet.reporting.confidence import THRESHOLDS
+from cifarnet.reporting.corruptions import read_corruptions
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import read_recipe
 
@@ -29,9 +31,9 @@ def test_the_weights_load_and_predict(command, name):
     report, trained = report_of(name), load_trained(name)
     assert list(trained.classes) == list(report["per_class"])
     origin = trained.origin
-    assert (origin.epoch, origin.dataset, origin.accuracy) == (
-        report["epoch"], report["dataset"], report["top1"]
-    )  # fmt: skip
+    assert (origin.epoch, trained.sha256) == (report["epoch"], report["sha256"])
+    if origin.dataset == report["dataset"]:  # not of those trained on the JPEG re-encoding
+        assert origin.accuracy == report["top1"]
     assert trained.parameters == report["parameters"] <= 174_762
     draw_tree(Path("pictures"), size=(60, 40))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pictures/black.png")
@@ -67,6 +69,30 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     assert float(rows[-1]["test_accuracy"]) == origin.accuracy
 
 
+@each_result
+def test_all_figures_of_a_result_are_of_one_evaluation(name):
+    """What this version of evaluate.py writes, on the official test images."""
+    folder, report = RESULTS / name, report_of(name)
+    assert (report["dataset"], report["images"]) == ("CIFAR-10", 10_000)
+    assert [row["threshold"] for row in report["thresholds"]] == list(THRESHOLDS)
+    text = (folder / "classification_report.txt").read_text(encoding="utf-8")
+    assert f"calibration error: {report['calibration_error']:.2%}" in text
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10_000
+    assert sum(row["true"] == row["predicted"] for row in rows) == round(report["top1"] * 10_000)
+    with (folder / "label_issues.csv").open(newline="") as file:
+        for issue in csv.DictReader(file):
+            row = rows[int(issue["image"])]
+            assert (issue["label"], issue["part"]) == (row["true"], "test")
+            assert issue["probability_label"] == row["probability_true"]
+    table = read_corruptions(folder)
+    measured = table and {"mean_accuracy": table.mean, "images": table.images}
+    assert report["corruptions"] == measured
+    if table:
+        assert (table.images, round(table.clean, 6)) == (10_000, round(report["top1"], 6))
+
+
 @pytest.mark.slow
 @each_result
 def test_the_reported_accuracy_is_repeated(command, name, cifar10_dir):
@@ -76,10 +102,6 @@ def test_the_reported_accuracy_is_repeated(command, name, cifar10_dir):
     assert (done.code, done.err) == (0, "")
     report, again = report_of(name), figures()
     assert again["images"] == report["images"] == 10_000
-    gain = again["top1"] - report["top1"]
-    if report["dataset"] == "CIFAR-10":
-        assert abs(gain) * 10_000 < 2.5  # another CPU may round otherwise
-    else:
-        # Reported on the JPEG re-encoding. The official images are sharper: in float32 they gave
-        # 1.8 (published), 1.3 (as_run), 0.9 (hour) and 0.2 (long) points more.
-        assert 0 <= gain < 0.02
+    assert report["dataset"] == "CIFAR-10"
+    difference = again["top1"] - report["top1"]
+    assert abs(difference) * 10_000 < 6.5  # another CPU, or float32, rounds otherwise

@@ -242,7 +242,7 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
     record, epoch = run.record, report["epoch"]
     of_end = last["epoch"] == (run.epochs_done or last["epoch"])
     tested = report["dataset"], report.get("images")
-    elsewhere = record.run_id is not None and tested != (record.dataset, record.test_images)
+    elsewhere = record.dataset is not None and tested != (record.dataset, record.test_images)
     if elsewhere:  # as in results/: all figures are those of the report
         record = replace(record, tested_on=tested[0], test_images=tested[1])
     if of_end and (record.top1 is None or elsewhere):

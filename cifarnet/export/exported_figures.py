@@ -123,4 +123,4 @@ def cautions(metrics: dict[str, Any]) -> list[str]:
             )
     except (AttributeError, LookupError, TypeError, ValueError):
         raise UserError("metrics.json has figures of another form") from None
-    return [sentence.replace("%", "\N{NO-BREAK SPACE}%") for sentence in sentences]
+    return sentences

@@ -69,7 +69,7 @@ def write_page(
             info=info,
             architecture=architecture,
             caution=caution(info),
-            cautions=[printable(sentence) for sentence in cautions],
+            cautions=[printable(line).replace("%", "\N{NO-BREAK SPACE}%") for line in cautions],
             data=data,
             script=script,
         ),
