@@ -64,10 +64,10 @@ def build(kind: str) -> tuple[nn.Module, int]:
     return random_model(**flags).build(), int(size)
 
 
-def write(network: nn.Module, folder: Path, size: int = 32, thresholds=(), **about) -> Path:
+def write(network: nn.Module, folder: Path, size: int = 32, rows=(), cautions=(), **about) -> Path:
     path, usual = folder / "page.html", {"classes": CLASSES, "mean": MEAN, "std": STD}
     model = make_trained(**(usual | {"image_size": size} | about))
-    write_page(network, model, path, thresholds)
+    write_page(network, model, path, rows, cautions)
     return path
 
 
@@ -234,7 +234,8 @@ def test_a_calibrated_network_is_unsure_below_the_threshold(browser, tmp_path):
 def test_the_page_says_what_a_threshold_lets_through(browser, tmp_path):
     network, size = build("weighed")
     rows = [[0.0, 1.0, 0.9], [0.5, 0.97, 0.92], [0.8, 0.81, 0.975], [0.99, 0.0, None]]
-    open_page(browser, write(network, tmp_path, size, rows))
+    open_page(browser, write(network, tmp_path, size, rows, ["Below 80%: a <b>."]))
+    assert "Below 80\N{NO-BREAK SPACE}%: a <b>." in browser.find_element("id", "cautions").text
     note = browser.find_element("css selector", ".note")
     for percent, words in (
         (0, "Without a limit it answers all test images; 90.0 % of these answers are right."),
@@ -244,10 +245,11 @@ def test_the_page_says_what_a_threshold_lets_through(browser, tmp_path):
     ):
         browser.execute_script(MOVE, percent)
         assert note.text.replace("\N{NO-BREAK SPACE}", " ").startswith(words)
-    assert note.text.endswith("Its probabilities are not calibrated: they may be too high.")
+    assert note.text.endswith("not calibrated: they may be too high or too low.")
     open_page(browser, write(network, tmp_path, size, temperature=2.0, calibrated_on="200 images"))
     browser.execute_script(MOVE, 80)
     assert browser.find_element("css selector", ".note").text == ""
+    assert not browser.find_elements("id", "cautions")
     footer = browser.find_element("css selector", "footer").get_attribute("textContent")
     assert "temperature 2.000, fitted on 200 images" in footer
     assert console(browser) == []
