@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,14 @@ def signal_handlers():
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Undoes what `init_process` leaves: numbers close to 0 count as 0, in Python too."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture
