@@ -235,7 +235,8 @@ def test_the_page_says_what_a_threshold_lets_through(browser, tmp_path):
     network, size = build("weighed")
     rows = [[0.0, 1.0, 0.9], [0.5, 0.97, 0.92], [0.8, 0.81, 0.975], [0.99, 0.0, None]]
     open_page(browser, write(network, tmp_path, size, rows, ["Below 80%: a <b>."]))
-    assert "Below 80\N{NO-BREAK SPACE}%: a <b>." in browser.find_element("id", "cautions").text
+    sentences = browser.find_element("id", "cautions").get_attribute("textContent")
+    assert "Below 80\N{NO-BREAK SPACE}%: a <b>." in sentences
     note = browser.find_element("css selector", ".note")
     for percent, words in (
         (0, "Without a limit it answers all test images; 90.0 % of these answers are right."),
