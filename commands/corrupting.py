@@ -22,12 +22,13 @@ def measure_corruptions(
     """The accuracies on `images` after each corruption. The first row is `clean`, the accuracy on
     `images` as they are.
 
-    One batch of corrupted images is in memory at a time. --seed determines the draws.
+    One batch of corrupted images is in memory at a time. --seed determines the draws. Prints a line
+    for each corruption: a log shows no bar.
     """
     classifier = classifier.to(runtime.device)
     rows = [CorruptionRow("none", 0, clean, len(images))]
-    cases = [(name, severity) for name in CORRUPTIONS for severity in CORRUPTIONS[name].constants]
-    size, total = settings.training.eval_batch_size, len(cases) * len(images)
+    size = settings.training.eval_batch_size
+    total = len(images) * sum(len(entry.constants) for entry in CORRUPTIONS.values())
     bar = tqdm(total=total, desc="corruptions", unit="image", leave=False, disable=None)
 
     def batches(name: str, severity: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -41,7 +42,10 @@ def measure_corruptions(
             bar.update(len(pixels))
 
     with bar:
-        for name, severity in cases:
-            logits, labels = predict(classifier.logits, batches(name, severity), runtime)
-            rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))
+        for name, entry in CORRUPTIONS.items():
+            for severity in entry.constants:
+                logits, labels = predict(classifier.logits, batches(name, severity), runtime)
+                rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))
+            shares = (f"{row.accuracy:.2%}" for row in rows[-len(entry.constants) :])
+            tqdm.write(f"{name}: {', '.join(shares)}")  # above the bar
     return rows

@@ -83,6 +83,8 @@ def test_evaluate_writes_table_mean_and_page(command, tiny, kind):
     assert figures()["corruptions"] == {"mean_accuracy": pytest.approx(mean, abs=1e-6), "images": 9}
     assert float(rows[0]["accuracy"]) == pytest.approx(figures()["top1"], abs=1e-6)
     assert f"mean accuracy under corruption: {mean:.2%}" in done.out
+    fog = ", ".join(f"{float(r['accuracy']):.2%}" for r in rows if r["corruption"] == "fog")
+    assert f"\nfog: {fog}\n" in done.out
     assert page_has_the_table()
 
 
