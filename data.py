@@ -17,6 +17,7 @@ from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, printable
+from cifarnet.core.threads import has_locks
 from cifarnet.images.cifar import read_cifar
 from cifarnet.images.digits import read_digits
 from cifarnet.images.finding import Say
@@ -149,7 +150,7 @@ class TrainBatches:
         self.order = EpochOrder(self.count, batch_size, seed, runtime.rank, runtime.world_size)
         workers = settings.data.num_workers
         if workers is None:
-            workers = min(MOST_WORKERS, runtime.threads)
+            workers = min(MOST_WORKERS, runtime.threads) if has_locks() else 0
         augmentation, size = settings.augmentation, settings.data.image_size
         engine = build_engine(augmentation, size, mean, runtime.device)
         loader = ENGINES[augmentation.augment_engine].load

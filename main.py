@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = 
         if source in (None, "auto"):
             settings = Settings.from_flags(**defaults | flags)
             check_request(settings)
-            ensure_temporary_folder(settings.output.folder("plot_dir"))
+            written_to = Path(preview).parent if preview else settings.output.folder("plot_dir")
+            ensure_temporary_folder(written_to)
         else:  # the settings are those of the snapshot, under the flags
             check_snapshot(Path(source))
             ensure_temporary_folder(Path(source).parent)

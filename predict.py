@@ -3,13 +3,14 @@ checked before torch is imported, which takes seconds."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cifarnet.checkpoints.paths import resolve_model_path, split_names
 from cifarnet.core.arguments import check_package, path_argument
 from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import check_replaceable
+from cifarnet.core.files import check_replaceable, ensure_temporary_folder
 from cifarnet.settings import Settings
 from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
 from cifarnet.settings.training import BATCH_SIZE
@@ -72,6 +73,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         raise UserError(f"--top_k {options['top_k']} is out of range; name at least one class")
     check_replaceable(options["csv"], "--csv", "a table of predict.py", CSV_BEGINS)
     if options["explain"]:
+        ensure_temporary_folder(Path(options["explain"]))
         check_package("matplotlib.figure", "--explain", "requirements.txt")
     threshold = options["threshold"]
     if threshold is not None and not 0 <= threshold <= 1:

@@ -4,6 +4,7 @@ import math
 
 from cifarnet.core.log import RunLog
 from cifarnet.core.machine import free_memory, versions
+from cifarnet.core.threads import has_locks
 from cifarnet.images.imageset import Splits, describe_classes
 from cifarnet.networks.build import parameter_count
 from cifarnet.networks.cost import multiply_adds, training_memory
@@ -36,6 +37,8 @@ def write_header(
     )
     if runtime.note:
         log.line(runtime.note)
+    if settings.data.num_workers is None and not has_locks():
+        log.line("no workers: /dev/shm cannot be written, so this process augments the images")
     if workers > runtime.threads:
         log.line(
             f"warning: --num_workers {workers} is above the {runtime.threads} threads that this "

@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from cifarnet.augment.mixing import Mixing
-from cifarnet.checkpoints.folder import find_newest, move_aside
+from cifarnet.checkpoints.folder import find_newest, outdated
 from cifarnet.checkpoints.paths import BEST, LAST, model_flag
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
 from cifarnet.checkpoints.snapshots import load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import UserError, os_errors
+from cifarnet.core.files import move_aside, read_file
 from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
 from cifarnet.images.imageset import Splits
@@ -205,8 +206,6 @@ def restore_run(learner: Learner, plan: ResumePlan, log: RunLog) -> None:
 
 def archive_old_report(run: Run) -> None:
     """Moves the report of another run in --plot_dir aside. Raises `UserError`."""
-    if run.runtime.rank:
-        return
     directory, run_id = run.folders["plot_dir"], run.learner.progress.run_id
     with os_errors(f"--plot_dir {directory}: cannot write there", "choose another folder"):
         moved = move_report_of_other_run(directory, run_id, is_new=run.resume is None)
@@ -214,13 +213,10 @@ def archive_old_report(run: Run) -> None:
         run.log.line(f"moved the report of an earlier run to {moved}")
 
 
-def archive_old_snapshots(run: Run) -> None:
-    """Moves snapshots of other runs in --snapshot_dir aside, and copies this run's into it.
-
-    If this run continues from another folder, its newest and its best snapshot are copied:
-    `--resume auto` then finds them even after a crash. Raises `UserError` if they
-    cannot be written.
-    """
+def snapshots_to_keep(run: Run) -> dict[str, bytes]:
+    """The content of the run's newest and best snapshot, by name, if it continues from another
+    folder. `--resume auto` then finds them even after a crash. Raises `UserError` if they cannot be
+    read."""
     plan, progress, directory = run.resume, run.learner.progress, run.folders["snapshot_dir"]
     best = None
     if plan and run.settings.keeps_best and progress.best_epoch:
@@ -231,13 +227,23 @@ def archive_old_snapshots(run: Run) -> None:
                 f"the best epoch is chosen from the following ones"
             )
             progress.comparable_after = progress.epoch
-    if run.runtime.rank:
-        return
     wanted = {LAST: plan and plan.source, BEST: best}
+    return {name: read_file(path) for name, path in wanted.items() if path and not run.runtime.rank}
+
+
+def snapshots_of_others(run: Run) -> list[Path]:
+    """The snapshots of other runs in --snapshot_dir. Raises `UserError` if one cannot be read."""
+    plan, progress, directory = run.resume, run.learner.progress, run.folders["snapshot_dir"]
     in_place = plan is not None and plan.source.resolve().parent == directory.resolve()
+    return outdated(directory, progress.epoch if in_place else 0, progress.best_epoch)
+
+
+def archive_old_snapshots(run: Run, others: list[Path], contents: dict[str, bytes]) -> None:
+    """Moves the snapshots `others` aside, and writes `contents` where the run keeps its own. Raises
+    `UserError`."""
+    directory = run.folders["snapshot_dir"]
     with os_errors(f"--snapshot_dir {directory}: cannot write there", "choose another folder"):
-        contents = {name: path.read_bytes() for name, path in wanted.items() if path}
-        moved = move_aside(directory, progress.epoch if in_place else 0, progress.best_epoch)
+        moved = move_aside(others, directory)
         if moved:
             run.log.line(f"moved the snapshots of an earlier run to {moved}")
         for name, content in contents.items():

@@ -37,6 +37,8 @@ from commands.run_setup import (
     initialize,
     read_models,
     restore_run,
+    snapshots_of_others,
+    snapshots_to_keep,
 )
 from data import augmented_examples, build_batches, load_splits
 from train import Learner, fit, measure_start
@@ -81,14 +83,17 @@ def _settings(request: Request, group: Group) -> Settings:
 
 @contextlib.contextmanager
 def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
-    """The folders of the run by flag, that of the snapshots locked; on the first rank only."""
+    """The folders of the run by flag, on the first rank only. Those of snapshots and report are
+    locked; each log has a name of its own."""
     if runtime.rank:  # the first rank alone reads snapshots and writes
         yield dict.fromkeys(FOLDERS, Path())
         return
     folders = {
         flag: writable_directory(settings.output.folder(flag), f"--{flag}") for flag in FOLDERS
     }
-    with exclusive(folders["snapshot_dir"], "--snapshot_dir"):
+    with contextlib.ExitStack() as locks:
+        for flag in ("snapshot_dir", "plot_dir"):
+            locks.enter_context(exclusive(folders[flag], f"--{flag}"))
         yield folders
 
 
@@ -135,7 +140,6 @@ def prepare(
         resume = plan_resume(snapshot, source, changes, current)
         restore_run(learner, resume, log)
 
-    # nothing was refused: the log file begins, and files of other runs make room
     run = Run(
         command=request.command,
         settings=settings,
@@ -150,12 +154,14 @@ def prepare(
         folders=folders,
         log=log,
     )
+    # the last that may be refused; then the log file begins, and files of other runs make room
+    kept = snapshots_to_keep(run) if run.trains else {}
     if runtime.rank == 0:
+        others = snapshots_of_others(run) if run.trains else []
         log.open(folders["log_dir"])
         write_header(log, learner, splits, data.train.workers, request.settings)
-    if run.trains:
-        archive_old_snapshots(run)
-    archive_old_report(run)
+        archive_old_snapshots(run, others, kept)
+        archive_old_report(run)
     return run
 
 

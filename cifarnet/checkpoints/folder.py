@@ -6,7 +6,7 @@ from pathlib import Path
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered, epoch_of_numbered, numbered
 from cifarnet.checkpoints.snapshots import DamagedSnapshotError, read_snapshot
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import dated_folder, exists
+from cifarnet.core.files import exists
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -63,13 +63,12 @@ def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | 
     return None
 
 
-def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | None:
-    """Moves snapshots into a new dated subfolder of `directory`.
+def outdated(directory: Path, keep_up_to: int, best_epoch: int = 0) -> list[Path]:
+    """The snapshots in `directory` that a run after epoch `keep_up_to` would not write.
 
-    Moves last.pth and numbered snapshots newer than `keep_up_to`, and best_model.pth if its epoch
-    is not `best_epoch`. With `keep_up_to` 0 it moves all. A damaged last.pth is moved too. Returns
-    the subfolder, or None if there was nothing to move. Raises `OSError`, and `UserError` for a
-    snapshot that cannot be read.
+    These are last.pth and numbered snapshots newer than `keep_up_to`, a damaged last.pth, and
+    best_model.pth if its epoch is not `best_epoch`. With `keep_up_to` 0 it is all of them. Raises
+    `UserError` for a snapshot that cannot be read.
     """
     later = [path for path in all_numbered(directory) if epoch_of_numbered(path) > keep_up_to]
     last, best = directory / LAST, directory / BEST
@@ -77,12 +76,7 @@ def move_aside(directory: Path, keep_up_to: int, best_epoch: int = 0) -> Path | 
         later.append(last)
     if exists(best) and (keep_up_to == 0 or _epoch_of(best) != best_epoch):
         later.append(best)
-    if not later:
-        return None
-    folder = dated_folder(directory)
-    for path in later:
-        path.replace(folder / path.name)
-    return folder
+    return later
 
 
 def _epoch_of(path: Path) -> int | None:

@@ -4,6 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
     """The runs that `names` mean, each once, and the reasons why names were passed over.
 
     A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
-    The logs of a resumed run in one folder are one run: the last one counts. So is a run that was
+    The logs of a resumed run in one folder are one run: the latest counts. So is a run that was
     resumed in another folder. Raises `UserError` for what does not exist or cannot be read.
     """
     runs: dict[tuple[Path, str | None], PastRun] = {}
@@ -96,8 +98,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
         for run in matches:
             run_id = run.record.run_id
             key = (run.source.parent, run_id) if run_id else (run.source, None)
-            if key not in runs or runs[key].source < run.source:  # logs are named by their dates
-                runs[key] = run
+            runs[key] = _later(runs[key], run) if key in runs else run
     last = [run for run in runs.values() if not any(_continues(o, run) for o in runs.values())]
     counts = Counter(run.name for run in last)
     unique = [
@@ -108,15 +109,30 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
 
 
 def _continues(later: PastRun, run: PastRun) -> bool:
-    """Whether `later` resumed `run` in another folder: it begins with all its epochs."""
-    one, two = run.record, later.record
+    """Whether `later` resumed `run`: it begins with all its epochs."""
     done = len(run.history)
     return (
-        one.run_id is not None
-        and one.run_id == two.run_id
-        and (done, one.started or "") < (len(later.history), two.started or "")
+        run.record.run_id is not None
+        and run.record.run_id == later.record.run_id
+        and (done, _started(run)) < (len(later.history), _started(later))
         and later.history[:done] == run.history
     )
+
+
+def _later(one: PastRun, two: PastRun) -> PastRun:
+    """The run that continues the other one, else the one that started later."""
+    if _continues(one, two) or _continues(two, one):
+        return one if _continues(one, two) else two
+    return max(one, two, key=lambda run: (_started(run), run.source))
+
+
+def _started(run: PastRun) -> float:
+    """When `run` started, in seconds; 0 where that is not known. The names of logs have the local time, which
+    depends on time zone and daylight saving."""
+    try:
+        return datetime.fromisoformat(run.record.started).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _runs_of(path: Path) -> tuple[list[PastRun], list[str]]:
@@ -190,8 +206,8 @@ def _runs_in(folder: Path) -> tuple[list[PastRun], int]:
             f"or metrics.json"
         )
     recorded = [log for log in logs if _is_recorded(log)]
-    if of_run_dir and recorded:  # the last one is of the newest run
-        return [_from_log(recorded[-1], folder.resolve().name)], 0
+    if of_run_dir and recorded:
+        return [reduce(_later, (_from_log(log, folder.resolve().name) for log in recorded))], 0
     return [_from_log(log, log.stem) for log in recorded], len(logs) - len(recorded)
 
 

@@ -84,8 +84,6 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
     if precision.deterministic:
         # cuBLAS requires this in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # scikit-learn imports joblib, which would warn of a /dev/shm without locks.
-    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
     if precision.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(precision.deterministic)  # takes a second to import
     torch.backends.cudnn.benchmark = not precision.deterministic

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,6 +60,17 @@ def dated_folder(directory: Path) -> Path:
         with contextlib.suppress(FileExistsError):  # another one in the same second
             folder.mkdir()
             return folder
+
+
+def move_aside(paths: Sequence[Path], directory: Path) -> Path | None:
+    """Moves `paths` into a new dated subfolder of `directory`, and returns that; None: there are no
+    paths. Raises `OSError`."""
+    if not paths:
+        return None
+    folder = dated_folder(directory)
+    for path in paths:
+        path.replace(folder / path.name)
+    return folder
 
 
 def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> None:

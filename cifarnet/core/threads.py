@@ -1,6 +1,8 @@
-"""Threads under a limit of processes, as `ulimit -u` sets it. Imports nothing slow."""
+"""Threads and workers that this machine allows: a limit of processes, as `ulimit -u` sets it, and
+the locks of processes. Imports nothing slow."""
 
 import contextlib
+import multiprocessing
 import os
 import sys
 import threading
@@ -29,6 +31,8 @@ def startable_threads(most: int) -> int:
 def fit_libraries() -> None:
     """Limits the threads of numpy, scipy and torch to those that can start: OpenBLAS would print
     errors or end the process. Has no effect once they are imported."""
+    # scikit-learn imports joblib, which would warn of a /dev/shm without locks.
+    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
     if "numpy" in sys.modules:
         return
     wanted = POOLS * min(os.cpu_count() or 1, MOST_CORES) + OTHERS
@@ -37,3 +41,13 @@ def fit_libraries() -> None:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, str(max(1, (startable - OTHERS) // POOLS)))
         warnings.filterwarnings("ignore", "tqdm:disabling monitor")
+
+
+def has_locks() -> bool:
+    """Whether processes can share locks. These lie in /dev/shm, which may be read-only, full or
+    missing."""
+    try:
+        multiprocessing.Lock()
+    except (ImportError, OSError):
+        return False
+    return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.core.errors import RunError, UserError, reason
-from cifarnet.core.files import dated_folder, exists, read_file, write_atomically, write_text
+from cifarnet.core.files import exists, move_aside, read_file, write_atomically, write_text
 from cifarnet.core.late import LateModule
 from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
@@ -200,13 +200,7 @@ def move_report_of_other_run(directory: Path, run_id: str, is_new: bool) -> Path
 
 def _move(directory: Path, names: Iterable[str]) -> Path | None:
     """Moves those of the files that exist into a new dated subfolder."""
-    files = [path for path in map(directory.joinpath, names) if exists(path)]
-    if not files:
-        return None
-    folder = dated_folder(directory)
-    for path in files:
-        path.replace(folder / path.name)
-    return folder
+    return move_aside([path for path in map(directory.joinpath, names) if exists(path)], directory)
 
 
 def read_report(path: Path) -> dict[str, Any]:

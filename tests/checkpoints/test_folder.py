@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 from support.snapshots import make_snapshot
 
-from cifarnet.checkpoints.folder import find_best, find_newest, move_aside, prune
+from cifarnet.checkpoints.folder import find_best, find_newest, outdated, prune
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import pack
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import move_aside
 
 
 def save(path: Path, epoch: int, **changes) -> None:
@@ -82,7 +83,7 @@ def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, monkeypatch, 
     before = names(tmp_path)
     if name != "snapshot_epoch_0005.pth":  # its name tells its epoch
         with pytest.raises(UserError, match=rf"{name} cannot be read"):
-            move_aside(tmp_path, 4)
+            outdated(tmp_path, 4)
     assert names(tmp_path) == before
 
 
@@ -118,12 +119,12 @@ def test_a_new_run_moves_all_snapshots_of_an_older_one(tmp_path):
         save(path, 5)
     (tmp_path / LAST).write_bytes(b"damaged")
     (tmp_path / "mine.pth").write_text("not of a run")
-    folder = move_aside(tmp_path, 0)
+    folder = move_aside(outdated(tmp_path, 0), tmp_path)
     assert names(folder) == [BEST, LAST, "snapshot_epoch_0005.pth"]
     assert names(tmp_path) == [folder.name, "mine.pth"]
-    assert move_aside(tmp_path, 0) is None
+    assert move_aside(outdated(tmp_path, 0), tmp_path) is None
     save(tmp_path / LAST, 5)
-    assert move_aside(tmp_path, 0) != folder  # within the same second
+    assert move_aside([tmp_path / LAST], tmp_path) != folder  # within the same second
 
 
 def test_going_back_moves_what_came_later(tmp_path):
@@ -131,6 +132,6 @@ def test_going_back_moves_what_came_later(tmp_path):
         save(numbered(tmp_path, epoch), epoch)
     save(tmp_path / LAST, 15)
     save(tmp_path / BEST, 7)
-    assert names(move_aside(tmp_path, 10, 7)) == [LAST, "snapshot_epoch_0015.pth"]
-    assert names(tmp_path)[1:] == [BEST, "snapshot_epoch_0005.pth", "snapshot_epoch_0010.pth"]
-    assert names(move_aside(tmp_path, 10, 6)) == [BEST]
+    later = [numbered(tmp_path, 15), tmp_path / LAST]
+    assert outdated(tmp_path, 10, 7) == later
+    assert outdated(tmp_path, 10, 6) == [*later, tmp_path / BEST]

@@ -66,6 +66,28 @@ def test_the_logs_of_a_resumed_run_are_one_run(tmp_path):
     assert [run.epochs_done for run in runs_of(folder)] == [1]  # the newest run
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("2026-10-25T02:50:00+0200", "2026-10-25T02:10:00+0100"),  # the clock goes back an hour
+     ("2026-01-01T20:00:00+0100", "2026-01-01T19:30:00+0000")],
+    ids=["summer time ends", "another time zone"],
+)  # fmt: skip
+def test_the_latest_run_is_not_the_one_of_the_latest_local_time(tmp_path, first, second):
+    for run_id in ("same", "other"):
+        folder = tmp_path / run_id
+        leave_run(folder, (0.5, 0.6), SECOND, {"started": first, "run_id": "same"}, epochs=4)
+        leave_run(folder, (0.7, 0.8, 0.9), record={"started": second, "run_id": run_id}, epochs=4)
+        for name in [folder] if run_id == "other" else [folder, folder / "log"]:
+            assert [run.epochs_done for run in runs_of(name)] == [3]
+
+
+def test_a_run_that_continues_another_is_the_later_one_though_the_clock_went_back(tmp_path):
+    leave_run(tmp_path / "run", (0.5, 0.6), SECOND, {"started": "2026-01-02T00:00:00+0000"})
+    leave_run(tmp_path / "run", (0.5, 0.6, 0.7), record={"started": "2026-01-01T00:00:00+0000"})
+    for name in ("run", "run/log"):
+        assert [run.epochs_done for run in runs_of(tmp_path / name)] == [3]
+
+
 def test_a_run_resumed_in_another_folder_is_one_run(tmp_path):
     begun = leave_run(tmp_path / "begun", (0.5, 0.6), epochs=4)
     record = {"run_id": "begun"}
