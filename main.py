@@ -22,7 +22,8 @@ DESCRIPTION = "Trains CIFARNet (174,762 parameters), or another --network, and r
 
 def main(argv: Sequence[str] | None = None, presets: Mapping[str, Any] | None = None) -> int:
     """The command. Exit code 0; 1 if the run failed, 2 for a wrong request, 130 after Ctrl-C,
-    143 after SIGTERM. `presets` are values of flags that a recipe and `argv` may overrule."""
+    143 after SIGTERM, 129 if the terminal was closed. `presets` are values of flags that a recipe
+    and `argv` may overrule."""
     argv = list(sys.argv[1:] if argv is None else argv)
     defaults = dict(presets or {})
     flags: dict[str, Any] = {}

@@ -13,6 +13,8 @@ from support.browser import browser  # noqa: F401, a fixture
 from support.commands import QUICK, from_folder, run
 from support.pictures import draw_tree
 
+from cifarnet.core.signals import STOPS
+
 _hypothesis = tempfile.TemporaryDirectory()  # else it keeps a folder in the working directory
 configuration.set_hypothesis_home_dir(_hypothesis.name)
 settings.register_profile(
@@ -36,7 +38,7 @@ class Outcome(NamedTuple):
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """Puts the signal handlers back that a test leaves changed."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.getsignal(number) for number in STOPS}
     yield
     for number, handler in former.items():
         signal.signal(number, handler)

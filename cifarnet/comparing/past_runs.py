@@ -127,8 +127,8 @@ def _later(one: PastRun, two: PastRun) -> PastRun:
 
 
 def _started(run: PastRun) -> float:
-    """When `run` started, in seconds; 0 where that is not known. The names of logs have the local time, which
-    depends on time zone and daylight saving."""
+    """When `run` started, in seconds; 0 where that is not known. The names of logs have the local
+    time, which depends on time zone and daylight saving."""
     try:
         return datetime.fromisoformat(run.record.started).timestamp()
     except (TypeError, ValueError):

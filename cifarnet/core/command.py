@@ -33,16 +33,18 @@ def open_streams() -> None:
 
 
 class StandardStream(io.FileIO):
-    """A standard stream whose reader may end early, as in `| head`: a command that also writes
-    files goes on, and its further output is discarded. It waits for a full pipe, even if another
-    program has made that pipe non-blocking."""
+    """A standard stream whose reader may end early, as in `| head`, or whose terminal may close: a
+    command that also writes files goes on, and its further output is discarded. It waits for a full
+    pipe, even if another program has made that pipe non-blocking."""
 
     def write(self, content: bytes) -> int:
         try:
             while (written := super().write(content)) is None:
                 select.select([], [self], [])
             return written
-        except BrokenPipeError:
+        except OSError as problem:
+            if problem.errno not in (errno.EPIPE, errno.EIO):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(content)
 
@@ -68,7 +70,8 @@ def run_command(
 ) -> int:
     """Runs `command` and returns its exit code.
 
-    0: done; 1: the run failed; 2: the request was wrong; 130 or 143: Ctrl-C or SIGTERM. `report`
+    0: done; 1: the run failed; 2: the request was wrong; 130, 143 or 129: Ctrl-C,
+    SIGTERM or a closed terminal (SIGHUP). `report`
     receives a `UserError` or `RunError`. `patient`: see `Signals`. Any other error is a bug and
     is raised.
     """

@@ -1,6 +1,7 @@
 """The log file of a run, and the terminal."""
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -19,7 +20,8 @@ class RunLog:
     `open()` creates the file and writes the lines so far. A request that is refused earlier leaves
     no file. Each line is written at once, so `tail -f` can follow it. Lines do not break a progress
     bar. With `quiet` (ranks other than 0) nothing is written. If the disk is full, the text is kept
-    and written with the next line. If the file is moved away, all of it is written again.
+    and written with the next line. If the file is moved away, all of it is written again. If it is
+    emptied or replaced, the next lines follow.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -70,11 +72,12 @@ class RunLog:
         self._all += content
         self._unwritten += content
         try:
-            if self._file and not self.path.exists():
+            if self._file and not self._is_in_place():
+                if not self.path.exists():
+                    self._unwritten = self._all
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file.close()
                 self._file = self.path.open("ab", buffering=0)
-                self._unwritten = self._all
             while self._file and self._unwritten:
                 written = self._file.write(self._unwritten)
                 self._unwritten = self._unwritten[written:]
@@ -85,6 +88,13 @@ class RunLog:
                     sys.stderr,
                 )
             self._warned = True
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is still the one at `path`: an editor replaces it."""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def __enter__(self) -> "RunLog":
         return self
@@ -117,6 +127,7 @@ def _new_log_file(directory: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = directory / f"training_complete_{time.strftime('%Y%m%d-%H%M%S')}.log"
         try:
-            return path, path.open("xb", buffering=0)
+            path.open("xb").close()
+            return path, path.open("ab", buffering=0)  # at its end, even if someone empties it
         except FileExistsError:  # another run started in the same second
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl-C (SIGINT) and SIGTERM."""
+"""Stop requests: Ctrl-C (SIGINT), SIGTERM, and SIGHUP where the terminal is closed."""
 
 import contextlib
 import os
@@ -9,20 +9,24 @@ from collections.abc import Iterator
 
 
 class Interrupted(KeyboardInterrupt):
-    """The command was asked to stop. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """The command was asked to stop. Exit code 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Signals:
-    """A `with` block in which SIGINT and SIGTERM raise `Interrupted`.
+    """A `with` block in which `STOPS` raise `Interrupted`.
 
     They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
-    process at once. Python drops an exception inside a destructor. Then the next `check()`, or the
-    end of the block, raises it again. A signal that is ignored at the start stays ignored: a shell
-    starts a command with `&` in a script so that Ctrl-C does not end it.
+    process at once, but for SIGHUP: shell and terminal may both send it. Python drops an exception
+    inside a destructor. Then the next `check()`, or the end of the block, raises it again. A signal
+    that is ignored at the start stays ignored: `nohup` ignores SIGHUP, and a shell starts a command
+    with `&` in a script so that Ctrl-C does not end it.
 
     With `patient`, further signals are ignored, also after the block has ended by `Interrupted`.
     torchrun can pass on a signal that the process already received, which would change the exit
@@ -39,7 +43,7 @@ class Signals:
         sys.unraisablehook = self._on_dropped
         self._former = {
             signum: signal.signal(signum, self._handle)
-            for signum in (signal.SIGINT, signal.SIGTERM)
+            for signum in STOPS
             if signal.getsignal(signum) is not signal.SIG_IGN
         }
         return self
@@ -53,7 +57,7 @@ class Signals:
             self.check()
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        if self.received and self.patient:
+        if self.received and (self.patient or signum == signal.SIGHUP):
             return
         if self.received:
             os._exit(128 + signum)

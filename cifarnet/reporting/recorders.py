@@ -4,6 +4,7 @@ If one fails, for example on a full disk, the others still work. The failure is 
 recorder tries again. The run ends with exit code 1 if its last try failed.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -85,7 +86,8 @@ class Recorders:
         for recorder in self.recorders:
             try:
                 for folder in self.folders:
-                    folder.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(OSError):  # else the recorder that needs it fails
+                        folder.mkdir(parents=True, exist_ok=True)
                 getattr(recorder, event)(*news)
                 if event in ("start", "row", "end"):  # other events do not write pending data
                     self.failures.pop(recorder, None)

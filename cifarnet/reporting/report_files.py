@@ -53,7 +53,8 @@ class Attempts:
     def write(self, name: str) -> Iterator[Path]:
         """For a `with` block that writes the file `name`: its path."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)  # it may have been moved away
+            with contextlib.suppress(OSError):  # else the block fails, and says why
+                self.directory.mkdir(parents=True, exist_ok=True)  # it may have been moved away
             yield self.directory / name
         except Exception as problem:  # matplotlib passes on whatever the libraries below it raise
             self.failures.append(f"{name} ({reason(problem)})")

@@ -113,6 +113,20 @@ def test_a_run_whose_reader_ends_goes_on_to_its_end(tmp_path):
     assert (tmp_path / "done").exists()
 
 
+def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
+    """In a session of its own no SIGHUP reaches it, as after `disown`."""
+    terminal, slave = os.openpty()
+    words = [sys.executable, "-c", COMMAND, str(tmp_path / "done")]
+    streams = {"stdin": subprocess.PIPE, "stdout": slave, "stderr": slave}
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True, **streams) as run:
+        os.close(slave)
+        assert os.read(terminal, 100) == b"first\r\n"
+        os.close(terminal)
+        run.communicate(b"\n")
+    assert run.returncode == 0
+    assert (tmp_path / "done").exists()
+
+
 def test_a_line_waits_for_a_full_pipe_that_another_program_made_non_blocking():
     """As node and ssh do with a terminal or pipe that they share. Python would raise."""
     code = """

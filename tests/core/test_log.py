@@ -22,6 +22,7 @@ def full_disk(monkeypatch):
     def fill(log: RunLog) -> None:
         log._file.close()
         monkeypatch.setattr(log, "_file", full)
+        monkeypatch.setattr(log, "_is_in_place", lambda: True)
 
     yield fill
     full.close()
@@ -93,6 +94,27 @@ def test_what_a_full_disk_refused_is_written_once_there_is_room(tmp_path, monkey
     assert [line.split(" ", 1)[1] for line in log.path.read_text().splitlines()] == [
         "first", "second",
     ]  # fmt: skip
+
+
+def test_a_log_that_was_emptied_edited_or_moved_goes_on(tmp_path):
+    def replaced() -> None:  # as an editor saves
+        (tmp_path / "new").write_text("edited\n")
+        (tmp_path / "new").replace(log.path)
+
+    def emptied() -> None:
+        log.path.write_text("")
+
+    def moved() -> None:
+        log.path.rename(tmp_path / "old")
+
+    for change, lines in ((emptied, "two"), (replaced, "edited two"), (moved, "one two")):
+        with RunLog() as log:
+            log.open(tmp_path)
+            log.line("one")
+            change()
+            log.line("two")
+        written = [line.split()[-1] for line in log.path.read_text().splitlines()]
+        assert written == lines.split()
 
 
 @given(st.text())

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cifarnet.core.signals import Interrupted, Signals
+from cifarnet.core.signals import STOPS, Interrupted, Signals
 
 
 def send(signum: int) -> None:
@@ -13,7 +13,7 @@ def send(signum: int) -> None:
 
 
 def test_a_signal_raises_at_once_with_its_exit_code():
-    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         former = signal.getsignal(signum)
         with pytest.raises(Interrupted) as caught, Signals():
             send(signum)
@@ -35,7 +35,7 @@ def test_signals_wait_while_deferred():
 
 
 def test_a_patient_process_on_its_way_out_ignores_signals():
-    former = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    former = {signum: signal.getsignal(signum) for signum in STOPS}
     try:
         with pytest.raises(Interrupted), Signals(patient=True), Signals(patient=True):
             send(signal.SIGTERM)
@@ -46,6 +46,13 @@ def test_a_patient_process_on_its_way_out_ignores_signals():
     with Signals(patient=True):
         pass  # no signal came: the former handlers are put back
     assert all(signal.getsignal(signum) is handler for signum, handler in former.items())
+
+
+def test_a_terminal_that_hangs_up_twice_ends_the_run_in_order(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended at once"))
+    with pytest.raises(Interrupted), Signals() as signals, signals.deferred():
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
 
 
 @pytest.mark.parametrize(("patient", "expected"), [(True, []), (False, [130])])

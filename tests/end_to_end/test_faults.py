@@ -158,12 +158,18 @@ def test_a_small_shared_memory_is_enough(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_workers_that_cannot_start_are_one_line(command, monkeypatch):
+def test_without_locks_a_run_starts_no_workers_unless_a_number_is_asked_for(command, monkeypatch):
+    """As with a /dev/shm that is read-only."""
+
     def refuse(*arguments, **options):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("_multiprocessing.SemLock", refuse)
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    at = SHORT.index("--num_workers")
+    done = command("main", *SHORT[:at], *SHORT[at + 2 :])
+    assert (done.code, done.err) == (0, "")
+    assert "no workers: /dev/shm cannot be written" in done.out
     done = command("main", *SHORT, "--num_workers", "1")
     assert_one_line(done, 1, "Read-only file system", "--num_workers 0", "--augment_engine batched")
 

@@ -89,8 +89,8 @@ def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(
     long = (*QUICK, "--snapshot_freq", "0", "--epochs")
     first = begin(tmp_path, *long, "5000", "--num_workers", "2")
     wait_for_file(tmp_path / "snapshots_complete" / "last.pth", first)
-    for _ in range(2):  # being refused takes nothing away from the first
-        done = command("main", *QUICK, "--log_dir", "other")
+    for folder in ("log_dir", "log_dir", "snapshot_dir"):  # being refused takes nothing away
+        done = command("main", *QUICK, f"--{folder}", "other")
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"is in use by another run (process {first.pid})" in done.err
     assert not list(Path("snapshots_complete").glob("before_*"))

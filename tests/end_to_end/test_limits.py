@@ -42,11 +42,14 @@ def test_no_usable_temporary_folder(lacking, tmp_path):
         ("main", *SHORT, "--num_workers", "2", "--run_dir", "run"),
         ("evaluate", "--run_dir", "run"),
         ("predict", "--pretrained", "run/snapshots_complete/last.pth", picture),
+        ("predict", "--explain", "out", picture),
+        ("main", *SHORT, "--preview_augment", "out/grid.png"),
         ("export", "--snapshot", "run/snapshots_complete/last.pth", *EXPORT, "--out", "out"),
     ):
         done = lacking(NO_TEMPORARY_FOLDER, *command, MPLCONFIGDIR="/proc/none")
         assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == EXPORTED
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == EXPORTED | {f"{picture.stem}.png", "grid.png"}
     names = {path.name for path in (tmp_path / "run" / "plots_complete").iterdir()}
     assert {"report.html", "training_curves.png", "confusion_matrix.png"} <= names
     assert not any("tmp" in name or "temporary" in name or "torch" in name for name in names)

@@ -10,6 +10,7 @@ from support.commands import DRAWN
 from support.outputs import epoch_of, figures
 
 import train
+from cifarnet.core.errors import UserError
 
 FOLDERS = ("log", "snapshots_complete", "plots_complete")
 
@@ -82,3 +83,15 @@ def test_a_run_whose_files_are_moved_away_leaves_whole_ones(command, monkeypatch
     assert epoch_of("last.pth") == 2
     made = {path.name for path in Path("plots_complete").iterdir()}
     assert {"metrics.json", "training_curves.png", "report.html"} <= made
+
+
+def test_a_run_whose_old_snapshots_cannot_be_read_leaves_no_log(command, monkeypatch):
+    assert command("main", *DRAWN, "--epochs", "1").code == 0
+
+    def refuse(*arguments):
+        raise UserError("best_model.pth cannot be read")
+
+    monkeypatch.setattr("commands.run_setup.outdated", refuse)
+    before = sorted(Path().rglob("*"))
+    assert command("main", *DRAWN, "--resume", "auto").code == 2
+    assert sorted(Path().rglob("*")) == before

@@ -13,7 +13,8 @@ from cifarnet.augment.per_image import PerImageEngine
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "workers"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0)]
+    ("signum", "code", "workers"),
+    [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 2)],
 )
 def test_a_signal_ends_after_the_step_and_the_command_printed_goes_on(
     begin, tmp_path, reference, signum, code, workers

@@ -62,6 +62,14 @@ def recorders_of(*kept: Recorder, log=None) -> Recorders:
     return Recorders(kept, log or Lines(), lambda work: work())
 
 
+def test_a_folder_that_cannot_be_made_again_costs_no_other_file(tmp_path):
+    """As where the disk of one folder is gone: a file stands in its place here."""
+    (tmp_path / "gone").touch()
+    heard, folders = Heard(), [tmp_path / "gone" / "log", tmp_path / "snapshots"]
+    Recorders([heard], Lines(), lambda work: work(), folders).start(Progress())
+    assert (heard.events, folders[1].is_dir()) == (["start"], True)
+
+
 def test_one_that_fails_does_not_hurt_the_others():
     log, broken, heard = Lines(), Heard(broken=True), Heard()
     all_of_them = recorders_of(broken, heard, log=log)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from support.reports import make_report
 
+from cifarnet.core.errors import RunError
 from cifarnet.reporting.corruptions import CORRUPTIONS, CorruptionRow
 from cifarnet.reporting.report_files import (
     PAGE,
@@ -66,6 +67,14 @@ def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, met
     assert (folder / "metrics.json").exists() == (moved == folder) == (metrics == "readable")
     assert not (tmp_path / CORRUPTIONS).exists()
     assert move_measured_report(tmp_path, report) is None  # a report without a table stays
+
+
+def test_a_report_without_its_folder_says_why(tmp_path):
+    (tmp_path / "gone").touch()
+    files = Attempts(tmp_path / "gone" / "plots")
+    write_report(make_report("abc"), files)
+    with pytest.raises(RunError, match=r"metrics\.json \(Not a directory\), classification_report"):
+        files.check()
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
