@@ -96,7 +96,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     A last row that is not whole, because it is being written, is left out.
     """
     try:
-        text = read_file(path).decode(errors="backslashreplace")  # paths need not be UTF-8
+        # Excel begins a file with a signature; paths need not be UTF-8.
+        text = read_file(path).decode("utf-8-sig", errors="backslashreplace")
         reader = csv.DictReader(text.splitlines())
         rows = list(reader)
     except csv.Error as problem:

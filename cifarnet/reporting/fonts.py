@@ -1,6 +1,7 @@
 """The fonts of figures: which installed font draws a letter, and escapes where there is none."""
 
 import functools
+import logging
 from collections.abc import Collection
 
 from matplotlib import font_manager
@@ -10,6 +11,8 @@ from matplotlib.text import Text
 from cifarnet.core.errors import printable
 
 FONT = "DejaVu Sans"  # comes with matplotlib
+# It warns of each installed font without a normal weight.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def set_fonts(figure: Figure) -> Figure:

@@ -45,7 +45,7 @@ def test_another_record_is_refused(record, damage):
 
 def test_a_history_gives_rows_and_leaves_out_one_that_is_being_written(tmp_path):
     path = next(leave_run(tmp_path / "run").glob("log/*.csv"))
-    path.write_text(path.read_text() + "4,0.5,0.")
+    path.write_text(path.read_text() + "4,0.5,0.", encoding="utf-8-sig")  # as Excel saves it
     rows = read_history(path)
     assert [(row.epoch, row.test_accuracy) for row in rows] == [(1, 0.5), (2, 0.7), (3, 0.6)]
     assert (rows[0].val_loss, rows[0].skipped_steps) == (None, 0)
