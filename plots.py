@@ -183,6 +183,7 @@ def _write_in_cells(axes: Axes, shares: np.ndarray, counts: np.ndarray) -> None:
         style = {"ha": "center", "va": "center", "color": "w" if share > 0.3 else "k"}
         style |= {"xy": (column, row), "textcoords": "offset points"}
         percent = f"{share:.1%}" if both else f"{100 * share:.0f}"
+        percent = "100%" if share == 1 and both else percent  # one more digit would not fit
         axes.annotate(percent, xytext=(0, 4 if both else 0), fontsize=size, **style)
         if both:
             count = str(counts[row, column])

@@ -100,7 +100,7 @@ def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, fig
     report.confusion_matrix[:] = [[3, 1, 0], [0, 0, 4], [0, 0, 2]]
     plots.confusion_matrix(report, tmp_path / "confusion.png")
     assert len(figures[0].axes) == 2  # the matrix, and its colours
-    assert cells_of(figures[0]) == ["75.0%", "3", "25.0%", "1", "100.0%", "4", "100.0%", "2"]
+    assert cells_of(figures[0]) == ["75.0%", "3", "25.0%", "1", "100%", "4", "100%", "2"]
     shown = figures[0].axes[0].images[0].get_array()
     assert np.allclose(shown, [[0.75, 0.25, 0], [0, 0, 1], [0, 0, 1]])
     sizes = [text.get_fontsize() for text in figures[0].axes[0].texts]
