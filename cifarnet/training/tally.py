@@ -1,5 +1,6 @@
 """Running sums of an epoch."""
 
+import shutil
 import time
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from tqdm import tqdm
 from cifarnet.core.device import Runtime
 from cifarnet.core.log import clock
 from cifarnet.core.ranks import earliest_over_ranks, sum_over_ranks
+
+BAR = "{desc} {percentage:3.0f}%|{bar}|{rate_noinv_fmt}{postfix}"  # fits into 80 columns
 
 
 class EpochStats(NamedTuple):
@@ -90,7 +93,9 @@ class Tally:
 def progress_bar(images: int, name: str, runtime: Runtime) -> tqdm:
     """A bar on the terminal of the first rank; none where there is no terminal."""
     hidden = True if runtime.rank else None
-    return tqdm(total=images, desc=name, unit=" img", leave=False, disable=hidden)
+    columns = shutil.get_terminal_size().columns  # 80 where a terminal says 0, as in containers
+    about = {"desc": name, "unit": " img", "ncols": columns, "bar_format": BAR}
+    return tqdm(total=images, leave=False, disable=hidden, **about)
 
 
 def show(bar: tqdm, tally: Tally, images: int, epochs_left: float) -> None:
