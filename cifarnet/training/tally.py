@@ -93,9 +93,9 @@ class Tally:
 def progress_bar(images: int, name: str, runtime: Runtime) -> tqdm:
     """A bar on the terminal of the first rank; none where there is no terminal."""
     hidden = True if runtime.rank else None
-    columns = shutil.get_terminal_size().columns  # 80 where a terminal says 0, as in containers
-    about = {"desc": name, "unit": " img", "ncols": columns, "bar_format": BAR}
-    return tqdm(total=images, leave=False, disable=hidden, **about)
+    columns, lines = shutil.get_terminal_size()  # a container's may say 0, which hides the bar
+    form = {"desc": name, "unit": " img", "bar_format": BAR, "ncols": columns, "nrows": lines}
+    return tqdm(total=images, leave=False, disable=hidden, **form)
 
 
 def show(bar: tqdm, tally: Tally, images: int, epochs_left: float) -> None:
