@@ -131,7 +131,7 @@ class Comparison:
         trained = ", ".join(dict.fromkeys(_shown(run, "images") for run in runs))
         tested = ", ".join(dict.fromkeys(map(_tested_on, runs)))
         return (
-            f"{names}: trained on {trained}; their curves and best epochs are of its test images, "
+            f"{names}: trained on {trained}; curves and best epoch are of its test images, "
             f"all other figures of those of {tested}"
         )
 
