@@ -1,5 +1,6 @@
 """What many tests share: the commands run in this process, one trained model and its exports."""
 
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,13 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_no_garbage():
+    """Each figure ends with a collection of garbage: it need not look through all that is loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
