@@ -1,6 +1,7 @@
 """Pages and cards from Jinja templates: one set-up for all of them."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 
+@functools.cache  # to compile the page of a report takes a third of a second
 def read_template(
     path: Path, *, escape: bool = True, **filters: Callable[..., str]
 ) -> jinja2.Template:
