@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import killed_runs
+from support.commands import run
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +43,10 @@ def begin(processes):
 
 
 @pytest.fixture(scope="session")
-def reference(processes, tmp_path_factory) -> Path:
+def reference(tmp_path_factory) -> Path:
     """The directory of a run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("reference")
-    process = processes(target=killed_runs.live, args=(directory, killed_runs.RUN))
-    process.start()
-    killed_runs.end(process)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(directory)
+        assert run("main", *killed_runs.RUN) == 0
     return directory

@@ -1,5 +1,6 @@
 """Runs in processes of their own, which kill themselves at a chosen moment, and what is left."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -61,6 +62,7 @@ def live(
     Calls are counted from the start of the log, or, if `early`, from the start of the run.
     """
     os.setsid()
+    gc.freeze()  # as tests/conftest.py does
     multiprocessing.set_start_method("fork", force=True)  # of workers: Linux's default again
     os.chdir(directory)
     output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
