@@ -80,20 +80,32 @@ def test_a_preview_that_cannot_be_drawn_is_one_line(command, monkeypatch):
     assert done.err == f"error: {failure}\n"
 
 
-@pytest.mark.parametrize("name", ["main.py", "evaluate.py"])
-def test_if_matplotlib_cannot_be_imported_the_report_is_written(tmp_path, trained, name):
+BOTH = f"""
+import json, sys
+sys.path.append({str(ROOT)!r})
+import evaluate, main
+for command, flags in zip((main, evaluate), json.loads(sys.argv[1])):
+    code = command.main(flags)
+    for stream in (sys.stdout, sys.stderr):
+        print("exit code", code, file=stream, flush=True)
+"""
+
+
+def test_if_matplotlib_cannot_be_imported_the_report_is_written(tmp_path, trained):
     """It fails so where it finds no writable folder for its settings."""
     (tmp_path / "matplotlib.py").write_text('raise OSError("requires a writable directory")')
-    evaluation = ("--snapshot", trained.snapshot, "--plot_dir", PLOTS)
-    flags = DRAWN if name == "main.py" else evaluation
+    flags = [[*DRAWN, "--plot_dir", "run"]]
+    flags += [["--snapshot", str(trained.snapshot), "--plot_dir", "again"]]
     done = subprocess.run(
-        [sys.executable, ROOT / name, *map(str, flags)],
+        [sys.executable, "-c", BOTH, json.dumps(flags)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "confusion_matrix.png (requires a writable directory)" in done.stdout + done.stderr
-    assert files(tmp_path / PLOTS) == ALL - {*CURVES, *PICTURES}
+    streams = [text.split("exit code 1\n") for text in (done.stdout, done.stderr)]
+    for folder, out, err in zip(("run", "again", ""), *streams, strict=True):
+        if folder:
+            assert "confusion_matrix.png (requires a writable directory)" in out + err
+            assert files(tmp_path / folder) == ALL - {*CURVES, *PICTURES}
