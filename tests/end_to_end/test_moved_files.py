@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.commands import DRAWN
+from support.commands import DRAWN, QUICK
 from support.outputs import epoch_of, figures
 
 import train
@@ -54,7 +54,7 @@ def test_a_new_run_moves_the_report_of_another_one_aside_though_it_is_stopped(co
     assert left == {"training_curves.png", "learning_rate_schedule.png"}
 
     monkeypatch.setattr(train, "run_epoch", run_epoch)
-    assert command("main", *DRAWN, "--seed", "7", "--resume", "auto").code == 0
+    assert command("main", *QUICK, "--seed", "7", "--resume", "auto").code == 0
     assert list(plots.glob("before_*")) == [moved]
     assert figures()["run"]["settings"]["seed"] == 7
 
@@ -71,7 +71,7 @@ def test_a_run_whose_files_are_moved_away_leaves_whole_ones(command, monkeypatch
         return run_epoch(learner, *arguments)
 
     monkeypatch.setattr(train, "run_epoch", disturbed)
-    done = command("main", *DRAWN)
+    done = command("main", *QUICK, "--plot_training", "--report")
     assert (done.code, done.err) == (0, "")
     assert "warning" not in done.out
     (log,) = Path("log").glob("*.log")
