@@ -56,19 +56,16 @@ def test_the_file_shows_the_picture_and_two_coloured_maps(predict):
     ("flags", "words"),
     [
         (("--tta", "flip"), "average over networks or views"),
-        (("--pretrained", "ONNX"), "keeps no feature maps"),
-        (("--pretrained", "RESIDUAL"), "ResidualNet takes the maximum"),
+        (("--pretrained", "RESIDUAL.safetensors"), "ResidualNet takes the maximum"),
         (("--explain", "grey.png"), "--explain grey.png: cannot write there"),
     ],
 )
 def test_other_networks_and_folders_are_refused_in_one_line(
-    predict, trained, onnx_files, tmp_path, flags, words
+    predict, trained, tmp_path, flags, words
 ):
-
-    write_weights(random_model(network="residual"), tmp_path / "residual.safetensors")
-    files = {"ONNX": onnx_files / "model.onnx", "RESIDUAL": tmp_path / "residual.safetensors"}
+    write_weights(random_model(network="residual"), tmp_path / "RESIDUAL.safetensors")
     shutil.copy(next(trained.tree.glob("test/bar/*.png")), "grey.png")
-    done = predict("grey.png", "--explain", "maps", *(files.get(flag, flag) for flag in flags))
+    done = predict("grey.png", "--explain", "maps", *flags)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert words in done.err
     assert not Path("maps").exists()

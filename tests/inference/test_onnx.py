@@ -14,6 +14,7 @@ from support.random_models import CLASSES, noise, random_model
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
 from cifarnet.export.onnx import write_onnx
+from cifarnet.inference.class_maps import why_no_maps
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.onnx import read_onnx
 
@@ -33,6 +34,7 @@ def test_a_file_is_a_classifier(exported):
     assert torch.equal(read.logits(noise(3)), torch.from_numpy(logits))
     torch.testing.assert_close(read(noise(3)), torch.from_numpy(shares))
     assert (read.classes, read.image_size, read.source) == (CLASSES, 32, "named so")
+    assert why_no_maps(read).startswith("named so keeps no feature maps; ")
     for name in ("network", "mean", "std", "origin"):
         assert getattr(read.infos[0], name) == getattr(model, name)
     assert read.infos[0].sha256 == hashlib.sha256(exported.read_bytes()).hexdigest()
