@@ -54,6 +54,7 @@ def test_the_training_loop_leaves_out_its_first_epoch(monkeypatch, engine):
         fit(learner, objective, data, plan, recorders)
         learners.append(learner)
 
+    monkeypatch.setattr(bench_training, "BATCH", 8)  # the images that are evaluated
     monkeypatch.setattr(bench_training, "fit", watched)
     rate = bench_training.training("cpu", False, engine, 2, batch_size=8, epochs=3)
     _, *later = [row.images_per_second for row in learners[0].progress.history]

@@ -105,7 +105,6 @@ def is_running(process: int) -> bool:
     ("signum", "flags"),
     [
         (signal.SIGTERM, ["--only", "plain loop"]),
-        (signal.SIGKILL, ["--only", "plain loop"]),
         (signal.SIGKILL, ["--ranks", "2"]),
     ],
     ids=str,
