@@ -23,16 +23,16 @@ PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
     "plain": PLAIN,
     "taught": {**PLAIN, "image_sizes": "16"},
-    "accumulated": {**PLAIN, "accumulate": 3},
-    "clipped": {**PLAIN, "max_grad_norm": 0.05},
-    "grown": {**PLAIN, "attention": "cbam", "compound_scale": 1.0},
+    "clipped": {**PLAIN, "accumulate": 3, "max_grad_norm": 0.05},
+    "attention": {**PLAIN, "attention": "cbam"},
 }
 
 
 def noisy_run(ranks: Ranks, **settings: object) -> SmallRun:
     """A run of 25 images in batches of 12: the last batch leaves a rank without images."""
     splits = small_splits(25, 20, classes="abc")
-    return small_run(splits, ranks, **{"batch_size": 12, "augment": "full", **settings})
+    augmented = {"batch_size": 12, "augment": "full", "augment_engine": "batched"}
+    return small_run(splits, ranks, **(augmented | settings))
 
 
 def trained(ranks: Ranks, name: str) -> dict:
