@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -21,6 +23,11 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 
 
 def trained_network(**settings):
+    return copy.deepcopy(_trained_network(**settings))
+
+
+@functools.cache
+def _trained_network(**settings):
     """Random weights, and the running statistics of some batches."""
     torch.manual_seed(3)
     model = build_model(NetworkSettings(dropout=0.0, **settings), 2).train()
