@@ -48,7 +48,7 @@ def figures(monkeypatch):
     return kept
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 250])
+@pytest.mark.parametrize("epochs", [1, 250])
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_curves_and_schedule(tmp_path, epochs, held_out):
     path, steps = tmp_path / "figure.png", 98 * epochs
@@ -107,7 +107,7 @@ def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, fig
     assert all(count < share for share, count in zip(sizes[::2], sizes[1::2], strict=True))
 
 
-@pytest.mark.parametrize("classes", [2, 20, 100, 120])
+@pytest.mark.parametrize("classes", [2, 20, 120])
 def test_many_classes_stay_readable(tmp_path, figures, classes):
     """No two names beside an axis overlap, and none is smaller than 8 points."""
     report = make_report([f"class {i}" for i in range(classes)])
