@@ -101,7 +101,11 @@ def test_the_answers_are_the_networks_for_any_number_of_images(exported, ours, c
 
 @pytest.mark.parametrize(
     "changes",
-    [{"network": "lite"}, {"network": "residual"}, {"attention": "cbam", "compound_scale": 1.0}],
+    [
+        {"network": "lite"},
+        {"network": "residual"},
+        {"attention": "cbam", "attention_at": "4", "compound_scale": 1.0},
+    ],
     ids=str,
 )
 def test_another_network_of_another_size(tmp_path, changes):
