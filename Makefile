@@ -8,7 +8,7 @@ smoke: .venv/run.ok
 
 # Most tests wait for processes that they start, so two cores run three tests at a time, each with one thread.
 test: .venv/dev.ok
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/dev.ok
 	$(BIN)/python -m pytest -m slow
