@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.commands import QUIET
 from support.pictures import draw_tree
 
 import bench
@@ -165,7 +166,8 @@ def test_predict_and_evaluate_take_onnx_files(command, trained, onnx_files, file
     assert torch.tensor(probabilities).sub(torch.tensor(expected)).abs().max() < near
     assert [row[0]["class"] for row in rows] == [path.parent.name for path in pictures]
 
-    done = command("evaluate", "--pretrained", onnx_files / file, "--data_dir", trained.tree)
+    flags = ("--data_dir", trained.tree, *QUIET)
+    done = command("evaluate", "--pretrained", onnx_files / file, *flags)
     assert (done.code, done.err) == (0, "")
     report = json.loads(Path("plots_complete/metrics.json").read_text())
     of_the_run = json.loads(trained.metrics.read_text())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK
+from support.commands import QUICK, QUIET
 from support.pictures import draw_tree
 from support.random_models import random_model
 from support.small_runs import small_splits
@@ -119,7 +119,7 @@ def test_the_table_beside_the_weights_is_shown_with_their_report_only(command, t
 def test_a_continued_run_moves_the_table_of_its_former_report(command):
     once = (*QUICK, "--epochs", "1")
     assert command("main", *once, "--limit_test", "10").code == 0
-    assert command("evaluate", "--run_dir", ".", "--corruptions").code == 0
+    assert command("evaluate", "--run_dir", ".", "--corruptions", *QUIET).code == 0
     table = CSV.read_text()
     done = command("main", *once, "--limit_test", "10", "--epochs", "2", "--resume", "auto")
     assert (done.code, done.err) == (0, "")
@@ -134,8 +134,8 @@ def test_a_continued_run_moves_the_table_of_its_former_report(command):
     "content", ["", "a,b\n", "corruption,severity,accuracy,images\nfog,1,x,9\n"]
 )
 def test_a_damaged_table_is_named_in_one_line_and_costs_no_other_file(command, tiny, content):
-    assert command("evaluate", *tiny, "w.safetensors").code == 0
+    assert command("evaluate", *tiny, "w.safetensors", "--no-report").code == 0
     CSV.write_text(content)
-    done = command("evaluate", *tiny, "w.safetensors")
+    done = command("evaluate", *tiny, "w.safetensors", "--no-report")
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "corruptions.csv is not a file that evaluate.py --corruptions wrote" in done.err

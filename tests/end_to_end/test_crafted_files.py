@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, QUIET, from_folder
 from torch import Tensor
 
 from cifarnet.checkpoints.snapshots import Snapshot, load_trained, pack, read_snapshot
 from cifarnet.checkpoints.trained import fingerprint, write_weights
 
-SHORT = (*QUICK, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")
+SHORT = (*QUICK, "--network", "cifarnet", "--epochs", "1")
+SHORT += ("--limit_train", "20", "--limit_test", "20")
 FIRST = "c1.conv.weight"
 
 
@@ -43,7 +44,7 @@ def uses_of(path: Path, tree: Path) -> dict[str, tuple]:
     images = from_folder(tree)
     uses = {
         "predict": ("predict", "--pretrained", path, next(tree.glob("test/*/*.png"))),
-        "evaluate": ("evaluate", "--pretrained", path, *images),
+        "evaluate": ("evaluate", "--pretrained", path, *images, *QUIET),
         "export": ("export", "--pretrained", path),
         "teacher": ("main", *SHORT, *images, "--teacher", path),
         "init": ("main", *SHORT, *images, "--init", path),
@@ -124,7 +125,8 @@ def test_names_in_a_snapshot_forge_no_line(command, trained, tmp_path):
     origin = replace(origin, settings=settings, **words)
     path.write_bytes(pack(replace(snapshot, model=replace(snapshot.model, origin=origin))))
     shown = []
-    for line in (*uses_of(path, trained.tree).values(), ("evaluate", "--snapshot", path)):
+    as_before = ("evaluate", "--snapshot", path, *QUIET)
+    for line in (*uses_of(path, trained.tree).values(), as_before):
         done = command(*line)
         shown.append(done.out + done.err)
     files = [*Path().rglob("*.log"), *Path().rglob("*.txt")]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import QUIET
 from support.outputs import figures
 
 import hubconf
@@ -82,7 +83,7 @@ def test_networks_that_do_not_fit_together_are_one_line(command, trained):
 
 
 def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
-    images = ("--dataset", "folder", "--data_dir", trained.tree, "--no-plot_evaluation")
+    images = ("--dataset", "folder", "--data_dir", trained.tree, *QUIET)
     one, two = str(trained.weights), other
     for where, pretrained in (
         ("1", one),
@@ -90,7 +91,8 @@ def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
         ("12", f"{one},{two}"),
         ("21", f"{two},{one}"),
     ):
-        done = command("evaluate", "--pretrained", pretrained, *images, "--plot_dir", where)
+        page = ("--report",) if where == "12" else ()
+        done = command("evaluate", "--pretrained", pretrained, *images, "--plot_dir", where, *page)
         assert (done.code, done.err) == (0, "")
     alone, both = [figures(Path(where)) for where in "12"], figures(Path("12"))
     assert (both["snapshot"], both["epoch"], both["weights"]) == (f"{one},{two}", "4, 7", "raw")
@@ -116,17 +118,17 @@ def test_the_report_says_that_it_is_of_an_ensemble(command, trained, other):
 
 
 def test_a_report_with_augmentation_does_not_replace_the_one_without(command, trained):
-    evaluate = ("evaluate", "--snapshot", trained.snapshot, "--no-plot_evaluation")
+    evaluate = ("evaluate", "--snapshot", trained.snapshot, *QUIET)
     assert command(*evaluate).code == 0
     plain = figures(Path("plots_complete"))
-    done = command(*evaluate, "--tta", "shift")
+    done = command(*evaluate, "--tta", "flip", "--report")
     moved = "moved the report of another network, temperature or images to plots_complete/before_"
     assert moved in done.out
-    assert f"{trained.snapshot}, --tta shift (epoch 4): top-1" in done.out
+    assert f"{trained.snapshot}, --tta flip (epoch 4): top-1" in done.out
     augmented = figures(Path("plots_complete"))
-    assert (plain["tta"], augmented["tta"]) == ("none", "shift")
+    assert (plain["tta"], augmented["tta"]) == ("none", "flip")
     page = Path("plots_complete/report.html").read_text(encoding="utf-8")
-    assert f"<code>{trained.snapshot}, --tta shift</code>, epoch 4" in page
+    assert f"<code>{trained.snapshot}, --tta flip</code>, epoch 4" in page
     assert augmented["sha256"] == plain["sha256"]
     assert augmented["loss"] != plain["loss"]
     (moved,) = Path("plots_complete").glob("before_*/metrics.json")

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.commands import QUIET
 from support.outputs import figures
 from support.pages import data_of
 from support.pictures import draw_tree
@@ -47,9 +48,8 @@ def test_test_images_of_some_classes_are_enough(command, trained, tmp_path, layo
         ]
         (tree / "labels.csv").write_text("".join(f"test/{name},{name[:-7]}\n" for name in names))
         flags = ("--labels", tree / "labels.csv")
-    done = command(
-        "evaluate", "--snapshot", trained.snapshot, "--data_dir", tree, *flags, "--plot_dir", "p"
-    )
+    flags += ("--plot_dir", "p", *(() if layout == "test" else QUIET))
+    done = command("evaluate", "--snapshot", trained.snapshot, "--data_dir", tree, *flags)
     assert (done.code, done.err) == (0, "")
     assert f"the test images of {tree} lack disc" in done.out
     metrics = json.loads(Path("p/metrics.json").read_text())
@@ -89,12 +89,12 @@ def test_evaluate_looks_for_other_images_where_they_are(command, trained):
     assert sorted(trained.tree.iterdir()) == before
     # more test images than the 40 that the run was limited to
     more = draw_tree(Path("more"), classes=("bar", "disc", "star"), test=20)
-    flags = ("--data_dir", more, "--dataset_name", "renamed", "--no-plot_evaluation")
+    flags = ("--data_dir", more, "--dataset_name", "renamed", *QUIET)
     assert command("evaluate", "--snapshot", trained.snapshot, *flags).code == 0
     assert figures()["images"] == 60
     assert figures()["selected_by"].endswith("during the run; trained on pictures")
     # a snapshot says where its images are
-    assert command("evaluate", "--pretrained", trained.snapshot, "--no-plot_evaluation").code == 0
+    assert command("evaluate", "--pretrained", trained.snapshot, *QUIET).code == 0
     assert figures()["images"] == 9
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, QUIET, from_folder
 from support.outputs import figures, metadata, settings_of, snapshot
 
 from cifarnet.checkpoints.trained import fingerprint
@@ -99,7 +99,7 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         origin = metadata(Path("weights.safetensors"))["origin"]
         assert origin["weights"] == kind
         assert origin["accuracy"] == (report["top1"] if kind == "ema" else None)
-        images = ("--data_dir", trained.tree, "--plot_dir", kind)
+        images = ("--data_dir", trained.tree, "--plot_dir", kind, *QUIET)
         assert command("evaluate", "--pretrained", "weights.safetensors", *images).code == 0
         text = Path(kind, "classification_report.txt").read_text()
         assert ("averaged weights; last epoch" in text) == (kind == "ema")

@@ -256,7 +256,7 @@ def test_a_run_on_a_terminal_has_a_short_head_and_a_bar(command):
         assert command("main", *SHORT).code == 0
     head = terminal.getvalue().partition("epoch 1/1 | ")[0]
     assert len(head.splitlines()) <= 12, head
-    for detail in ("defaults: ", "versions: ", "DepthwiseConv2d-"):
+    for detail in ("defaults: ", "versions: ", "Conv2d-"):
         assert detail in log_text()
         assert detail not in terminal.getvalue()
     shown = errors.getvalue().rstrip("\r ").rpartition("\r")[2]

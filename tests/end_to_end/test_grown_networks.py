@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK, run
+from support.commands import QUICK, QUIET, run
 from support.outputs import assert_same_state, figures, log_text, snapshot
 
 import hubconf
@@ -12,7 +12,8 @@ from cifarnet.checkpoints.snapshots import load_trained
 from commands import log_header
 from model import load_pretrained
 
-GROWN = ("--attention", "cbam", "--attention_at", "2,4", "--compound_scale", "1")
+GROWN = ("--network", "cifarnet", "--attention", "cbam", "--attention_at", "2,4")
+GROWN += ("--compound_scale", "1")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_a_grown_network_is_rebuilt_by_every_command(command, grown):
 
     top1 = figures(grown.parents[1] / "plots_complete")["top1"]
     for flags in (("--snapshot", grown), ("--pretrained", "w.safetensors")):
-        assert command("evaluate", *flags, "--plot_dir", "again", "--no-plot_evaluation").code == 0
+        assert command("evaluate", *flags, "--plot_dir", "again", *QUIET).code == 0
         assert figures(Path("again"))["top1"] == top1
 
     flags = ("--teacher", "w.safetensors", "--run_dir", "taught", "--epochs", "1")

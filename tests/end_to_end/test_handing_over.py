@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.commands import QUIET
 
 import export
 from cifarnet.export.page import read_page
@@ -40,7 +41,7 @@ def test_a_hub_folder_works_wherever_weights_do(command, trained, hub):
     ]
     assert answers[0] == answers[1] == answers[2] != ""
     report = json.loads(trained.metrics.read_text())
-    data = ("--data_dir", trained.tree, "--no-plot_evaluation")
+    data = ("--data_dir", trained.tree, *QUIET)
     assert command("evaluate", "--pretrained", hub, *data).code == 0
     again = json.loads(Path("plots_complete/metrics.json").read_text())
     assert (again["sha256"], again["loss"]) == (report["sha256"], report["loss"])

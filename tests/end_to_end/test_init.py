@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, QUIET, from_folder
 from support.outputs import (
     assert_same_state,
     epoch_of,
@@ -25,8 +25,9 @@ def run_from(command):
     """Runs one epoch from weights: `run_from(weights, tree, *flags)`; the rate is almost 0."""
 
     def run(weights: object, tree: object, *flags: object):
-        quick = (*QUICK, *from_folder(tree), "--epochs", "1", "--lr", "1e-7", "--min_lr", "0")
-        return command("main", *quick, "--init", weights, *flags)
+        quick = (*QUICK, "--network", "cifarnet", *from_folder(tree), "--epochs", "1")
+        rate = ("--lr", "1e-7", "--min_lr", "0")
+        return command("main", *quick, *rate, "--init", weights, *flags)
 
     return run
 
@@ -95,7 +96,7 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(run_from, trained):
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_epoch_0_is_the_evaluation_of_the_start(command, run_from, trained, averaged):
-    flags = ("--dataset", "folder", "--data_dir", trained.tree, "--no-report")
+    flags = ("--dataset", "folder", "--data_dir", trained.tree, *QUIET)
     assert command("evaluate", "--pretrained", trained.weights, *flags).code == 0
     start = figures()
     flags = ("--ema_decay", "0.9", "--evaluate", "ema") if averaged else ()

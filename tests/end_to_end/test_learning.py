@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, QUIET, from_folder
 from support.outputs import figures, settings_of, snapshot
 from support.pictures import draw_tree
 
@@ -46,7 +46,8 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     done = command("predict", "--pretrained", "weights.safetensors", trained.tree / "test")
     assert (done.code, done.err) == (0, "")
     flags = ("--dataset", "folder", "--data_dir", trained.tree, "--plot_dir", "again")
-    assert command("evaluate", *flags, "--pretrained", "weights.safetensors").code == 0
+    done = command("evaluate", *flags, "--pretrained", "weights.safetensors", *QUIET)
+    assert (done.code, done.err) == (0, "")
     again, before = (figures(Path(name))["confusion_matrix"] for name in ("again", "larger"))
     assert again == before
 

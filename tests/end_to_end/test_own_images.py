@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import QUIET
 from support.outputs import figures, settings_of
 
 import hubconf
@@ -54,7 +55,8 @@ def test_from_class_folders_to_predictions(command, mixed):
 
     # the same test images at the same size, without a flag
     before = figures()
-    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--device", "cpu")
+    last = ("--snapshot", "snapshots_complete/last.pth", "--device", "cpu")
+    done = command("evaluate", *last, "--no-plot_evaluation")
     assert (done.code, done.err) == (0, "")
     assert {name: figures()[name] for name in ("top1", "loss")} == pytest.approx(
         {name: before[name] for name in ("top1", "loss")}
@@ -96,5 +98,6 @@ def test_images_named_by_a_csv_file(command, mixed):
     assert (done.code, done.err) == (0, "")
     assert list(figures()["per_class"]) == ["even", "odd"]
     assert figures()["images"] == 4  # a fifth of 10 and of 11, rounded down
-    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--device", "cpu")
+    last = ("--snapshot", "snapshots_complete/last.pth", "--device", "cpu")
+    done = command("evaluate", *last, *QUIET)
     assert (done.code, figures()["images"]) == (0, 4)

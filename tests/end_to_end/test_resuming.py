@@ -1,5 +1,6 @@
 """Runs that go on from a snapshot: which one, with which flags, and what happens to the others."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -87,8 +88,15 @@ def test_auto_without_a_snapshot_starts_anew_and_passes_over_broken_ones(command
     assert [path.read_text() for path in kept] == ["broken"]
 
 
-@pytest.mark.parametrize("how", ["broken link", "link to itself", "folder", "another user's"])
-@pytest.mark.parametrize("name", ["last.pth", "snapshot_epoch_0009.pth"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *itertools.product(
+            ("broken link", "link to itself", "folder"), ("last.pth", "snapshot_epoch_0009.pth")
+        ),
+        ("another user's", "last.pth"),
+    ],
+)
 def test_a_snapshot_that_cannot_be_read_is_not_missing(tmp_path, command, trained, how, name):
     """Even though an older one is intact."""
     Path("snapshots_complete").mkdir()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from support.commands import QUICK
+from support.commands import QUICK, QUIET
 
 from cifarnet.checkpoints.snapshots import read_snapshot
 
@@ -27,15 +27,16 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
 
     # the same network again: its report is replaced; another one's is kept
     first = report_in("runs/1")
-    assert command("evaluate", "--run_dir", "runs/1").code == 0
+    assert command("evaluate", "--run_dir", "runs/1", *QUIET).code == 0
     again = report_in("runs/1")
     assert (again["top1"], again["sha256"]) == (first["top1"], first["sha256"])
     assert again["run"]["id"] == first["run"]["id"]
     assert again["run"] == first["run"]  # what the run said stays
     assert again["last"] == first["last"]
-    assert again["evaluated_by"] == "evaluate.py --run_dir runs/1"
+    assert again["evaluated_by"] == " ".join(["evaluate.py --run_dir runs/1", *QUIET])
     other = "runs/2/snapshots_complete/last.pth"
-    done = command("evaluate", "--snapshot", other, "--plot_dir", "runs/1/plots_complete")
+    places = ("--snapshot", other, "--plot_dir", "runs/1/plots_complete")
+    done = command("evaluate", *places, *QUIET)
     assert "moved the report of another network, temperature or images to " in done.out
     (moved,) = Path("runs/1/plots_complete").glob("before_*")
     assert json.loads((moved / "metrics.json").read_text())["sha256"] == first["sha256"]
@@ -80,6 +81,6 @@ def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_ove
 def test_the_curves_of_a_run_under_way_stay_when_it_is_evaluated(command):
     assert command("main", *QUICK, "--epochs", "1", "--run_dir", "run", "--plot_training").code == 0
     Path("run/plots_complete/metrics.json").unlink()  # as before the end of a run
-    done = command("evaluate", "--run_dir", "run")
+    done = command("evaluate", "--run_dir", "run", *QUIET)
     assert (done.code, "moved" in done.out) == (0, False)
     assert Path("run/plots_complete/training_curves.png").exists()

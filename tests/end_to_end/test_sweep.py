@@ -7,6 +7,7 @@ from support.outputs import TIMINGS, rows_of
 
 SWEEP = """
 [flags]
+network = "lite"
 dataset = "digits"
 limit_train = 60
 limit_test = 40

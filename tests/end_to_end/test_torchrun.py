@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.commands import QUICK
+from support.commands import QUICK, QUIET
 from support.outputs import figures, log_text, rows_of
 from support.ranks import SETTINGS, trained
 
@@ -113,7 +113,7 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     assert ours["images"] == np.sum(ours["confusion_matrix"]) == 40
     for name, whose in (("last.pth", "last"), ("best_model.pth", "best")):
         snapshot = f"snapshots_complete/{name}"
-        assert command("evaluate", "--snapshot", snapshot, "--plot_dir", "again").code == 0
+        assert command("evaluate", "--snapshot", snapshot, "--plot_dir", "again", *QUIET).code == 0
         again = figures(Path("again"))
         for key in ("top1", "top3", "top5"):
             assert ours[whose][key] == again[key]

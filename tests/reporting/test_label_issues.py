@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.commands import QUICK, from_folder
+from support.commands import QUICK, QUIET, from_folder
 from support.pages import data_of, words
 
 from cifarnet.reporting.label_issues import label_issues
@@ -40,9 +40,8 @@ def test_a_wrong_label_is_found_and_shown(command, trained, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(trained.tree, tree)
     (tree / "test/disc/000.png").rename(tree / "test/star/moved.png")
-    done = command(
-        "evaluate", "--snapshot", trained.snapshot, *from_folder(tree)[:4], "--plot_dir", "p"
-    )
+    flags = (*from_folder(tree)[:4], "--plot_dir", "p", "--no-plot_evaluation")
+    done = command("evaluate", "--snapshot", trained.snapshot, *flags)
     assert (done.code, done.err) == (0, "")
     with Path("p/label_issues.csv").open(newline="", encoding="utf-8") as file:
         first, *_ = csv.DictReader(file)
@@ -58,7 +57,8 @@ def test_a_wrong_label_of_a_validation_image_is_found_and_shown(command, trained
     shutil.copytree(trained.tree, tree)
     shutil.copytree(tree / "test", tree / "val")
     (tree / "val/disc/000.png").rename(tree / "val/star/moved.png")
-    recipe = ("--epochs", "4", "--augment", "none", "--dropout", "0", "--image_sizes", "32")
+    recipe = ("--network", "cifarnet", "--epochs", "4", "--augment", "none", "--dropout", "0")
+    recipe += ("--image_sizes", "32")
     done = command("main", *QUICK, *from_folder(tree), *recipe, "--report", "--plot_dir", "p")
     assert (done.code, done.err) == (0, "")
     with Path("p/label_issues.csv").open(newline="", encoding="utf-8") as file:
@@ -68,7 +68,8 @@ def test_a_wrong_label_of_a_validation_image_is_found_and_shown(command, trained
     text = Path("p/report.html").read_text(encoding="utf-8")
     page, count = data_of(text), len(rows)
     before = Path("p/label_issues.csv").read_bytes()
-    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p")
+    last = ("--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p", *QUIET)
+    done = command("evaluate", *last)
     assert (done.code, done.err) == (0, "")
     assert Path("p/label_issues.csv").read_bytes() == before
     shown = [page["shown"][place][0] for place in page["lists"]["validation"]]
@@ -86,7 +87,7 @@ def test_a_class_without_images_is_never_suggested():
 def test_without_the_validation_images_of_the_run_a_line_says_so(command, trained):
     flags = (*QUICK, *from_folder(trained.tree), "--epochs", "1", "--val_fraction", "0.4")
     assert command("main", *flags).code == 0
-    again = ("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p")
+    again = ("evaluate", "--snapshot", "snapshots_complete/last.pth", "--plot_dir", "p", *QUIET)
     for more, said in (((), False), (("--data_dir", trained.tree), True)):
         done = command(*again, *more)
         assert (done.code, done.err) == (0, "")
