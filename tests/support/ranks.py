@@ -31,8 +31,7 @@ SETTINGS = {
 def noisy_run(ranks: Ranks, **settings: object) -> SmallRun:
     """A run of 25 images in batches of 12: the last batch leaves a rank without images."""
     splits = small_splits(25, 20, classes="abc")
-    augmented = {"batch_size": 12, "augment": "full", "augment_engine": "batched"}
-    return small_run(splits, ranks, **(augmented | settings))
+    return small_run(splits, ranks, **{"batch_size": 12, "augment": "full", **settings})
 
 
 def trained(ranks: Ranks, name: str) -> dict:
