@@ -138,8 +138,9 @@ def test_samplers():
     assert set(sweep_study.SAMPLERS) == set(SAMPLERS)
 
 
-def test_the_sweep_of_recipes_can_be_read():
-    pages = Path(__file__).parents[2] / "recipes"
-    assert len(read_sweep(pages / "sweep_digits.toml").settings) == 4
+def test_the_sweeps_of_the_project_can_be_read(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert len(read_sweep(Path("recipes/sweep_digits.toml")).settings) == 4
+    assert len(read_sweep(Path("results/ablation/sweep.toml")).settings) == 16
     with pytest.raises(UserError):
-        read_sweep(pages / "digits.toml")
+        read_sweep(Path("recipes/digits.toml"))
