@@ -8,7 +8,12 @@ from cifarnet.checkpoints.snapshots import pack, read_snapshot, write_snapshot
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE
 from cifarnet.settings import Settings
-from commands.run_setup import archive_old_snapshots, fit_batch
+from commands.run_setup import (
+    archive_old_snapshots,
+    fit_batch,
+    snapshots_of_others,
+    snapshots_to_keep,
+)
 
 
 def continued_run(source, directory, save_best=True):
@@ -24,6 +29,11 @@ def continued_run(source, directory, save_best=True):
     )
 
 
+def archive(run):
+    kept = snapshots_to_keep(run)
+    archive_old_snapshots(run, snapshots_of_others(run), kept)
+
+
 def write(path, epoch, history=None, **changes):
     history = history or [make_row(2, test_accuracy=0.9), make_row(epoch, test_accuracy=0.1)]
     write_snapshot(pack(make_snapshot(epoch, history=history, **changes)), path)
@@ -37,24 +47,24 @@ def test_snapshots_of_other_runs_are_archived_and_this_runs_copied(tmp_path):
     write(old / BEST, 2, [make_row(2)])
     write(new / LAST, 9, run_id="other")
     run = continued_run(old / LAST, new)
-    archive_old_snapshots(run)
+    archive(run)
     assert [read_snapshot(new / name).epoch for name in (LAST, BEST)] == [3, 2]
-    (archive,) = new.glob("before_*")
-    assert [read_snapshot(path).state.run_id for path in archive.iterdir()] == ["other"]
-    assert run.log.lines == [f"moved the snapshots of an earlier run to {archive}"]
+    (former,) = new.glob("before_*")
+    assert [read_snapshot(path).state.run_id for path in former.iterdir()] == ["other"]
+    assert run.log.lines == [f"moved the snapshots of an earlier run to {former}"]
 
     again = continued_run(new / LAST, new)
-    archive_old_snapshots(again)
+    archive(again)
     assert not again.log.lines  # nothing more to move
     write(numbered(new, 5), 5)
-    archive_old_snapshots(run)
+    archive(run)
     assert not numbered(new, 5).exists()  # of a later epoch: it will be made again
 
 
 def test_without_the_best_snapshot_the_best_starts_anew(tmp_path):
     write(tmp_path / LAST, 3)
     run = continued_run(tmp_path / LAST, tmp_path)
-    archive_old_snapshots(run)
+    archive(run)
     assert run.learner.progress.best_epoch == 0
     assert "no snapshot of the best epoch 2 is beside" in run.log.lines[0]
 
@@ -62,9 +72,8 @@ def test_without_the_best_snapshot_the_best_starts_anew(tmp_path):
 def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
     write(tmp_path / LAST, 3)
     run = continued_run(tmp_path / LAST, tmp_path / "missing", save_best=False)
-    (tmp_path / LAST).unlink()
     with pytest.raises(UserError, match=r"--snapshot_dir .*\(No such file"):
-        archive_old_snapshots(run)
+        archive(run)
 
 
 @pytest.mark.parametrize(
