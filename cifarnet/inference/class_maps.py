@@ -16,6 +16,7 @@ from cifarnet.networks.lite import LiteNet
 LOCAL = {  # by --network, the --attention that does not depend on the whole image
     "cifarnet": ("none", "spatial"),
     "lite": ("none",),
+    "residual": ("none",),
 }
 LITE_FIELD = 36  # pixels: the side of the receptive field of a value of LiteNet's maps
 

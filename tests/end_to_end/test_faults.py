@@ -109,7 +109,7 @@ def test_a_file_system_without_niceties_keeps_everything(command, monkeypatch):
 def test_a_log_disk_that_is_full_throughout_ends_with_1(command, monkeypatch):
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
         Path("log").mkdir()
-        Path("log/a.log").touch()
+        Path("log/a.log").symlink_to("/dev/full")
         monkeypatch.setattr(log, "_new_log_file", lambda folder: (folder / "a.log", full))
         done = command("main", *SHORT)
     assert done.code == 1

@@ -23,7 +23,8 @@ PLAIN = {"augment": "none", "dropout": 0.0}
 SETTINGS = {
     "plain": PLAIN,
     "taught": {**PLAIN, "image_sizes": "16"},
-    "clipped": {**PLAIN, "accumulate": 3, "max_grad_norm": 0.05},
+    "accumulated": {**PLAIN, "accumulate": 3},
+    "clipped": {**PLAIN, "max_grad_norm": 0.05},
     "attention": {**PLAIN, "attention": "cbam"},
 }
 
