@@ -104,7 +104,7 @@ def test_three_ranks_count_each_image_once_and_one_may_go_on(torchrun, command):
     assert "torchrun --nproc_per_node=3 main.py" in log_text()
     assert "ranks: 3, each with" in log_text()
     assert "Warning" not in output()
-    assert output().count("epoch 2/2 |") == output().count("main.py --dataset digits") == 1
+    assert output().count("epoch 2/2 |") == output().count("main.py --network lite") == 1
     assert {path.name for path in Path("snapshots_complete").iterdir()} == {
         "last.pth", "best_model.pth", "snapshot_epoch_0001.pth", "snapshot_epoch_0002.pth"
     }  # fmt: skip
