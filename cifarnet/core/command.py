@@ -70,10 +70,9 @@ def run_command(
 ) -> int:
     """Runs `command` and returns its exit code.
 
-    0: done; 1: the run failed; 2: the request was wrong; 130, 143 or 129: Ctrl-C,
-    SIGTERM or a closed terminal (SIGHUP). `report`
-    receives a `UserError` or `RunError`. `patient`: see `Signals`. Any other error is a bug and
-    is raised.
+    0: done; 1: the run failed; 2: the request was wrong; 130, 143 or 129: Ctrl-C, SIGTERM or a
+    closed terminal (SIGHUP). `report` receives a `UserError` or `RunError`. `patient`: see
+    `Signals`. Any other error is a bug and is raised.
     """
     prepare_streams()
     fit_libraries()
