@@ -66,9 +66,12 @@ class Study:
         after = self.sweep.prune_after
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=after) if after else None
         journal = self.folder / JOURNAL
+        # Optuna's lock is a link to this path. A link that a killed sweep left is removed after 30
+        # seconds, but not if it is broken, as one to a relative path.
+        backend = JournalFileBackend(str(journal.absolute()))
         try:
             self.study = load(
-                storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+                storage=optuna.storages.JournalStorage(backend),
                 study_name="sweep",
                 pruner=pruner or optuna.pruners.NopPruner(),
                 **options,

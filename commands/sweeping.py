@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.files import exists, files_in, write_text
 from cifarnet.core.log import clock, print_line
+from cifarnet.core.machine import available_cores
 from cifarnet.core.signals import Interrupted, Signals
 from cifarnet.settings.parser import flags_of
 from commands.sweep_file import Sweep
@@ -74,6 +76,8 @@ class Runner:
 
     def __init__(self, study: Study, jobs: int) -> None:
         self.study, self.most = study, jobs
+        # Runs that each use all cores wait for one another in every operation.
+        self.environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))} | os.environ
         self.jobs: list[Job] = []
         self.failures = 0
 
@@ -110,6 +114,7 @@ class Runner:
             with (folder / OUTPUT).open("ab") as output:
                 process = subprocess.Popen(
                     command,
+                    env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 from support.commands import without_privileges
 
@@ -127,6 +128,19 @@ def test_a_grid_runs_once_and_its_table_is_sorted(sweep):
     assert sweep(GRID, "--table").out == again.out.replace("written to page.html\n", "")
 
 
+@pytest.mark.parametrize(
+    "jobs, limit, threads", [(1, "", "8"), (3, "", "2"), (9, "", "1"), (3, "5", "5")]
+)
+def test_runs_share_the_cores(sweep, monkeypatch, jobs, limit, threads):
+    monkeypatch.setattr(sweeping, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if limit:
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert sweep(GRID, "--jobs", jobs).code == 0
+    files = Path("sweeps/sweep").glob("trial-*/threads.txt")
+    assert [path.read_text() for path in files] == [threads] * 6
+
+
 def test_a_list_fills_in_what_a_setting_leaves_out(sweep):
     text = f"{FLAGS}lr = 0.2\n[[settings]]\n[[settings]]\nlr = 0.4\n[[settings]]\nseed = 5\n"
     assert sweep(text).code == 0
@@ -218,6 +232,16 @@ def test_a_killed_sweep_ends_its_run_and_goes_on_in_it(alone, sweep):
     table = sweep(Path("sweep.toml").read_text(), "--table").out
     whole = sweep(Path("sweep.toml").read_text(), "--sweep_dir", "whole").out
     assert whole.endswith(table)
+
+
+def test_a_lock_that_a_killed_sweep_left_is_released(sweep, monkeypatch):
+    Path("sweep.toml").write_text(GRID)
+    killed = "from optuna.storages.journal import JournalFileSymlinkLock as Lock\n"
+    killed += "import os\nLock.release = lambda lock: os._exit(9)\n"
+    assert subprocess.run([sys.executable, "-c", killed + ALONE]).returncode == 9
+    assert Path("sweeps/sweep/study.log.lock").is_symlink()
+    monkeypatch.setattr(JournalFileSymlinkLock.__init__, "__defaults__", (3,))  # seconds, not 30
+    assert sweep(GRID).code == 0
 
 
 def test_a_stop_reaches_each_run_once_and_leaves_it_to_be_resumed(alone):

@@ -35,6 +35,7 @@ log.touch()
 rows = list(csv.DictReader(history.read_text().splitlines())) if history.exists() else []
 with (options.run_dir / "starts.txt").open("a") as file:
     print(len(rows), file=file)
+(options.run_dir / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])
 
 
 def end(signum, frame):
