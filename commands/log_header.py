@@ -83,12 +83,13 @@ def _say_cost(log: RunLog, learner: Learner) -> None:
         where = ", ".join(map(str, settings.network.attended))
         count = sum(p.numel() for p in weights)
         log.line(f"attention: {settings.network.attention} in blocks {where}; {count:,} parameters")
-    depth, width, _ = settings.network.scaling
-    if settings.network.scaling != (1, 1, 1):
-        log.line(
-            f"scaling: {depth:.4g} times the depth, {width:.4g} times the width; images of {side} "
-            f"pixels are enlarged to {enlarged_side(side, network.enlarge)}"
-        )
+    depth, width, enlarge = settings.network.scaling
+    factors = {"depth": depth, "width": width}
+    scaled = [f"{factor:.4g} times the {name}" for name, factor in factors.items() if factor != 1]
+    if enlarge != 1:
+        scaled.append(f"images of {side} pixels enlarged to {enlarged_side(side, enlarge)}")
+    if scaled:
+        log.line(f"scaling: {', '.join(scaled)}")
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")
     free = free_memory(runtime.device)
     part = settings.training.batch_size // (settings.training.accumulate * runtime.world_size)

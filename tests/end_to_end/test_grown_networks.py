@@ -70,10 +70,20 @@ def test_the_log_tells_what_the_network_costs(grown):
     parameters = 2 * 144 * 9 + 98 + 2 * (2 * 424 * 26 + 98)  # C4 has one repeat
     assert f"attention: cbam in blocks 2, 4; {parameters:,} parameters\n" in text
     assert (
-        "1.2 times the depth, 1.1 times the width; images of 32 pixels are enlarged to 36" in text
+        "scaling: 1.2 times the depth, 1.1 times the width, images of 32 pixels enlarged to 36\n"
+        in text
     )
     assert "cost: 217.2 million multiply-adds an image\n" in text
     assert "warning: a step" not in text
+
+
+def test_a_wider_lite_is_trained_and_evaluated(command):
+    flags = (*QUICK, "--width", "0.25", "--attention", "eca", "--epochs", "1", "--run_dir", "run")
+    assert command("main", *flags).code == 0
+    assert "scaling: 0.25 times the width\n" in log_text(Path("run/log"))
+    weights = ("--snapshot", "run/snapshots_complete/last.pth")
+    assert command("evaluate", *weights, "--plot_dir", "again", *QUIET).code == 0
+    assert figures(Path("again"))["top1"] == figures(Path("run/plots_complete"))["top1"]
 
 
 def test_a_step_that_may_not_fit_is_warned_of(command, monkeypatch):
