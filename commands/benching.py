@@ -19,7 +19,8 @@ import torch
 
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
-from cifarnet.core.machine import available_cores, peak_memory
+from cifarnet.core.machine import peak_memory
+from cifarnet.core.threads import available_cores
 from cifarnet.settings.precision import PrecisionSettings
 from commands.bench_inference import inference, inference_table
 from commands.bench_rows import MEASUREMENTS, NETWORKS

@@ -86,8 +86,8 @@ def _say_cost(log: RunLog, learner: Learner) -> None:
     depth, width, enlarge = settings.network.scaling
     factors = {"depth": depth, "width": width}
     scaled = [f"{factor:.4g} times the {name}" for name, factor in factors.items() if factor != 1]
-    if enlarge != 1:
-        scaled.append(f"images of {side} pixels enlarged to {enlarged_side(side, enlarge)}")
+    if (larger := enlarged_side(side, enlarge)) != side:
+        scaled.append(f"images of {side} pixels enlarged to {larger}")
     if scaled:
         log.line(f"scaling: {', '.join(scaled)}")
     log.line(f"cost: {multiply_adds(network, side) / 1e6:,.1f} million multiply-adds an image")

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 
 import optuna
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifarnet.core.errors import UserError, reason
@@ -44,6 +45,9 @@ class Study:
     def __init__(self, sweep: Sweep, folder: Path, reads_only: bool = False) -> None:
         self.sweep, self.folder = sweep, folder
         self.locks: dict[int, TextIO] = {}  # of the trials of this process, by number
+        # Optuna's default lock is a link to the journal. If a killed sweep leaves one, it is never
+        # removed where the path of the folder is relative, or has changed.
+        self.journal_lock = JournalFileOpenLock(str(folder / JOURNAL))
         self.dying = False  # whether a killed sweep left a run that has not ended yet
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -53,6 +57,7 @@ class Study:
             else:
                 folder.mkdir(parents=True, exist_ok=True)
                 with self._locked():
+                    self._drop_cut_line()
                     create = {"direction": "maximize", "load_if_exists": True}
                     self._open(optuna.create_study, **create)
         except OSError as problem:
@@ -62,13 +67,25 @@ class Study:
                 f"change its permissions, or choose another folder"
             ) from None
 
+    def _drop_cut_line(self) -> None:
+        """Removes the end of a line that a full disk or a loss of power cut: with a line after it,
+        Optuna could not read the journal."""
+        journal = self.folder / JOURNAL
+        self.journal_lock.acquire()
+        try:
+            complete, line_end, cut = journal.read_bytes().rpartition(b"\n")
+            if line_end and cut:
+                os.truncate(journal, len(complete + line_end))
+        except FileNotFoundError:
+            pass  # a new sweep
+        finally:
+            self.journal_lock.release()
+
     def _open(self, load: Callable[..., optuna.Study], **options: Any) -> None:
         after = self.sweep.prune_after
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=after) if after else None
         journal = self.folder / JOURNAL
-        # Optuna's lock is a link to this path. A link that a killed sweep left is removed after 30
-        # seconds, but not if it is broken, as one to a relative path.
-        backend = JournalFileBackend(str(journal.absolute()))
+        backend = JournalFileBackend(str(journal), self.journal_lock)
         try:
             self.study = load(
                 storage=optuna.storages.JournalStorage(backend),

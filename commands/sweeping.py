@@ -23,8 +23,8 @@ from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.files import exists, files_in, write_text
 from cifarnet.core.log import clock, print_line
-from cifarnet.core.machine import available_cores
 from cifarnet.core.signals import Interrupted, Signals
+from cifarnet.core.threads import available_cores, thread_limit
 from cifarnet.settings.parser import flags_of
 from commands.sweep_file import Sweep
 from commands.sweep_page import importances, setting_charts, sorted_comparison
@@ -76,8 +76,9 @@ class Runner:
 
     def __init__(self, study: Study, jobs: int) -> None:
         self.study, self.most = study, jobs
-        # Runs that each use all cores wait for one another in every operation.
-        self.environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))} | os.environ
+        # Runs that compete for the same cores are much slower.
+        threads = min(max(1, available_cores() // jobs), thread_limit())
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.jobs: list[Job] = []
         self.failures = 0
 

@@ -11,14 +11,9 @@ import torch
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.machine import (
-    available_cores,
-    cpu_name,
-    has_bf16_instructions,
-    keep_freed_memory,
-)
+from cifarnet.core.machine import cpu_name, has_bf16_instructions, keep_freed_memory
 from cifarnet.core.seeds import INITIAL_WEIGHTS, derived_seed
-from cifarnet.core.threads import startable_threads
+from cifarnet.core.threads import available_cores, startable_threads, thread_limit
 
 
 @dataclass(frozen=True)
@@ -98,10 +93,9 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
 
 
 def _thread_limit(ranks: Ranks) -> float:
-    """The most threads that OMP_NUM_THREADS allows; infinite if it is not set."""
-    value = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    by_torchrun = ranks.local_world_size > 1 and value == "1"  # its default for several processes
-    return int(value) if value.isdecimal() and int(value) and not by_torchrun else math.inf
+    """`thread_limit`, but not the default of torchrun, which is 1 for several processes."""
+    limit = thread_limit()
+    return math.inf if ranks.local_world_size > 1 and limit == 1 else limit
 
 
 def _pick_device(name: str, ranks: Ranks) -> torch.device:

@@ -1,8 +1,7 @@
-"""What a run computes on: CPU cores, bfloat16, memory, and the versions of the packages."""
+"""What a run computes on: CPU, bfloat16, memory, and the versions of the packages."""
 
 import contextlib
 import ctypes
-import os
 import platform
 import re
 import resource
@@ -11,27 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-
-CGROUP = Path("/sys/fs/cgroup")  # in a container: its own limits
-
-
-def available_cores() -> int:
-    """Returns how many cores this process may use, by its affinity and its cgroup's quota; >= 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quotas = (
-        ("cpu.max",),  # cgroups 2: "250000 100000", or "max 100000" without a quota
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # cgroups 1: -1 without a quota
-    )
-    for names in quotas:
-        with contextlib.suppress(OSError, ValueError):
-            text = " ".join((CGROUP / name).read_text() for name in names)
-            quota, period = map(int, text.split())
-            if quota > 0:
-                cores = min(cores, round(quota / period))
-    return max(1, cores)
 
 
 def has_bf16_instructions() -> bool:

@@ -1,16 +1,44 @@
-"""Threads and workers that this machine allows: a limit of processes, as `ulimit -u` sets it, and
-the locks of processes. Imports nothing slow."""
+"""Cores, threads and workers that this machine allows: affinity, quotas, a limit of processes as
+`ulimit -u` sets it, the locks of processes. Imports nothing slow."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import warnings
+from pathlib import Path
 
+CGROUP = Path("/sys/fs/cgroup")  # in a container: its own limits
 POOLS = 3  # libraries that start a thread per core: OpenBLAS of numpy and of scipy, OpenMP
 MOST_CORES = 64  # that OpenBLAS uses
 OTHERS = 8  # threads and processes of our own: workers, progress bars, reading images
+
+
+def available_cores() -> int:
+    """Returns how many cores this process may use, by its affinity and its cgroup's quota; >= 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quotas = (
+        ("cpu.max",),  # cgroups 2: "250000 100000", or "max 100000" without a quota
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # cgroups 1: -1 without a quota
+    )
+    for names in quotas:
+        with contextlib.suppress(OSError, ValueError):
+            text = " ".join((CGROUP / name).read_text() for name in names)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                cores = min(cores, round(quota / period))
+    return max(1, cores)
+
+
+def thread_limit() -> float:
+    """The most threads that OMP_NUM_THREADS allows; infinite if it names no number above 0."""
+    value = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(value) if value.isdecimal() and int(value) else math.inf
 
 
 def startable_threads(most: int) -> int:

@@ -28,7 +28,8 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
         )
     if isinstance(network, CIFARNet):  # compiling fails if the sides vary, as with --image_sizes
         network.enlarged = torch.compiler.disable(network.enlarged)
-        # That splits the network, and the compiler looks at gradients between its parts.
+        # This compiles the network in two parts. torch.compile then reads `.grad` of the tensors
+        # between them, which warns.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     # Each size of --image_sizes is compiled by itself: the compiler fails on some of these networks
     # with sizes left open.

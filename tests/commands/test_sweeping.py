@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
 from support.commands import without_privileges
 
@@ -129,13 +129,11 @@ def test_a_grid_runs_once_and_its_table_is_sorted(sweep):
 
 
 @pytest.mark.parametrize(
-    "jobs, limit, threads", [(1, "", "8"), (3, "", "2"), (9, "", "1"), (3, "5", "5")]
+    ("jobs", "limit", "threads"), [(1, "", "8"), (3, "0", "2"), (9, "64", "1"), (3, "1", "1")]
 )
 def test_runs_share_the_cores(sweep, monkeypatch, jobs, limit, threads):
     monkeypatch.setattr(sweeping, "available_cores", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if limit:
-        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert sweep(GRID, "--jobs", jobs).code == 0
     files = Path("sweeps/sweep").glob("trial-*/threads.txt")
     assert [path.read_text() for path in files] == [threads] * 6
@@ -234,14 +232,26 @@ def test_a_killed_sweep_ends_its_run_and_goes_on_in_it(alone, sweep):
     assert whole.endswith(table)
 
 
-def test_a_lock_that_a_killed_sweep_left_is_released(sweep, monkeypatch):
+def test_a_lock_that_a_killed_sweep_left_is_released_in_a_moved_folder_too(sweep, monkeypatch):
     Path("sweep.toml").write_text(GRID)
-    killed = "from optuna.storages.journal import JournalFileSymlinkLock as Lock\n"
+    killed = "from optuna.storages.journal import JournalFileOpenLock as Lock\n"
     killed += "import os\nLock.release = lambda lock: os._exit(9)\n"
     assert subprocess.run([sys.executable, "-c", killed + ALONE]).returncode == 9
-    assert Path("sweeps/sweep/study.log.lock").is_symlink()
-    monkeypatch.setattr(JournalFileSymlinkLock.__init__, "__defaults__", (3,))  # seconds, not 30
-    assert sweep(GRID).code == 0
+    assert Path("sweeps/sweep/study.log.lock").exists()
+    Path("sweeps/sweep").rename("moved")
+    monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (3,))  # seconds, not 30
+    assert sweep(GRID, "--sweep_dir", "moved").code == 0
+
+
+def test_a_cut_line_of_the_journal_is_dropped(sweep):
+    search = FLAGS + "[search]\ntrials = {}\n[search.space]\nlr = [0.2, 0.4]\n"
+    assert sweep(search.format(2)).code == 0
+    with Path("sweeps/sweep/study.log").open("a") as file:
+        file.write('{"op_code": 4, "wor')  # the disk was full
+    for trials in (3, 4):
+        done = sweep(search.format(trials))
+        assert (done.code, done.err) == (0, "")
+    assert starts() == {f"trial-000{n}": [0] for n in range(4)}
 
 
 def test_a_stop_reaches_each_run_once_and_leaves_it_to_be_resumed(alone):

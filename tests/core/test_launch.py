@@ -5,7 +5,7 @@ import pytest
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
-from cifarnet.core.machine import available_cores
+from cifarnet.core.threads import available_cores
 from cifarnet.settings.precision import PrecisionSettings
 
 TORCHRUN = {

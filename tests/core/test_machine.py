@@ -8,25 +8,10 @@ from pathlib import Path
 
 import torch
 
-from cifarnet.core import machine
-from cifarnet.core.machine import available_cores, free_memory, has_bf16_instructions, versions
+from cifarnet.core.machine import free_memory, has_bf16_instructions, versions
 
 ROOT = Path(__file__).parents[2]
 SIZE = 256 << 20
-
-
-def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    assert available_cores() == 8
-    for quota, cores in (("max 1000", 8), ("2500 1000", 2), ("100 1000", 1), ("nonsense", 8)):
-        (tmp_path / "cpu.max").write_text(quota)
-        assert available_cores() == cores
-    (tmp_path / "cpu").mkdir()  # cgroups of version 1
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("50000\n")
-    for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-        assert available_cores() == cores
 
 
 def test_bf16_counts_where_neither_the_cpu_nor_onednn_emulates_it(monkeypatch):

@@ -1,4 +1,5 @@
-"""Threads under a limit of processes, which the commands meet before numpy is imported."""
+"""Cores, and threads under a limit of processes, which the commands meet before numpy is
+imported."""
 
 import os
 import subprocess
@@ -6,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cifarnet.core import threads
+from cifarnet.core.threads import available_cores
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -24,6 +28,20 @@ def command():
     print("numpy" in sys.modules)
 sys.exit(run_command(command))
 """
+
+
+def test_cores_respect_affinity_and_quota(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    assert available_cores() == 8
+    for quota, cores in (("max 1000", 8), ("2500 1000", 2), ("100 1000", 1), ("nonsense", 8)):
+        (tmp_path / "cpu.max").write_text(quota)
+        assert available_cores() == cores
+    (tmp_path / "cpu").mkdir()  # cgroups of version 1
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("50000\n")
+    for quota, cores in (("-1", 8), ("150000", 3), ("100", 1)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert available_cores() == cores
 
 
 @pytest.mark.parametrize(
