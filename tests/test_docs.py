@@ -142,6 +142,14 @@ def test_figures_are_those_of_the_results(name):
         assert rows[first][column] == figure, first
 
 
+def test_the_ablation_has_the_accuracies_of_its_logs():
+    rows = tables(ROOT / "results" / "README.md")
+    for log in (ROOT / "results" / "ablation").glob("*.log"):
+        if not log.stem.startswith("teacher_network"):
+            accuracy = re.findall(r"val \S+ (\S+)%", read(log))[-1]
+            assert f"{accuracy} %" in rows[f"`{re.sub('-4[34]$', '', log.stem)}`"], log
+
+
 def test_the_published_figures_are_the_same_everywhere():
     shares = [f"{100 * share:.2f} %" for share in PUBLISHED.values()]
     row = next(cells for first, cells in tables(README).items() if first == "published run")
