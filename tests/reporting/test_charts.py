@@ -1,10 +1,13 @@
 import itertools
 import math
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 from support.snapshots import make_row
 
+from cifarnet.core.templates import read_template
+from cifarnet.reporting import charts
 from cifarnet.reporting.charts import (
     FEW_POINTS,
     MOST_ROWS,
@@ -70,6 +73,16 @@ def test_curves_are_what_was_measured():
     heights = [dot.y for dot in training]
     assert heights == sorted(heights)  # a falling loss goes down: y grows
     assert [tick.label for tick in loss.x_ticks] == ["1", "2", "3"]
+
+
+def test_long_labels_at_the_ends_stay_inside_the_chart():
+    names = ["albumentations", "none", "tensorboard"]
+    axis = Axis("engine", lambda at: names[int(at)])
+    chart = line_chart("accuracy", [Curve("a", "", [(0, 0.5), (1, 0.5), (2, 0.6)])], axis, Axis())
+    draw = read_template(Path(charts.__file__).with_name("charts.html.j2")).module.line_chart
+    anchors = [f'text-anchor="{anchor}">' for anchor in ("start", "middle", "end")]
+    for anchor, name in zip(anchors, names, strict=True):
+        assert f"{anchor}{name}<" in draw(chart)
 
 
 def test_an_epoch_in_words_names_what_was_measured():
