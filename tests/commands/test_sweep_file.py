@@ -141,6 +141,9 @@ def test_samplers():
 def test_the_sweeps_of_the_project_can_be_read(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     assert len(read_sweep(Path("recipes/sweep_digits.toml")).settings) == 4
-    assert len(read_sweep(Path("results/ablation/sweep.toml")).settings) == 16
+    ablation = {"sweep": 16, "seeds": 12, "together": 1, "longer": 2}
+    assert {path.stem for path in Path("results/ablation").glob("*.toml")} == ablation.keys()
+    for name, runs in ablation.items():
+        assert len(read_sweep(Path(f"results/ablation/{name}.toml")).settings) == runs
     with pytest.raises(UserError):
         read_sweep(Path("recipes/digits.toml"))
