@@ -157,6 +157,7 @@ def train_step(
     """Trains on one batch, and adds its figures to `tally`."""
     runtime, epoch = learner.runtime, batch.epoch
     network = partial(learner.logits, size=plan.image_size(epoch))
+    images_of = plan.images_of(epoch)
     learner.start_step(plan.rate(plan.first_step(epoch) + batch.step))
 
     # forward and backward, part by part; the gradient will be the mean over ranks
@@ -165,7 +166,7 @@ def train_step(
     parts = micro_batches(learner.forward, batch.images, batch.labels, count)
     for number, (images, labels) in enumerate(parts):
         with runtime.autocast():
-            loss, logits = objective(network, images, labels, (epoch, batch.step, number))
+            loss, logits = objective(network, images, labels, (images_of, batch.step, number))
         loss = loss / share
         learner.scaler.scale(loss).backward()
         tally.add(loss.detach() * share, logits, labels)
@@ -193,7 +194,7 @@ def run_epoch(
     waited, started = 0.0, time.perf_counter()
     ready = started
     with progress_bar(batches.count, f"epoch {epoch}/{plan.epochs}", runtime) as bar:
-        for step, (images, labels) in enumerate(batches.epoch(epoch)):
+        for step, (images, labels) in enumerate(batches.epoch(plan.images_of(epoch))):
             waited += time.perf_counter() - ready
             batch = StepBatch(images, labels, batches.size(step), epoch, step)
             train_step(learner, objective, batch, plan, tally)

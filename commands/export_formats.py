@@ -70,6 +70,12 @@ FORMATS = {  # by --format
         _read_weights,
         difference=0.0,
     ),
+    "safetensors-half": Format(
+        "weights-half.safetensors",
+        lambda source, path: trained.write_weights(source.model, path, half=True),
+        _read_weights,
+        same=0.99,
+    ),
     "onnx": Format(
         "model.onnx",
         lambda source, path: onnx.write_onnx(classifier.TorchClassifier(source.model), path),

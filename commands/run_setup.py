@@ -158,7 +158,9 @@ def base_objective(
     measured_on = f" ({origin.accuracy_from})" if top1 else ""
     log.line(f"learning from {teacher.source}: {_describe(teacher)}{top1}{measured_on}")
     _warn_of_validation_images("the teacher", teacher, current, log.line)
-    return Distillation(network, runtime, (teacher.mean, teacher.std), (splits.mean, splits.std))
+    statistics = (teacher.mean, teacher.std), (splits.mean, splits.std)
+    repeats = 0 < settings.training.teacher_epochs < settings.training.epochs
+    return Distillation(network, runtime, *statistics, repeats)
 
 
 def _warn_of_validation_images(

@@ -118,6 +118,21 @@ def test_a_file_that_cannot_be_read_back_is_a_failure(command, trained, add):
     assert not list(Path().iterdir())
 
 
+def test_weights_of_half_the_size_are_used_like_others(command, trained):
+    formats = ("--format", "safetensors,safetensors-half", "--out", "out")
+    done = command("export", "--snapshot", trained.snapshot, *formats)
+    assert (done.code, done.err) == (0, "")
+    whole, half = (Path("out", f"weights{kind}.safetensors") for kind in ("", "-half"))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    picture = next((trained.tree / "test").rglob("*.png"))
+    for weights in (whole, half):
+        done = command("predict", "--pretrained", weights, picture)
+        assert (done.code, done.err) == (0, "")
+    done = command("export", "--pretrained", half, "--format", "safetensors-half", "--out", "again")
+    assert (done.code, done.err) == (0, "")
+    assert "largest difference of a logit 0," in done.out
+
+
 def test_without_the_images_of_the_training_random_ones_are_compared(command, trained):
     """Weights do not say where their images are; a format that needs some asks for them."""
     done = command("export", "--pretrained", trained.weights)

@@ -173,14 +173,26 @@ def info_from_metadata(metadata: Mapping[str, str], path: Path, source: str) -> 
         ) from None
 
 
-def write_weights(model: TrainedModel, path: Path) -> None:
+def write_weights(model: TrainedModel, path: Path, half: bool = False) -> None:
     """Writes `model` as a safetensors file, whole or not at all. Raises `OSError`.
 
-    The tensors are the file's tensors; the other fields are JSON texts in its metadata.
+    The tensors are the file's tensors, rounded to float16 if `half`. The other fields are JSON
+    texts in its metadata.
     """
-    tensors = {name: value.cpu().contiguous() for name, value in model.weights.items()}
-    content = safetensors.torch.save(tensors, model.metadata() | {"checksum": PLACEHOLDER})
+    weights = {name: value.cpu().contiguous() for name, value in model.weights.items()}
+    if half:
+        weights = {
+            n: value.half() if value.is_floating_point() else value for n, value in weights.items()
+        }
+        model = dataclasses.replace(model, sha256=fingerprint(_float16_as_float32(weights)))
+    content = safetensors.torch.save(weights, model.metadata() | {"checksum": PLACEHOLDER})
     write_atomically(path, lambda file: file.write(seal(content)))
+
+
+def _float16_as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        n: value.float() if value.dtype is torch.float16 else value for n, value in weights.items()
+    }
 
 
 def read_weights(path: Path, source: str) -> TrainedModel:
@@ -190,7 +202,7 @@ def read_weights(path: Path, source: str) -> TrainedModel:
     try:
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-        weights = safetensors.torch.load(content)
+        weights = _float16_as_float32(safetensors.torch.load(content))
     except Exception:  # a damaged or crafted file can raise anything
         raise UserError(
             f"{path} is truncated, damaged or not a safetensors file of export.py; use another one"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cifarnet.core.device import Runtime
 from cifarnet.settings.training import TrainingSettings
 
-Place = tuple[int, ...]  # of a batch: epoch (from 1), step in it and part of the batch (from 0)
+# Of a batch: the epoch (from 1) whose images it has, step in it and part of the batch (from 0).
+Place = tuple[int, ...]
 Net = Callable[[Tensor], Tensor]  # normalised images [B,3,H,W] -> logits [B,classes]
 Loss = tuple[Tensor, Tensor]  # in nats, summed over the images; and the logits
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
@@ -89,7 +90,8 @@ class Distillation:
     """The divergence from a teacher's predictions, in place of the labels.
 
     The teacher sees the same augmented images as the network that learns, but at full size
-    (Beyer et al. 2022, arXiv 2106.05237).
+    (Beyer et al. 2022, arXiv 2106.05237). Its predictions can be kept for epochs that repeat these
+    images (Shen and Xing 2022, arXiv 2112.01528).
     """
 
     loss_name = "from the teacher"
@@ -101,21 +103,30 @@ class Distillation:
         runtime: Runtime,
         of_teacher: Statistics,
         of_images: Statistics,
+        repeats: bool = False,
     ) -> None:
         """`teacher` was trained on images normalised by `of_teacher`; the run normalises its
-        images by `of_images`."""
+        images by `of_images`. If the run `repeats` epochs, the teacher's logits are kept: 4 bytes
+        for each image of an epoch and each class."""
         self.teacher = teacher.requires_grad_(False).eval().to(runtime.device)
         teacher_mean, teacher_std, mean, std = (
             torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
             for values in (*of_teacher, *of_images)
         )
         self.factor, self.shift = std / teacher_std, (mean - teacher_mean) / teacher_std
+        self.repeats = repeats
+        self.kept: dict[Place, Tensor] = {}  # the teacher's logits
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
         if not len(images):  # a rank's share of a small last batch
             return logits.sum(), logits
-        return distillation_loss(logits, self.teacher_logits(images)), logits
+        taught = self.kept.get(place)
+        if taught is None:
+            taught = self.teacher_logits(images)
+            if self.repeats:
+                self.kept[place] = taught
+        return distillation_loss(logits, taught), logits
 
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:

@@ -55,6 +55,12 @@ class Plan:
         sizes = self.settings.image_sizes
         return sizes[(epoch - 1) * len(sizes) // self.epochs]
 
+    def images_of(self, epoch: int) -> int:
+        """The epoch whose order, augmentation and mixes `epoch` has: its own, or one that it
+        repeats because of --teacher_epochs."""
+        asked = self.settings.training.teacher_epochs or self.epochs
+        return (epoch - 1) % asked + 1
+
     def evaluates(self, epoch: int) -> bool:
         """Whether the network is evaluated after `epoch`."""
         freq = self.settings.evaluation.eval_freq
@@ -62,8 +68,9 @@ class Plan:
 
     def cost(self, epoch: int) -> float:
         """The cost of `epoch` in pixels per image, to estimate the time left. A teacher adds a
-        quarter of a full-size step: it has no backward pass, and fewer pixels."""
-        teacher = self.settings.data.image_size**2 / 4 if self.settings.training.teacher else 0
+        quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels."""
+        asked = self.settings.training.teacher and self.images_of(epoch) == epoch
+        teacher = self.settings.data.image_size**2 / 4 if asked else 0
         return self.image_size(epoch) ** 2 + teacher
 
     def epochs_left(self, epoch: int) -> float:

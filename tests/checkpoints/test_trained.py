@@ -75,6 +75,36 @@ def test_a_changed_bit_is_refused_wherever_it_lies(tmp_path, region, place, bit)
         assert "is damaged: its checksum does not fit" in words
 
 
+def test_half_the_size_is_the_model_rounded_to_float16(tmp_path):
+    thirds = {
+        name: value / 3 if value.is_floating_point() else value for name, value in WEIGHTS.items()
+    }
+    model, path = make_trained(thirds), tmp_path / FILE
+    write_weights(model, path, half=True)
+    half = read_weights(path, FILE)
+    with safe_open(path, framework="pt") as file:
+        stored = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    for name, value in model.weights.items():
+        rounded = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(half.weights[name], rounded)
+        assert half.weights[name].dtype == value.dtype
+        assert stored[name] == (torch.float16 if value.is_floating_point() else value.dtype)
+    assert half.sha256 == fingerprint(half.weights) != model.sha256
+    expected = dataclasses.replace(model, weights={}, sha256=half.sha256, source=FILE)
+    assert dataclasses.replace(half, weights={}) == expected
+    write_weights(half, tmp_path / "whole", half=False)  # as any model
+    assert read_weights(tmp_path / "whole", FILE).sha256 == half.sha256
+
+
+def test_a_weight_too_large_for_float16_is_refused(tmp_path):
+    model, path = make_trained(), tmp_path / FILE
+    name = next(iter(model.weights))
+    weights = model.weights | {name: torch.full_like(model.weights[name], 1e5)}
+    write_weights(dataclasses.replace(model, weights=weights), path, half=True)
+    with pytest.raises(UserError, match=f"its weights are not finite: {name}"):
+        read_weights(path, FILE)
+
+
 def test_other_files_are_refused(tmp_path):
     write_weights(make_trained(), tmp_path / FILE)
     whole = (tmp_path / FILE).read_bytes()

@@ -62,6 +62,7 @@ AUTO = {"auto_augment": "randaugment"}
         ({"snapshot_freq": 0, "keep_snapshots": 2}, "keep_snapshots"),
         ({"plot_training": False, "plot_freq": 1}, "plot_freq"),
         ({"resume_override": True}, "resume_override"),
+        ({"teacher_epochs": 2}, "teacher_epochs"),
         ({"resume": "auto", "resume_override": True, "weight_decay": 0.0}, ""),
         ({"decay_norms": False, "weight_decay": 0.0}, "decay_norms"),
     ],

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from support.small_runs import small_run, small_splits
 
+from cifarnet.augment.mixing import Mixing
 from cifarnet.core.device import init_process
 from cifarnet.networks.build import build_model
+from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.training.objective import (
@@ -156,6 +158,36 @@ def test_a_share_without_images_has_a_loss_of_zero():
     assert (loss.item(), logits.shape) == (0, (0, 2))
     loss.backward()
     assert network[1].weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_teacher_is_asked_in_the_first_epochs_and_remembered_where_they_repeat(accumulate):
+    """The run is the same as one whose teacher is asked again."""
+    splits, seen = small_splits(), []
+    teacher = trained_network(network="lite")
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+
+    def trained(remember):
+        seen.clear()
+        statistics = ((splits.mean, splits.std),) * 2
+        runtime = init_process(PrecisionSettings(device="cpu"))
+        objective = Distillation(teacher, runtime, *statistics, remember)
+        settings = {"epochs": 5, "teacher_epochs": 2, "augment": "full", "accumulate": accumulate}
+        mix = Mixing(AugmentationSettings(mixup=0.5), 42, 2)
+        run = small_run(
+            splits, objective=Mixed(objective, mix), network="lite", batch_size=12, **settings
+        )
+        run.fit()
+        return run.learner.network.state_dict(), list(seen)
+
+    again, all_images = trained(remember=False)
+    once, images = trained(remember=True)
+    epoch = 2 * accumulate  # batches
+    assert (len(all_images), len(images)) == (5 * epoch, 2 * epoch)
+    for at, batch in enumerate(all_images):
+        assert torch.equal(batch, images[at % (2 * epoch)])
+    assert not torch.equal(images[0], images[epoch])
+    assert all(torch.equal(again[name], once[name]) for name in again)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
