@@ -1,7 +1,5 @@
 """Faults of machines, file systems and files: one line or nothing, the right code, nothing lost."""
 
-import contextlib
-import io
 import os
 import shutil
 import signal
@@ -12,19 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK
+from support.commands import QUICK, SHORT, assert_one_line
 from support.killed_runs import RUN, assert_same_run
 from support.outputs import epoch_of, log_text, rows_of, settings_of, snapshot
 from support.pictures import draw_tree
 
 import train
-from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.core import device, log
 from cifarnet.reporting import recorders
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("main", "run_complete_training", "evaluate", "export", "predict", "bench")
-SHORT = (*QUICK, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")
 
 
 def started(name: str, *flags: object, shell: str = "", **environment: str):
@@ -34,12 +30,6 @@ def started(name: str, *flags: object, shell: str = "", **environment: str):
         ["bash", "-c", f'"$@" {shell}', "bash", *map(str, words)],
         env=os.environ | environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-
-
-def assert_one_line(done, code: int, *words: str) -> None:
-    assert (done.code, done.err.count("\n")) == (code, 1), done.err
-    assert done.err.startswith("error: ")
-    assert all(word in done.err for word in words), done.err
 
 
 # --- the streams, warnings and threads of a whole run ---
@@ -124,56 +114,6 @@ def test_a_command_knows_the_home_directory(command, tmp_path, monkeypatch, name
     assert f"{tmp_path}/me/x.pth" in command(name, "--pretrained=~/x.pth", *pictures).err
 
 
-# --- workers ---
-
-
-def test_a_worker_that_is_killed_ends_the_run_in_one_line(command, monkeypatch):
-    here = os.getpid()
-
-    def kill_worker(*arguments):
-        assert os.getpid() != here
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(PerImageEngine, "__call__", kill_worker)
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    done = command("main", *SHORT, "--num_workers", "1")
-    assert_one_line(done, 1, "--num_workers 0", "--augment_engine batched")
-
-
-def in_own_mounts(script: str, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a shell script that may mount; skips the test where that is not allowed."""
-    unshare = ["unshare", "--mount", "bash", "-c"]
-    probe = [*unshare, "mount -t tmpfs tmpfs /dev/shm"]
-    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("needs to mount in a name space of its own")
-    command = f"set -e; cd {folder}; {script}"
-    return subprocess.run([*unshare, command], capture_output=True, text=True, timeout=300)
-
-
-def test_a_small_shared_memory_is_enough(tmp_path):
-    """A batch of 60 images is 184 KB; shared memory has room for the workers' locks only."""
-    flags = " ".join((*SHORT, "--num_workers 2", "--limit_train 60", "--batch_size 60"))
-    run = f"{sys.executable} {ROOT}/main.py {flags}"
-    done = in_own_mounts(f"mount -t tmpfs -o size=64k tmpfs /dev/shm; {run}", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_without_locks_a_run_starts_no_workers_unless_a_number_is_asked_for(command, monkeypatch):
-    """As with a /dev/shm that is read-only."""
-
-    def refuse(*arguments, **options):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
-    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
-    at = SHORT.index("--num_workers")
-    done = command("main", *SHORT[:at], *SHORT[at + 2 :])
-    assert (done.code, done.err) == (0, "")
-    assert "no workers: /dev/shm cannot be written" in done.out
-    done = command("main", *SHORT, "--num_workers", "1")
-    assert_one_line(done, 1, "Read-only file system", "--num_workers 0", "--augment_engine batched")
-
-
 # --- imports ---
 
 
@@ -231,37 +171,6 @@ def test_bf16_without_instructions(command, monkeypatch):
     assert command("main", *SHORT).code == 0
     done = command("run_complete_training", *SHORT, "--epochs", "2", "--resume", "auto")
     assert (done.code, settings_of()["amp"]) == (0, False)  # the preset gives way to the run
-
-
-# --- waiting ---
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_evaluation_shows_a_bar_on_a_terminal(command, trained):
-    terminal = Terminal()
-    flags = ("--snapshot", trained.snapshot, "--batch_size", "3", "--no-plot_evaluation")
-    with contextlib.redirect_stderr(terminal):
-        assert command("evaluate", *flags).code == 0
-    assert "evaluating" in terminal.getvalue()
-    assert "evaluating" not in command("evaluate", *flags).err
-
-
-def test_a_run_on_a_terminal_has_a_short_head_and_a_bar(command):
-    terminal, errors = Terminal(), Terminal()
-    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(errors):
-        assert command("main", *SHORT).code == 0
-    head = terminal.getvalue().partition("epoch 1/1 | ")[0]
-    assert len(head.splitlines()) <= 12, head
-    for detail in ("defaults: ", "versions: ", "Conv2d-"):
-        assert detail in log_text()
-        assert detail not in terminal.getvalue()
-    shown = errors.getvalue().rstrip("\r ").rpartition("\r")[2]
-    assert all(word in shown for word in ("100%", "img/s", "loss=", "acc=", "run left=0:00:00"))
-    assert len(shown) <= 80  # columns
 
 
 # --- disks, numbers and snapshots that go wrong ---

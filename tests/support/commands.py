@@ -14,6 +14,8 @@ QUICK = (
     *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1", "--image_sizes", "8"),
     *("--no-plot_training", "--no-plot_evaluation", "--no-report"),  # half the time of a short run
 )
+# Half of that: one epoch, few images.
+SHORT = (*QUICK, "--epochs", "1", "--limit_train", "20", "--limit_test", "20")
 QUIET = ("--no-plot_evaluation", "--no-report")  # for evaluate.py: a tenth of the time
 DRAWN = (*QUICK, "--plot_training", "--plot_evaluation", "--report")
 
@@ -36,3 +38,10 @@ def without_privileges(*words: object) -> subprocess.CompletedProcess:
         pytest.skip("needs setpriv, or a user other than root")
     words = [*prefix, sys.executable, *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def assert_one_line(done, code: int, *words: str) -> None:
+    """The command ended with `code` and one line, an error with all `words`."""
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert done.err.startswith("error: ")
+    assert all(word in done.err for word in words), done.err
