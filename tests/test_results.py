@@ -34,7 +34,8 @@ def test_the_weights_load_and_predict(command, name):
     assert (origin.epoch, trained.sha256) == (report["epoch"], report["sha256"])
     if origin.dataset == report["dataset"]:  # not of those trained on the JPEG re-encoding
         assert origin.accuracy == report["top1"]
-    assert trained.parameters == report["parameters"] <= 174_762
+    assert trained.parameters == report["parameters"]
+    assert trained.parameters <= 174_762 or name == "residual"  # a teacher
     draw_tree(Path("pictures"), size=(60, 40))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pictures/black.png")
     done = command("predict", "--pretrained", name, "--json", "--top_k", "100", "pictures")
@@ -54,6 +55,8 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     recipe = read_recipe(folder / "recipe.toml")
     assert recipe == read_recipe(RECIPES / f"{name}.toml")  # the recipe that repeats it
     for flag in recipe.keys() & {"init", "teacher"}:
+        if recipe[flag] in NAMES:
+            continue
         # the earlier recipe is named after its --snapshot_dir
         earlier = Path(recipe[flag]).parent.name.removeprefix("snapshots_")
         assert read_recipe(folder / f"{flag}.toml") == read_recipe(RECIPES / f"{earlier}.toml")
