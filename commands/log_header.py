@@ -78,11 +78,13 @@ def _say_cost(log: RunLog, learner: Learner) -> None:
     suffice. Speed is not predicted: the first epoch shows it."""
     settings, runtime, network = learner.settings, learner.runtime, learner.network
     side = settings.data.image_size
-    if settings.network.attended:
+    if settings.network.attention != "none":
         weights = [p for name, p in network.named_parameters() if ".attention." in name]
-        where = ", ".join(map(str, settings.network.attended))
+        where = "all residual blocks"
+        if settings.network.network == "cifarnet":
+            where = f"blocks {', '.join(map(str, settings.network.attended))}"
         count = sum(p.numel() for p in weights)
-        log.line(f"attention: {settings.network.attention} in blocks {where}; {count:,} parameters")
+        log.line(f"attention: {settings.network.attention} in {where}; {count:,} parameters")
     depth, width, enlarge = settings.network.scaling
     factors = {"depth": depth, "width": width}
     scaled = [f"{factor:.4g} times the {name}" for name, factor in factors.items() if factor != 1]

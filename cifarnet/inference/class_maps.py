@@ -1,7 +1,8 @@
 """Class activation maps: how much each part of an image counts for a class.
 
-Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet and LiteNet are a linear layer on the mean
-of the feature map, so the maps are exact: a logit is the mean of its map plus the bias of the head.
+Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet, LiteNet and InvertedNet are a linear
+layer on the mean of the feature map, so the maps are exact: a logit is the mean of its map plus the
+bias of the head.
 """
 
 import torch
@@ -11,14 +12,18 @@ from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.networks.cifarnet import CIFARNet
+from cifarnet.networks.inverted import InvertedNet
 from cifarnet.networks.lite import LiteNet
 
 LOCAL = {  # by --network, the --attention that does not depend on the whole image
     "cifarnet": ("none", "spatial"),
     "lite": ("none",),
+    "inverted": ("none",),
     "residual": ("none",),
 }
-LITE_FIELD = 36  # pixels: the side of the receptive field of a value of LiteNet's maps
+# By --network: the side of the receptive field of a value of the maps, in pixels; left out where
+# it is small.
+FIELDS = {"lite": 36, "inverted": 42}
 
 
 def why_no_maps(classifier: Classifier) -> str:
@@ -27,9 +32,9 @@ def why_no_maps(classifier: Classifier) -> str:
         return "an average over networks or views has no single map; use one network without --tta"
     if not isinstance(classifier, TorchClassifier):
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
-    if not isinstance(classifier.network, CIFARNet | LiteNet):
+    if not isinstance(classifier.network, CIFARNet | LiteNet | InvertedNet):
         name = type(classifier.network).__name__
-        return f"{name} takes the maximum of the feature map, not the mean; use cifarnet or lite"
+        return f"{name} takes the maximum of the feature map, not the mean; use another one"
     return ""
 
 
@@ -38,16 +43,15 @@ def caution(info: ModelInfo) -> str:
     attention = info.network.attention
     if attention not in LOCAL[info.network.network]:
         return f"This network has attention ({attention}): each part depends on the whole image."
-    if info.network.network == "lite":
-        return f"Each part depends on the {LITE_FIELD}x{LITE_FIELD} pixels around it."
-    return ""
+    field = FIELDS.get(info.network.network)
+    return f"Each part depends on the {field}x{field} pixels around it." if field else ""
 
 
 @torch.inference_mode()
 def class_maps(classifier: TorchClassifier, pixels: Tensor, labels: Tensor) -> Tensor:
     """The maps float32 [N,K,h,w] for the classes `labels`, int64 [N,K], of uint8 [N,3,S,S].
 
-    h and w are a half (LiteNet: a quarter) of the sides of the images, times the enlargement.
+    h and w are a half (CIFARNet) or a quarter of the sides of the images, times the enlargement.
     Computed in float32 whatever --amp says. Needs a classifier that `why_no_maps` says nothing of.
     """
     network = classifier.network

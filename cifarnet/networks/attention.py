@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.networks.blocks import SeparableBlock, channel_means
+from cifarnet.networks.inverted import InvertedBlock
 from cifarnet.networks.lite import HalvingBlock
 
 REDUCTION, MIN_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
@@ -105,7 +106,9 @@ ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by --attention: channels
 }
 
 
-def add_attention(blocks: Iterable[SeparableBlock | HalvingBlock], name: str) -> None:
+def add_attention(
+    blocks: Iterable[SeparableBlock | HalvingBlock | InvertedBlock], name: str
+) -> None:
     """Adds the attention `name` to each of `blocks`, in place."""
     for block in blocks:
         block.attention.append(ATTENTION[name](block.bn.num_features))

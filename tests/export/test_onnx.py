@@ -103,6 +103,7 @@ def test_the_answers_are_the_networks_for_any_number_of_images(exported, ours, c
     "changes",
     [
         {"network": "lite"},
+        {"network": "inverted", "attention": "se"},
         {"network": "residual"},
         {"attention": "cbam", "attention_at": "4", "compound_scale": 1.0},
     ],

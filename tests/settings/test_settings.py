@@ -197,7 +197,6 @@ def test_labels_are_smoothed_unless_a_teacher_replaces_them(settings, smoothing)
 def test_blocks_with_attention(value, blocks):
     assert Settings.from_flags(attention="se", attention_at=value).network.attended == blocks
     assert Settings.from_flags(attention_at=value).network.attended == ()
-    assert Settings.from_flags(network="lite", attention="se").network.attended == (1, 2)
 
 
 def test_a_batch_is_divided_among_processes_and_parts():
