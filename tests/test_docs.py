@@ -150,6 +150,14 @@ def test_the_ablation_has_the_accuracies_of_its_logs():
             assert f"{accuracy} %" in rows[f"`{re.sub('-4[34]$', '', log.stem)}`"], log
 
 
+def test_what_was_tried_has_the_accuracies_of_its_logs():
+    rows = tables(ROOT / "results" / "README.md")
+    for log in (ROOT / "results" / "tried").glob("*.log"):
+        if accuracies := re.findall(r"(?:val|test) \S+ (\S+)%", read(log)):
+            row = next(row for first, row in rows.items() if first.startswith(f"`{log.stem}`"))
+            assert f"{accuracies[-1]} %" in row, log
+
+
 def test_the_published_figures_are_the_same_everywhere():
     shares = [f"{100 * share:.2f} %" for share in PUBLISHED.values()]
     row = next(cells for first, cells in tables(README).items() if first == "published run")
