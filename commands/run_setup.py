@@ -160,7 +160,7 @@ def base_objective(
     _warn_of_validation_images("the teacher", teacher, current, log.line)
     statistics = (teacher.mean, teacher.std), (splits.mean, splits.std)
     repeats = 0 < settings.training.teacher_epochs < settings.training.epochs
-    return Distillation(network, runtime, *statistics, repeats)
+    return Distillation(network, runtime, *statistics, settings.training.teacher_tta, repeats)
 
 
 def _warn_of_validation_images(

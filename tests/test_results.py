@@ -69,7 +69,8 @@ def test_a_result_is_of_the_recipe_beside_it(name):
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, recipe["epochs"] + 1))
     assert origin.epoch == recipe["epochs"]
-    assert float(rows[-1]["test_accuracy"]) == origin.accuracy
+    rounded = 5e-4 if name == "residual" else 0  # its weights were rounded to float16
+    assert float(rows[-1]["test_accuracy"]) == pytest.approx(origin.accuracy, abs=rounded)
 
 
 @each_result

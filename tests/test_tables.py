@@ -15,7 +15,7 @@ from cifarnet.networks.attention import ATTENTION
 from cifarnet.networks.build import NETWORKS
 from cifarnet.settings import FLAGS
 from cifarnet.settings.evaluation import TTA
-from cifarnet.training.objective import CLASS_WEIGHTS
+from cifarnet.training.objective import CLASS_WEIGHTS, TEACHER_VIEWS
 from cifarnet.training.optimizers import OPTIMIZERS
 from cifarnet.training.plan import SCHEDULE_POSITIONS, SCHEDULES
 from commands import sweep_file, sweep_study
@@ -35,6 +35,7 @@ TABLES = {
     "schedule_per": SCHEDULE_POSITIONS,
     "class_weights": CLASS_WEIGHTS,
     "evaluate": WEIGHTS,
+    "teacher_tta": TEACHER_VIEWS,
 }
 
 

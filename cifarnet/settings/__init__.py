@@ -155,7 +155,7 @@ def without_effect(settings: Settings) -> list[str]:
         ("--augment full or light", augmentation.augment != "none" or auto, ("border",)),
         ("--augment_engine albumentations", per_image, ("num_workers",)),
         ("--attention", settings.network.attention != "none", ("attention_at",)),
-        ("--teacher", training.teacher is not None, ("teacher_epochs",)),
+        ("--teacher", training.teacher is not None, ("teacher_epochs", "teacher_tta")),
         ("--optimizer muon", training.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.precision.amp, ("amp_dtype",)),
         ("--dataset cifar10 or cifar100", data.dataset.startswith("cifar"), ("data_url",)),

@@ -22,6 +22,12 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation o
 # Mixes images [B,3,H,W] and labels [B], and returns images and float32 shares [B,classes].
 Mix = Callable[[Tensor, Tensor, Place], tuple[Tensor, Tensor]]
 
+# By --teacher_tta: images [B,3,H,W] -> the views of them that the teacher is asked about.
+TEACHER_VIEWS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "none": lambda images: (images,),
+    "flip": lambda images: (images, images.flip(3)),
+}
+
 TEMPERATURE = 2.0  # flattens both sides' probabilities, so that small ones count
 
 
@@ -103,18 +109,19 @@ class Distillation:
         runtime: Runtime,
         of_teacher: Statistics,
         of_images: Statistics,
+        tta: str = "none",
         repeats: bool = False,
     ) -> None:
         """`teacher` was trained on images normalised by `of_teacher`; the run normalises its
-        images by `of_images`. If the run `repeats` epochs, the teacher's logits are kept: 4 bytes
-        for each image of an epoch and each class."""
+        images by `of_images`. It is asked about the `TEACHER_VIEWS` of `tta`. If the run `repeats`
+        epochs, the teacher's logits are kept: 4 bytes for each image of an epoch and each class."""
         self.teacher = teacher.requires_grad_(False).eval().to(runtime.device)
         teacher_mean, teacher_std, mean, std = (
             torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
             for values in (*of_teacher, *of_images)
         )
         self.factor, self.shift = std / teacher_std, (mean - teacher_mean) / teacher_std
-        self.repeats = repeats
+        self.views, self.repeats = TEACHER_VIEWS[tta], repeats
         self.kept: dict[Place, Tensor] = {}  # the teacher's logits
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
@@ -131,7 +138,8 @@ class Distillation:
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
         """The teacher's logits [B,classes] for images [B,3,H,W] as the run normalises them."""
-        return self.teacher(images * self.factor + self.shift)
+        views = self.views(images * self.factor + self.shift)
+        return torch.stack([self.teacher(view) for view in views]).mean(0)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:

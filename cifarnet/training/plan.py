@@ -69,8 +69,10 @@ class Plan:
     def cost(self, epoch: int) -> float:
         """The cost of `epoch` in pixels per image, to estimate the time left. A teacher adds a
         quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels."""
-        asked = self.settings.training.teacher and self.images_of(epoch) == epoch
-        teacher = self.settings.data.image_size**2 / 4 if asked else 0
+        training = self.settings.training
+        asked = training.teacher and self.images_of(epoch) == epoch
+        views = 2 if training.teacher_tta == "flip" else 1
+        teacher = views * self.settings.data.image_size**2 / 4 if asked else 0
         return self.image_size(epoch) ** 2 + teacher
 
     def epochs_left(self, epoch: int) -> float:

@@ -7,6 +7,8 @@ from cifarnet.core.errors import UserError
 from cifarnet.settings import GROUPS, Settings, changed_settings, settings_from_dict, without_effect
 from cifarnet.settings.parser import read_recipe
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
     ("flag", "name"),
@@ -19,10 +21,9 @@ def test_folders_lie_in_the_run_unless_named(flag, name):
 
 
 def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
-    folder = Path(__file__).parents[2] / "recipes"
     recipes = {
         path.stem: Settings.from_flags(**read_recipe(path))
-        for path in folder.glob("[!s]*.toml")  # not of sweeps
+        for path in (ROOT / "recipes").glob("[!s]*.toml")  # not of sweeps
     }
     spelled_out = recipes["published"]
     unset = {"affine_p": None, "hole_p": None, "jitter_p": None, "label_smoothing": None}
@@ -34,6 +35,8 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     for recipe in recipes.values():
         # The folder of the network that a recipe needs names the recipe that trains it.
         for needed in filter(None, (recipe.training.init, recipe.training.teacher)):
+            if (ROOT / "results" / needed / "weights.safetensors").exists():
+                continue
             trains_it = recipes[Path(needed).parent.name.removeprefix("snapshots_")]
             assert Path(trains_it.output.snapshot_dir) / "last.pth" == Path(needed)
 
@@ -62,7 +65,7 @@ AUTO = {"auto_augment": "randaugment"}
         ({"snapshot_freq": 0, "keep_snapshots": 2}, "keep_snapshots"),
         ({"plot_training": False, "plot_freq": 1}, "plot_freq"),
         ({"resume_override": True}, "resume_override"),
-        ({"teacher_epochs": 2}, "teacher_epochs"),
+        ({"teacher_epochs": 2, "teacher_tta": "flip"}, "teacher_epochs teacher_tta"),
         ({"resume": "auto", "resume_override": True, "weight_decay": 0.0}, ""),
         ({"decay_norms": False, "weight_decay": 0.0}, "decay_norms"),
     ],

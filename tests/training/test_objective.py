@@ -160,6 +160,16 @@ def test_a_share_without_images_has_a_loss_of_zero():
     assert network[1].weight.grad.abs().max() == 0
 
 
+@torch.no_grad()
+def test_a_teacher_may_look_at_the_mirror_image_too():
+    teacher, images = trained_network(network="lite"), torch.randn(6, 3, 32, 32)
+    runtime = init_process(PrecisionSettings(device="cpu"))
+    both = Distillation(teacher, runtime, (MEAN, STD), (MEAN, STD), "flip").teacher_logits(images)
+    expected = (teacher(images) + teacher(images.flip(3))) / 2
+    torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
+    assert (both - teacher(images)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_teacher_is_asked_in_the_first_epochs_and_remembered_where_they_repeat(accumulate):
     """The run is the same as one whose teacher is asked again."""
@@ -171,7 +181,7 @@ def test_a_teacher_is_asked_in_the_first_epochs_and_remembered_where_they_repeat
         seen.clear()
         statistics = ((splits.mean, splits.std),) * 2
         runtime = init_process(PrecisionSettings(device="cpu"))
-        objective = Distillation(teacher, runtime, *statistics, remember)
+        objective = Distillation(teacher, runtime, *statistics, repeats=remember)
         settings = {"epochs": 5, "teacher_epochs": 2, "augment": "full", "accumulate": accumulate}
         mix = Mixing(AugmentationSettings(mixup=0.5), 42, 2)
         run = small_run(

@@ -111,3 +111,4 @@ def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
     asked, alone = 1.25 * 32**2, 32**2  # the time left counts the teacher where it is asked
     costs = [plan(teacher_epochs=2).cost(epoch) for epoch in epochs]
     assert costs == [asked, asked, alone, alone, alone]
+    assert plan(teacher_tta="flip").cost(1) == 1.5 * 32**2
