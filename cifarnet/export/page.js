@@ -39,16 +39,6 @@ const LAYERS = {
         }
     return y;
   },
-  channels([x], { start, end }) {
-    const area = x.height * x.width;
-    return { ...x, channels: end - start, data: x.data.subarray(start * area, end * area) };
-  },
-  concatenate(inputs) {
-    const channels = inputs.reduce((sum, x) => sum + x.channels, 0);
-    const y = tensor(channels, inputs[0].height, inputs[0].width);
-    inputs.reduce((start, x) => (y.data.set(x.data, start), start + x.data.length), 0);
-    return y;
-  },
   relu: ([x]) => each(x, (value) => Math.max(value, 0)),
   sigmoid: ([x]) => each(x, (value) => 1 / (1 + Math.exp(-value))),
   add: (inputs) => both(inputs, (a, b) => a + b),

@@ -123,8 +123,6 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "mean": lambda layer, weights, x: x.mean((2, 3), keepdim=True),
     "max": lambda layer, weights, x: x.amax((2, 3), keepdim=True),
     "maxpool": lambda layer, weights, x: F.max_pool2d(x, layer["size"]),
-    "channels": lambda layer, weights, x: x[:, layer["start"] : layer["end"]],
-    "concatenate": lambda layer, weights, *inputs: torch.cat(inputs, 1),
 }
 
 
@@ -174,8 +172,7 @@ def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
             numbers[node] = 0
         elif node.op.startswith("call_"):
             called = network.get_submodule(node.target) if node.op == "call_module" else node.target
-            listed = node.args[0] if isinstance(node.args[0], list | tuple) else node.args
-            of = [numbers[value] for value in listed if isinstance(value, fx.Node)]
+            of = [numbers[value] for value in node.args if isinstance(value, fx.Node)]
             layer = _layer(called, node, layers[of[0] - 1] if any(of[:1]) else {})
             if layer is not None:
                 layers.append({"of": of} | layer)
@@ -192,10 +189,6 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
             return None
         case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
             return None
-        case operator.getitem if (part := _part_of_channels(node.args[1])) is not None:
-            return {"kind": "channels", "start": part[0], "end": part[1]}
-        case torch.cat if node.args[1:] == (1,):
-            return {"kind": "concatenate"}
         case nn.BatchNorm2d():
             scale = called.weight * torch.rsqrt(called.running_var + called.eps)
             shift = called.bias - scale * called.running_mean
@@ -232,14 +225,6 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
     if not isinstance(called, nn.Module):
         names.insert(0, f"the function {getattr(called, '__name__', called)}")
     raise _refusal(" in ".join(names))
-
-
-def _part_of_channels(index: Any) -> tuple[int, int] | None:
-    """Start and end of the channels that x[:, start:end] takes; None for another `index`."""
-    match index:
-        case (slice(start=None, stop=None, step=None), slice(start=int(a), stop=int(b), step=None)):
-            return (a, b) if 0 <= a < b else None
-    return None
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear) -> Layer:

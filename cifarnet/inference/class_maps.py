@@ -34,7 +34,7 @@ def why_no_maps(classifier: Classifier) -> str:
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
     if not isinstance(classifier.network, CIFARNet | LiteNet | InvertedNet):
         name = type(classifier.network).__name__
-        return f"{name} takes the maximum of the feature map, not the mean; use another one"
+        return f"{name} takes the maximum of the feature map, not the mean; use another network"
     return ""
 
 

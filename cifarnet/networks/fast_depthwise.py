@@ -12,13 +12,11 @@ FASTER_ON = ("cpu", "cuda")  # the devices on which this was measured
 
 
 class FastDepthwiseConv2d(DepthwiseConv2d):
-    """Replaces dilated kernels, the kernels of input gradients, and on the CPU those of the
-    gradients of large kernels.
+    """Replaces dilated kernels and the kernels of input gradients.
 
     A dilated convolution becomes an undilated one of interleaved sub-images. The input gradient
     becomes a forward convolution: on the CPU, with a stride and in bf16, torch's takes fifty times
-    as long as its forward pass. The gradient of a large kernel is that of several 3x3 kernels: see
-    `_weight_gradient`.
+    as long as its forward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,32 +81,7 @@ class _Depthwise(torch.autograd.Function):
                 spread[:, :, ::2, ::2] = grad
             grad_x = F.conv2d(spread, weight.flip(2, 3), padding=padding, groups=channels)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride)
-        return grad_x, grad_weight, None
-
-
-def _weight_gradient(x: Tensor, shape: torch.Size, grad: Tensor, stride: int) -> Tensor:
-    """The gradient of the weight, of `shape` [C,1,k,k], for x [B,C,H,W] and the output's `grad`.
-
-    On the CPU oneDNN has a fast kernel for 3x3 only. So the gradient of a larger kernel is put
-    together from those of 3x3 kernels, each for an input that is shifted by a multiple of 3. In
-    bf16 this takes a fifth (5x5) or two fifths (7x7) of the time.
-    """
-    channels, _, size, _ = shape
-    if size <= 3 or stride > 1 or x.device.type != "cpu":
-        return torch.nn.grad.conv2d_weight(x, shape, grad, stride, size // 2, groups=channels)
-    starts = range(0, size, 3)  # rows and columns of the kernel
-    height, width = (side + 2 for side in grad.shape[2:])  # what a 3x3 kernel meets
-    after = starts[-1] + 2 - size // 2
-    x = F.pad(x, (size // 2, after, size // 2, after))
-    rows = [
-        [
-            torch.nn.grad.conv2d_weight(
-                x[:, :, row : row + height, column : column + width],
-                (channels, 1, 3, 3), grad, groups=channels,
+            grad_weight = torch.nn.grad.conv2d_weight(
+                x, weight.shape, grad, ctx.stride, padding, groups=channels
             )
-            for column in starts
-        ]
-        for row in starts
-    ]  # fmt: skip
-    return torch.cat([torch.cat(row, 3) for row in rows], 2)[:, :, :size, :size]
+        return grad_x, grad_weight, None

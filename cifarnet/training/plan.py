@@ -58,8 +58,9 @@ class Plan:
     def images_of(self, epoch: int) -> int:
         """The epoch whose order, augmentation and mixes `epoch` has: its own, or one that it
         repeats because of --teacher_epochs."""
-        asked = self.settings.training.teacher_epochs or self.epochs
-        return (epoch - 1) % asked + 1
+        training = self.settings.training
+        asked = training.teacher_epochs if training.teacher else 0
+        return (epoch - 1) % asked + 1 if asked else epoch
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the network is evaluated after `epoch`."""

@@ -38,18 +38,15 @@ const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 
 class Weighed(nn.Module):
-    """Weighs channels by what they hold, as squeeze-and-excitation does (arXiv 1709.01507), after
-    a convolution of a part of them."""
+    """Weighs channels by what they hold, as squeeze-and-excitation does (arXiv 1709.01507)."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 5, stride=2, padding=1, dilation=2, groups=1)
-        self.part = nn.Conv2d(5, 4, 3, padding=1)
         self.narrow, self.wide, self.head = nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 3)
 
     def forward(self, x):
         x = self.conv(x)
-        x = torch.cat([x[:, 0:3], self.part(x[:, 3:8]), x[:, 7:8]], 1)
         weight = torch.sigmoid(self.wide(F.relu(self.narrow(x.mean((2, 3))))))
         return self.head((weight[:, :, None, None] * x).amax((2, 3)))
 

@@ -18,7 +18,7 @@ def outputs_and_gradients(layer, images):
     return y.detach(), images.grad, layer.weight.grad
 
 
-@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize(("stride", "dilation"), FORMS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,10 +34,9 @@ def test_every_form_equals_the_plain_convolution(dtype, size, stride, dilation, 
         torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize(("stride", "dilation"), FORMS)
-def test_under_autocast_the_forms_agree_to_16_bits(stride, dilation, kernel_size):
-    layer = FastDepthwiseConv2d(8, kernel_size, stride, dilation)
+def test_under_autocast_the_forms_agree_to_16_bits(stride, dilation):
+    layer = FastDepthwiseConv2d(8, 3, stride, dilation)
     images = torch.randn(2, 8, 16, 16).contiguous(memory_format=torch.channels_last)
     exact = outputs_and_gradients(use_plain_forms(copy.deepcopy(layer)), images)
     with torch.autocast("cpu", torch.bfloat16):
