@@ -182,10 +182,15 @@ def test_a_teacher_is_asked_in_the_first_epochs_and_remembered_where_they_repeat
         statistics = ((splits.mean, splits.std),) * 2
         runtime = init_process(PrecisionSettings(device="cpu"))
         objective = Distillation(teacher, runtime, *statistics, repeats=remember)
-        settings = {"epochs": 5, "teacher_epochs": 2, "augment": "full", "accumulate": accumulate}
+        settings = {"epochs": 5, "teacher": "lite", "teacher_epochs": 2, "accumulate": accumulate}
         mix = Mixing(AugmentationSettings(mixup=0.5), 42, 2)
         run = small_run(
-            splits, objective=Mixed(objective, mix), network="lite", batch_size=12, **settings
+            splits,
+            objective=Mixed(objective, mix),
+            network="lite",
+            augment="full",
+            batch_size=12,
+            **settings,
         )
         run.fit()
         return run.learner.network.state_dict(), list(seen)
