@@ -28,6 +28,7 @@ from cifarnet.checkpoints.snapshots import (
 from cifarnet.checkpoints.trained import FORMAT, write_weights
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.seal import PLACEHOLDER, seal
+from cifarnet.core.text import composed
 
 
 def save(snapshot: Snapshot, path: Path) -> None:
@@ -76,7 +77,7 @@ ROWS = st.builds(Row, **{f.name: KINDS_OF_COLUMNS[f.type] for f in fields(Row)})
 
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
-    classes=st.lists(st.text(), min_size=2, unique=True).map(tuple),
+    classes=st.lists(st.text().map(composed), min_size=2, unique=True).map(tuple),
     weights=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5),
     dataset=st.text().map(printable),
     epoch=st.integers(3, 10**6),

@@ -13,6 +13,7 @@ from cifarnet.checkpoints.paths import WEIGHTS_FILE as FILE
 from cifarnet.checkpoints.trained import check_classes, fingerprint, read_weights, write_weights
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
+from cifarnet.core.text import composed
 from cifarnet.networks.build import build_model
 from cifarnet.settings.network import NetworkSettings
 
@@ -43,7 +44,7 @@ def rewrite(path: Path, **changes: str) -> None:
 
 
 @given(
-    st.lists(st.text(), min_size=2, max_size=4, unique=True).map(tuple),
+    st.lists(st.text().map(composed), min_size=2, max_size=4, unique=True).map(tuple),
     st.none() | st.floats(0, 1),
     st.integers(1, 10**6),
 )
