@@ -69,7 +69,7 @@ class TrainingSettings(Group):
         "loss is then the divergence from the predictions.")
     teacher_tta: str = flag("none", choices=("none", "flip"), help=
         "flip: learn from the mean of the teacher's logits for an image and for its mirror image. "
-        "It is asked twice.")
+        "The teacher is then asked twice.")
     teacher_epochs: int = flag(0, within="[0, 1000000]", help=
         "Ask the teacher in the first N epochs only. Later epochs repeat the augmented images of "
         "those N in turn, with the predictions that the teacher gave. 0: ask it in each epoch.")
