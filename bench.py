@@ -25,7 +25,7 @@ SWITCHES = {
     "compiled": "Measure torch.compile too: a minute per row.",
     "profile": "Instead, show the twenty costliest operations of a training step.",
     "networks": "Instead, measure training steps of CIFARNet with each attention and of other "
-    "sizes, and of LiteNet and InvertedNet.",
+    "sizes, and of LiteNet.",
     "inference": "Instead, measure inference: in PyTorch and as ONNX files, in turns.",
 }
 

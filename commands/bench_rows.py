@@ -12,7 +12,7 @@ bench_training = LateModule("commands.bench_training")
 
 NETWORKS: dict[str, dict[str, Any]] = {  # the settings of each row of --networks
     "published": {},
-    **{name: {"network": name} for name in ("lite", "inverted")},
+    "lite": {"network": "lite"},
     **{name: {"attention": name} for name in FLAGS["attention"].metadata["choices"][1:]},
     **{f"compound scale {steps}": {"compound_scale": steps} for steps in (1, 2)},
 }

@@ -1,8 +1,8 @@
 """Class activation maps: how much each part of an image counts for a class.
 
-Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet, LiteNet and InvertedNet are a linear
-layer on the mean of the feature map, so the maps are exact: a logit is the mean of its map plus the
-bias of the head.
+Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet and LiteNet are a linear layer on
+the mean of the feature map, so the maps are exact: a logit is the mean of its map plus the bias of
+the head.
 """
 
 import torch
@@ -12,18 +12,16 @@ from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.networks.cifarnet import CIFARNet
-from cifarnet.networks.inverted import InvertedNet
 from cifarnet.networks.lite import LiteNet
 
 LOCAL = {  # by --network, the --attention that does not depend on the whole image
     "cifarnet": ("none", "spatial"),
     "lite": ("none",),
-    "inverted": ("none",),
     "residual": ("none",),
 }
 # By --network: the side of the receptive field of a value of the maps, in pixels; left out where
 # it is small.
-FIELDS = {"lite": 36, "inverted": 42}
+FIELDS = {"lite": 42}
 
 
 def why_no_maps(classifier: Classifier) -> str:
@@ -32,7 +30,7 @@ def why_no_maps(classifier: Classifier) -> str:
         return "an average over networks or views has no single map; use one network without --tta"
     if not isinstance(classifier, TorchClassifier):
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
-    if not isinstance(classifier.network, CIFARNet | LiteNet | InvertedNet):
+    if not isinstance(classifier.network, CIFARNet | LiteNet):
         name = type(classifier.network).__name__
         return f"{name} takes the maximum of the feature map, not the mean; use another network"
     return ""

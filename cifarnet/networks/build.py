@@ -8,8 +8,7 @@ from torch import nn
 from cifarnet.networks.attention import add_attention
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_fast_forms
-from cifarnet.networks.inverted import InvertedBlock, InvertedNet
-from cifarnet.networks.lite import HalvingBlock, LiteNet
+from cifarnet.networks.lite import InvertedBlock, LiteNet
 from cifarnet.networks.residual import ResidualNet
 from cifarnet.networks.scaling import deepen
 from cifarnet.settings.network import NetworkSettings
@@ -32,27 +31,15 @@ def _residual(settings: NetworkSettings, classes: int) -> nn.Module:
 
 def _lite(settings: NetworkSettings, classes: int) -> nn.Module:
     model = LiteNet(classes, settings.dropouts[-1], settings.width)
-    _attend(model, HalvingBlock, settings)
-    return model
-
-
-def _inverted(settings: NetworkSettings, classes: int) -> nn.Module:
-    model = InvertedNet(classes, settings.dropouts[-1], settings.width)
-    _attend(model, InvertedBlock, settings)
-    return model
-
-
-def _attend(model: nn.Module, kind: type[nn.Module], settings: NetworkSettings) -> None:
-    """Adds the attention, if any, to all blocks of a `kind`."""
     if settings.attention != "none":
-        blocks = [module for module in model.modules() if isinstance(module, kind)]
+        blocks = [module for module in model.modules() if isinstance(module, InvertedBlock)]
         add_attention(blocks, settings.attention)
+    return model
 
 
 NETWORKS: dict[str, Callable[[NetworkSettings, int], nn.Module]] = {  # by --network
     "cifarnet": _cifarnet,
     "lite": _lite,
-    "inverted": _inverted,
     "residual": _residual,
 }
 

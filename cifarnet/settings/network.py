@@ -11,7 +11,6 @@ COMPOUND = (1.2, 1.1, 1.15)
 CHANGES = {  # the flags that change a network, by --network
     "cifarnet": ("attention", "attention_at", "width", "depth", "compound_scale"),
     "lite": ("attention", "width"),
-    "inverted": ("attention", "width"),
     "residual": (),
 }
 
@@ -22,17 +21,16 @@ class NetworkSettings(Group):
 
     # fmt: off
     network: str = flag("cifarnet", choices=tuple(CHANGES), help=
-        "lite and inverted are more accurate and faster than cifarnet, and no larger. inverted "
-        "takes longer to train than lite. residual is a larger network, meant as a --teacher.")
+        "lite is more accurate and faster than cifarnet, and no larger. residual is a larger "
+        "network, meant as a --teacher.")
     attention: str = flag("none", choices=("none", "eca", "se", "simam", "cbam", "spatial"), help=
-        "Add attention to the separable blocks of cifarnet, or to all residual blocks of lite or "
-        "inverted. "
+        "Add attention to the separable blocks of cifarnet, or to all residual blocks of lite. "
         "eca and se weight channels, spatial weights positions, cbam both. simam weights each "
         "value and has no parameters.")
     attention_at: str = flag("2,3,4", within="[2, 4]", numbers=(1, 2, 3), metavar="N,N,N", help=
         "Blocks of cifarnet that get the attention, with their repeats.")
     width: float = flag(1.0, within="[0.1, 8]", help=
-        "Multiply the channels of cifarnet, lite or inverted, rounded to multiples of 8.")
+        "Multiply the channels of cifarnet or lite, rounded to multiples of 8.")
     depth: float = flag(1.0, within="[1, 8]", help=
         "Multiply the number of separable blocks of cifarnet (three), rounded up: 1.2 repeats the "
         "last block, 2 repeats each. A repeat adds its input to its output.")

@@ -56,7 +56,7 @@ def test_a_finished_run_and_one_that_evaluates_it_again(command):
         *("digits", 60, 0, 40),
     )
     assert len(dataset["classes"]) == 10
-    assert (model["name"], model["parameters"], model["image_size"]) == ("LiteNet", 158_922, 32)
+    assert (model["name"], model["parameters"], model["image_size"]) == ("LiteNet", 174_506, 32)
     assert first["figures"] == {name: figures()[name] for name in ("last", "best")}
     assert first["seconds"] == pytest.approx(
         sum(float(row["train_seconds"]) for row in rows_of(Path("log")))

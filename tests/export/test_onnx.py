@@ -102,8 +102,7 @@ def test_the_answers_are_the_networks_for_any_number_of_images(exported, ours, c
 @pytest.mark.parametrize(
     "changes",
     [
-        {"network": "lite"},
-        {"network": "inverted", "attention": "se"},
+        {"network": "lite", "attention": "se"},
         {"network": "residual"},
         {"attention": "cbam", "attention_at": "4", "compound_scale": 1.0},
     ],

@@ -83,7 +83,7 @@ def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(driver.execute_async_script(ASK, text, pixels[0].numel()))
 
 
-KINDS = ("cifarnet 32", "cifarnet 64", "lite 32", "inverted 32", "residual 32", "weighed")
+KINDS = ("cifarnet 32", "cifarnet 64", "lite 32", "residual 32", "weighed")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "grown 32", "attended 32"])

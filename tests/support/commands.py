@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 QUICK = (
-    *("--network", "lite"),  # half the time of CIFARNet, which the fixture `trained` trains
+    *("--network", "lite"),  # faster than CIFARNet, which the fixture `trained` trains
     *("--dataset", "digits", "--limit_train", "60", "--limit_test", "40", "--batch_size", "20"),
     *("--epochs", "2", "--num_workers", "0", "--snapshot_freq", "1", "--image_sizes", "8"),
     *("--no-plot_training", "--no-plot_evaluation", "--no-report"),  # half the time of a short run
