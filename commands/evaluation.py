@@ -237,8 +237,7 @@ def _validation(
         return None
     batches = EvalBatches(val, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
-    ranked = logits.argsort(dim=1, descending=True, stable=True)
-    predictions = build_predictions(logits, labels, ranked)
+    predictions = build_predictions(logits, labels)
     return ValidationImages(val.images.numpy(), val.names, predictions)
 
 

@@ -7,7 +7,7 @@ channels are few, so the parameters go into dense 3x3 convolutions, which proces
 import torch
 from torch import Tensor, nn
 
-from cifarnet.networks.blocks import ConvBlock, DenseConv2d, channel_means
+from cifarnet.networks.blocks import ConvBlock, DenseConv2d, Head, channel_means
 from cifarnet.networks.scaling import widened
 
 
@@ -47,12 +47,11 @@ class LiteNet(nn.Module):
         self.block1 = HalvingBlock(n1, n2)
         self.block2 = HalvingBlock(n2, n3)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(n3, classes)
+        self.head = Head(n3, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(channel_means(self.features(x)))  # [B, 64]
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make close logits equal
-            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+        return self.head(x)  # [B, classes]
 
     def features(self, x: Tensor) -> Tensor:
         """What the head averages, [B, 64, H/4, W/4]."""
