@@ -3,15 +3,14 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cifarnet.comparing.comparison import CSV_BEGINS, PAGE_BEGINS, as_csv, as_text, compare
 from cifarnet.comparing.disagreements import Disagreements, disagreements
 from cifarnet.comparing.past_runs import PastRun, read_runs
 from cifarnet.core.arguments import path_argument
 from cifarnet.core.command import run_command
-from cifarnet.core.errors import UserError, os_errors, printable
-from cifarnet.core.files import check_replaceable, write_text
+from cifarnet.core.errors import UserError, printable
+from cifarnet.core.files import check_replaceable, write_named
 from cifarnet.core.log import print_line
 from cifarnet.settings.parser import build_parser
 
@@ -102,8 +101,7 @@ def _disagreements(runs: Sequence[PastRun], data_dir: str | None) -> Disagreemen
 
 
 def _write(path: str, flag: str, text: str) -> None:
-    with os_errors(f"{flag} {path}: cannot write it", "name another file"):
-        write_text(Path(path), text)
+    write_named(path, flag, text)
     print_line(f"written to {path}")
 
 

@@ -42,7 +42,7 @@ BN_IMAGES = 1024  # for the statistics of averaged weights
 
 # --- settings -> splits ---
 
-# By --dataset: reads all images, or those for a network with the classes of the third argument.
+# By --dataset. The third argument: the class names of a network to evaluate; () for a training run.
 DATASETS: dict[str, Callable[[DataSettings, Say, tuple[str, ...]], Dataset]] = {
     "cifar10": read_cifar,
     "cifar100": read_cifar,
@@ -128,8 +128,9 @@ class TrainBatches:
     """The training images of any epoch: shuffled, augmented, normalised, in batches on the device.
 
     The last batch holds what is left. Each rank gets its share of each batch; a share may be empty.
-    What the network sees depends on (seed, epoch, position in the epoch's order) only. The number
-    of workers and a resume change nothing. `workers` is the number of processes that augment.
+    What the network sees depends on (seed, epoch, position in the epoch's order), and with
+    albumentations on the number of ranks. The number of workers and a resume change nothing.
+    `workers` is the number of processes that augment.
 
     `waiting()` is a context around each wait for a batch: a signal may raise there.
     """

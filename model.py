@@ -1,7 +1,7 @@
-"""The network: build it, load a trained one, start from one, show it.
+"""The network: load a trained one, start from its weights, print its table.
 
 CIFARNet itself is in cifarnet/networks/cifarnet.py, its blocks in blocks.py beside it, and
-the table of all networks in build.py.
+the table of all networks, which builds them, in build.py.
 """
 
 import contextlib

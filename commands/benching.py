@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError, os_errors
+from cifarnet.core.errors import RunError, UserError
+from cifarnet.core.files import write_named
 from cifarnet.core.machine import peak_memory
 from cifarnet.core.threads import available_cores
 from cifarnet.settings.precision import PrecisionSettings
@@ -135,5 +136,4 @@ def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -
     print(shown)
     if path:
         content = {"machine": machine, "cores": cores, "figures": figures}
-        with os_errors(f"--json {path}: cannot write it", "name another file"):
-            Path(path).write_text(json.dumps(content, indent=2) + "\n")
+        write_named(path, "--json", json.dumps(content, indent=2) + "\n")

@@ -47,8 +47,7 @@ def calibrate(
     batches = EvalBatches(images, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.logits, batches, runtime)
     temperature = fit_temperature(logits, labels) if enough else None
-    ranked = logits.argsort(dim=1, descending=True, stable=True)
-    predictions = build_predictions(logits / (temperature or 1), labels, ranked)
+    predictions = build_predictions(logits.double() / (temperature or 1), labels)
     if not enough:
         kept = f"the temperature stays {model.temperature:g}"
         few = f"{about} are too few, it takes {LEAST}"

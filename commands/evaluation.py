@@ -87,13 +87,14 @@ def write_evaluation(
     best: Report | None = None,
     corruptions: Sequence[CorruptionRow] = (),
 ) -> None:
-    """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
+    """Writes metrics.json, classification_report.txt, predictions.csv, predictions.npz and
+    label_issues.csv.
 
     Removes the page and pictures of a report on another network, temperature or images, and moves
-    its corruptions.csv.
-    With --plot_evaluation also two pictures, with --report a page that shows `data` too, and with
-    `corruptions` their table. `last` and `best` are the reports of a run's last and best model, if
-    they exist. Raises `RunError` if a file cannot be written; the others are written then.
+    its corruptions.csv. With --plot_evaluation also two pictures, with --report a page that shows
+    `data` too, and with `corruptions` their table. `last` and `best` are the reports of a run's
+    last and best model, if they exist. Raises `RunError` if a file cannot be written; the others
+    are written then.
     """
     files = Attempts(directory)
     figures = write_report(report, files, data.paths, last, best, corruptions)
@@ -120,21 +121,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     `options` are command, tta, evaluate, calibrate and corruptions, and names of models or a
     snapshot; `flags` those of `Settings` that the user gave. Raises `UserError` and `RunError`.
     """
-    run: dict[str, Any] = {"id": None, "log": None, "command": options["command"]}
-    facts: dict[str, Any] = {}
-    if not options["names"]:
-        snapshot = read_snapshot(Path(options["snapshot"]))
-        run["id"], facts["history"] = snapshot.state.run_id, snapshot.state.history
-        trained = snapshot.trained(options["evaluate"])
-        if options["calibrate"] and trained.sha256 != snapshot.trained().sha256:
-            raise UserError(
-                "--calibrate fits the weights that the run evaluates; leave --evaluate out"
-            )
-        classifier = combine([TorchClassifier(trained, flags.get("amp"))], options["tta"])
-    else:
-        classifier = load_classifier(options["names"], options["tta"], flags.get("amp"))
-        if len(classifier.infos) == 1:
-            facts = _training_beside(resolve_model_path(options["names"][0]), classifier.infos[0])
+    classifier, run_id, facts = _load(options, flags.get("amp"))
     infos = classifier.infos
     if options["calibrate"] == VALIDATION:
         # The images may lie in another --data_dir by now, but are split as in the run.
@@ -151,6 +138,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         calibrated, splits = calibrate_file(infos[0], options, splits, settings, runtime)
         infos = [calibrated]
         classifier = combine([TorchClassifier(calibrated, flags.get("amp"))], options["tta"])
+    run = {"id": run_id, "log": None, "command": options["command"]}
     run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
     report = evaluate_classifier(classifier, splits, settings, runtime, run)
     corruptions: Sequence[CorruptionRow] = []
@@ -159,6 +147,33 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     elif len(options["names"]) == 1:
         corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
     _move_other_report(directory, report)
+    _print_figures(report, corruptions)
+    facts |= report_maps(classifier, splits, settings)
+    facts["validation"] = _validation(classifier, splits, settings, runtime)
+    data = report_data(infos, splits, settings, runtime, **facts)
+    write_evaluation(report, settings, directory, data, corruptions=corruptions)
+    print_line(f"written to {directory}")
+
+
+def _load(
+    options: dict[str, Any], amp: bool | None
+) -> tuple[Classifier, str | None, dict[str, Any]]:
+    """The classifier that `options` name, the id of its run if it is in a snapshot, and what is
+    known of its training as fields of `ReportData`. `amp`: see `TorchClassifier`."""
+    if options["names"]:
+        classifier = load_classifier(options["names"], options["tta"], amp)
+        alone = len(classifier.infos) == 1
+        weights = resolve_model_path(options["names"][0])
+        return classifier, None, _training_beside(weights, classifier.infos[0]) if alone else {}
+    snapshot = read_snapshot(Path(options["snapshot"]))
+    trained = snapshot.trained(options["evaluate"])
+    if options["calibrate"] and trained.sha256 != snapshot.trained().sha256:
+        raise UserError("--calibrate fits the weights that the run evaluates; leave --evaluate out")
+    classifier = combine([TorchClassifier(trained, amp)], options["tta"])
+    return classifier, snapshot.state.run_id, {"history": snapshot.state.history}
+
+
+def _print_figures(report: Report, corruptions: Sequence[CorruptionRow]) -> None:
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
@@ -166,11 +181,6 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         print_line("warning: some of these images fitted the temperature")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
-    facts |= report_maps(classifier, splits, settings)
-    facts["validation"] = _validation(classifier, splits, settings, runtime)
-    data = report_data(infos, splits, settings, runtime, **facts)
-    write_evaluation(report, settings, directory, data, corruptions=corruptions)
-    print_line(f"written to {directory}")
 
 
 def _training_beside(weights: Path, info: ModelInfo) -> dict[str, Any]:
@@ -237,8 +247,7 @@ def _validation(
         return None
     batches = EvalBatches(val, settings.training.eval_batch_size, runtime)
     logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
-    ranked = logits.argsort(dim=1, descending=True, stable=True)
-    predictions = build_predictions(logits, labels, ranked)
+    predictions = build_predictions(logits, labels)
     return ValidationImages(val.images.numpy(), val.names, predictions)
 
 

@@ -20,8 +20,8 @@ from optuna.trial import Trial, TrialState
 from cifarnet.comparing.comparison import as_text
 from cifarnet.comparing.page import comparison_page
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.core.errors import RunError, UserError, os_errors, reason
-from cifarnet.core.files import exists, files_in, write_text
+from cifarnet.core.errors import RunError, UserError, reason
+from cifarnet.core.files import exists, files_in, write_named
 from cifarnet.core.log import clock, print_line
 from cifarnet.core.signals import Interrupted, Signals
 from cifarnet.core.threads import available_cores, thread_limit
@@ -222,6 +222,5 @@ def _show_results(study: Study, html: str | None) -> None:
         return
     charts = setting_charts(study.trials(), study.sweep.space)
     page = comparison_page(comparison, (), charts, importances(study.study))
-    with os_errors(f"--html {html}: cannot write it", "name another file"):
-        write_text(Path(html), page)
+    write_named(html, "--html", page)
     print_line(f"written to {html}")

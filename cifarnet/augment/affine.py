@@ -56,8 +56,8 @@ class Affine(Step):
         x, y, origin = matrices.unbind(2)  # [B,2,1]
         grid = (x * centres).unsqueeze(2) + (y * centres + origin).unsqueeze(3)  # [B,2,S,S]
         grid = grid.permute(0, 2, 3, 1)
-        # Zeros come in from outside: less the border's colour before, plus it after, they are
-        # that colour.
+        # grid_sample fills with zeros. The border's colour is subtracted before and added after,
+        # so the zeros become that colour.
         border = self.border * mean
         values = images.float().sub_(border)
         values = F.grid_sample(values, grid, padding_mode="zeros", align_corners=False)

@@ -224,11 +224,12 @@ def check_classes(
     network: str = "the network",
     other: str = "the data set",
 ) -> None:
-    """Raises `UserError` unless `network`, for the classes `trained`, fits `other`, of `classes`"""
+    """Raises `UserError` unless `trained` and `classes` are equal. `network` and `other` say in its
+    message whose they are."""
     if tuple(trained) == tuple(classes):
         return
     pairs = enumerate(zip(trained, classes, strict=False))
-    differs = next((at for at, (one, other) in pairs if one != other), 0)
+    differs = next((at for at, (a, b) in pairs if a != b), 0)
     start = max(0, differs - 2)  # the first difference is shown
     theirs, ours = (f"{len(names)} ({_three(names, start)})" for names in (trained, classes))
     raise UserError(

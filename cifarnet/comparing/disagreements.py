@@ -5,11 +5,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from cifarnet.comparing.past_runs import PastRun
-from cifarnet.comparing.run_files import read_table
+from cifarnet.comparing.run_files import read_predictions
 from cifarnet.core.errors import UserError, printable
 
 MOST = 24  # images of each run
-COLUMNS = ("image", "true", "predicted", "probability_predicted")
 
 
 class Mistake(NamedTuple):
@@ -47,7 +46,7 @@ def disagreements(one: PastRun, other: PastRun) -> list[Disagreement]:
 
     Raises `UserError` for a file of another form.
     """
-    answers = [_answers(run) for run in (one, other)]
+    answers = [read_predictions(run.predictions) for run in (one, other)]
     truths = [{image: row["true"] for image, row in rows.items()} for rows in answers]
     if truths[0] != truths[1]:
         return []
@@ -58,10 +57,6 @@ def disagreements(one: PastRun, other: PastRun) -> list[Disagreement]:
 
 
 Answers = dict[str, dict[str, str]]  # the rows of predictions.csv by image
-
-
-def _answers(run: PastRun) -> Answers:
-    return {row["image"]: row for row in read_table(run.predictions, COLUMNS)}
 
 
 def _disagreement(right: tuple[PastRun, Answers], wrong: tuple[PastRun, Answers]) -> Disagreement:

@@ -1,12 +1,9 @@
 """McNemar's test: whether two runs differ by more than chance, image by image."""
 
-from pathlib import Path
-
 from scipy.stats import binomtest
 
 from cifarnet.comparing.past_runs import PastRun
-from cifarnet.comparing.run_files import read_table
-from cifarnet.core.errors import UserError
+from cifarnet.comparing.run_files import read_predictions
 
 
 def mcnemar(one: PastRun, other: PastRun) -> str:
@@ -36,9 +33,6 @@ def mcnemar(one: PastRun, other: PastRun) -> str:
 
 def _answers(run: PastRun) -> tuple[dict[str, str], set[str]]:
     """The true class by image, and the images that `run` predicts correctly."""
-    path: Path = run.predictions
-    rows = read_table(path, ("image", "true", "predicted"))
-    true = {row["image"]: row["true"] for row in rows}
-    if not rows or len(true) < len(rows):
-        raise UserError(f"{path} names no image, or one twice; write it again by evaluate.py")
-    return true, {row["image"] for row in rows if row["true"] == row["predicted"]}
+    rows = read_predictions(run.predictions)
+    true = {image: row["true"] for image, row in rows.items()}
+    return true, {image for image, row in rows.items() if row["true"] == row["predicted"]}

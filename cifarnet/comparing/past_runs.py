@@ -254,31 +254,32 @@ def _is_of(run: PastRun, report: dict[str, Any]) -> bool:
 def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> PastRun:
     """`run` with its `predictions`, and with what `report` adds to its record: figures of the last
     epoch only."""
-    last = report.get("last") or report
-    record, epoch = run.record, report["epoch"]
-    of_end = last["epoch"] == (run.epochs_done or last["epoch"])
+    record, last = run.record, report.get("last") or report
+    is_end = last["epoch"] == (run.epochs_done or last["epoch"])
+    is_last = report["epoch"] == last["epoch"]  # else the report is on the best model
     tested = report["dataset"], report.get("images")
-    elsewhere = record.dataset is not None and tested != (record.dataset, record.test_images)
-    if elsewhere:  # as in results/: all figures are those of the report
-        record = replace(record, tested_on=tested[0], test_images=tested[1])
-    if of_end and (record.top1 is None or elsewhere):
-        record = replace(record, top1=float(last["top1"]))
-    if report.get("corruptions") and of_end and epoch == last["epoch"]:
-        record = replace(record, corrupted=report["corruptions"]["mean_accuracy"])
+    other_images = record.dataset is not None and tested != (record.dataset, record.test_images)
+    changes: dict[str, Any] = {}
+    if other_images:  # as in results/: all figures are those of the report
+        changes |= {"tested_on": tested[0], "test_images": tested[1]}
+    if is_end and (record.top1 is None or other_images):
+        changes["top1"] = float(last["top1"])
+    if is_end and is_last and report.get("corruptions"):
+        changes["corrupted"] = report["corruptions"]["mean_accuracy"]
+    if is_end:
+        figures = report if is_last else last
+        names = ("calibration_error", "calibration_error_before")
+        changes |= {name: v for name in names if isinstance(v := figures.get(name), float)}
     if record.run_id is None:
         settings = report.get("run", {}).get("settings", {})
-        record = replace(
-            record,
-            settings=record.settings or {n: v for n, v in settings.items() if n in FLAGS},
-            dataset=record.dataset or report["dataset"],
-            test_images=report.get("images"),
-            epochs_done=last["epoch"] if isinstance(last["epoch"], int) else 0,
-        )
-    figures = report if epoch == last["epoch"] else last
-    names = ("calibration_error", "calibration_error_before")
-    errors = {name: v for name in names if isinstance(v := figures.get(name), float)}
-    if of_end:
-        record = replace(record, **errors)
+        changes |= {
+            "settings": record.settings or {n: v for n, v in settings.items() if n in FLAGS},
+            "dataset": record.dataset or tested[0],
+            "test_images": tested[1],
+            "epochs_done": last["epoch"] if isinstance(last["epoch"], int) else 0,
+        }
+    record = replace(record, **changes)
     run = replace(run, record=record, predictions=predictions if exists(predictions) else None)
-    is_last = epoch == last["epoch"] == run.epochs_done
-    return run if is_last else replace(run, predicted_by=f"epoch {epoch}")
+    if is_last and last["epoch"] == run.epochs_done:
+        return run
+    return replace(run, predicted_by=f"epoch {report['epoch']}")

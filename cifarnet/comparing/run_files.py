@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import typing
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         # Excel begins a file with a signature; paths need not be UTF-8.
         text = read_file(path).decode("utf-8-sig", errors="backslashreplace")
-        reader = csv.DictReader(text.splitlines())
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(reader)
     except csv.Error as problem:
         raise UserError(f"{path} is not a CSV file ({problem}); name another one") from None
@@ -110,3 +111,12 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if rows and None in rows[-1].values():
         rows.pop()
     return rows
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of the predictions.csv `path`, by image. Raises `UserError`."""
+    rows = read_table(path, ("image", "true", "predicted", "probability_predicted"))
+    by_image = {row["image"]: row for row in rows}
+    if not rows or len(by_image) < len(rows):
+        raise UserError(f"{path} names no image, or one twice; write it again by evaluate.py")
+    return by_image

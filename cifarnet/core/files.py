@@ -98,6 +98,12 @@ def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> No
         raise UserError(f"{flag} {path}: the folder {folder} cannot be written to; name another")
 
 
+def write_named(path: str, flag: str, text: str) -> None:
+    """Writes `text` to `path` as `write_text` does. Raises a `UserError` that names `flag`."""
+    with os_errors(f"{flag} {path}: cannot write it", "name another file"):
+        write_text(Path(path), text)
+
+
 def existing_directory(path: str | Path, flag: str) -> Path:
     """`path` as a directory to read from. Raises a `UserError` that names `flag`."""
     directory = Path(path)

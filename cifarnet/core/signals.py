@@ -23,10 +23,10 @@ class Signals:
     """A `with` block in which `STOPS` raise `Interrupted`.
 
     They raise at once, or inside `deferred()` at the next `check()`. A second signal ends the
-    process at once, but for SIGHUP: shell and terminal may both send it. Python drops an exception
-    inside a destructor. Then the next `check()`, or the end of the block, raises it again. A signal
-    that is ignored at the start stays ignored: `nohup` ignores SIGHUP, and a shell starts a command
-    with `&` in a script so that Ctrl-C does not end it.
+    process at once. A second SIGHUP is ignored: shell and terminal may both send one. Python drops
+    an exception inside a destructor. Then the next `check()`, or the end of the block, raises it
+    again. A signal that is ignored at the start stays ignored: `nohup` ignores SIGHUP, and a shell
+    starts a command with `&` in a script so that Ctrl-C does not end it.
 
     With `patient`, further signals are ignored, also after the block has ended by `Interrupted`.
     torchrun can pass on a signal that the process already received, which would change the exit

@@ -134,12 +134,6 @@ PIXELWISE = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 AS_PIXELS = (slice(None), slice(None), None, None)  # [B,C] -> [B,C,1,1]
 
 
-class _Picture(fx.Proxy):
-    """Stands for an image, and for what is computed from it, while the network is traced."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-
 class _Tracer(fx.Tracer):
     """Records the calls of functions and layers."""
 
@@ -147,11 +141,8 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=(blocks.channel_means,))
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = isinstance(module, nn.Conv2d)  # a subclass, which torch would look into
+        ours = isinstance(module, nn.Conv2d | nn.Linear)  # subclasses: torch would look into them
         return ours or super().is_leaf_module(module, name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Picture(node, self)
 
 
 def layers_of(network: nn.Module) -> tuple[list[Layer], Tensor]:
@@ -185,7 +176,7 @@ def _layer(called: Any, node: fx.Node, before: Layer) -> Layer | None:
     None: the output is that of `before`. Weights are tensors here. Raises `UserError`."""
     inputs = sum(isinstance(value, fx.Node) for value in node.args)
     match called:
-        case nn.Identity() | nn.Dropout() | nn.Dropout2d() | "to":
+        case nn.Identity() | nn.Dropout() | nn.Dropout2d():
             return None
         case operator.getitem if node.args[1] == AS_PIXELS:  # here vectors have this shape already
             return None

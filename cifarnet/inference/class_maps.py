@@ -11,14 +11,13 @@ from torch import Tensor
 from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import Classifier, TorchClassifier
-from cifarnet.networks.cifarnet import CIFARNet
-from cifarnet.networks.lite import LiteNet
 
 LOCAL = {  # by --network, the --attention that does not depend on the whole image
     "cifarnet": ("none", "spatial"),
     "lite": ("none",),
     "residual": ("none",),
 }
+WITHOUT_MAPS = {"residual": "it takes the maximum of the feature map, not the mean"}  # and why
 # By --network: the side of the receptive field of a value of the maps, in pixels; left out where
 # it is small.
 FIELDS = {"lite": 42}
@@ -30,9 +29,9 @@ def why_no_maps(classifier: Classifier) -> str:
         return "an average over networks or views has no single map; use one network without --tta"
     if not isinstance(classifier, TorchClassifier):
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
-    if not isinstance(classifier.network, CIFARNet | LiteNet):
-        name = type(classifier.network).__name__
-        return f"{name} takes the maximum of the feature map, not the mean; use another network"
+    network = classifier.infos[0].network.network
+    if network in WITHOUT_MAPS:
+        return f"--network {network} has none: {WITHOUT_MAPS[network]}; use another network"
     return ""
 
 

@@ -106,6 +106,15 @@ class PooledConv(nn.Module):
         return torch.relu(self.pool(self.bn(self.conv(x))))
 
 
+class Head(nn.Linear):
+    """The last layer, without autocast: [B,in] -> float32 [B,out]. 16 bits would make close logits
+    equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def channel_means(x: Tensor) -> Tensor:
     """The mean of each channel: [B,C,H,W] -> [B,C].
 

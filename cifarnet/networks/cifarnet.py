@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from cifarnet.networks.blocks import ConvBlock, SeparableBlock, channel_means
+from cifarnet.networks.blocks import ConvBlock, Head, SeparableBlock, channel_means
 from cifarnet.networks.scaling import enlarged, widened
 
 
@@ -30,12 +29,11 @@ class CIFARNet(nn.Module):
         self.c3 = SeparableBlock(n2, n3, dropout[2], dilation=4)
         self.c4 = SeparableBlock(n3, n4, 0.0, stride=2, shortcut=False)
         self.dropout = nn.Dropout(dropout[3])  # c4's spatial dropout, cheaper after the pooling
-        self.head = nn.Linear(n4, classes)
+        self.head = Head(n4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(channel_means(self.features(x)))  # [B, 384]
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make close logits equal
-            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+        return self.head(x)  # [B, classes]
 
     def features(self, x: Tensor) -> Tensor:
         """What the head averages, [B, 384, H/2, W/2]."""

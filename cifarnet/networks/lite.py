@@ -7,7 +7,7 @@ channels become many, and 3x3 convolutions are depthwise. So the parameters go i
 import torch
 from torch import Tensor, nn
 
-from cifarnet.networks.blocks import DenseConv2d, DepthwiseSeparableConv2d, channel_means
+from cifarnet.networks.blocks import DenseConv2d, DepthwiseSeparableConv2d, Head, channel_means
 from cifarnet.networks.scaling import widened
 
 STAGES = ((32, 2), (64, 4), (128, 2))  # channels, and blocks
@@ -62,12 +62,11 @@ class LiteNet(nn.Module):
         self.halving2 = HalvingConv(n2, n3)
         self.stage3 = nn.Sequential(*(InvertedBlock(n3) for _ in range(b3)))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(n3, classes)
+        self.head = Head(n3, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(channel_means(self.features(x)))  # [B, 128]
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would make close logits equal
-            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+        return self.head(x)  # [B, classes]
 
     def features(self, x: Tensor) -> Tensor:
         """What the head averages, [B, 128, H/4, W/4]."""

@@ -1,9 +1,8 @@
 """ResidualNet: a larger network, meant as a teacher."""
 
-import torch
 from torch import Tensor, nn
 
-from cifarnet.networks.blocks import PooledConv
+from cifarnet.networks.blocks import Head, PooledConv
 
 
 class ResidualBlock(nn.Module):
@@ -35,11 +34,10 @@ class ResidualNet(nn.Module):
             ResidualBlock(32, 64), ResidualBlock(64, 192), ResidualBlock(192, 256)
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(256, classes)
+        self.head = Head(256, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)  # [B, 32, 32, 32]
         x = self.blocks(x)  # [B, 256, 4, 4]
         x = self.dropout(x.amax((2, 3)))  # [B, 256]
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.to(self.head.weight.dtype))  # [B, classes]
+        return self.head(x)  # [B, classes]

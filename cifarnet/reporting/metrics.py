@@ -22,6 +22,7 @@ from cifarnet.reporting.predictions import (
     build_predictions,
     calibration_error,
     interval,
+    ranked,
     reliability,
 )
 
@@ -61,14 +62,9 @@ class Scores(NamedTuple):
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
     """The headline figures of logits [N,C] and labels [N], N > 0."""
-    hits = _ranked(logits) == labels[:, None]  # [N,C], one true each
+    hits = ranked(logits) == labels[:, None]  # [N,C], one true each
     loss = F.cross_entropy(logits.double(), labels).item()
     return Scores(loss, *(hits[:, :k].any(dim=1).double().mean().item() for k in (1, 3, 5)))
-
-
-def _ranked(logits: Tensor) -> Tensor:
-    """The classes int64 [N,C] by falling logit; of equal logits the first class comes first."""
-    return logits.sort(dim=1, descending=True, stable=True).indices
 
 
 @dataclass(frozen=True)
@@ -195,12 +191,11 @@ def build_report(
     logits and labels: dataset, and those of `describe_network`, at least.
     """
     loss, top1, top3, top5 = scores(logits, labels)
-    ranked = _ranked(logits)
-    predictions = build_predictions(logits, labels, ranked)
+    predictions = build_predictions(logits, labels)
     before: list[Bin] = []
     temperature = about.get("temperature")
     if temperature not in (None, 1) and about.get("tta", "none") == "none":
-        before = reliability(build_predictions(logits.double() * temperature, labels, ranked))
+        before = reliability(build_predictions(logits.double() * temperature, labels))
     true, predicted = predictions.true, predictions.predicted
     indices = list(range(len(classes)))
     arguments = {"labels": indices, "zero_division": 0}

@@ -23,11 +23,15 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # of all classes, float64 [N,C]
 
 
-def build_predictions(logits: Tensor, labels: Tensor, ranked: Tensor) -> Predictions:
-    """The predictions of logits [N,C] for labels [N], C > 1; `ranked` [N,C] are the classes, best
-    first."""
+def ranked(logits: Tensor) -> Tensor:
+    """The classes int64 [N,C] by falling logit; of equal logits the first class comes first."""
+    return logits.sort(dim=1, descending=True, stable=True).indices
+
+
+def build_predictions(logits: Tensor, labels: Tensor) -> Predictions:
+    """The predictions of logits [N,C] for labels [N], C > 1."""
     probabilities = logits.double().softmax(dim=1)
-    classes = labels, ranked[:, 0], ranked[:, 1]
+    classes = labels, *ranked(logits)[:, :2].unbind(1)
     each = (probabilities.gather(1, chosen[:, None])[:, 0] for chosen in classes)
     return Predictions(*(values.numpy() for values in (*classes, *each, probabilities)))
 

@@ -109,6 +109,10 @@ class AugmentationSettings(Group):
     def probabilities(self) -> dict[str, float]:
         """The probability of each step that --augment full adds to light."""
         replaced = REPLACED if self.auto_augment != "none" else ()
-        defaults = PROBABILITIES | dict.fromkeys(replaced, 0.0)
-        chosen = {step: (getattr(self, step), self.augment_p, defaults[step]) for step in defaults}
-        return {step: next(p for p in given if p is not None) for step, given in chosen.items()}
+        probabilities = {}
+        for step, default in PROBABILITIES.items():
+            own, common = getattr(self, step), self.augment_p
+            if common is None:
+                common = 0.0 if step in replaced else default
+            probabilities[step] = common if own is None else own
+        return probabilities

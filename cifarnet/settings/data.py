@@ -17,12 +17,11 @@ class DataSettings(Group):
         "Which images to use. cifar10 and cifar100 are downloaded once; folder reads your own "
         "images from --data_dir; digits comes with scikit-learn.")
     data_dir: str = flag("./data", on_resume="any", help=
-        "Folder that holds cifar10 or cifar100, or receives its download. With --dataset folder: "
-        "the folder that holds a folder for each class, or train/ and test/ with a folder for each "
-        "class.")
+        "Folder of cifar10 or cifar100, which is downloaded into it. With --dataset folder: it "
+        "contains a folder for each class, or train/ and test/ with a folder for each class.")
     labels: str | None = flag(None, unset="off", metavar="FILE", on_resume="any", help=
         "With --dataset folder: take the images and their classes from this CSV file, not from "
-        "class folders. Each line is path,label; paths start from the file or from --data_dir.")
+        "class folders. Each line is path,label; paths are relative to the file or to --data_dir.")
     image_size: int = flag(32, within=f"[32, {LARGEST_IMAGE}]", help=
         "Side of all images in pixels, a multiple of 16. Images of other sizes are resized.")
     data_url: str | None = flag(None,
@@ -42,7 +41,7 @@ class DataSettings(Group):
         "set every --eval_freq epochs.")
     test_fraction: float = flag(0.2, within="(0, 1]", help=
         "With --dataset folder: if there is no folder of test images, hold back this share of "
-        "the images of each class to test on, always the same ones. evaluate.py takes all for 1.")
+        "the images of each class to test on, always the same ones. 1, for evaluate.py only: all.")
     num_workers: int | None = flag(None,
         "Processes that augment images. 0: augment in the main process.",
         within="[0, 256]", unset="one per core, at most 4", on_resume="any")

@@ -17,7 +17,7 @@ class EvaluationSettings(Group):
         "Weights used for accuracies, the best model and the report. ema: the averaged weights "
         "of --ema_decay.")
     eval_freq: int = flag(1, within="[0, 1000000]", help=
-        "Epochs between evaluations; the last epoch is always evaluated. 0: only the last one.")
+        "Evaluate every N epochs, and after the last one. 0: only after the last one.")
     select: str = flag("last", choices=("last", "best"), on_resume="any", help=
         "Model that the report describes. best also keeps best_model.pth, like --save_best.")
     plot_training: bool = flag(True, on_resume="any", help=
@@ -27,5 +27,5 @@ class EvaluationSettings(Group):
     report: bool = flag(True, on_resume="any", help=
         "Write report.html: one page with the figures, the curves and the misclassified images.")
     plot_freq: int = flag(50, within="[0, 1000000]", on_resume="any", help=
-        "Epochs after which the curves are drawn again during the run. 0: only at the end.")
+        "Draw the curves again every N epochs. 0: only at the end.")
     # fmt: on

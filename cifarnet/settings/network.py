@@ -1,4 +1,4 @@
-"""Settings of the network: with the class count and image size, all that is needed to build it."""
+"""Settings of the network: with the number of classes, all that is needed to build it."""
 
 from dataclasses import dataclass
 

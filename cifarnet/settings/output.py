@@ -18,7 +18,7 @@ class OutputSettings(Group):
     save_best: bool = flag(False, on_resume="any", help=
         "Keep best_model.pth; it is replaced only when the accuracy improves.")
     snapshot_freq: int = flag(5, within="[0, 1000000]", on_resume="any", help=
-        "Epochs between numbered snapshots; last.pth is written every epoch. 0: no numbered ones.")
+        "Write a numbered snapshot every N epochs; last.pth is written every epoch. 0: none.")
     keep_snapshots: int = flag(0, within="[0, inf)", on_resume="any", help=
         "Keep only this many numbered snapshots, the newest ones. 0: all.")
     resume: str | None = flag(None, unset="off", metavar="PATH|auto", on_resume="any", help=
@@ -27,14 +27,14 @@ class OutputSettings(Group):
     resume_override: bool = flag(False, on_resume="any", help=
         "Let --resume continue with flags that change the result.")
     run_dir: str = flag(".", on_resume="any", help=
-        "Folder of the run: it contains the next three.")
+        "Folder that contains log_dir, snapshot_dir and plot_dir.")
     log_dir: str | None = flag(None, unset="log, in --run_dir", on_resume="any", help=
         "Folder for the log, the history and run.json of each run.")
     snapshot_dir: str | None = flag(None,
         "Folder for snapshots.",
         unset="snapshots_complete, in --run_dir", on_resume="any")
     plot_dir: str | None = flag(None, unset="plots_complete, in --run_dir", on_resume="any", help=
-        "Folder for figures, metrics.json and classification_report.txt.")
+        "Folder for the report, its figures and predictions.")
     tensorboard: bool = flag(False, on_resume="any", help=
         "Also write the history, images and the final figures for TensorBoard, into a folder "
         "beside the log. Needs the package tensorboard.")

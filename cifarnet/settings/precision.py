@@ -13,8 +13,8 @@ class PrecisionSettings(Group):
     amp: bool = flag(False,
         "Mixed precision: autocast to --amp_dtype.")
     amp_dtype: str = flag("auto", choices=("auto", "bf16", "fp16"), help=
-        "auto: bf16. Without bf16 instructions, a CUDA device uses fp16 and a CPU float32. bf16: "
-        "also where it is many times slower. fp16 scales the loss and needs CUDA.")
+        "auto: bf16 if the device has instructions for it, else fp16 on CUDA and float32 on the "
+        "CPU. bf16: always, even where it is many times slower. fp16: scales the loss; needs CUDA.")
     sync_bn: bool = flag(False,
         "Under torchrun: compute batch normalisation statistics over all devices together. "
         "Needs CUDA.")

@@ -69,16 +69,16 @@ class TrainingSettings(Group):
         "loss is then the divergence from the predictions.")
     teacher_tta: str = flag("none", choices=("none", "flip"), help=
         "flip: learn from the mean of the teacher's logits for an image and for its mirror image. "
-        "The teacher is then asked twice.")
+        "The teacher then computes each image twice.")
     teacher_epochs: int = flag(0, within="[0, 1000000]", help=
-        "Ask the teacher in the first N epochs only. Later epochs repeat the augmented images of "
-        "those N in turn, with the predictions that the teacher gave. 0: ask it in each epoch.")
+        "Run the teacher in the first N epochs only. Later epochs repeat the augmented images of "
+        "those N in turn, with the predictions of the teacher. 0: run it in each epoch.")
     init: str | None = flag(None, unset="off", metavar="NAME|PATH", help=
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
         "snapshot. Weights that do not match start at random, also those of new classes. "
         "The images are normalised with the statistics of their own data set.")
     seed: int = flag(42, within="[0, 4294967295]", help=
-        "Seed of the initial weights, the image order, augmentation and dropout.")
+        "Seed of the initial weights, the image order, augmentation, mixing and dropout.")
     # fmt: on
 
     def check(self) -> None:

@@ -1,9 +1,10 @@
+import csv
 import json
 
 import pytest
 from support.runs import leave_run
 
-from cifarnet.comparing.run_files import read_history, read_record
+from cifarnet.comparing.run_files import read_history, read_predictions, read_record
 from cifarnet.core.errors import UserError
 
 
@@ -63,3 +64,13 @@ def test_another_history_is_refused(tmp_path, former, new, words):
     path.write_text(path.read_text().replace(former, new))
     with pytest.raises(UserError, match=words):
         read_history(path)
+
+
+def test_predictions_name_any_file(tmp_path):
+    names = ["a\u2028b.png", "a\x0bb.png", "one\ntwo.png", 'a "b", c.png']
+    path = tmp_path / "predictions.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "true", "predicted", "probability_true", "probability_predicted"])
+        table.writerows([name, "cat", "dog", 0.2, 0.8] for name in names)
+    assert list(read_predictions(path)) == names

@@ -19,7 +19,7 @@ def test_doubtful_labels_are_off_the_diagonal_of_the_confident_joint(seed, class
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(images, classes, generator=generator)
     labels = torch.randint(0, classes, (images,), generator=generator)
-    issues = label_issues(build_predictions(logits, labels, logits.argsort(descending=True)))
+    issues = label_issues(build_predictions(logits, labels))
     shares, expected = logits.double().softmax(dim=1), {}
     for x in range(images):
         confident = [
@@ -80,7 +80,7 @@ def test_a_wrong_label_of_a_validation_image_is_found_and_shown(command, trained
 
 def test_a_class_without_images_is_never_suggested():
     logits = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 9.0]])
-    predictions = build_predictions(logits, torch.tensor([0, 1]), logits.argsort(descending=True))
+    predictions = build_predictions(logits, torch.tensor([0, 1]))
     assert not np.isin(label_issues(predictions).suggested, [2]).any()
 
 

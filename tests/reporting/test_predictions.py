@@ -10,10 +10,6 @@ from cifarnet.reporting.predictions import build_predictions, calibration_error,
 from cifarnet.reporting.report_files import write_predictions, write_probabilities
 
 
-def predictions_of(logits: torch.Tensor, labels: torch.Tensor):
-    return build_predictions(logits, labels, logits.argsort(dim=1, descending=True, stable=True))
-
-
 def random_predictions(classes: int = 10, images: int = 200, seed: int = 0, spread: float = 2):
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(images, classes, generator=generator)
@@ -30,7 +26,7 @@ def error_by_its_definition(logits: torch.Tensor, labels: torch.Tensor) -> float
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 60), st.floats(0.1, 20))
 def test_the_calibration_error_is_the_one_of_its_definition(seed, classes, images, spread):
     logits, labels = random_predictions(classes, images, seed, spread)
-    bins = reliability(predictions_of(logits, labels))
+    bins = reliability(build_predictions(logits, labels))
     expected = error_by_its_definition(logits, labels)
     assert calibration_error(bins) == pytest.approx(expected, abs=1e-12)
     assert sum(each.images for each in bins) == images
@@ -39,7 +35,7 @@ def test_the_calibration_error_is_the_one_of_its_definition(seed, classes, image
 
 def test_predictions_are_the_two_highest_probabilities():
     logits, labels = random_predictions()
-    predictions = predictions_of(logits, labels)
+    predictions = build_predictions(logits, labels)
     shares = logits.double().softmax(dim=1)
     highest, classes = (values.numpy().T for values in shares.topk(2))
     assert (np.array([predictions.predicted, predictions.runner_up]) == classes).all()
@@ -49,7 +45,7 @@ def test_predictions_are_the_two_highest_probabilities():
 
 @pytest.mark.parametrize("paths", [None, ["a,b.png", 'c"d.png']])
 def test_the_file_has_a_row_an_image(tmp_path, paths):
-    predictions = predictions_of(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([1, 1]))
+    predictions = build_predictions(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([1, 1]))
     write_predictions(predictions, ["<b>, é", '"漢"'], paths, tmp_path / "predictions.csv")
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
@@ -64,7 +60,7 @@ def test_the_file_has_a_row_an_image(tmp_path, paths):
 def test_the_archive_holds_all_probabilities(tmp_path, paths):
     logits, labels = random_predictions()
     names = [f"class {i}" for i in range(10)]
-    write_probabilities(predictions_of(logits, labels), names, paths, tmp_path / "all.npz")
+    write_probabilities(build_predictions(logits, labels), names, paths, tmp_path / "all.npz")
     with np.load(tmp_path / "all.npz", allow_pickle=False) as archive:
         assert archive["probabilities"].dtype == np.float32
         np.testing.assert_allclose(archive["probabilities"], logits.softmax(1), atol=1e-6)
