@@ -5,7 +5,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cifarnet.checkpoints.paths import resolve_model_path
@@ -114,12 +113,9 @@ def held_out_images(
         images = _validation_images(model, splits)
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):
-        test = splits.test
-        if test.paths is None:  # the report then keeps the numbers of the images
-            test = dataclasses.replace(test, paths=np.arange(len(test)))
-        rest, images = hold_back(test, choice, "--calibrate")
+        rest, images = hold_back(splits.test, choice, "--calibrate")
         about = (
-            f"{len(images):,} of the {len(test):,} test images of {splits.name} "
+            f"{len(images):,} of the {len(splits.test):,} test images of {splits.name} "
             f"(--calibrate {choice:g} reports on the others)"
         )
         return images, about, dataclasses.replace(splits, test=rest)
