@@ -9,7 +9,13 @@ import torch
 
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
-from cifarnet.checkpoints.trained import UNCALIBRATED, TrainedModel, check_classes, write_weights
+from cifarnet.checkpoints.trained import (
+    UNCALIBRATED,
+    TrainedModel,
+    check_classes,
+    is_half,
+    write_weights,
+)
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError, os_errors, printable
 from cifarnet.core.files import exclusive
@@ -68,7 +74,7 @@ def keep_temperature(model: TrainedModel, path: Path) -> None:
         kept = dataclasses.replace(snapshot.model, **fitted)
         write_snapshot(pack(dataclasses.replace(snapshot, model=kept)), path)
     else:
-        write_weights(model, path)
+        write_weights(model, path, half=is_half(path))
 
 
 # --- evaluate.py --calibrate ---
