@@ -61,8 +61,7 @@ def load_splits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     if settings.labels and not settings.is_folder:
         raise UserError("--labels names your own images; add --dataset folder")
     dataset = DATASETS[settings.dataset](settings, say, classes)
-    train = replace(dataset.train, places=np.arange(len(dataset.train)))
-    train = limited(train, settings.limit_train, "--limit_train")
+    train = limited(dataset.train, settings.limit_train, "--limit_train")
     test = limited(dataset.test, settings.limit_test, "--limit_test")
     val = dataset.val
     if val is None and len(train):

@@ -36,12 +36,14 @@ def load_pretrained(name: str | Path, tta: str = "none") -> Classifier:
     return load_classifier(names, tta)
 
 
-def start_from(model: nn.Module, trained: TrainedModel, classes: Sequence[str]) -> list[str]:
+def start_from(
+    model: nn.Module, trained: TrainedModel, classes: Sequence[str]
+) -> tuple[list[str], int]:
     """Loads the weights and running statistics of `trained` that match `model` by name and shape.
 
     Of the head it loads the rows of those `classes` that the trained network has, by their names.
-    Returns the names of the weights that stay as they are, if only in part. Raises `UserError` if
-    nothing fits.
+    Returns the names of the weights that stay as they are, if only in part, and the number of rows
+    of the head that it loaded. Raises `UserError` if nothing fits.
     """
     weights = model.state_dict()
     head = {name: weights[name].clone() for name in weights if name.startswith("head.")}
@@ -56,21 +58,22 @@ def start_from(model: nn.Module, trained: TrainedModel, classes: Sequence[str]) 
             f"no weights of {trained.source} fit this {type(model).__name__}; use others, or "
             f"another --network"
         )
-    shared = [name for name in classes if name in trained.classes]
-    if all(
+    fits = all(
         name in trained.weights
         and trained.weights[name].shape == (len(trained.classes), *value.shape[1:])
         for name, value in head.items()
-    ):
-        rows = [list(classes).index(name) for name in shared]
-        source_rows = [list(trained.classes).index(name) for name in shared]
+    )
+    shared = [name for name in classes if fits and name in trained.classes]
+    rows = [list(classes).index(name) for name in shared]
+    source_rows = [list(trained.classes).index(name) for name in shared]
+    if shared:
         for name, value in head.items():
             value[rows] = trained.weights[name][source_rows]
         weights |= head
-        if len(shared) == len(classes):
-            matching |= head
+    if len(shared) == len(classes):
+        matching |= head
     load_weights(model, weights | matching)
-    return [name for name in weights if name not in matching]
+    return [name for name in weights if name not in matching], len(shared)
 
 
 def model_table(model: nn.Module, size: int = 32) -> str:

@@ -64,8 +64,10 @@ def training_curves(
     path: Path,
     train_loss: str = "train",
     train_accuracy: str = "train",
+    comparable_after: int = 0,
 ) -> None:
-    """Loss and accuracy over the epochs, in training and on held-out images; marks the best epoch.
+    """Loss and accuracy over the epochs, in training and on held-out images; marks the best epoch
+    after `comparable_after`.
 
     `title` names the run. `train_loss` and `train_accuracy` are names for the legends: training
     may measure another loss and accuracy than evaluation. Raises `OSError`.
@@ -88,15 +90,16 @@ def training_curves(
         axes.set_title(what)
         _epoch_axis(axes, history[-1].epoch)
         if what == "accuracy":
-            _mark_best(axes, measured, name)
+            _mark_best(axes, measured, name, comparable_after)
         _legend_below(axes, columns=2)
     _write(figure, path)
 
 
-def _mark_best(axes: Axes, measured: Sequence[Row], name: str) -> None:
-    """Marks the best row, names it in the title, and writes the ticks in percent."""
+def _mark_best(axes: Axes, measured: Sequence[Row], name: str, comparable_after: int) -> None:
+    """Marks the best row after the epoch `comparable_after`, names it in the title, and writes the
+    ticks in percent."""
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    best = best_row(measured)
+    best = best_row([row for row in measured if row.epoch > comparable_after])
     if best:
         accuracy = best.held_out_accuracy
         which = f"best {name}" if len(measured) > 1 else name  # a single one is not chosen

@@ -5,12 +5,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
-from cifarnet.checkpoints.trained import UNCALIBRATED, TrainedModel, check_classes, write_weights
+from cifarnet.checkpoints.trained import (
+    UNCALIBRATED,
+    TrainedModel,
+    check_classes,
+    is_half,
+    write_weights,
+)
 from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError, os_errors, printable
 from cifarnet.core.files import exclusive
@@ -69,7 +74,7 @@ def keep_temperature(model: TrainedModel, path: Path) -> None:
         kept = dataclasses.replace(snapshot.model, **fitted)
         write_snapshot(pack(dataclasses.replace(snapshot, model=kept)), path)
     else:
-        write_weights(model, path)
+        write_weights(model, path, half=is_half(path))
 
 
 # --- evaluate.py --calibrate ---
@@ -114,12 +119,9 @@ def held_out_images(
         images = _validation_images(model, splits)
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):
-        test = splits.test
-        if test.paths is None:  # the report then keeps the numbers of the images
-            test = dataclasses.replace(test, paths=np.arange(len(test)))
-        rest, images = hold_back(test, choice, "--calibrate")
+        rest, images = hold_back(splits.test, choice, "--calibrate")
         about = (
-            f"{len(images):,} of the {len(test):,} test images of {splits.name} "
+            f"{len(images):,} of the {len(splits.test):,} test images of {splits.name} "
             f"(--calibrate {choice:g} reports on the others)"
         )
         return images, about, dataclasses.replace(splits, test=rest)

@@ -97,10 +97,10 @@ def write_evaluation(
     are written then.
     """
     files = Attempts(directory)
-    figures = write_report(report, files, data.paths, last, best, corruptions)
+    figures = write_report(report, files, data.names, last, best, corruptions)
     with files.write(LABEL_ISSUES) as path:
         classes = list(report.per_class)
-        write_label_issues(report.predictions, classes, data.paths, path, data.validation)
+        write_label_issues(report.predictions, classes, data.names, path, data.validation)
     if settings.evaluation.plot_evaluation:
         with files.write("confusion_matrix.png") as path:
             plots.confusion_matrix(report, path)

@@ -46,7 +46,7 @@ def report_data(
     return ReportData(
         images=splits.test.images.numpy(),
         official=settings.data.dataset == "cifar10",
-        paths=splits.test.paths,
+        names=splits.test.names,
         larger=partial(_larger, splits.test, Path(settings.data.data_dir)) if has_files else None,
         **facts,
     )

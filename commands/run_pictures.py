@@ -60,7 +60,7 @@ def _from_test_set(data: DataSettings, mistakes: Sequence[Mistake]) -> dict[str,
     which = CIFAR.get(data.dataset)
     if which and not is_at_hand(which, Path(data.data_dir)):
         raise UserError(f"{data.data_dir} does not hold {which.title}; name its --data_dir")
-    test = load_splits(data, lambda message: None).test
+    test = load_splits(replace(data, limit_test=0), lambda message: None).test
     pictures = {}
     for image, true, *_ in mistakes:
         index = int(image) if image.isdecimal() else len(test)

@@ -14,6 +14,7 @@ from cifarnet.reporting import recorders as kinds
 from cifarnet.reporting.report_files import CURVES
 from cifarnet.reporting.run_record import RunJson
 from cifarnet.reporting.tensorboard import TensorBoard
+from cifarnet.settings import Settings
 from commands.run import Run
 from data import augmented_examples
 
@@ -47,13 +48,23 @@ def build_recorders(run: Run, group: Group) -> kinds.Recorders:
 
 
 def _draw_curves(run: Run, path: Path, progress: Progress) -> None:
-    objective, augmentation = run.objective, run.settings.augmentation
     title = f"epoch {progress.epoch} of {run.plan.epochs}, {run.splits.name}"
-    if augmentation.augments:
+    if run.settings.augmentation.augments:
         title = f"training images are augmented; {title}"
-    names = objective.loss_name, objective.accuracy_name
-    labels = (f"train, {name}" if name else "train" for name in names)
-    plots.training_curves(progress.history, title, path, *labels)
+    loss, accuracy = (f"train{name}" for name in _measured_in_training(run.settings))
+    plots.training_curves(progress.history, title, path, loss, accuracy, progress.comparable_after)
+
+
+def _measured_in_training(settings: Settings) -> tuple[str, str]:
+    """What loss and accuracy of the training are measured against, for the legends; empty: the
+    labels."""
+    training = settings.training
+    words = ["smoothed"] * (training.smoothing > 0)
+    words += ["weighted"] * (training.class_weights != "none")
+    against = "from the teacher" if training.teacher else f"{', '.join(words)} labels"
+    if settings.augmentation.mixes:
+        return f", {against.strip()}, mixed", ", larger share"
+    return f", {against}" if training.teacher or words else "", ""
 
 
 def _draw_schedule(run: Run, path: Path, progress: Progress) -> None:

@@ -90,7 +90,7 @@ def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
     """Writes the temperatures of `models` into the snapshots of this run. Raises `RunError`."""
     for path, model in ((Path(model.source), model) for model in models.values()):
         try:
-            if path.parent == run.folders["snapshot_dir"]:
+            if path.parent.resolve() == run.folders["snapshot_dir"].resolve():
                 keep_temperature(model, path)
         except (OSError, UserError) as problem:
             raise RunError(

@@ -99,12 +99,10 @@ def current_run(
 
 def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log: RunLog) -> None:
     """Loads the weights of `model`, which --init names, into `network`. Raises `UserError`."""
-    initial = start_from(network, model, current.classes)
-    shared = sum(name in model.classes for name in current.classes)
-    head = _describe_head(model, current, shared)
+    initial, rows = start_from(network, model, current.classes)
+    head = _describe_head(model, current, rows)
     log.line(f"starting from the weights {model.source}: {_describe(model)}{head}")
-    has_new_classes = shared < len(current.classes)  # the line above says so
-    unmatched = [name for name in initial if not (has_new_classes and name.startswith("head."))]
+    unmatched = [name for name in initial if not name.startswith("head.")]  # the line above says it
     if unmatched:
         more = f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else ""
         log.line(f"randomly initialized, no matching weights: {', '.join(unmatched[:8])}{more}")
@@ -112,14 +110,15 @@ def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log
         _warn_of_validation_images("the network that --init names", model, current, log.line)
 
 
-def _describe_head(model: TrainedModel, current: CurrentRun, shared: int) -> str:
-    """What becomes of the head, in words; `shared` is the number of classes that both know."""
-    if not shared:
-        names = ", ".join(model.classes[:3])
-        return f"; with a new head, as its classes differ ({names}, ...)"
-    if model.classes != current.classes:
-        return f"; head loaded for {shared} of {len(current.classes)} classes, matched by name"
-    return ""
+def _describe_head(model: TrainedModel, current: CurrentRun, rows: int) -> str:
+    """What becomes of the head, in words; it was loaded for `rows` classes."""
+    if rows:
+        if model.classes == current.classes:
+            return ""
+        return f"; head loaded for {rows} of {len(current.classes)} classes, matched by name"
+    if set(model.classes) & set(current.classes):
+        return "; with a new head, as its shape differs"
+    return f"; with a new head, as its classes differ ({', '.join(model.classes[:3])}, ...)"
 
 
 # --- objective ---

@@ -59,7 +59,8 @@ def test_digits_are_split_as_the_settings_say():
     assert part.same_normalization(*channel_statistics(part.train.images))  # without held-out ones
     assert not part.same_normalization(limited.mean, limited.std)
     again = load(dataset="digits", limit_train=100, limit_test=20, val_fraction=0.3)
-    assert torch.equal(whole.train.images[part.val.names], part.val.images)
+    for every, some in ((whole.train, part.val), (whole.test, part.test)):
+        assert torch.equal(every.images[some.names], some.images)
     assert torch.equal(again.train.images, part.train.images)
     assert torch.equal(again.val.images, part.val.images)
 

@@ -77,6 +77,12 @@ def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures
     assert titles[2] == "accuracy"
 
 
+def test_the_best_epoch_is_one_that_can_be_compared(tmp_path, figures):
+    better = [dataclasses.replace(row, test_accuracy=0.9 / row.epoch) for row in history(4)]
+    plots.training_curves(better, "title", tmp_path / "curves.png", comparable_after=2)
+    assert figures[0].axes[1].get_title() == "accuracy (best test: 30.00%, epoch 3)"
+
+
 def test_legends_are_off_the_data(tmp_path, figures):
     path = tmp_path / "picture.png"
     plots.training_curves(history(60), "run", path)

@@ -55,7 +55,8 @@ def kept_settings(snapshot: Snapshot, source: Path, flags: dict[str, Any]) -> Se
     if "run_dir" in flags:
         left_out |= {"log_dir", "snapshot_dir", "plot_dir"}
     elif config["snapshot_dir"] is None and source.absolute().parent.name == SNAPSHOTS:
-        run_dir = {"run_dir": str(source.parent.parent)}
+        in_run = source if source.parent.name else source.absolute()  # a bare name has no parent
+        run_dir = {"run_dir": str(in_run.parent.parent)}
     inherited = {name: value for name, value in config.items() if name not in left_out}
     return settings_from_dict(inherited | run_dir | flags)
 

@@ -177,16 +177,26 @@ def write_weights(model: TrainedModel, path: Path, half: bool = False) -> None:
     """Writes `model` as a safetensors file, whole or not at all. Raises `OSError`.
 
     The tensors are the file's tensors, rounded to float16 if `half`. The other fields are JSON
-    texts in its metadata.
+    texts in its metadata; that of the accuracy then says if rounding changed a weight.
     """
     weights = {name: value.cpu().contiguous() for name, value in model.weights.items()}
     if half:
         weights = {
             n: value.half() if value.is_floating_point() else value for n, value in weights.items()
         }
-        model = dataclasses.replace(model, sha256=fingerprint(_float16_as_float32(weights)))
+        sha256, origin = fingerprint(_float16_as_float32(weights)), model.origin
+        if sha256 != model.sha256 and origin.accuracy is not None:
+            measured = f"{origin.accuracy_from}, before the rounding to 16 bits"
+            origin = dataclasses.replace(origin, accuracy_from=measured)
+        model = dataclasses.replace(model, sha256=sha256, origin=origin)
     content = safetensors.torch.save(weights, model.metadata() | {"checksum": PLACEHOLDER})
     write_atomically(path, lambda file: file.write(seal(content)))
+
+
+def is_half(path: Path) -> bool:
+    """Whether the weights file `path` has 16-bit floats. Raises `OSError`."""
+    with safetensors.safe_open(path, "pt") as file:
+        return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
 
 def _float16_as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -70,6 +70,7 @@ def with_accuracy(model: TrainedModel, metrics: dict[str, Any], path: Path) -> T
 def metrics_beside(weights: Path) -> dict[str, Any]:
     """The metrics.json beside the file `weights`, as in results/, or in the folder of the report of
     the run that wrote them. Raises `UserError` if there is none, or none that can be read."""
+    weights = weights.absolute()
     for folder in (weights.parent, weights.parent.parent / PLOTS):
         if exists(folder / "metrics.json"):
             return read_report(folder / "metrics.json")

@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 
@@ -21,5 +23,6 @@ def read_digits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     grey = F.interpolate(grey, (settings.image_size,) * 2, mode="bilinear").round().to(torch.uint8)
     images = grey.expand(-1, 3, -1, -1).contiguous()
     digits = ImageSet(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"))
-    train, test = hold_back(digits, TEST_FRACTION)
+    parts = hold_back(digits, TEST_FRACTION)
+    train, test = (dataclasses.replace(part, paths=None) for part in parts)  # each from number 0
     return Dataset("digits", train, None, test)

@@ -23,9 +23,7 @@ class ImageSet:
     images: Tensor  # uint8 [N,3,S,S]
     labels: Tensor  # int64 [N]; label i means `classes[i]`
     classes: tuple[str, ...]
-    # str [N]: printable paths. int [N]: numbers of images that are not files. None: from 0.
-    paths: np.ndarray | None = None
-    places: np.ndarray | None = None  # int64 [N], in the whole training set; None: in this set
+    paths: np.ndarray | None = None  # see `names`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,14 +31,13 @@ class ImageSet:
     def take(self, chosen: np.ndarray) -> "ImageSet":
         """Selects images by index (int64, in this order) or by mask (bool [N])."""
         where = torch.from_numpy(chosen)
-        both = (None if each is None else each[chosen] for each in (self.paths, self.places))
-        return ImageSet(self.images[where], self.labels[where], self.classes, *both)
+        return ImageSet(self.images[where], self.labels[where], self.classes, self.names[chosen])
 
     @property
     def names(self) -> np.ndarray:
-        """The paths of the images; without files their places in the training set."""
-        places = np.arange(len(self)) if self.places is None else self.places
-        return places if self.paths is None else self.paths
+        """The printable paths of the images, str [N]; without files their numbers in the whole
+        training or test set, int64 [N]."""
+        return np.arange(len(self)) if self.paths is None else self.paths
 
 
 class Dataset(NamedTuple):

@@ -1,9 +1,11 @@
 """The layout of images whose classes a CSV file names."""
 
 import csv
+import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cifarnet.core.errors import UserError, os_errors
 from cifarnet.core.text import composed
@@ -19,7 +21,7 @@ def read_labels(root: Path, labels: Path, say: Say, classes: tuple[str, ...] = (
     evaluate. Raises `UserError` for another file, and `OSError` if a folder cannot be read.
     """
     class_of: dict[Path, tuple[str, int]] = {}  # an image's class, and the line that names it
-    for line, (text, name) in _rows(root, labels):
+    for line, (text, name) in _rows(root, labels, say):
         path = _find(text, root, labels)
         former, former_line = class_of.setdefault(path, (name, line))
         if former != name:
@@ -45,20 +47,19 @@ def read_labels(root: Path, labels: Path, say: Say, classes: tuple[str, ...] = (
     )
 
 
-def _rows(root: Path, labels: Path) -> list[tuple[int, tuple[str, str]]]:
-    """The lines of `labels` with their numbers: path and label. Leaves out a header."""
+def _rows(root: Path, labels: Path, say: Say) -> list[tuple[int, tuple[str, str]]]:
+    """The lines of `labels` with their numbers: path and label. Says which one is a header."""
     unreadable = os_errors(f"--labels {labels}: cannot read it", "name a CSV file")
     try:
         with unreadable, labels.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = "," if "," in first else max(";\t", key=first.count)
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            rows = [
-                (reader.line_num, [cell.strip() for cell in row])
-                for row in reader
-                if any(map(str.strip, row))
-            ]
+            text = file.read()
+        delimiter = max(",;\t", key=lambda each: sum(len(row) == 2 for row in _cells(text, each)))
+        reader = _cells(text, delimiter, strict=True)
+        rows = [
+            (reader.line_num, [cell.strip() for cell in row])
+            for row in reader
+            if any(map(str.strip, row))
+        ]
     except (csv.Error, UnicodeDecodeError) as problem:
         raise UserError(
             f"--labels {labels} is not a CSV file in UTF-8 ({problem}); save it as one"
@@ -69,9 +70,15 @@ def _rows(root: Path, labels: Path) -> list[tuple[int, tuple[str, str]]]:
                 f"--labels {labels}, line {line}: not a path and a label; write path,label"
             )
     first = rows[0][1][0] if rows else ""
-    is_header = not Path(first).suffix and not _find(first, root, labels).is_file()
-    rows = rows[1:] if is_header else rows
+    if rows and not Path(first).suffix and not _find(first, root, labels).is_file():
+        say(f"--labels {labels}: the first line, {','.join(rows.pop(0)[1])}, is a header")
     return [(line, (path, composed(name))) for line, (path, name) in rows]
+
+
+def _cells(text: str, delimiter: str, strict: bool = False) -> Any:
+    """A reader of the CSV file with this content."""
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict)
 
 
 def _find(text: str, root: Path, labels: Path) -> Path:

@@ -49,10 +49,11 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     """Turns a picture of any size and mode into uint8 [3,size,size], as the network sees it.
 
     Rotates `image` itself as its Exif data say, scales 16-bit grey to 8 bits and puts transparent
-    pixels on black. Resizing ignores proportions. Raises `UserError` for float pixels.
+    pixels on black. Resizing ignores proportions. Raises `UserError` for floats, and for integers
+    of 32 bits.
     """
-    if image.mode == "F":
-        raise UserError("its pixels are floats, which have no agreed range; save it with 8 bits")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise UserError("its pixels have no agreed range; save it with 8 bits")
     image.load()  # in a PNG file the orientation may follow the pixels
     with contextlib.suppress(Exception):  # broken Exif data can raise anything
         ImageOps.exif_transpose(image, in_place=True)  # rotates before it writes Exif data again
@@ -60,7 +61,8 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError("its pixels have more than 16 bits; save it with 8 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        opaque = values != image.info.get("transparency")
+        image = Image.fromarray((opaque * values / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")

@@ -17,7 +17,9 @@ LOCAL = {  # by --network, the --attention that does not depend on the whole ima
     "lite": ("none",),
     "residual": ("none",),
 }
-WITHOUT_MAPS = {"residual": "it takes the maximum of the feature map, not the mean"}  # and why
+WITHOUT_MAPS = {  # by --network: why
+    "residual": "residual takes the maximum of the feature map, not the mean; use another network"
+}
 # By --network: the side of the receptive field of a value of the maps, in pixels; left out where
 # it is small.
 FIELDS = {"lite": 42}
@@ -29,10 +31,7 @@ def why_no_maps(classifier: Classifier) -> str:
         return "an average over networks or views has no single map; use one network without --tta"
     if not isinstance(classifier, TorchClassifier):
         return f"{classifier.source} keeps no feature maps; use the weights that it was made from"
-    network = classifier.infos[0].network.network
-    if network in WITHOUT_MAPS:
-        return f"--network {network} has none: {WITHOUT_MAPS[network]}; use another network"
-    return ""
+    return WITHOUT_MAPS.get(classifier.infos[0].network.network, "")
 
 
 def caution(info: ModelInfo) -> str:

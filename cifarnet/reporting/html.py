@@ -82,7 +82,7 @@ class ReportData:
 
     images: np.ndarray  # uint8 [N,3,S,S]: the test images
     official: bool  # whether they are of the official test images of CIFAR-10
-    paths: Sequence[str | int] | None = None  # see `ImageSet`, of the test images
+    names: Sequence[str | int]  # of the test images: see `ImageSet`
     history: Sequence[Row] = ()
     computed_on: str = ""
     larger: Callable[[np.ndarray], np.ndarray] | None = None  # None: the files show no more
@@ -212,7 +212,7 @@ def _pictures(
     others = np.concatenate([doubts, augmented.reshape(-1, *doubts.shape[1:]), no_class])
     others = F.interpolate(torch.from_numpy(others), tiles.shape[-1])  # nearest: visible pixels
     tiles = np.concatenate([tiles, others.numpy()])
-    names = None if data.paths is None else [data.paths[i] for i in choice.images]
+    names = (data.names[i] for i in choice.images)
     return {
         "choice": choice,
         "validation_doubts": list(range(len(choice.images), len(shown))),
@@ -224,7 +224,7 @@ def _pictures(
         "about_maps": data.about_maps,
         "tile_columns": COLUMNS,
         "shown": shown,
-        "names": names and [n if isinstance(n, str) else f"image {n}" for n in names],
+        "names": [n if isinstance(n, str) else f"image {n}" for n in names],
         "augmented": {"first": len(shown), "rows": rows, "columns": versions},
         "samples": len(shown) + rows * versions,  # the place of the first picture of no class
     }

@@ -23,7 +23,7 @@ class ValidationImages(NamedTuple):
     """Training images that were held out, and what the network predicts for them."""
 
     images: np.ndarray  # uint8 [N,3,S,S]
-    names: np.ndarray  # [N]: their paths, or their places in the training set
+    names: np.ndarray  # [N]: see `ImageSet`
     predictions: Predictions
 
 
@@ -48,22 +48,22 @@ def label_issues(predictions: Predictions) -> LabelIssues:
 def write_label_issues(
     predictions: Predictions,
     classes: Sequence[str],
-    paths: Sequence[str] | None,
+    names: Sequence[str | int],
     path: Path,
     validation: ValidationImages | None = None,
 ) -> None:
     """Writes a row per doubtful label as CSV: first of the test images, then of `validation`.
-    `paths` name the test images; None: they are numbered from 0. Raises `OSError`."""
-    parts = [("test", range(len(predictions.true)) if paths is None else paths, predictions)]
+    `names` are those of the test images. Raises `OSError`."""
+    parts = [("test", names, predictions)]
     if validation:
         parts.append(("validation", validation.names, validation.predictions))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     columns = ("label", "suggested", "probability_label", "probability_suggested")
     writer.writerow(("part", "image", *columns))
-    for part, names, of_part in parts:
+    for part, of_images, of_part in parts:
         for image, suggested in zip(*label_issues(of_part), strict=True):
             both = of_part.true[image], suggested
             shares = (f"{of_part.probabilities[image, label]:.6g}" for label in both)
-            writer.writerow((part, names[image], *(classes[label] for label in both), *shares))
+            writer.writerow((part, of_images[image], *(classes[label] for label in both), *shares))
     write_text(path, text.getvalue())

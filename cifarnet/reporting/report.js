@@ -54,7 +54,7 @@ function repaint(figure) {
 // A test or validation image with its two most probable classes.
 function picture(place, tellTrue) {
   const [index, truth, predicted, second, probability, nextProbability] = data.shown[place];
-  const name = place < data.tested ? data.names?.[place] ?? `image ${index}` : `validation image ${index}`;
+  const name = place < data.tested ? data.names[place] : `validation image ${index}`;
   const right = truth === predicted;
   const caption = element('figcaption', '',
     element('div', right ? 'hit' : 'miss', `${percent(probability)} `, classElement(predicted)),

@@ -69,7 +69,7 @@ class Attempts:
 def write_report(
     report: Report,
     files: Attempts,
-    paths: Sequence[str] | None = None,
+    names: Sequence[str | int],
     last: Report | None = None,
     best: Report | None = None,
     corruptions: Sequence[CorruptionRow] = (),
@@ -77,9 +77,9 @@ def write_report(
     """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
     Removes page and pictures of another report first, and moves its corruptions.csv aside: they
-    must not stand beside these files. `paths` name the images. `last` and `best` are the reports
-    of a run's last and best model, where there are such. Writes `corruptions.csv` if there are
-    `corruptions`. Returns the content of metrics.json.
+    must not stand beside these files. `names` are those of the images. `last` and `best` are the
+    reports of a run's last and best model, where there are such. Writes `corruptions.csv` if there
+    are `corruptions`. Returns the content of metrics.json.
     """
     figures = {
         name: value
@@ -107,9 +107,9 @@ def write_report(
     with files.write("classification_report.txt") as path:
         write_text(path, _main_figures(report) + report.table)
     with files.write("predictions.csv") as path:
-        write_predictions(report.predictions, list(report.per_class), paths, path)
+        write_predictions(report.predictions, list(report.per_class), names, path)
     with files.write("predictions.npz") as path:
-        write_probabilities(report.predictions, list(report.per_class), paths, path)
+        write_probabilities(report.predictions, list(report.per_class), names, path)
     return figures
 
 
@@ -141,17 +141,16 @@ def _main_figures(report: Report) -> str:
 
 
 def write_predictions(
-    predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
+    predictions: Predictions, classes: Sequence[str], names: Sequence[str | int], path: Path
 ) -> None:
-    """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. `paths` name the images; None:
-    they are numbered from 0. Raises `OSError`."""
+    """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. `names` are those of the images.
+    Raises `OSError`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PREDICTION_COLUMNS)
     p = predictions
-    images = range(len(p.true)) if paths is None else paths
     for image, true, predicted, p_true, p_predicted in zip(
-        images, p.true, p.predicted, p.p_true, p.p_predicted, strict=True
+        names, p.true, p.predicted, p.p_true, p.p_predicted, strict=True
     ):
         named = classes[true], classes[predicted]
         writer.writerow((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
@@ -159,16 +158,15 @@ def write_predictions(
 
 
 def write_probabilities(
-    predictions: Predictions, classes: Sequence[str], paths: Sequence[str] | None, path: Path
+    predictions: Predictions, classes: Sequence[str], names: Sequence[str | int], path: Path
 ) -> None:
     """Writes the probabilities of all classes, float32 [N,C], as a numpy archive, with `labels`
     int64 [N], `classes` str [C] and `paths` str [N], as in predictions.csv. Raises `OSError`."""
-    images = range(len(predictions.true)) if paths is None else paths
     arrays = {
         "probabilities": predictions.probabilities.astype(np.float32),
         "labels": predictions.true,
         "classes": np.array(classes),
-        "paths": np.array(list(map(str, images))),
+        "paths": np.array(list(map(str, names))),
     }
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 

@@ -142,23 +142,25 @@ def without_effect(settings: Settings) -> list[str]:
     """Returns a sentence for each flag that was given but does nothing with the other flags."""
     augmentation, training, data = settings.augmentation, settings.training, settings.data
     full, auto = augmentation.augment == "full", augmentation.auto_augment != "none"
-    replaced = full and auto
     per_image = augmentation.augment_engine == "albumentations"
     on = augmentation.probabilities
     full_steps = ("augment_p", *PROBABILITIES, "shift", "scale", "degrees", "hole", "jitter")
     needs = (  # (what the flags need, whether it is available, the flags)
         ("--augment full", full, full_steps),
-        ("--affine_p", not replaced or on["affine_p"], ("shift", "scale", "degrees")),
-        ("--jitter_p", not replaced or on["jitter_p"], ("jitter",)),
+        ("--affine_p", not full or on["affine_p"] > 0, ("shift", "scale", "degrees")),
+        ("--hole_p", not full or on["hole_p"] > 0, ("hole",)),
+        ("--jitter_p", not full or on["jitter_p"] > 0, ("jitter",)),
         ("--mixup or --cutmix", augmentation.mixup + augmentation.cutmix > 0, ("mix_p",)),
         ("--augment full or light", augmentation.augment != "none", ("pad", "flip_p")),
         ("--augment full or light", augmentation.augment != "none" or auto, ("border",)),
         ("--augment_engine albumentations", per_image, ("num_workers",)),
         ("--attention", settings.network.attention != "none", ("attention_at",)),
         ("--teacher", training.teacher is not None, ("teacher_epochs", "teacher_tta")),
+        ("more --epochs", training.teacher_epochs < training.epochs, ("teacher_epochs",)),
         ("--optimizer muon", training.optimizer == "muon", ("muon_lr", "muon_momentum")),
         ("--amp", settings.precision.amp, ("amp_dtype",)),
         ("--dataset cifar10 or cifar100", data.dataset.startswith("cifar"), ("data_url",)),
+        ("another --dataset", data.dataset != "digits", ("data_dir",)),
         ("--dataset folder", data.is_folder, ("skip_bad_images", "test_fraction")),
         ("--snapshot_freq", settings.output.snapshot_freq > 0, ("keep_snapshots",)),
         ("--plot_training", settings.evaluation.plot_training, ("plot_freq",)),

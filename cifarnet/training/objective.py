@@ -34,9 +34,6 @@ TEMPERATURE = 2.0  # flattens both sides' probabilities, so that small ones coun
 class Objective(Protocol):
     """A training loss."""
 
-    loss_name: str  # what it is measured against, in words; empty: the labels
-    accuracy_name: str  # what counts as right in training, in words; empty: the labels
-
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         """The loss in nats, summed over the images, and the logits float32 [B,classes].
 
@@ -50,12 +47,8 @@ class Labels:
     (Szegedy et al. 2016, arXiv 1512.00567). `weights` float32 [classes] multiply the loss of the
     images of each class; their mean over the training images is 1."""
 
-    accuracy_name = ""
-
     def __init__(self, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
         self.smoothing, self.weights = smoothing, weights
-        words = ["smoothed"] * (smoothing > 0) + ["weighted"] * (weights is not None)
-        self.loss_name = f"{', '.join(words)} labels" if words else ""
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
@@ -99,9 +92,6 @@ class Distillation:
     (Beyer et al. 2022, arXiv 2106.05237). Its predictions can be kept for epochs that repeat these
     images (Shen and Xing 2022, arXiv 2112.01528).
     """
-
-    loss_name = "from the teacher"
-    accuracy_name = ""
 
     def __init__(
         self,
@@ -160,11 +150,8 @@ class Mixed:
     the class with the larger share. A teacher sees the mixed images.
     """
 
-    accuracy_name = "larger share"
-
     def __init__(self, objective: Objective, mix: Mix) -> None:
         self.objective, self.mix = objective, mix
-        self.loss_name = f"{objective.loss_name or 'labels'}, mixed"
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         images, shares = self.mix(images, labels, place)

@@ -10,7 +10,13 @@ from safetensors import safe_open
 from support.snapshots import make_trained
 
 from cifarnet.checkpoints.paths import WEIGHTS_FILE as FILE
-from cifarnet.checkpoints.trained import check_classes, fingerprint, read_weights, write_weights
+from cifarnet.checkpoints.trained import (
+    check_classes,
+    fingerprint,
+    is_half,
+    read_weights,
+    write_weights,
+)
 from cifarnet.core.errors import UserError
 from cifarnet.core.seal import PLACEHOLDER, seal
 from cifarnet.core.text import composed
@@ -91,10 +97,15 @@ def test_half_the_size_is_the_model_rounded_to_float16(tmp_path):
         assert half.weights[name].dtype == value.dtype
         assert stored[name] == (torch.float16 if value.is_floating_point() else value.dtype)
     assert half.sha256 == fingerprint(half.weights) != model.sha256
-    expected = dataclasses.replace(model, weights={}, sha256=half.sha256, source=FILE)
+    measured = f"{model.origin.accuracy_from}, before the rounding to 16 bits"
+    changes = {"origin": dataclasses.replace(model.origin, accuracy_from=measured)}
+    expected = dataclasses.replace(model, weights={}, sha256=half.sha256, source=FILE, **changes)
     assert dataclasses.replace(half, weights={}) == expected
-    write_weights(half, tmp_path / "whole", half=False)  # as any model
-    assert read_weights(tmp_path / "whole", FILE).sha256 == half.sha256
+    for again in (True, False):  # as any model; rounding it again changes nothing
+        write_weights(half, tmp_path / "again", half=again)
+        read = read_weights(tmp_path / "again", FILE)
+        assert (read.sha256, read.origin) == (half.sha256, half.origin)
+        assert is_half(tmp_path / "again") is again
 
 
 def test_a_weight_too_large_for_float16_is_refused(tmp_path):

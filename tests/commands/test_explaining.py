@@ -56,7 +56,7 @@ def test_the_file_shows_the_picture_and_two_coloured_maps(predict):
     ("flags", "words"),
     [
         (("--tta", "flip"), "average over networks or views"),
-        (("--pretrained", "RESIDUAL.safetensors"), "ResidualNet takes the maximum"),
+        (("--pretrained", "RESIDUAL.safetensors"), "residual takes the maximum"),
         (("--explain", "grey.png"), "--explain grey.png: cannot write there"),
     ],
 )

@@ -141,6 +141,15 @@ def test_a_resumed_run_is_calibrated_as_an_uninterrupted_one(folder, command):
     assert_same_state(again, first)
 
 
+def test_a_finished_run_is_calibrated_wherever_its_folder_is_named(folder, command):
+    before = snapshot("last.pth")["temperature"]
+    content = read_snapshot(LAST)
+    fresh = replace(content.model, temperature=1.0, calibrated_on="")
+    LAST.write_bytes(pack(replace(content, model=fresh)))
+    assert command("main", "--resume", LAST, "--run_dir", folder).code == 0
+    assert snapshot("last.pth")["temperature"] == pytest.approx(before, rel=1e-6)
+
+
 def test_every_use_applies_it(folder, command, calibrated):
     splits = calibrated.splits
     picture(splits)
@@ -204,6 +213,15 @@ def test_a_share_of_the_test_images_is_left_out_of_the_report(folder, command):
         image: true for image, (true, _) in numbered.items()
     }.items()
     assert list(np.load("plots_complete/predictions.npz")["paths"]) == list(numbered)
+
+
+def test_a_calibrated_file_keeps_its_precision(folder, command):
+    path = Path("half.safetensors")
+    write_weights(load_trained(str(LAST)), path, half=True)
+    size = path.stat().st_size
+    assert command("evaluate", "--pretrained", path, "--calibrate", "0.5", *QUIET).code == 0
+    assert load_trained(str(path)).temperature != 1
+    assert path.stat().st_size == pytest.approx(size, rel=0.01)
 
 
 @pytest.mark.parametrize("flags", [(), ("--calibrate", "0.5")], ids=["all", "others"])

@@ -63,6 +63,9 @@ def test_other_classes_get_a_fresh_head(run_from, trained):
     name = "c4.conv.1.weight"
     torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
 
+    done = run_from(trained.weights, tree, "--width", "1.02")
+    assert "; with a new head, as its shape differs\nrandomly initialized, no " in done.out
+
     tree = draw_tree(Path("others"), classes=("moth", "wasp"))
     done = run_from(trained.weights, tree, "--image_size", "48")
     assert (done.code, done.err) == (0, "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import QUICK, QUIET, from_folder
+from support.commands import QUICK, QUIET, SHORT, from_folder
 from support.outputs import figures, settings_of, snapshot
 from support.pictures import draw_tree
 
@@ -76,10 +76,18 @@ def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypa
     shown = []
     monkeypatch.setattr(plots, "training_curves", lambda *arguments: shown.append(arguments[3:]))
     assert learn_from(command, trained.weights, trained.tree, "--plot_training").code == 0
-    assert command("main", *QUICK, "--epochs", "1", "--plot_training", "--mixup", "0.2").code == 0
+    done = learn_from(command, trained.weights, trained.tree, "--plot_training", "--resume", "auto")
+    assert "evaluating only" in done.out  # the teacher is not read again
+    plain = ("--label_smoothing", "0", "--class_weights", "balanced")
+    for flags in (("--mixup", "0.2"), plain, (*plain[:2], "--cutmix", "1"), plain[:2]):
+        assert command("main", *SHORT, "--plot_training", *flags).code == 0
     assert shown == [
-        ("train, from the teacher", "train"),
-        ("train, smoothed labels, mixed", "train, larger share"),
+        ("train, from the teacher", "train", 0),
+        ("train, from the teacher", "train", 0),
+        ("train, smoothed labels, mixed", "train, larger share", 0),
+        ("train, weighted labels", "train", 0),
+        ("train, labels, mixed", "train, larger share", 0),
+        ("train", "train", 0),
     ]
 
 

@@ -67,5 +67,5 @@ def test_other_networks_say_why_they_have_none(command, trained, tmp_path):
     model = random_model(network="residual", classes=("bar", "disc", "star"))
     write_weights(model, residual)
     page = evaluate(command, residual, trained.tree)
-    assert "No class activation maps: ResidualNet takes the maximum" in words(page.read_text())
+    assert "No class activation maps: residual takes the maximum" in words(page.read_text())
     assert 'class="map-choice"' not in page.read_text()

@@ -66,7 +66,7 @@ def test_a_snapshot_alone_goes_on_with_its_settings(command, monkeypatch):
     assert done.err.startswith(f"error: lr 0.05 -> 0.2 would alter the result of the run in {last}")
 
 
-def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_over(command):
+def test_a_renamed_run_goes_on_where_it_lies_and_another_folder_takes_it_over(command, monkeypatch):
     assert command("main", *QUICK, "--epochs", "1", "--run_dir", "old").code == 0
     Path("old").rename("new")
     last = Path("new/snapshots_complete/last.pth")
@@ -76,6 +76,10 @@ def test_a_renamed_run_goes_on_where_it_lies_now_and_another_folder_takes_it_ove
     assert command("main", "--resume", last, "--epochs", "3", "--run_dir", "third").code == 0
     assert read_snapshot(last).epoch == 2  # untouched
     assert read_snapshot(Path("third/snapshots_complete/last.pth")).epoch == 3
+    monkeypatch.chdir(last.parent)
+    assert command("main", "--resume", last.name, "--epochs", "3").code == 0
+    assert read_snapshot(Path(last.name)).epoch == 3
+    assert not Path("log").exists()
 
 
 def test_the_curves_of_a_run_under_way_stay_when_it_is_evaluated(command):

@@ -37,10 +37,28 @@ def entries(layout: Layout) -> list[tuple[str, str, str]]:
         '"1.png","dog"\n"0.png","cat"\n0.png,cat\n',
         "path;label\r\n0.png;cat\r\n1.png;dog\r\n",
         "0.png\tcat\n1.png\tdog\n",
+        '0.png, "cat"\n1.png,dog\n',
+        '\n"path";"label, or class"\n0.png;cat\n1.png;dog\n',
     ],
 )
 def test_a_csv_file_names_images_and_their_classes(loose, text):
     assert entries(read(loose, text)) == [("0.png", "", "cat"), ("1.png", "", "dog")]
+
+
+def test_a_comma_in_a_path_leaves_the_semicolons_the_delimiters(loose):
+    (loose / "a, b.png").touch()
+    assert entries(read(loose, "a, b.png;cat\n1.png;dog\n")) == [
+        ("a, b.png", "", "cat"),
+        ("1.png", "", "dog"),
+    ]
+
+
+def test_the_line_that_is_taken_for_a_header_is_named(loose):
+    messages = []
+    read(loose, "gone,cat\n0.png,cat\n1.png,dog\n", messages)
+    assert [text.partition("labels.csv: ")[2] for text in messages] == [
+        "the first line, gone,cat, is a header"
+    ]
 
 
 def test_paths_start_from_the_file_or_from_the_folder(loose, tmp_path):

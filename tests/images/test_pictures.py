@@ -13,7 +13,7 @@ from PIL import Image
 from support.pictures import draw_tree, seen_by_others
 
 from cifarnet.core.errors import UserError
-from cifarnet.images.pictures import read_images
+from cifarnet.images.pictures import read_images, to_pixels
 
 
 def read_image(path: Path, size: int = 32) -> tuple[np.ndarray, tuple[int, int]]:
@@ -200,17 +200,23 @@ def test_a_wrong_extension_and_a_large_image_do_no_harm(tmp_path):
     assert read_image(tmp_path / "b.png")[0].min() == 200
 
 
-def test_float_pixels_are_refused(tmp_path):
-    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "image.tif")
-    with pytest.raises(UserError, match="its pixels are floats"):
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_an_agreed_range_are_refused(tmp_path, kind):
+    Image.fromarray(np.full((32, 32), 200, kind)).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match="its pixels have no agreed range"):
         read_image(tmp_path / "image.tif")
 
 
 @pytest.mark.parametrize("value", [70_000, -1])
-def test_pixels_beyond_16_bits_are_refused(tmp_path, value):
-    Image.fromarray(np.full((32, 32), value, np.int32)).save(tmp_path / "image.tif")
+def test_pixels_beyond_16_bits_are_refused(value):
     with pytest.raises(UserError, match="more than 16 bits"):
-        read_image(tmp_path / "image.tif")
+        to_pixels(Image.fromarray(np.full((32, 32), value, np.int32)))
+
+
+def test_the_transparent_colour_of_16_bit_grey_is_black(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "image.png", transparency=int(GREY[20, 5]))
+    pixels, _ = read_image(tmp_path / "image.png")
+    assert pixels[:, 20, 5].max() == 0 < pixels[:, 20, 4].min()
 
 
 def test_an_error_without_a_message_is_named(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_networks_without_maps_say_why():
     one, other = (TorchClassifier(random_model(seed=seed)) for seed in (0, 1))
     residual = TorchClassifier(random_model(network="residual"))
     for classifier, words in (
-        (residual, "residual has none: it takes the maximum"),
+        (residual, "residual takes the maximum"),
         (Ensemble([one, other]), "average over networks or views"),
         (Augmented(one, "flip"), "average over networks or views"),
     ):

@@ -24,7 +24,11 @@ def noise(count: int, size: int = 32) -> np.ndarray:
 
 def page_of(directory, report, best=None, **parts) -> str:
     figures = {"run": report.run, "last": report.headline(), "best": best}
-    parts = {"images": noise(report.images), "official": False} | parts
+    parts = {
+        "images": noise(report.images),
+        "official": False,
+        "names": range(report.images),
+    } | parts
     write_page(report, figures, ReportData(**parts), directory)
     return (directory / "report.html").read_text(encoding="utf-8")
 
@@ -38,7 +42,7 @@ def test_hostile_names_are_text(tmp_path):
     report = make_report(HOSTILE, dataset=HOSTILE[0], run=run)
     report = replace(report, snapshot="\udcff.pth")  # a name that is not text
     paths = [f"{HOSTILE[i % 5]}.png" for i in range(60)]
-    page = page_of(tmp_path, report, paths=paths)
+    page = page_of(tmp_path, report, names=paths)
     names = Elements(page).names
     assert names.count("script") == plain.count("script") == 2
     assert names.count("bdi") == plain.count("bdi")  # no name became an element

@@ -43,27 +43,27 @@ def test_predictions_are_the_two_highest_probabilities():
     np.testing.assert_allclose(predictions.p_true, shares[torch.arange(len(labels)), labels])
 
 
-@pytest.mark.parametrize("paths", [None, ["a,b.png", 'c"d.png']])
-def test_the_file_has_a_row_an_image(tmp_path, paths):
+@pytest.mark.parametrize("names", [[0, 1], ["a,b.png", 'c"d.png']])
+def test_the_file_has_a_row_an_image(tmp_path, names):
     predictions = build_predictions(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([1, 1]))
-    write_predictions(predictions, ["<b>, é", '"漢"'], paths, tmp_path / "predictions.csv")
+    write_predictions(predictions, ["<b>, é", '"漢"'], names, tmp_path / "predictions.csv")
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     assert head == ["image", "true", "predicted", "probability_true", "probability_predicted"]
-    assert [row[0] for row in rows] == (paths or ["0", "1"])
+    assert [row[0] for row in rows] == list(map(str, names))
     assert [row[1:3] for row in rows] == [['"漢"', "<b>, é"], ['"漢"', '"漢"']]
     shares = [float(share) for row in rows for share in row[3:]]
     assert shares == pytest.approx([0.268941, 0.731059, 0.952574, 0.952574], abs=1e-6)
 
 
-@pytest.mark.parametrize("paths", [None, [f"ü/{i}.png" for i in range(200)]])
-def test_the_archive_holds_all_probabilities(tmp_path, paths):
+@pytest.mark.parametrize("images", [range(200), [f"ü/{i}.png" for i in range(200)]])
+def test_the_archive_holds_all_probabilities(tmp_path, images):
     logits, labels = random_predictions()
     names = [f"class {i}" for i in range(10)]
-    write_probabilities(build_predictions(logits, labels), names, paths, tmp_path / "all.npz")
+    write_probabilities(build_predictions(logits, labels), names, images, tmp_path / "all.npz")
     with np.load(tmp_path / "all.npz", allow_pickle=False) as archive:
         assert archive["probabilities"].dtype == np.float32
         np.testing.assert_allclose(archive["probabilities"], logits.softmax(1), atol=1e-6)
         assert (archive["labels"] == labels.numpy()).all()
         assert archive["classes"].tolist() == names
-        assert archive["paths"].tolist() == (paths or [str(i) for i in range(200)])
+        assert archive["paths"].tolist() == list(map(str, images))

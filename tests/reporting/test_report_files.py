@@ -15,18 +15,22 @@ from cifarnet.reporting.report_files import (
 )
 
 
+def write(report, files, **parts):
+    return write_report(report, files, range(report.images), **parts)
+
+
 @pytest.mark.parametrize("part", ["run", "settings", "last", "best", "epoch"])
 @pytest.mark.parametrize("damage", ["text", None, [1], 3])
 def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
     report = make_report("abc")
-    write_report(report, Attempts(tmp_path), last=report)
+    write(report, Attempts(tmp_path), last=report)
     path = tmp_path / "metrics.json"
     figures = json.loads(path.read_text(encoding="utf-8"))
     place = {"settings": figures["run"], "epoch": figures["last"]}.get(part, figures)
     place[part] = damage
     path.write_text(json.dumps(figures))
     move_other_report(tmp_path, report)
-    figures = write_report(report, Attempts(tmp_path))
+    figures = write(report, Attempts(tmp_path))
     assert figures["run"] == {}
     for model in filter(None, (figures["last"], figures["best"])):
         assert type(model["epoch"]) in (int, str)
@@ -37,7 +41,7 @@ def test_a_damaged_metrics_json_is_replaced(tmp_path, part, damage):
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature, moved, earlier):
     report = make_report("abc")
-    write_report(report, Attempts(tmp_path), last=report)
+    write(report, Attempts(tmp_path), last=report)
     if earlier:  # versions without calibration
         path = tmp_path / "metrics.json"
         figures = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +49,7 @@ def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature,
         path.write_text(json.dumps(figures))
     (tmp_path / PAGE).touch()
     again = make_report("abc", temperature=temperature)
-    figures = write_report(again, Attempts(tmp_path))
+    figures = write(again, Attempts(tmp_path))
     assert (figures["last"] is None, (tmp_path / PAGE).exists()) == (moved, not moved)
     assert move_other_report(tmp_path, again) is None
     assert (move_other_report(tmp_path, report) is None) is not moved
@@ -55,13 +59,13 @@ def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature,
 def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, metrics):
     report = make_report("abc")
     rows = [CorruptionRow("none", 0, 0.5, 60), CorruptionRow("fog", 1, 0.25, 60)]
-    write_report(report, Attempts(tmp_path), corruptions=rows)
+    write(report, Attempts(tmp_path), corruptions=rows)
     table = (tmp_path / CORRUPTIONS).read_text()
     if metrics == "missing":
         (tmp_path / "metrics.json").unlink()
     other = replace(report, sha256="1")
     moved = move_measured_report(tmp_path, other)
-    figures = write_report(other, Attempts(tmp_path), last=other)
+    figures = write(other, Attempts(tmp_path), last=other)
     (folder,) = tmp_path.glob("before_*")
     assert ((folder / CORRUPTIONS).read_text(), figures["corruptions"]) == (table, None)
     assert (folder / "metrics.json").exists() == (moved == folder) == (metrics == "readable")
@@ -72,7 +76,7 @@ def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, met
 def test_a_report_without_its_folder_says_why(tmp_path):
     (tmp_path / "gone").touch()
     files = Attempts(tmp_path / "gone" / "plots")
-    write_report(make_report("abc"), files)
+    write(make_report("abc"), files)
     with pytest.raises(RunError, match=r"metrics\.json \(Not a directory\), classification_report"):
         files.check()
 
@@ -80,7 +84,7 @@ def test_a_report_without_its_folder_says_why(tmp_path):
 @pytest.mark.parametrize("classes", [2, 4, 10])
 def test_the_text_shows_the_main_figures(tmp_path, classes):
     report = make_report([f"<b>$x_{i}$ é" for i in range(classes)], snapshot="\udcff.pth")
-    figures = write_report(report, Attempts(tmp_path), last=report)
+    figures = write(report, Attempts(tmp_path), last=report)
     assert (figures["last"], figures["best"]) == (report.headline(), None)
     text = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
     assert ("top-3" in text, "top-5" in text) == (classes > 3, classes > 5)
