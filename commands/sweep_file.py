@@ -205,9 +205,9 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         check_value(FLAGS[name], value)
 
 
-def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def _check_keys(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     for name in table:
-        if name not in known:
+        if name not in allowed:
             raise UserError(
-                f"{where} has no {name!r}; {did_you_mean(name, known) or f'it has {known}'}"
+                f"{where} has no {name!r}; {did_you_mean(name, allowed) or f'it has {allowed}'}"
             )

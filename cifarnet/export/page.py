@@ -1,7 +1,7 @@
 """The format page: one HTML file that classifies pictures in a browser, offline.
 
-page.html.j2 is its text, page.js its script. The network is data in it: a list of layers, and one
-array of weights.
+page.html.j2 is its text; page_network.js and page.js are its script. The network is data in it: a
+list of layers, and one array of weights.
 """
 
 import base64
@@ -61,7 +61,8 @@ def write_page(
         "weights": base64.b64encode(weights.numpy().tobytes()).decode(),
     }
     template = read_template(Path(__file__).with_name("page.html.j2"))
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    parts = map(Path(__file__).with_name, ("page_network.js", "page.js"))
+    script = "".join(part.read_text(encoding="utf-8") for part in parts)
     architecture = type(network).__name__
     write_text(
         path,

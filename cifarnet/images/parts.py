@@ -55,18 +55,20 @@ def named_parts(names: Collection[str]) -> dict[str, str]:
     "train station" and "test tube" say no part. With any other words, as in train-jpg and test-jpg,
     two names must differ in the part only.
     """
-    said: dict[str, tuple[str, str]] = {}  # the part, and the other words
+    matches: dict[str, tuple[str, str]] = {}  # by name: the part, and the other words
     alone = set()
     for name in names:
         words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
         parts = {PARTS[word] for word in WORD.findall(words)}
         if len(parts) == 1:
-            said[name] = parts.pop(), WORD.sub("", words)
+            matches[name] = parts.pop(), WORD.sub("", words)
             if ALONE.search(words):
                 alone.add(name)
-    counts = Counter(others for _, others in set(said.values()))
+    counts = Counter(others for _, others in set(matches.values()))
     return {
-        name: part for name, (part, others) in said.items() if name in alone or counts[others] > 1
+        name: part
+        for name, (part, others) in matches.items()
+        if name in alone or counts[others] > 1
     }
 
 
@@ -101,22 +103,22 @@ def _comparable(name: str) -> str:
     return composed(composed(name).casefold())
 
 
-def _folders_by_part(root: Path, known: Collection[str] = ()) -> dict[str, list[Path]]:
+def _folders_by_part(root: Path, trained: Collection[str] = ()) -> dict[str, list[Path]]:
     """The folders of each part in `root`.
 
     The names of `EXACT` always make a part. A similar name makes a part if two things hold: no
-    exact name makes this part, and the folder shares a class with another part or with `known`.
-    `known` are the classes of a network. A folder named like one of them is never a part.
+    exact name makes this part, and the folder shares a class with another part or with `trained`.
+    `trained` are the classes of a network. A folder named like one of them is never a part.
     """
     exact: dict[str, list[Path]] = {}
     similar: dict[str, list[Path]] = {}
-    names = [path.name for path in subfolders(root) if composed(path.name) not in known]
+    names = [path.name for path in subfolders(root) if composed(path.name) not in trained]
     for name, part in named_parts(names).items():
         (exact if name.lower() in EXACT else similar).setdefault(part, []).append(root / name)
     if not similar.keys() - exact.keys():
         return exact
     folders = similar | exact
     classes = {part: set().union(*map(class_names, paths)) for part, paths in folders.items()}
-    others = classes | {"known": set(map(_comparable, known))}
+    others = classes | {"network": set(map(_comparable, trained))}
     shared = [a for a in folders for b in others if a != b and classes[a] & others[b]]
     return {part: paths for part, paths in folders.items() if part in exact or part in shared}

@@ -167,10 +167,9 @@ def without_effect(settings: Settings) -> list[str]:
         ("--weight_decay", training.weight_decay > 0, ("decay_norms",)),
         ("--resume", settings.output.resume is not None, ("resume_override",)),
     )
-    given = settings.flags
     return [
         f"--{name} has no effect without {needed}"
         for needed, available, names in needs
         for name in names
-        if not available and given[name] != FLAGS[name].default
+        if not available and settings.flags[name] != FLAGS[name].default
     ]

@@ -42,5 +42,5 @@ class OutputSettings(Group):
 
     def folder(self, flag: str) -> Path:
         """The folder of `flag`: log_dir, snapshot_dir or plot_dir."""
-        given = getattr(self, flag)
-        return Path(self.run_dir) / FOLDERS[flag] if given is None else Path(given)
+        folder = getattr(self, flag)
+        return Path(self.run_dir) / FOLDERS[flag] if folder is None else Path(folder)

@@ -117,9 +117,9 @@ def shown_default(spec: Field) -> str:
 def given_flags(argv: Sequence[str], description: str) -> dict[str, Any]:
     """Returns the flags that the command line `argv` or its --recipe sets; `argv` wins. Raises
     `UserError`. `--help` prints the help and exits with code 0."""
-    given = vars(build_parser(description, FLAGS).parse_args(argv))
-    recipe = read_recipe(Path(given["recipe"])) if given.get("recipe") else {}
-    return recipe | given
+    flags = vars(build_parser(description, FLAGS).parse_args(argv))
+    recipe = read_recipe(Path(flags["recipe"])) if flags.get("recipe") else {}
+    return recipe | flags
 
 
 def flags_of(settings: Settings) -> list[str]:
@@ -148,11 +148,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(
             f"--recipe {path} is not a TOML file ({problem}); write lines such as epochs = 250"
         ) from None
-    known = [name for name in FLAGS if name != "recipe"]
+    allowed = [name for name in FLAGS if name != "recipe"]
     flags = {}
     for name, value in recipe.items():
-        if name not in known:
-            hint = did_you_mean(name, known) or "see --help for the flags"
+        if name not in allowed:
+            hint = did_you_mean(name, allowed) or "see --help for the flags"
             raise UserError(f"--recipe {path}: there is no flag {name!r}; {hint}")
         try:
             check_value(FLAGS[name], value)

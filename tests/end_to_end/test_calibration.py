@@ -172,23 +172,24 @@ def test_every_use_applies_it(folder, command, calibrated):
         assert of_onnx[name] == pytest.approx(last[name], abs=1e-4)
 
 
-@pytest.mark.parametrize("form", ["snapshot", "weights"])
+@pytest.mark.parametrize("form", ["old.pth", "whole.safetensors", "half.safetensors"])
 def test_a_file_without_temperature_is_calibrated_by_evaluate(folder, command, form):
-    fitted = snapshot("last.pth")
+    fitted, path = snapshot("last.pth"), Path(form)
     model = replace(load_trained(str(LAST)), temperature=1.0, calibrated_on="")
-    path = {"snapshot": Path("old.pth"), "weights": Path("old.safetensors")}[form]
-    if form == "snapshot":
+    if form == "old.pth":
         path.write_bytes(pack(replace(read_snapshot(LAST), model=model)))
     else:
-        write_weights(model, path)
+        write_weights(model, path, half=form == "half.safetensors")
+    before, size = load_trained(form), path.stat().st_size
     done = command("evaluate", "--pretrained", path, "--calibrate", *QUIET)
     assert (done.code, done.err) == (0, "")
-    kept = load_trained(str(path))
-    assert kept.temperature == pytest.approx(fitted["temperature"], rel=1e-6)
-    assert (kept.calibrated_on, kept.sha256) == (fitted["calibrated_on"], fitted["sha256"])
+    kept = load_trained(form)
+    assert kept.temperature == pytest.approx(fitted["temperature"], rel=1e-3)
+    assert (kept.calibrated_on, kept.sha256) == (fitted["calibrated_on"], before.sha256)
     assert figures()["temperature"] == kept.temperature
-    if form == "snapshot":
-        assert_same_state(snapshot("old.pth", "."), fitted | {"temperature": kept.temperature})
+    assert path.stat().st_size == pytest.approx(size, rel=0.01)  # floats keep their 16 or 32 bits
+    if form == "old.pth":
+        assert_same_state(snapshot(form, "."), fitted | {"temperature": kept.temperature})
 
 
 def answers(file: str) -> dict[str, tuple[str, str]]:
@@ -213,15 +214,6 @@ def test_a_share_of_the_test_images_is_left_out_of_the_report(folder, command):
         image: true for image, (true, _) in numbered.items()
     }.items()
     assert list(np.load("plots_complete/predictions.npz")["paths"]) == list(numbered)
-
-
-def test_a_calibrated_file_keeps_its_precision(folder, command):
-    path = Path("half.safetensors")
-    write_weights(load_trained(str(LAST)), path, half=True)
-    size = path.stat().st_size
-    assert command("evaluate", "--pretrained", path, "--calibrate", "0.5", *QUIET).code == 0
-    assert load_trained(str(path)).temperature != 1
-    assert path.stat().st_size == pytest.approx(size, rel=0.01)
 
 
 @pytest.mark.parametrize("flags", [(), ("--calibrate", "0.5")], ids=["all", "others"])
@@ -267,30 +259,6 @@ def test_other_images_in_a_folder(folder, command, calibrated):
         done = command("evaluate", "--snapshot", LAST, "--calibrate", name, *QUIET)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"--calibrate {name}: 2 {name} images of digits are among" in done.err
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--pretrained", "trained", "--calibrate"), "was trained on all 18 training images"),
-        (("--pretrained", "trained,trained", "--calibrate"), "takes one network"),
-        (("--pretrained", "trained", "--calibrate", "1.5"), "is not a share in (0, 1)"),
-        (("--pretrained", "trained", "--calibrate", "nan"), "is not a share in (0, 1)"),
-        (("--pretrained", "trained", "--calibrate", "nowhere"), "nowhere does not exist"),
-        (("--pretrained", "trained", "--calibrate", "0.001"), "holds back no image"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_what_cannot_be_calibrated_is_one_line(command, trained, flags, words):
-    before = trained.weights.read_bytes()
-    places = ("--dataset", "folder", "--data_dir", trained.tree)
-    flags = [
-        flag.replace("trained", str(trained.weights)) if flag[0] == "t" else flag for flag in flags
-    ]
-    done = command("evaluate", *flags, *places, *QUIET)
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert words in done.err
-    assert trained.weights.read_bytes() == before
 
 
 def test_a_threshold_says_unsure(folder, command, calibrated):

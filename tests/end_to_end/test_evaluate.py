@@ -120,3 +120,27 @@ def test_a_wrong_request_is_one_line(command, trained, flags, words):
     done = command("evaluate", *(paths.get(flag, flag) for flag in flags))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert words in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--pretrained", "trained", "--calibrate"), "was trained on all 18 training images"),
+        (("--pretrained", "trained,trained", "--calibrate"), "takes one network"),
+        (("--pretrained", "trained", "--calibrate", "1.5"), "is not a share in (0, 1)"),
+        (("--pretrained", "trained", "--calibrate", "nan"), "is not a share in (0, 1)"),
+        (("--pretrained", "trained", "--calibrate", "nowhere"), "nowhere does not exist"),
+        (("--pretrained", "trained", "--calibrate", "0.001"), "holds back no image"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_calibrated_is_one_line(command, trained, flags, words):
+    before = trained.weights.read_bytes()
+    places = ("--dataset", "folder", "--data_dir", trained.tree)
+    flags = [
+        flag.replace("trained", str(trained.weights)) if flag[0] == "t" else flag for flag in flags
+    ]
+    done = command("evaluate", *flags, *places, *QUIET)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert words in done.err
+    assert trained.weights.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The page that classifies in the browser: its list of layers, its script, and what it shows."""
+"""The page that classifies in the browser: its script, and what it shows."""
 
 import base64
 import io
@@ -8,23 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from support.browser import console, fetched, open_page
-from support.random_models import CLASSES, MEAN, STD, noise, random_model
-from support.snapshots import make_trained
-from torch import nn
+from support.exported_pages import KINDS, TOLERANCE, answers, build, write
+from support.random_models import noise
 
 from cifarnet.checkpoints.snapshots import load_trained
-from cifarnet.core.errors import UserError
 from cifarnet.export.page import read_page, write_page
 from cifarnet.images.digits import read_digits
-from cifarnet.images.normalise import Normalise
 from cifarnet.images.pictures import to_pixels
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.settings.data import DataSettings
 
-TOLERANCE = 1e-3  # of logits
 ASK = """
 const [text, length, done] = arguments;
 const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -37,62 +32,11 @@ const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 """
 
 
-class Weighed(nn.Module):
-    """Weighs channels by what they hold, as squeeze-and-excitation does (arXiv 1709.01507)."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 5, stride=2, padding=1, dilation=2, groups=1)
-        self.narrow, self.wide, self.head = nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.conv(x)
-        weight = torch.sigmoid(self.wide(F.relu(self.narrow(x.mean((2, 3))))))
-        return self.head((weight[:, :, None, None] * x).amax((2, 3)))
-
-
-def build(kind: str) -> tuple[nn.Module, int]:
-    """A network with random weights and statistics, and the size of its images."""
-    if kind == "weighed":
-        torch.manual_seed(0)
-        return Weighed().eval(), 13
-    network, size = kind.split()
-    flags = {
-        "grown": {"attention": "se", "depth": 2.0},
-        "attended": {"network": "lite", "attention": "se", "width": 0.5},
-    }.get(network, {"network": network})
-    return random_model(**flags).build(), int(size)
-
-
-def write(network: nn.Module, folder: Path, size: int = 32, rows=(), cautions=(), **about) -> Path:
-    path, usual = folder / "page.html", {"classes": CLASSES, "mean": MEAN, "std": STD}
-    model = make_trained(**(usual | {"image_size": size} | about))
-    write_page(network, model, path, rows, cautions)
-    return path
-
-
-def answers(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The logits of `network` for uint8 [N,3,S,S]."""
-    return network(Normalise(MEAN, STD, torch.device("cpu"))(pixels))
-
-
 def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:
     """The logits that the worker of the open page gives for uint8 [N,3,S,S]."""
     text = base64.b64encode(pixels.numpy().tobytes()).decode()
     driver.set_script_timeout(300)
     return torch.tensor(driver.execute_async_script(ASK, text, pixels[0].numel()))
-
-
-KINDS = ("cifarnet 32", "cifarnet 64", "lite 32", "residual 32", "weighed")
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "grown 32", "attended 32"])
-@torch.inference_mode()
-def test_the_page_holds_the_network(tmp_path, kind):
-    network, size = build(kind)
-    pixels = noise(4, size)
-    read = read_page(write(network, tmp_path, size))
-    torch.testing.assert_close(read(pixels), answers(network, pixels), atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()
@@ -267,50 +211,3 @@ def test_the_answer_lies_in_the_first_screen_of_a_phone(browser, tmp_path):
         box = browser.find_element("id", name).rect
         assert box["y"] + box["height"] < most
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
-
-
-# --- what the page cannot hold ---
-
-
-@torch.inference_mode()
-def test_a_normalisation_whose_input_is_used_twice_is_a_layer(tmp_path):
-    network = Changed(lambda self, x: self.norm(x) + x)
-    network(torch.randn(8, 3, 9, 9))  # for running statistics
-    network.eval()
-    read = read_page(write(network, tmp_path, 9))
-    torch.testing.assert_close(read(noise(2, 9)), answers(network, noise(2, 9)))
-
-
-class Signs(nn.Module):
-    def forward(self, x):
-        return x.sign()
-
-
-class Changed(nn.Module):
-    def __init__(self, change):
-        super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU()
-        self.deep = nn.Sequential(Signs())
-        self.change = change
-
-    def forward(self, x):
-        return self.change(self, self.conv(x)).mean((2, 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda self, x: self.act(x), "the layer GELU act"),
-        (lambda self, x: self.deep(x), "the function sign in the layer Signs deep.0"),
-        (lambda self, x: torch.tanh(x), "the function tanh"),
-        (lambda self, x: torch.stack([x, x])[0], "the function stack"),
-        (lambda self, x: x + 1, "the function add"),
-        (lambda self, x: x[:, :2], "the function getitem"),
-        (lambda self, x: x if x.sum() > 0 else -x, "Changed, whose layers depend on the image"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_other_layers_are_refused_in_one_line(tmp_path, change, words):
-    with pytest.raises(UserError, match=f"^the page cannot hold {words}; use another --format, "):
-        write(Changed(change).eval(), tmp_path)
-    assert not list(tmp_path.iterdir())
