@@ -51,8 +51,9 @@ def _draw_curves(run: Run, path: Path, progress: Progress) -> None:
     title = f"epoch {progress.epoch} of {run.plan.epochs}, {run.splits.name}"
     if run.settings.augmentation.augments:
         title = f"training images are augmented; {title}"
-    loss, accuracy = (f"train{name}" for name in _measured_in_training(run.settings))
-    plots.training_curves(progress.history, title, path, loss, accuracy, progress.comparable_after)
+    names = _measured_in_training(run.settings)
+    labels = (f"train, {name}" if name else "train" for name in names)
+    plots.training_curves(progress.history, title, path, *labels, progress.comparable_after)
 
 
 def _measured_in_training(settings: Settings) -> tuple[str, str]:
@@ -61,10 +62,11 @@ def _measured_in_training(settings: Settings) -> tuple[str, str]:
     training = settings.training
     words = ["smoothed"] * (training.smoothing > 0)
     words += ["weighted"] * (training.class_weights != "none")
-    against = "from the teacher" if training.teacher else f"{', '.join(words)} labels"
+    labels = f"{', '.join(words)} labels" if words else ""
+    loss = "from the teacher" if training.teacher else labels
     if settings.augmentation.mixes:
-        return f", {against.strip()}, mixed", ", larger share"
-    return f", {against}" if training.teacher or words else "", ""
+        return f"{loss or 'labels'}, mixed", "larger share"
+    return loss, ""
 
 
 def _draw_schedule(run: Run, path: Path, progress: Progress) -> None:

@@ -79,13 +79,14 @@ def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypa
     done = learn_from(command, trained.weights, trained.tree, "--plot_training", "--resume", "auto")
     assert "evaluating only" in done.out  # the teacher is not read again
     plain = ("--label_smoothing", "0", "--class_weights", "balanced")
-    for flags in (("--mixup", "0.2"), plain, (*plain[:2], "--cutmix", "1"), plain[:2]):
+    for flags in (("--mixup", "0.2"), plain, plain[2:], (*plain[:2], "--cutmix", "1"), plain[:2]):
         assert command("main", *SHORT, "--plot_training", *flags).code == 0
     assert shown == [
         ("train, from the teacher", "train", 0),
         ("train, from the teacher", "train", 0),
         ("train, smoothed labels, mixed", "train, larger share", 0),
         ("train, weighted labels", "train", 0),
+        ("train, smoothed, weighted labels", "train", 0),
         ("train, labels, mixed", "train, larger share", 0),
         ("train", "train", 0),
     ]
