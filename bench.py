@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cifarnet.checkpoints.paths import resolve_model_path
+from cifarnet.checkpoints.paths import resolve_model_path, split_names
 from cifarnet.core.arguments import Parser, check_package, path_argument
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
@@ -76,7 +76,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N,N",
         help="Instead, measure training with each of these numbers of processes.",
     )
-    add_pretrained(parser, note="For --inference (default: lite).")
+    add_pretrained(
+        parser,
+        several="Several, separated by commas, are measured in turn.",
+        note="For --inference (default: lite).",
+    )
     parser.add_argument(
         "--data_dir",
         type=path_argument,
@@ -102,7 +106,8 @@ def check_request(options: argparse.Namespace) -> None:
         raise UserError("--pretrained and --data_dir are for --inference; add it")
     if options.inference:
         options.pretrained = options.pretrained or "lite"
-        resolve_model_path(options.pretrained)
+        for name in split_names(options.pretrained):
+            resolve_model_path(name)
         for package in ONNX_PACKAGES:
             check_package(package, "--inference")
 

@@ -15,7 +15,7 @@ from cifarnet.core.files import ensure_temporary_folder, existing_directory
 from cifarnet.settings import Settings
 from cifarnet.settings.evaluation import VALIDATION
 from cifarnet.settings.output import SNAPSHOTS
-from cifarnet.settings.parser import add_pretrained, add_tta, build_parser, check_evaluate
+from cifarnet.settings.parser import ENSEMBLE, add_pretrained, add_tta, build_parser, check_evaluate
 
 FLAGS = (
     *("dataset", "data_dir", "labels", "test_fraction", "dataset_name", "data_url"),
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
     note = "The flags are those of the first. An exported file keeps no paths: add --data_dir."
-    add_pretrained(what, several=True, note=note)
+    add_pretrained(what, several=ENSEMBLE, note=note)
     add_tta(parser)
     parser.add_argument(
         "--corruptions",

@@ -12,7 +12,7 @@ from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import check_replaceable, ensure_temporary_folder
 from cifarnet.settings import Settings
-from cifarnet.settings.parser import add_pretrained, add_tta, build_parser
+from cifarnet.settings.parser import ENSEMBLE, add_pretrained, add_tta, build_parser
 from cifarnet.settings.training import BATCH_SIZE
 
 CSV_BEGINS = "image,predicted,probability,error,"
@@ -41,7 +41,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         metavar="IMAGE",
         help="Image of any size and mode, or a folder to search for images.",
     )
-    add_pretrained(parser, several=True, default="lite", note="Default: lite.")
+    add_pretrained(parser, several=ENSEMBLE, default="lite", note="Default: lite.")
     add_tta(parser)
     parser.add_argument(
         "--top_k", type=int, default=3, metavar="N", help="Classes to name (default: %(default)s)."

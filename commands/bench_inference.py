@@ -1,4 +1,4 @@
-"""What bench.py --inference measures: inference, in each form of a trained model."""
+"""What bench.py --inference measures: inference, in each form of the trained models."""
 
 import argparse
 import statistics
@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cifarnet.checkpoints.paths import split_names
 from cifarnet.checkpoints.snapshots import load_trained
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
@@ -30,16 +32,43 @@ from data import load_splits
 BATCHES = {1: 40, 32: 8, 512: 1}  # how often each size of batch is timed in a round
 
 
+class Form(NamedTuple):
+    """A form of a trained model."""
+
+    classify: Classify
+    bytes: int  # of its file
+    pixels: Tensor  # uint8 [N,3,S,S], to measure the speed
+    test: ImageSet | None  # to measure the accuracy
+
+
 def inference(
     options: argparse.Namespace, has_bf16: bool, tell: Callable[[str], object]
 ) -> dict[str, dict[str, float | None]]:
-    """The figures of each form of a trained model: speed, bytes of its file, and top-1.
+    """The figures of each form of the trained models: speed, bytes of its file, and top-1.
 
     ONNX runs on the CPU. Without --data_dir there is no top-1, and random pixels calibrate int8,
     which does not change its speed. `tell` gets the name of each part before it starts.
     """
+    names = split_names(options.pretrained)
+    forms = {}
+    for name in names:
+        for kind, form in _forms(name, options, has_bf16).items():
+            forms[f"{name}, {kind}" if len(names) > 1 else kind] = form
+    times = measure_in_turns(forms, 1 if options.quick else 5, tell)
+    figures = {}
+    for name, form in forms.items():
+        share = None
+        if form.test is not None:
+            tell(f"top-1: {name}")
+            share = top1(answers(form.classify, form.test.images), form.test.labels)
+        figures[name] = _speed(times[name]) | {"bytes": form.bytes, "top1": share}
+    return figures
+
+
+def _forms(name: str, options: argparse.Namespace, has_bf16: bool) -> dict[str, Form]:
+    """The forms of the trained model `name`."""
     device = init_process(PrecisionSettings(device=options.device)).device
-    model = load_trained(options.pretrained)
+    model = load_trained(name)
     splits, test = _load_images(model, options.data_dir)
 
     def on_device(compile_it: bool = False, dtype: torch.dtype | None = None) -> Classify:
@@ -53,30 +82,21 @@ def inference(
 
         return classify
 
-    forms = {"PyTorch, fp32": on_device()}
+    in_torch = {"PyTorch, fp32": on_device()}
     if has_bf16:
-        forms["PyTorch, bf16"] = on_device(dtype=torch.bfloat16)
+        in_torch["PyTorch, bf16"] = on_device(dtype=torch.bfloat16)
     if options.compiled:
-        forms["PyTorch, fp32, compiled"] = on_device(compile_it=True)
-    sizes = {}
+        in_torch["PyTorch, fp32, compiled"] = on_device(compile_it=True)
+    pixels = noise(max(BATCHES), model.image_size).images
+    forms = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("safetensors", "onnx", "onnx-int8"):
             path = Path(folder) / FORMATS[name].file
             FORMATS[name].write(Source(model, splits, None), path)
-            sizes[name] = path.stat().st_size
-            if name != "safetensors":
-                forms[name] = FORMATS[name].read(path)
-    pixels = noise(max(BATCHES), model.image_size).images
-    times = measure_in_turns(forms, pixels, 1 if options.quick else 5, tell)
-    figures = {}
-    for name, classify in forms.items():
-        share = None
-        if test is not None:
-            tell(f"top-1: {name}")
-            share = top1(answers(classify, test.images), test.labels)
-        size = sizes.get(name, sizes["safetensors"])
-        figures[name] = _speed(times[name]) | {"bytes": size, "top1": share}
-    return figures
+            read = in_torch if name == "safetensors" else {name: FORMATS[name].read(path)}
+            for kind, classify in read.items():
+                forms[kind] = Form(classify, path.stat().st_size, pixels, test)
+    return forms
 
 
 def _load_images(model: TrainedModel, data_dir: str | None) -> tuple[Splits, ImageSet | None]:
@@ -105,19 +125,19 @@ def _speed(times: Mapping[int, Sequence[float]]) -> dict[str, float]:
 
 @torch.inference_mode()
 def measure_in_turns(
-    classifiers: Mapping[str, Classify], pixels: Tensor, rounds: int, tell: Callable[[str], object]
+    forms: Mapping[str, Form], rounds: int, tell: Callable[[str], object]
 ) -> dict[str, dict[int, list[float]]]:
-    """The seconds of each call of `classifiers` on `pixels` uint8 [N,3,S,S], by size of batch.
+    """The seconds of each call of `forms`, by size of batch.
 
     They take turns in each of the rounds, because the speed of a machine drifts. The answers come
     back to the CPU within the time. `tell` gets the name of each part before it starts.
     """
-    times = {name: {size: [] for size in BATCHES} for name in classifiers}
+    times = {name: {size: [] for size in BATCHES} for name in forms}
     for round_ in range(rounds + 1):
-        for name, classify in classifiers.items():
+        for name, form in forms.items():
             tell(f"round {round_}: {name}")
             for size, repeats in BATCHES.items():
-                seconds = [_seconds(classify, pixels[:size]) for _ in range(repeats)]
+                seconds = [_seconds(form.classify, form.pixels[:size]) for _ in range(repeats)]
                 times[name][size] += seconds if round_ else []  # round 0 warms up
     return times
 

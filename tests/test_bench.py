@@ -17,7 +17,7 @@ from commands import bench_training, benching
         (["--json", "no/where.json"], "--json no/where.json: the folder no cannot be written to"),
         (["--json", "f.json", "--ranks", "1"], "--ranks write no --json file; leave one"),
         (["--json", "f.json", "--profile"], "--profile and --ranks write no --json file"),
-        (["--inference", "--pretrained", "nobody"], "there are no weights 'nobody'"),
+        (["--inference", "--pretrained", "hour,nobody"], "there are no weights 'nobody'"),
     ],
     ids=" ".join,
 )

@@ -78,18 +78,20 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# What --pretrained says where several models are one classifier.
+ENSEMBLE = "Several, separated by commas, form an ensemble: their probabilities are averaged."
+
+
 def add_pretrained(
     parser: argparse._ActionsContainer,
-    several: bool = False,
+    several: str = "",
     default: str | None = None,
     note: str = "",
 ) -> None:
-    """Adds the flag --pretrained for one model, or for `several` with commas between them. `note`
-    ends its help."""
+    """Adds the flag --pretrained. With `several`, a sentence that says what several models do, it
+    takes a list with commas. `note` ends its help."""
     file = "a file that export.py wrote" if several else "a .safetensors file"
-    text = f"Trained model: the name of a result, {file}, or a .pth snapshot."
-    if several:
-        text += " Several, separated by commas, form an ensemble: their probabilities are averaged."
+    text = f"Trained model: the name of a result, {file}, or a .pth snapshot. {several}".rstrip()
     parser.add_argument(
         "--pretrained",
         type=str if several else path_argument,  # `split_names` expands each of several

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -10,11 +11,12 @@ from cifarnet.core import device
 from cifarnet.core.errors import UserError
 from commands import bench_inference
 from commands.bench_inference import inference_table
-from commands.export_formats import FORMATS
+from commands.export_formats import FORMATS, Source
 
 
-def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, capsys, tmp_path):
-    """Which is faster no test can say; all forms name the same classes."""
+@pytest.fixture
+def short(onnx_files, monkeypatch):
+    """Few and small batches."""
     for name in ("onnx", "onnx-int8"):  # written once, for all tests
         copy = FORMATS[name]._replace(
             write=lambda source, path: shutil.copy(onnx_files / path.name, path)
@@ -22,6 +24,10 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
         monkeypatch.setitem(FORMATS, name, copy)
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     monkeypatch.setattr(bench_inference, "BATCHES", {1: 2, 2: 1, 4: 1})
+
+
+def test_each_form_of_a_model_is_measured(trained, short, capsys, tmp_path):
+    """Which is faster no test can say; all forms name the same classes."""
     file = tmp_path / "figures.json"
     flags = ["--inference", "--pretrained", trained.weights, "--data_dir", trained.tree]
     flags += ["--quick", "--device", "cpu", "--json", file]
@@ -35,6 +41,20 @@ def test_each_form_of_a_model_is_measured(trained, onnx_files, monkeypatch, caps
     sizes = [figure["bytes"] for figure in figures.values()]
     assert sizes[0] == sizes[1] == pytest.approx(trained.weights.stat().st_size, abs=100)
     assert sizes[3] < sizes[2] / 2
+
+
+def test_several_models_take_turns(trained, short, capsys, tmp_path):
+    half, file = tmp_path / "half.safetensors", tmp_path / "figures.json"
+    FORMATS["safetensors-half"].write(Source(load_trained(str(trained.weights)), None, None), half)
+    flags = ["--inference", "--pretrained", f"{trained.weights},{half}", "--quick"]
+    assert bench.main([*flags, "--device", "cpu", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())["figures"]
+    kinds = ["PyTorch, fp32", "PyTorch, bf16", "onnx", "onnx-int8"]
+    assert list(figures) == [
+        f"{path}, {kind}" for path in (trained.weights, half) for kind in kinds
+    ]
+    turns = re.findall(r"round 1: (.+?), (?:PyTorch|onnx)", capsys.readouterr().err)
+    assert turns == [str(trained.weights)] * 4 + [str(half)] * 4
 
 
 @pytest.mark.parametrize(
