@@ -24,8 +24,8 @@ SWITCHES = {
     "quick": "One round of the rows that decide: about two minutes on two cores.",
     "compiled": "Measure torch.compile too: a minute per row.",
     "profile": "Instead, show the twenty costliest operations of a training step.",
-    "networks": "Instead, measure training steps of CIFARNet with each attention and of other "
-    "sizes, and of LiteNet.",
+    "networks": "Instead, measure training steps of LiteNet, and of CIFARNet with each attention "
+    "and in other sizes.",
     "inference": "Instead, measure inference: in PyTorch and as ONNX files, in turns.",
 }
 

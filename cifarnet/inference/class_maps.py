@@ -1,8 +1,7 @@
 """Class activation maps: how much each part of an image counts for a class.
 
-Zhou et al. 2016, arXiv 1512.04150. The heads of CIFARNet and LiteNet are a linear layer on
-the mean of the feature map, so the maps are exact: a logit is the mean of its map plus the bias of
-the head.
+Zhou et al. 2016, arXiv 1512.04150. In CIFARNet and LiteNet the head is a linear layer on the mean
+of the feature map, so the maps are exact: a logit is the mean of its map plus the bias of the head.
 """
 
 import torch
@@ -39,7 +38,9 @@ def caution(info: ModelInfo) -> str:
     attention = info.network.attention
     if attention not in LOCAL[info.network.network]:
         return f"This network has attention ({attention}): each part depends on the whole image."
-    field = FIELDS.get(info.network.network)
+    field = FIELDS.get(info.network.network, 0)
+    if field >= info.image_size:
+        return "Each part depends on nearly the whole image."
     return f"Each part depends on the {field}x{field} pixels around it." if field else ""
 
 

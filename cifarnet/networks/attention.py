@@ -2,8 +2,8 @@
 
 Each maps [B,C,H,W] to [B,C,H,W]; the weights are in (0, 1). A block of CIFARNet applies its
 attention after its last activation and before its dropout, so attention sees the sum with the
-shortcut, and all channels. A block of LiteNet applies it to what it adds to its input. Each module
-is the formula of its paper, without the biases and normalisations that some published code adds.
+shortcut, and all channels. A block of LiteNet applies it before the input is added. Each module is
+the formula of its paper, without the biases and normalisations that some published code adds.
 """
 
 import math

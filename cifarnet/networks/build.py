@@ -8,7 +8,7 @@ from torch import nn
 from cifarnet.networks.attention import add_attention
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_fast_forms
-from cifarnet.networks.lite import InvertedBlock, LiteNet
+from cifarnet.networks.lite import LiteNet
 from cifarnet.networks.residual import ResidualNet
 from cifarnet.networks.scaling import deepen
 from cifarnet.settings.network import NetworkSettings
@@ -32,8 +32,7 @@ def _residual(settings: NetworkSettings, classes: int) -> nn.Module:
 def _lite(settings: NetworkSettings, classes: int) -> nn.Module:
     model = LiteNet(classes, settings.dropouts[-1], settings.width)
     if settings.attention != "none":
-        blocks = [module for module in model.modules() if isinstance(module, InvertedBlock)]
-        add_attention(blocks, settings.attention)
+        add_attention([*model.stage1, *model.stage2, *model.stage3], settings.attention)
     return model
 
 

@@ -1,7 +1,7 @@
 """LiteNet: more accurate and faster than CIFARNet, with 174,506 parameters for ten classes.
 
-CIFARNet computes up to 240 channels for each of 32x32 pixels. Here the images shrink before the
-channels become many, and 3x3 convolutions are depthwise. So the parameters go into more layers.
+CIFARNet computes 240 channels at 32x32 pixels. LiteNet computes at most 48 there, and more where
+the images are smaller. So it has more layers with as many parameters.
 """
 
 import torch
@@ -10,24 +10,23 @@ from torch import Tensor, nn
 from cifarnet.networks.blocks import DenseConv2d, DepthwiseSeparableConv2d, Head, channel_means
 from cifarnet.networks.scaling import widened
 
-STAGES = ((32, 2), (64, 4), (128, 2))  # channels, and blocks
-EXPANSION = 1.5  # channels between the two pointwise convolutions, per channel of the block
+EXPANSION = 1.5  # hidden channels of a block, as a multiple of its channels
 
 
 class InvertedBlock(nn.Module):
     """depthwise 3x3 -> conv 1x1 -> BN -> ReLU -> conv 1x1 -> BN, plus the input: [B,C,H,W] -> the
-    same. Sandler et al. 2018, arXiv 1801.04381, with the depthwise convolution on the fewer
-    channels.
+    same.
 
-    `attention` is empty unless attention.py fills it. It comes before the addition.
+    As in Sandler et al. 2018, arXiv 1801.04381, but the depthwise convolution comes first, where
+    the channels are fewer. `attention` is empty unless attention.py fills it.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        expanded = int(channels * EXPANSION)
-        self.conv1 = DepthwiseSeparableConv2d(channels, expanded)
-        self.bn1 = nn.BatchNorm2d(expanded)
-        self.conv = DenseConv2d(expanded, channels, 1)
+        hidden = int(channels * EXPANSION)
+        self.conv1 = DepthwiseSeparableConv2d(channels, hidden)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv = DenseConv2d(hidden, channels, 1)
         self.bn = nn.BatchNorm2d(channels)
         self.attention = nn.Sequential()
 
@@ -42,9 +41,13 @@ class HalvingConv(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             DenseConv2d(in_channels, out_channels, 1),
-            nn.MaxPool2d(2),  # before the normalisation, which then has less to do
+            nn.MaxPool2d(2),  # first, so that BN has a quarter of the values
             nn.BatchNorm2d(out_channels),
         )
+
+
+def _stage(channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(InvertedBlock(channels) for _ in range(blocks)))
 
 
 class LiteNet(nn.Module):
@@ -54,13 +57,13 @@ class LiteNet(nn.Module):
         """`dropout` comes before the head. `width` multiplies the channels; the comments below are
         for 1."""
         super().__init__()
-        (n1, b1), (n2, b2), (n3, b3) = ((widened(n, width), blocks) for n, blocks in STAGES)
+        n1, n2, n3 = (widened(channels, width) for channels in (32, 64, 128))
         self.stem = nn.Sequential(DenseConv2d(3, n1, 3), nn.BatchNorm2d(n1))
-        self.stage1 = nn.Sequential(*(InvertedBlock(n1) for _ in range(b1)))
+        self.stage1 = _stage(n1, 2)
         self.halving1 = HalvingConv(n1, n2)
-        self.stage2 = nn.Sequential(*(InvertedBlock(n2) for _ in range(b2)))
+        self.stage2 = _stage(n2, 4)
         self.halving2 = HalvingConv(n2, n3)
-        self.stage3 = nn.Sequential(*(InvertedBlock(n3) for _ in range(b3)))
+        self.stage3 = _stage(n3, 2)
         self.dropout = nn.Dropout(dropout)
         self.head = Head(n3, classes)
 

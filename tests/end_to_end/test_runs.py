@@ -61,7 +61,7 @@ def test_what_a_run_leaves_behind(command):
 
     text = log_text()
     for part in (
-        *("settings: ", "torch ", "device: cpu", "60 training", "Total params: 158,922"),
+        *("settings: ", "torch ", "device: cpu", "60 training", "Total params: 174,506"),
         *("epoch 3/3", "img/s"),
     ):
         assert part in text

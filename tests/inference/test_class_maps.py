@@ -60,7 +60,7 @@ def test_networks_without_maps_say_why():
 def test_attention_that_sees_the_whole_image_is_named(attention, local):
     assert (caution(random_model(attention=attention)) == "") is local
     lite = caution(random_model(network="lite", attention=attention))
-    assert ("whole image" in lite) is (attention != "none")
+    assert lite.startswith("This network has attention") is (attention != "none")
 
 
 def test_the_receptive_field_is_named():
@@ -70,3 +70,6 @@ def test_the_receptive_field_is_named():
     model.build().eval().features(images)[:, :, 12, 12].sum().backward()
     rows = images.grad.abs().sum((0, 1, 3)).nonzero()
     assert f"the {rows.max() - rows.min() + 1}x{len(rows)} pixels" in caution(model)
+    assert (
+        caution(random_model(32, network="lite")) == "Each part depends on nearly the whole image."
+    )

@@ -48,6 +48,8 @@ def test_size_and_shapes():
     assert sum(p.numel() for p in network.parameters()) == 174_506 <= 174_762
     assert multiply_adds(network, 32) == 31_573_248
     half = LiteNet(width=0.5).state_dict()
+    assert half["stage1.0.conv.weight"].shape == (16, 24, 1, 1)
+    assert half["stage2.3.conv.weight"].shape == (32, 48, 1, 1)
     assert half["stage3.1.conv.weight"].shape == (64, 96, 1, 1)
     assert LiteNet(7)(torch.randn(2, 3, 16, 21)).shape == (2, 7)
     assert LiteNet()(torch.randn(1, 3, 8, 8)).shape == (1, 10)  # a last batch of one image
