@@ -28,8 +28,8 @@ from cifarnet.images.imageset import (
     ImageSet,
     Splits,
     channel_statistics,
-    hold_back,
     limited,
+    split_holdout,
 )
 from cifarnet.images.normalise import Batch, Normalise
 from cifarnet.settings import Settings
@@ -65,7 +65,7 @@ def load_splits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     test = limited(dataset.test, settings.limit_test, "--limit_test")
     val = dataset.val
     if val is None and len(train):
-        train, val = hold_back(train, settings.val_fraction)
+        train, val = split_holdout(train, settings.val_fraction)
     mean, std = dataset.statistics or channel_statistics(train.images)
     return Splits(printable(settings.dataset_name or dataset.name), train, val, test, mean, std)
 

@@ -47,7 +47,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of this command, and the flags that the user gave. Raises `UserError`. The
     options have the `names` of --pretrained, and the `command` as it was typed."""
     parser = build_parser(
-        "Writes the evaluation files of any snapshot or weights. Data set, batch size, --amp, "
+        "Evaluates a snapshot or a weights file, and writes a report. Data set, batch size, --amp, "
         "--evaluate and --skip_bad_images are those of the training, unless given here. Other "
         "flags have main.py's defaults.",
         FLAGS,
@@ -61,7 +61,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="PATH",
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
-    note = "The flags are those of the first. An exported file keeps no paths: add --data_dir."
+    note = "The settings are those of the first. With an exported file, add --data_dir."
     add_pretrained(what, several=ENSEMBLE, note=note)
     add_tta(parser)
     parser.add_argument(

@@ -109,10 +109,9 @@ def _targets(names: Sequence[str], out: Path) -> dict[str, Path]:
             raise UserError(f"--out {out} {why}; name a {'file' if is_folder else 'folder'}")
         return {names[0]: out}
     if out.suffix and not is_folder:
-        ends = " or ".join(sorted(suffixes)) or "nothing"
-        raise UserError(
-            f"--out {out} is not a folder and does not end in {ends}; choose another name"
-        )
+        ends = " or ".join(sorted(suffixes))
+        why = f"does not end in {ends}" if ends else f"has the suffix {out.suffix}"
+        raise UserError(f"--out {out} is not a folder and {why}; choose another name")
     return {name: out / FORMATS[name].file for name in names}
 
 

@@ -66,7 +66,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         type=path_argument,
         metavar="DIR",
         help="Also write each image into this folder with the class activation maps of its two "
-        "most probable classes: which parts speak for and against them.",
+        "most probable classes: which parts raise and lower their logits.",
     )
     options = vars(parser.parse_args(argv))
     if options["top_k"] < 1:
@@ -77,7 +77,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         check_package("matplotlib.figure", "--explain", "requirements.txt")
     threshold = options["threshold"]
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"--threshold {threshold:g} is not a share in [0, 1]; use such as 0.8")
+        raise UserError(f"--threshold {threshold:g} is not in [0, 1]; use 0.8, for example")
     flags = {name: options[name] for name in ("batch_size", "device") if name in options}
     settings = Settings.from_flags(**flags)
     options["names"] = split_names(options["pretrained"])

@@ -22,7 +22,7 @@ from cifarnet.core.device import Runtime
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.ranks import average_over_ranks, data_parallel, micro_batches
 from cifarnet.core.seeds import DROPOUT, derived_seed, random_state, set_random_state
-from cifarnet.reporting.metrics import Scores, predict, scores
+from cifarnet.reporting.metrics import Scores, collect_logits, scores
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.settings import Settings
 from cifarnet.training.averaging import MovingAverage, update_bn
@@ -157,7 +157,7 @@ def train_step(
     """Trains on one batch, and adds its figures to `tally`."""
     runtime, epoch = learner.runtime, batch.epoch
     network = partial(learner.logits, size=plan.image_size(epoch))
-    images_of = plan.images_of(epoch)
+    source = plan.source_epoch(epoch)
     learner.start_step(plan.rate(plan.first_step(epoch) + batch.step))
 
     # forward and backward, part by part; the gradient will be the mean over ranks
@@ -166,7 +166,7 @@ def train_step(
     parts = micro_batches(learner.forward, batch.images, batch.labels, count)
     for number, (images, labels) in enumerate(parts):
         with runtime.autocast():
-            loss, logits = objective(network, images, labels, (images_of, batch.step, number))
+            loss, logits = objective(network, images, labels, (source, batch.step, number))
         loss = loss / share
         learner.scaler.scale(loss).backward()
         tally.add(loss.detach() * share, logits, labels)
@@ -194,7 +194,7 @@ def run_epoch(
     waited, started = 0.0, time.perf_counter()
     ready = started
     with progress_bar(batches.count, f"epoch {epoch}/{plan.epochs}", runtime) as bar:
-        for step, (images, labels) in enumerate(batches.epoch(plan.images_of(epoch))):
+        for step, (images, labels) in enumerate(batches.epoch(plan.source_epoch(epoch))):
             waited += time.perf_counter() - ready
             batch = StepBatch(images, labels, batches.size(step), epoch, step)
             train_step(learner, objective, batch, plan, tally)
@@ -248,7 +248,9 @@ def measure_start(learner: Learner, data: Batches, plan: Plan, stop: Stop = lamb
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
     """The scores on the held-out images, of "raw" and, if they exist, "ema" weights."""
     return {
-        name: scores(*predict(network.eval(), stoppable(data.held_out, stop), learner.runtime))
+        name: scores(
+            *collect_logits(network.eval(), stoppable(data.held_out, stop), learner.runtime)
+        )
         for name, network in learner.networks().items()
     }
 
@@ -293,7 +295,7 @@ def _check_finite(bad_step: int, epoch: int, plan: Plan) -> None:
     if bad_step >= 0:
         rate = plan.rate(plan.first_step(epoch) + bad_step)
         raise RunError(
-            f"the loss is no longer finite: epoch {epoch}, step {bad_step + 1} of "
-            f"{plan.steps_per_epoch}, learning rate {rate:g}; nothing of this epoch was saved; "
-            f"try a lower --lr, --warmup_epochs or --max_grad_norm 1"
+            f"the loss, the gradient or the weights are not finite: epoch {epoch}, "
+            f"step {bad_step + 1} of {plan.steps_per_epoch}, learning rate {rate:g}; the epoch "
+            f"was not saved; try a lower --lr, --warmup_epochs or --max_grad_norm 1"
         )

@@ -20,7 +20,7 @@ from cifarnet.core.log import print_line
 from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.inference.readback import Classify, answers, top1
+from cifarnet.inference.readback import Classify, compute_logits, top1
 from cifarnet.settings.precision import PrecisionSettings
 from cifarnet.training.compiling import compiled
 from commands.bench_plain import noise
@@ -60,7 +60,7 @@ def inference(
         share = None
         if form.test is not None:
             tell(f"top-1: {name}")
-            share = top1(answers(form.classify, form.test.images), form.test.labels)
+            share = top1(compute_logits(form.classify, form.test.images), form.test.labels)
         figures[name] = _speed(times[name]) | {"bytes": form.bytes, "top1": share}
     return figures
 

@@ -22,7 +22,7 @@ from cifarnet.networks.build import build_model, parameter_count
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.cost import multiply_adds
 from cifarnet.networks.fast import use_plain_forms
-from cifarnet.reporting.metrics import predict
+from cifarnet.reporting.metrics import collect_logits
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -133,7 +133,7 @@ def evaluation(device: str, amp: bool, plain: bool = False) -> float:
     if plain:
         use_plain_forms(model)
     batches = EvalBatches(noise(BATCH * 2), BATCH, runtime, CIFAR10_MEAN, CIFAR10_STD)
-    return 2 * BATCH / _seconds(lambda: predict(model, batches, runtime), 1, 3)
+    return 2 * BATCH / _seconds(lambda: collect_logits(model, batches, runtime), 1, 3)
 
 
 def _steps(device: str) -> int:

@@ -21,10 +21,10 @@ from cifarnet.core.errors import RunError, UserError, os_errors, printable
 from cifarnet.core.files import exclusive
 from cifarnet.core.log import print_line
 from cifarnet.images.folder import read_folder
-from cifarnet.images.imageset import ImageSet, Splits, hold_back
+from cifarnet.images.imageset import ImageSet, Splits, split_holdout
 from cifarnet.inference.calibration import LEAST, fit_temperature
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.reporting.metrics import predict
+from cifarnet.reporting.metrics import collect_logits
 from cifarnet.reporting.predictions import Predictions, build_predictions
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
@@ -43,19 +43,19 @@ def calibrate(
     """`model` with the temperature that fits `images`, a sentence on it, and its predictions.
 
     `about` names the images. `amp`: see `TorchClassifier`. With fewer than `LEAST` of them it keeps
-    the temperature it has. If it classifies all of them correctly, it stays uncalibrated: see
+    the temperature it has. If it classifies all of them correctly, it becomes uncalibrated: see
     `fit_temperature`.
     """
     enough = len(images) >= LEAST
     model = dataclasses.replace(model, **UNCALIBRATED) if enough else model
     classifier = TorchClassifier(model, amp).to(runtime.device)
     batches = EvalBatches(images, settings.training.eval_batch_size, runtime)
-    logits, labels = predict(classifier.logits, batches, runtime)
+    logits, labels = collect_logits(classifier.logits, batches, runtime)
     temperature = fit_temperature(logits, labels) if enough else None
     predictions = build_predictions(logits.double() / (temperature or 1), labels)
     if not enough:
         kept = f"the temperature stays {model.temperature:g}"
-        few = f"{about} are too few, it takes {LEAST}"
+        few = f"{about} are too few, {LEAST} are needed"
         return model, f"not calibrated, {kept}: {few}", predictions
     if temperature is None:
         return model, f"not calibrated: it classifies all of {about} correctly", predictions
@@ -119,7 +119,7 @@ def held_out_images(
         images = _validation_images(model, splits)
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):
-        rest, images = hold_back(splits.test, choice, "--calibrate")
+        rest, images = split_holdout(splits.test, choice, "--calibrate")
         about = (
             f"{len(images):,} of the {len(splits.test):,} test images of {splits.name} "
             f"(--calibrate {choice:g} reports on the others)"

@@ -12,7 +12,7 @@ from cifarnet.images.corruptions import CORRUPTIONS, corrupt
 from cifarnet.images.imageset import ImageSet
 from cifarnet.inference.classifier import Classifier
 from cifarnet.reporting.corruptions import CorruptionRow
-from cifarnet.reporting.metrics import predict, scores
+from cifarnet.reporting.metrics import collect_logits, scores
 from cifarnet.settings import Settings
 
 
@@ -22,8 +22,8 @@ def measure_corruptions(
     """The accuracies on `images` after each corruption. The first row is `clean`, the accuracy on
     `images` as they are.
 
-    One batch of corrupted images is in memory at a time. --seed determines the draws. Prints a line
-    for each corruption: a log shows no bar.
+    One batch of corrupted images is in memory at a time. The seed of `settings` determines the
+    draws. Prints a line for each corruption: a log shows no bar.
     """
     classifier = classifier.to(runtime.device)
     rows = [CorruptionRow("none", 0, clean, len(images))]
@@ -44,7 +44,7 @@ def measure_corruptions(
     with bar:
         for name, entry in CORRUPTIONS.items():
             for severity in entry.constants:
-                logits, labels = predict(classifier.logits, batches(name, severity), runtime)
+                logits, labels = collect_logits(classifier.logits, batches(name, severity), runtime)
                 rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))
             shares = (f"{row.accuracy:.2%}" for row in rows[-len(entry.constants) :])
             tqdm.write(f"{name}: {', '.join(shares)}")  # above the bar

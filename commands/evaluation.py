@@ -21,7 +21,7 @@ from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
 from cifarnet.reporting.html import ReportData, write_page
 from cifarnet.reporting.label_issues import ValidationImages, write_label_issues
-from cifarnet.reporting.metrics import Report, build_report, describe_network, predict
+from cifarnet.reporting.metrics import Report, build_report, collect_logits, describe_network
 from cifarnet.reporting.predictions import build_predictions
 from cifarnet.reporting.report_files import (
     LABEL_ISSUES,
@@ -60,10 +60,14 @@ def evaluate_classifier(
     check_classes(classifier.classes, splits.test.classes)
     classify = classifier.to(runtime.device).logits
     batch_size, no_class = settings.training.eval_batch_size, {}
-    logits, labels = predict(classify, EvalBatches(splits.test, batch_size, runtime), runtime)
+    logits, labels = collect_logits(
+        classify, EvalBatches(splits.test, batch_size, runtime), runtime
+    )
     if settings.evaluation.report:
         pictures = no_class_pictures(splits.test.images)
-        others, kinds = predict(classify, EvalBatches(pictures, batch_size, runtime), runtime)
+        others, kinds = collect_logits(
+            classify, EvalBatches(pictures, batch_size, runtime), runtime
+        )
         highest = others.double().softmax(dim=1).amax(dim=1)
         no_class = {kind: highest[kinds == i].numpy() for i, kind in enumerate(pictures.classes)}
     return build_report(
@@ -178,7 +182,7 @@ def _print_figures(report: Report, corruptions: Sequence[CorruptionRow]) -> None
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
     if report.fitted_here:
-        print_line("warning: some of these images fitted the temperature")
+        print_line("warning: the temperature was fitted on some of these images")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
 
@@ -246,7 +250,7 @@ def _validation(
             )
         return None
     batches = EvalBatches(val, settings.training.eval_batch_size, runtime)
-    logits, labels = predict(classifier.to(runtime.device).logits, batches, runtime)
+    logits, labels = collect_logits(classifier.to(runtime.device).logits, batches, runtime)
     predictions = build_predictions(logits, labels)
     return ValidationImages(val.images.numpy(), val.names, predictions)
 

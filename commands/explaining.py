@@ -24,7 +24,7 @@ LONGEST = 50  # letters of a file's name: with the endings at most 255 bytes
 FORM = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight"}
 RANKS = ("answer", "second")
 COLORS = ListedColormap(np.array(MAP_COLORS[::-1]) / 255)  # of negative and of positive values
-LEGEND = "red parts speak for the class, blue parts against it; both maps have one scale"
+LEGEND = "red parts raise the score of the class, blue parts lower it; both maps have one scale"
 
 
 class Explainer:

@@ -45,6 +45,13 @@ class Format(NamedTuple):
     same: float = 0.0  # the least share of the images with equal top-1, in [0, 1]
     needs_images: bool = False  # to write it
 
+    @property
+    def limit(self) -> str:
+        """How close its answers must be, in words."""
+        if self.difference < float("inf"):
+            return f"allowed: {self.difference:g}"
+        return f"needed: equal top-1 for {self.same:.0%}"
+
 
 def _read_weights(path: Path) -> "Classify":  # the file, or a folder with it
     return classifier.TorchClassifier(snapshots.load_trained(str(path))).logits

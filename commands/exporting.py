@@ -22,7 +22,7 @@ from cifarnet.export.exported_figures import (
 from cifarnet.images.cifar import CIFAR, is_at_hand
 from cifarnet.images.imageset import Splits
 from cifarnet.inference.classifier import TorchClassifier
-from cifarnet.inference.readback import RANDOM_IMAGES, answers, compare, random_images, top1
+from cifarnet.inference.readback import RANDOM_IMAGES, compare, compute_logits, random_images, top1
 from cifarnet.settings import OF_THE_RESULT
 from cifarnet.settings.precision import PrecisionSettings
 from commands.evaluation import evaluation_settings
@@ -127,10 +127,10 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
     Raises `RunError` if one cannot be written, or if its answers differ from the network's."""
     if source.splits is None:
         pixels, labels = random_images(RANDOM_IMAGES, source.model.image_size), None
-        print_line("the test images of its training are not available (--data_dir names them)")
+        print_line("no test images: comparing on random ones (--data_dir names the images)")
     else:
         pixels, labels = source.splits.test.images, source.splits.test.labels
-    expected = answers(TorchClassifier(source.model).logits, pixels)
+    expected = compute_logits(TorchClassifier(source.model).logits, pixels)
     messages = {}
     for name, path in drafts.items():
         form = FORMATS[name]
@@ -138,7 +138,7 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
         with os_errors(f"--format {name} could not be written", kind=RunError):
             form.write(source, path)
         try:
-            logits = answers(form.read(path), pixels)
+            logits = compute_logits(form.read(path), pixels)
         except (OSError, UserError, ValueError) as problem:
             raise RunError(f"--format {name} cannot be read back ({problem})") from None
         difference, same = compare(expected, logits)
@@ -153,7 +153,7 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
         if not (difference <= form.difference and same >= form.same):
             raise RunError(
                 f"--format {name} was not written, because its outputs differ too much from the "
-                f"network's (allowed: {form.difference:g} and {form.same:.0%}): {messages[name]}"
+                f"network's ({form.limit}): {messages[name]}"
             )
     return messages
 

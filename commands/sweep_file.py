@@ -198,7 +198,7 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
     """Raises `UserError` unless these are flags that a sweep may set, with allowed values."""
     for name, value in flags.items():
         if name in OF_THE_SWEEP:
-            raise UserError(f"{name} is not a flag that differs between runs; leave it out")
+            raise UserError(f"{name} cannot be set in a sweep; remove it")
         if name not in FLAGS:
             hint = did_you_mean(name, FLAGS) or "see main.py --help for the flags"
             raise UserError(f"there is no flag {name!r}; {hint}")

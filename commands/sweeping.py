@@ -83,7 +83,7 @@ class Runner:
         self.failures = 0
 
     def run(self) -> None:
-        """Runs until no trial is left. A signal is passed on to all runs, which end politely.
+        """Runs until no trial is left. Passes a signal on to all runs, which end as after Ctrl-C.
 
         Raises `RunError` if a trial failed.
         """

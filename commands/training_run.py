@@ -61,7 +61,7 @@ def run_training(request: Request, group: Group) -> None:
     with _folders(settings, runtime) as folders, RunLog(quiet=runtime.rank > 0) as log:
         run = prepare(request, runtime, folders, log, group)
         recorders = build_recorders(run, group)
-        with _stop_politely(run, recorders, group) as signals:
+        with _stop_on_signal(run, recorders, group) as signals:
             train(run, recorders, signals, group)
             with group.contact():
                 figures = report(run, recorders)
@@ -188,7 +188,7 @@ def train(run: Run, recorders: Recorders, signals: Signals, group: Group) -> Non
 
 
 @contextlib.contextmanager
-def _stop_politely(run: Run, recorders: Recorders, group: Group) -> Iterator[Signals]:
+def _stop_on_signal(run: Run, recorders: Recorders, group: Group) -> Iterator[Signals]:
     """Keeps what is not written yet when the run ends early, and says how to continue it."""
     first, progress = run.runtime.rank == 0, run.learner.progress
     with Signals(patient=run.runtime.world_size > 1) as signals:

@@ -9,7 +9,7 @@ from support.small_runs import small_run, small_splits
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.networks.fast import use_plain_forms
-from cifarnet.reporting.metrics import predict, scores
+from cifarnet.reporting.metrics import collect_logits, scores
 from cifarnet.training.plan import learning_rate
 
 
@@ -77,7 +77,7 @@ def test_validation_images_keep_the_test_set_out_of_the_run():
 @pytest.mark.parametrize("amp", [False, True])
 def test_weights_that_are_no_longer_finite_end_the_run(amp):
     run, rows = small_run(lr=1e30, max_grad_norm=0.0, amp=amp, amp_dtype="bf16"), []
-    words = r"no longer finite: epoch 1, step \d of 3, learning rate"
+    words = r"are not finite: epoch 1, step \d of 3, learning rate"
     with pytest.raises(RunError, match=words) as caught:
         run.fit(rows.append)
     assert caught.value.exit_code == 1
@@ -185,7 +185,7 @@ def test_the_weights_that_evaluate_names_are_scored_and_kept_as_the_best():
     for ours, other in zip(raw_rows, ema_rows, strict=True):
         assert ours.test_accuracy == ours.raw_accuracy == other.raw_accuracy
         assert other.test_accuracy == other.ema_accuracy == ours.ema_accuracy
-    ours = scores(*predict(ema.learner.networks()["ema"], ema.data.held_out, ema.runtime))
+    ours = scores(*collect_logits(ema.learner.networks()["ema"], ema.data.held_out, ema.runtime))
     assert ours.top1 == ema_rows[-1].test_accuracy
     assert ours.loss == ema_rows[-1].test_loss != raw_rows[-1].test_loss
     assert ema.learner.progress.best.held_out_accuracy == max(row.ema_accuracy for row in ema_rows)
@@ -265,7 +265,7 @@ def test_a_state_of_another_network_or_optimizer_is_refused():
 def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():
     run, rows = small_run(eval_freq=0, batch_size=24), []
     bias = run.learner.network.head.bias.data
-    with pytest.raises(RunError, match="no longer finite: epoch 1, step 1 of 1"):
+    with pytest.raises(RunError, match="are not finite: epoch 1, step 1 of 1"):
         run.fit(rows.append, lambda: bias.fill_(torch.nan))
     assert not rows
 

@@ -195,7 +195,9 @@ def read_snapshot(path: Path) -> Snapshot:
         end = content[:-64]
         earlier = end.endswith(b"sha256:") and not end.endswith(MARK)  # as format 1 ended
         what = "of an earlier version" if earlier else "damaged, or not a snapshot"
-        raise DamagedSnapshotError(f"{path} is {what}: its checksum does not fit; use another one")
+        raise DamagedSnapshotError(
+            f"{path} is {what}: its checksum does not match; use another one"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says it in one line
@@ -229,7 +231,7 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
         and 0 <= epochs[0] <= epochs[-1] == epoch
         and 0 <= state.comparable_after <= epoch
     ):
-        raise ValueError("its history does not fit together")
+        raise ValueError("its history is inconsistent")
     return Snapshot(trained_model(info, fields["weights"]), state)
 
 

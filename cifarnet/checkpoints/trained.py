@@ -147,7 +147,7 @@ def model_info(fields: Mapping[str, Any], source: str) -> ModelInfo:
         and (origin.accuracy is None or 0 <= origin.accuracy <= 1)
         and TEMPERATURE_RANGE[0] <= fields["temperature"] <= TEMPERATURE_RANGE[1]
     ):
-        raise ValueError("its figures do not fit together")
+        raise ValueError("its figures are inconsistent")
     network, size, sha256 = (fields[name] for name in ("network", "image_size", "sha256"))
     parts = (NetworkSettings(**network), size, classes, mean, std, origin, sha256, source)
     return ModelInfo(*parts, fields["temperature"], printable(fields["calibrated_on"]))
@@ -219,7 +219,7 @@ def read_weights(path: Path, source: str) -> TrainedModel:
         ) from None
     info = info_from_metadata(metadata, path, source)
     if not is_sealed(content):
-        raise UserError(f"{path} is damaged: its checksum does not fit; use another one")
+        raise UserError(f"{path} is damaged: its checksum does not match; use another one")
     try:
         return trained_model(info, weights)
     except ValueError as problem:

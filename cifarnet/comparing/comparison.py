@@ -32,7 +32,7 @@ def _tested_on(run: PastRun) -> str:
     return run.record.tested_on or _shown(run, "images")
 
 
-class Outcome(NamedTuple):
+class Metric(NamedTuple):
     """A figure of a run: its name in a CSV file, its title, and how it is written."""
 
     name: str
@@ -41,27 +41,27 @@ class Outcome(NamedTuple):
     form: Callable[[float], str]
 
 
-OUTCOMES = (
-    Outcome("top1", "top-1", lambda run: run.top1, "{:.2%}".format),
-    Outcome("validation", "validation", lambda run: run.validation, "{:.2%}".format),
-    Outcome("corrupted", "corrupted", lambda run: run.record.corrupted, "{:.2%}".format),
-    Outcome("best", "best", lambda run: run.best and run.best.held_out_accuracy, "{:.2%}".format),
-    Outcome("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, "{:.4g}".format),
-    Outcome("seconds", "time", lambda run: run.seconds, clock),
-    Outcome("images_per_second", "images/s", lambda run: run.images_per_second, "{:,.0f}".format),
-    Outcome(
+METRICS = (
+    Metric("top1", "top-1", lambda run: run.top1, "{:.2%}".format),
+    Metric("validation", "validation", lambda run: run.validation, "{:.2%}".format),
+    Metric("corrupted", "corrupted", lambda run: run.record.corrupted, "{:.2%}".format),
+    Metric("best", "best", lambda run: run.best and run.best.held_out_accuracy, "{:.2%}".format),
+    Metric("best_epoch", "its epoch", lambda run: run.best and run.best.epoch, "{:.4g}".format),
+    Metric("seconds", "time", lambda run: run.seconds, clock),
+    Metric("images_per_second", "images/s", lambda run: run.images_per_second, "{:,.0f}".format),
+    Metric(
         "calibration_error",
         "calibration error",
         lambda run: run.record.calibration_error,
         "{:.2%}".format,
     ),
-    Outcome(
+    Metric(
         "calibration_error_before",
         "uncalibrated",
         lambda run: run.record.calibration_error_before,
         "{:.2%}".format,
     ),
-    Outcome("parameters", "parameters", lambda run: run.record.parameters, "{:,.0f}".format),
+    Metric("parameters", "parameters", lambda run: run.record.parameters, "{:,.0f}".format),
 )
 
 
@@ -81,9 +81,9 @@ class Line:
         """The value of a flag in words; the seeds of several runs are listed."""
         return ", ".join(dict.fromkeys(_shown(run, name) for run in self.runs))
 
-    def figure(self, outcome: Outcome) -> tuple[float | None, float | None]:
+    def figure(self, metric: Metric) -> tuple[float | None, float | None]:
         """Mean and sample deviation over those runs that have the figure; None: of too few."""
-        values = [value for run in self.runs if (value := outcome.of(run)) is not None]
+        values = [value for run in self.runs if (value := metric.of(run)) is not None]
         mean = statistics.mean(values) if values else None
         return mean, statistics.stdev(values) if len(values) > 1 else None
 
@@ -94,14 +94,14 @@ class Comparison:
 
     lines: tuple[Line, ...]
     differing: tuple[str, ...]  # flags, and what else is in `FACTS`
-    outcomes: tuple[Outcome, ...]  # those that at least one run has
+    metrics: tuple[Metric, ...]  # those that at least one run has
 
     def columns(self) -> dict[str, list[str]]:
         """The results, and the settings that differ, in words: cells by title of the column."""
         counts = [str(len(line.runs)) for line in self.lines]
         columns = {} if set(counts) == {"1"} else {"runs": counts}
-        for outcome in self.outcomes:
-            columns[outcome.title] = [_in_words(line, outcome) for line in self.lines]
+        for metric in self.metrics:
+            columns[metric.title] = [_in_words(line, metric) for line in self.lines]
         columns["epochs done"] = [line.runs[0].epochs_in_words for line in self.lines]
         columns["best on"] = [_best_on(line) for line in self.lines]
         return columns | {
@@ -152,7 +152,7 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
             for name in (*COMPARED, *FACTS)
             if len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
         ),
-        tuple(o for o in OUTCOMES if any(o.of(run) is not None for run in runs)),
+        tuple(m for m in METRICS if any(m.of(run) is not None for run in runs)),
     )
 
 
@@ -168,10 +168,10 @@ def _shown(run: PastRun, name: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _in_words(line: Line, outcome: Outcome) -> str:
-    mean, deviation = line.figure(outcome)
+def _in_words(line: Line, metric: Metric) -> str:
+    mean, deviation = line.figure(metric)
     return " ± ".join(
-        outcome.form(value) for value in (mean, deviation or None) if value is not None
+        metric.form(value) for value in (mean, deviation or None) if value is not None
     )
 
 
@@ -212,14 +212,16 @@ def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
 
 def as_csv(comparison: Comparison) -> str:
     """The table as CSV: shares in [0, 1], seconds, and sample deviations beside the means."""
-    names = [name for o in comparison.outcomes for name in (o.name, f"{o.name}_deviation")]
+    names = [
+        name for metric in comparison.metrics for name in (metric.name, f"{metric.name}_deviation")
+    ]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(
         ["run", "runs", *comparison.differing, *names, "epochs_done", "epochs_asked", "best_on"]
     )
     for line in comparison.lines:
-        figures = [value for o in comparison.outcomes for value in line.figure(o)]
+        figures = [value for metric in comparison.metrics for value in line.figure(metric)]
         settings = [line.setting(name) for name in comparison.differing]
         epochs = line.runs[0].epochs_done, line.setting("epochs")
         writer.writerow([line.name, len(line.runs), *settings, *figures, *epochs, _best_on(line)])

@@ -40,7 +40,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
             row.keys() >= set(OF_A_CLASS) for row in report["per_class"].values()
         )
         if not (complete and len(report["interval"]) == 2 and 0 <= report["top1"] <= 1):
-            raise ValueError("its figures do not fit together")
+            raise ValueError("its figures are inconsistent")
     except ValueError as problem:
         raise UserError(f"--metrics {path}: {problem}; evaluate.py writes another") from None
     return report
@@ -106,12 +106,12 @@ def cautions(metrics: dict[str, Any]) -> list[str]:
         if example["answered"] < 1:
             above = example["answered"] * (example["accuracy"] or 0)
             below = (metrics["top1"] - above) / (1 - example["answered"])
-            sentences.append(f"Below {EXAMPLE:.0%}, {below:.1%} of its answers are right.")
+            sentences.append(f"Of its answers below {EXAMPLE:.0%}, {below:.1%} are right.")
         if example.get("no_class"):
             kind, share = max(example["no_class"].items(), key=itemgetter(1))
             sentences.append(
-                f"It gives one of its classes also to images that show none of them: {EXAMPLE:.0%} "
-                f"or more for up to {share:.0%} of such images ({kind})."
+                f"Images that show none of its classes get one too: up to {share:.0%} of them "
+                f"({kind}) with {EXAMPLE:.0%} or more."
             )
         classes = metrics["per_class"].items()
         recall, worst = min((row["recall"], name) for name, row in classes if row["support"])

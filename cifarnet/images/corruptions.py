@@ -3,7 +3,8 @@
 Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261. All constants are those of the
 authors' program for images of 32 pixels, not of ImageNet-C: make_cifar_c.py, at
 https://github.com/hendrycks/robustness/tree/master/ImageNet-C/create_c. Lengths are in pixels, for
-larger images too. `synthetic_frost` is ours: the authors use photographs of frost.
+larger images too, except those of `elastic_transform`. `synthetic_frost` is ours: the authors use
+photographs of frost.
 """
 
 import zlib

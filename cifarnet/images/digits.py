@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from cifarnet.core.late import LateModule
 from cifarnet.images.finding import Say
-from cifarnet.images.imageset import Dataset, ImageSet, hold_back
+from cifarnet.images.imageset import Dataset, ImageSet, split_holdout
 from cifarnet.settings.data import DataSettings
 
 sklearn_datasets = LateModule("sklearn.datasets")
@@ -23,6 +23,6 @@ def read_digits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     grey = F.interpolate(grey, (settings.image_size,) * 2, mode="bilinear").round().to(torch.uint8)
     images = grey.expand(-1, 3, -1, -1).contiguous()
     digits = ImageSet(images, torch.from_numpy(bunch.target).long(), tuple("0123456789"))
-    parts = hold_back(digits, TEST_FRACTION)
+    parts = split_holdout(digits, TEST_FRACTION)
     train, test = (dataclasses.replace(part, paths=None) for part in parts)  # each from number 0
     return Dataset("digits", train, None, test)

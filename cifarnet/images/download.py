@@ -68,7 +68,7 @@ def _complete(file: BinaryIO, part: Path, url: str, md5: str, say: Say) -> None:
         _empty(file)
         if start == 0 or not may_restart:
             raise OSError(f"{url} sends another file: its md5 checksum is {digest}, not {md5}")
-        say("download: the parts do not fit together; starting again")
+        say("download: the parts do not belong together; starting again")
         may_restart = False
 
 

@@ -12,7 +12,7 @@ from cifarnet.core.errors import RunError, UserError, printable, reason
 from cifarnet.core.files import existing_directory
 from cifarnet.images.decoding import decoded_images
 from cifarnet.images.finding import Say
-from cifarnet.images.imageset import Dataset, ImageSet, held_back
+from cifarnet.images.imageset import Dataset, ImageSet, holdout_mask
 from cifarnet.images.labels import read_labels
 from cifarnet.images.layout import Layout, read_layout
 from cifarnet.settings.data import DataSettings
@@ -67,7 +67,7 @@ def _parts(
     root, fraction = Path(settings.data_dir), settings.test_fraction
     if evaluates and fraction == 1:
         return np.full(len(parts), "test")
-    in_test = held_back(labels, fraction, "--test_fraction")
+    in_test = holdout_mask(labels, fraction, "--test_fraction")
     say(
         f"{root} has no test folder: {in_test.sum()} of the {len(parts)} images, always the same "
         f"ones, are the test images (--test_fraction {fraction:g})"

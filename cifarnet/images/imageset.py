@@ -90,18 +90,18 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
     return images.take(np.sort(order[:limit]))
 
 
-def hold_back(
+def split_holdout(
     images: ImageSet, fraction: float, flag: str = "--val_fraction"
 ) -> tuple[ImageSet, ImageSet | None]:
     """Splits off a fixed `fraction` of each class, rounded down: (rest, held back or None for 0).
     Raises `UserError`, naming `flag`, if either part would be empty."""
     if fraction == 0:
         return images, None
-    held = held_back(images.labels, fraction, flag)
+    held = holdout_mask(images.labels, fraction, flag)
     return images.take(~held), images.take(held)
 
 
-def held_back(labels: Tensor, fraction: float, flag: str) -> np.ndarray:
+def holdout_mask(labels: Tensor, fraction: float, flag: str) -> np.ndarray:
     """Chooses a fixed `fraction` of each class, rounded down: a mask, bool [N].
     Raises `UserError`, naming `flag`, if it would hold back all images, or none."""
     sizes = np.bincount(labels.numpy())

@@ -21,7 +21,7 @@ WITHOUT_MAPS = {  # by --network: why
 }
 # By --network: the side of the receptive field of a value of the maps, in pixels; left out where
 # it is small.
-FIELDS = {"lite": 42}
+RECEPTIVE_FIELDS = {"lite": 42}
 
 
 def why_no_maps(classifier: Classifier) -> str:
@@ -38,7 +38,7 @@ def caution(info: ModelInfo) -> str:
     attention = info.network.attention
     if attention not in LOCAL[info.network.network]:
         return f"This network has attention ({attention}): each part depends on the whole image."
-    field = FIELDS.get(info.network.network, 0)
+    field = RECEPTIVE_FIELDS.get(info.network.network, 0)
     if field >= info.image_size:
         return "Each part depends on nearly the whole image."
     return f"Each part depends on the {field}x{field} pixels around it." if field else ""

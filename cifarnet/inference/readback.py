@@ -12,7 +12,7 @@ BATCH = 256  # images: the last batch of a set is usually smaller, so other size
 
 
 @torch.inference_mode()
-def answers(classify: Classify, pixels: Tensor) -> Tensor:
+def compute_logits(classify: Classify, pixels: Tensor) -> Tensor:
     """The logits float32 [N,classes] for `pixels` uint8 [N,3,S,S]."""
     return torch.cat([classify(part) for part in pixels.split(BATCH)])
 

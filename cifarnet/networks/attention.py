@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.networks.blocks import SeparableBlock, channel_means
-from cifarnet.networks.lite import InvertedBlock
+from cifarnet.networks.lite import InvertedResidual
 
 REDUCTION, MIN_HIDDEN = 16, 8  # hidden channels of se and cbam: C/16, but at least 8
 EPSILON = 1e-4  # lambda in the paper of SimAM
@@ -105,7 +105,7 @@ ATTENTION: dict[str, Callable[[int], nn.Module]] = {  # by --attention: channels
 }
 
 
-def add_attention(blocks: Iterable[SeparableBlock | InvertedBlock], name: str) -> None:
+def add_attention(blocks: Iterable[SeparableBlock | InvertedResidual], name: str) -> None:
     """Adds the attention `name` to each of `blocks`, in place."""
     for block in blocks:
         block.attention.append(ATTENTION[name](block.bn.num_features))

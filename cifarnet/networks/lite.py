@@ -1,7 +1,7 @@
 """LiteNet: more accurate and faster than CIFARNet, with 174,506 parameters for ten classes.
 
-CIFARNet computes 240 channels at 32x32 pixels. LiteNet computes at most 48 there, and more where
-the images are smaller. So it has more layers with as many parameters.
+CIFARNet computes 240 channels at 32x32 pixels. LiteNet computes at most 64 there, and more where
+the images are smaller. So it has more layers with about as many parameters.
 """
 
 import torch
@@ -13,7 +13,7 @@ from cifarnet.networks.scaling import widened
 EXPANSION = 1.5  # hidden channels of a block, as a multiple of its channels
 
 
-class InvertedBlock(nn.Module):
+class InvertedResidual(nn.Module):
     """depthwise 3x3 -> conv 1x1 -> BN -> ReLU -> conv 1x1 -> BN, plus the input: [B,C,H,W] -> the
     same.
 
@@ -35,19 +35,19 @@ class InvertedBlock(nn.Module):
         return x + self.attention(self.bn(self.conv(y)))
 
 
-class HalvingConv(nn.Sequential):
+class Downsample(nn.Sequential):
     """conv 1x1 -> max pooling -> BN: [B,in,H,W] -> [B,out,H//2,W//2]."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             DenseConv2d(in_channels, out_channels, 1),
-            nn.MaxPool2d(2),  # first, so that BN has a quarter of the values
+            nn.MaxPool2d(2),  # before BN, which then has a quarter of the values
             nn.BatchNorm2d(out_channels),
         )
 
 
 def _stage(channels: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(InvertedBlock(channels) for _ in range(blocks)))
+    return nn.Sequential(*(InvertedResidual(channels) for _ in range(blocks)))
 
 
 class LiteNet(nn.Module):
@@ -60,9 +60,9 @@ class LiteNet(nn.Module):
         n1, n2, n3 = (widened(channels, width) for channels in (32, 64, 128))
         self.stem = nn.Sequential(DenseConv2d(3, n1, 3), nn.BatchNorm2d(n1))
         self.stage1 = _stage(n1, 2)
-        self.halving1 = HalvingConv(n1, n2)
+        self.halving1 = Downsample(n1, n2)
         self.stage2 = _stage(n2, 4)
-        self.halving2 = HalvingConv(n2, n3)
+        self.halving2 = Downsample(n2, n3)
         self.stage3 = _stage(n3, 2)
         self.dropout = nn.Dropout(dropout)
         self.head = Head(n3, classes)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cifarnet.reporting.predictions import Predictions
 from cifarnet.reporting.thumbnails import sheet
 
-# Red, green, blue in [0, 255]: of the parts that speak for a class, and of those against it.
+# Red, green, blue in [0, 255]: of the parts that raise the score of a class, and that lower it.
 MAP_COLORS = ((220, 30, 50), (40, 120, 220))
 SIDE = 16  # pixels of a tile: the maps of images of 32 pixels
 

@@ -28,7 +28,7 @@ from cifarnet.reporting.predictions import (
 
 
 @torch.inference_mode()
-def predict(
+def collect_logits(
     compute_logits: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     runtime: Runtime,

@@ -110,7 +110,7 @@ class Recorders:
 class Snapshots(Recorder):
     """Writes last.pth after each epoch, numbered snapshots, and best_model.pth.
 
-    The best comes before the last: a crash in between is then repeated by the resumed run. What
+    The best comes first: after a crash in between, the resumed run repeats the epoch. What
     could not be written is kept as it was, and tried again.
     """
 

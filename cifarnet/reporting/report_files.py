@@ -135,7 +135,7 @@ def _main_figures(report: Report) -> str:
         f"95 % interval of top-1: {low:.4f} to {high:.4f}",
         f"loss: {report.loss:.4f}",
         report.calibration(),
-        *(["some of these images fitted the temperature"] if report.fitted_here else []),
+        *(["the temperature was fitted on some of these images"] if report.fitted_here else []),
     ]
     return "\n".join([*lines, "", ""])
 

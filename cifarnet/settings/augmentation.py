@@ -20,7 +20,7 @@ class AugmentationSettings(Group):
         "full: crop, flip, affine, hole and colour jitter. light: crop and flip. none: nothing.")
     flip_p: float = flag(0.5, within="[0, 1]", help=
         "Probability of mirroring an image left to right, in light and full. 0: no image.")
-    augment_p: float | None = flag(None, within="[0, 1]", unset="the three flags below", help=
+    augment_p: float | None = flag(None, within="[0, 1]", unset="see the three flags below", help=
         "Probability of each step that full adds to light: affine, hole and jitter.")
     affine_p: float | None = flag(None,
         "Probability of the shift, scale and rotation of full.",
@@ -37,7 +37,7 @@ class AugmentationSettings(Group):
         "Pad each side by this many pixels, then cut a random crop of the original size. Grows "
         "with --image_size, like --hole: 4 pixels of 32 are 8 pixels of 64.")
     shift: float = flag(0.0625, within="[0, 1)", help=
-        "Largest shift along each axis, as a share of the image. Whole pixels are shifted.")
+        "Largest shift along each axis, as a share of the image. Shifts are whole pixels.")
     scale: float = flag(0.1, within="[0, 1)", help=
         "Largest change of scale: 0.1 scales by 0.9 to 1.1.")
     degrees: float = flag(15.0, within="[0, 180]", help=

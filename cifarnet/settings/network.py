@@ -55,13 +55,12 @@ class NetworkSettings(Group):
             changed = getattr(self, name) != getattr(NetworkSettings, name)
             if changed and name not in CHANGES[self.network]:
                 raise UserError(
-                    f"--{name} does not change {self.network}; leave it or "
-                    f"--network {self.network} out"
+                    f"--{name} does not change {self.network}; remove it or "
+                    f"--network {self.network}"
                 )
         if self.compound_scale and (self.width, self.depth) != (1, 1):
             raise UserError(
-                "--compound_scale sets width and depth itself; leave it, or --width and --depth, "
-                "out"
+                "--compound_scale sets width and depth itself; remove it, or --width and --depth"
             )
 
     @property

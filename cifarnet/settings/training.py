@@ -54,7 +54,7 @@ class TrainingSettings(Group):
     label_smoothing: float | None = flag(None,
         "Share of each training label that is spread evenly over all classes. The training loss "
         "is computed with the smoothed labels, the test loss without smoothing.",
-        within="[0, 1)", unset=f"{SMOOTHING}; with --teacher 0")
+        within="[0, 1)", unset=f"{SMOOTHING}; 0 with --teacher")
     class_weights: str = flag("none", choices=("none", "balanced"), help=
         "balanced: weight the loss of each image by the inverse frequency of its class, so that "
         "all classes count the same.")
@@ -83,9 +83,7 @@ class TrainingSettings(Group):
 
     def check(self) -> None:
         if self.warmup_epochs and self.schedule_per == "epoch":
-            raise UserError(
-                "--warmup_epochs rises step by step; leave it or --schedule_per epoch out"
-            )
+            raise UserError("--warmup_epochs needs --schedule_per step; remove one of them")
         if self.min_lr > self.lr:
             raise UserError(
                 f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}; lower it or raise --lr"

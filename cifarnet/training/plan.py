@@ -55,7 +55,7 @@ class Plan:
         sizes = self.settings.image_sizes
         return sizes[(epoch - 1) * len(sizes) // self.epochs]
 
-    def images_of(self, epoch: int) -> int:
+    def source_epoch(self, epoch: int) -> int:
         """The epoch whose order, augmentation and mixes `epoch` has: its own, or one that it
         repeats because of --teacher_epochs."""
         training = self.settings.training
@@ -71,7 +71,7 @@ class Plan:
         """The cost of `epoch` in pixels per image, to estimate the time left. A teacher adds a
         quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels."""
         training = self.settings.training
-        asked = training.teacher and self.images_of(epoch) == epoch
+        asked = training.teacher and self.source_epoch(epoch) == epoch
         views = 2 if training.teacher_tta == "flip" else 1
         teacher = views * self.settings.data.image_size**2 / 4 if asked else 0
         return self.image_size(epoch) ** 2 + teacher

@@ -122,7 +122,7 @@ def test_a_changed_bit_is_noticed(tmp_path, place, bit):
     content = bytearray(pack(make_snapshot()))
     content[int(place * len(content))] ^= 1 << bit
     (tmp_path / LAST).write_bytes(content)
-    assert "checksum does not fit" in refused(tmp_path / LAST)
+    assert "checksum does not match" in refused(tmp_path / LAST)
 
 
 class Bomb:
@@ -135,7 +135,7 @@ def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatc
     path, content = tmp_path / "some.pth", pack(make_snapshot())
     for wrong in (content[: len(content) // 2], b"", pickle.dumps(Bomb())):
         path.write_bytes(wrong)
-        assert "checksum does not fit" in refused(path)
+        assert "checksum does not match" in refused(path)
     whole = contents(make_snapshot())
     for wrong, words in (
         ({"weights": Bomb()}, "holds more than data"),
@@ -160,7 +160,7 @@ def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatc
 )  # fmt: skip
 def test_a_history_that_no_run_writes_is_refused(tmp_path, wrong):
     save(make_snapshot(**wrong), tmp_path / LAST)
-    assert "(its history does not fit" in refused(tmp_path / LAST)
+    assert "(its history is inconsistent" in refused(tmp_path / LAST)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, 1e9, math.nan, math.inf])

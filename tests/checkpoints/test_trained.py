@@ -79,7 +79,7 @@ def test_a_changed_bit_is_refused_wherever_it_lies(tmp_path, region, place, bit)
     (tmp_path / FILE).write_bytes(content)
     words = refused(tmp_path / FILE)
     if region == "tensors":  # the library alone notices nothing
-        assert "is damaged: its checksum does not fit" in words
+        assert "is damaged: its checksum does not match" in words
 
 
 def test_half_the_size_is_the_model_rounded_to_float16(tmp_path):

@@ -225,7 +225,7 @@ def test_a_report_on_images_that_fitted_the_temperature_says_so(folder, command,
     write_weights(model, Path("half.safetensors"))
     flags += ("--plot_dir", "p", "--no-plot_evaluation")
     done = command("evaluate", "--pretrained", "half.safetensors", *flags)
-    said, stated = "ome of these images fitted the temperature", "--calibrate" not in flags
+    said, stated = "he temperature was fitted on some of these images", "--calibrate" not in flags
     assert (done.code, said in done.out) == (0, stated)
     for file in ("classification_report.txt", "report.html"):
         assert (said in Path("p", file).read_text(encoding="utf-8")) == stated
@@ -280,4 +280,4 @@ def test_a_threshold_says_unsure(folder, command, calibrated):
     for wrong in ("80", "-0.1", "nan"):
         done = command("predict", "--pretrained", LAST, "--threshold", wrong, "digit.png")
         assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "is not a share in [0, 1]" in done.err
+        assert "is not in [0, 1]; use 0.8" in done.err

@@ -204,7 +204,12 @@ def test_a_loss_that_stops_being_finite_later_leaves_the_last_good_epoch(command
 
     monkeypatch.setattr(train, "run_epoch", poisoned)
     done = command("main", *RUN)
-    assert_one_line(done, 1, "the loss is no longer finite: epoch 3, step 1 of 3", "--lr")
+    assert_one_line(
+        done,
+        1,
+        "the loss, the gradient or the weights are not finite: epoch 3, step 1 of 3",
+        "--lr",
+    )
     assert epoch_of("last.pth") == 2
     assert epoch_of("best_model.pth") <= 2
 

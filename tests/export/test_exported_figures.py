@@ -45,10 +45,10 @@ def test_the_model_takes_the_accuracy_and_its_source(tmp_path):
     [
         ({"tta": "flip"}, "of an ensemble, or of a network with --tta"),
         ({"members": [{}, {}]}, "of an ensemble, or of a network with --tta"),
-        ({"top1": 1.5}, "do not fit together"),
-        ({"interval": [0.5]}, "do not fit together"),
+        ({"top1": 1.5}, "are inconsistent"),
+        ({"interval": [0.5]}, "are inconsistent"),
         ({"macro": None}, "'macro' is not of type dict"),
-        ({"per_class": {"a": {}}}, "do not fit together"),
+        ({"per_class": {"a": {}}}, "are inconsistent"),
         ({"per_class": {"a": []}}, "'per_class' is not of type"),
         ({"weights": "ema"}, "is of another model: .*weights ema; the weights to export are"),
         ({"per_class": {"ü": ROW, "a": ROW}}, "is of another model"),
@@ -93,7 +93,7 @@ def test_cautions_are_of_what_was_measured():
     per_class = {"a": ROW, "<b>": ROW | {"recall": 0.125}, "c": ROW | {"recall": 0, "support": 0}}
     metrics = REPORT | {"thresholds": [*ROWS, row], "per_class": per_class}
     below, weakest = cautions(metrics)
-    assert below == "Below 80%, 30.0% of its answers are right."
+    assert below == "Of its answers below 80%, 30.0% are right."
     assert weakest == "Its weakest class is <b>: it recognises 12.5% of its images."
     row["no_class"] = {"noise": 0.5, "one colour": 0.75}
     metrics["corruptions"] = {"mean_accuracy": 0.375, "images": 40}

@@ -12,9 +12,9 @@ from cifarnet.images.imageset import (
     Splits,
     channel_statistics,
     describe_classes,
-    hold_back,
     limited,
     resized,
+    split_holdout,
 )
 from cifarnet.settings.data import DataSettings
 
@@ -81,7 +81,7 @@ def test_a_part_with_fewer_images_than_classes_is_refused(digits):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.29, 0.5, 0.999])
 def test_the_held_back_part_is_stratified_and_apart(digits, fraction):
-    rest, held = hold_back(digits, fraction)
+    rest, held = split_holdout(digits, fraction)
     assert len(rest) + len(held) == len(digits)
     expected = (digits.labels.bincount() * fraction + 1e-9).floor()
     assert torch.equal(held.labels.bincount(minlength=10), expected.long())
@@ -123,7 +123,7 @@ def test_a_class_ten_times_as_large_as_another_is_warned_of():
 
 
 def test_nothing_is_held_back_for_a_fraction_of_0(digits):
-    assert hold_back(digits, 0.0) == (digits, None)
+    assert split_holdout(digits, 0.0) == (digits, None)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_nothing_is_held_back_for_a_fraction_of_0(digits):
 def test_a_fraction_that_leaves_one_part_empty_is_refused(digits, fraction, why):
     assert 0 < fraction < 1
     with pytest.raises(UserError, match=why):
-        hold_back(digits, fraction)
+        split_holdout(digits, fraction)

@@ -130,7 +130,7 @@ SPOILT = {  # how, and what the message must name
     ),
     "loose images": (
         lambda tree: (move(tree, "train", "training"), move(tree, "training/bar", "train")),
-        "{tree}/train has no class; it needs two or more, with a folder for each; images",
+        "{tree}/train has no class; two or more are needed, with a folder for each; images",
     ),
     "one class": (lambda tree: move(tree, "train/bar", "bar"), "only one class, 'disc'; it needs"),
     "empty class": (

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cifarnet.networks.attention import ATTENTION, add_attention
 from cifarnet.networks.blocks import SeparableBlock
-from cifarnet.networks.lite import InvertedBlock
+from cifarnet.networks.lite import InvertedResidual
 
 
 def sigmoid(x):
@@ -110,7 +110,7 @@ def test_a_block_applies_it_after_the_activation_and_before_dropout():
 
 def test_a_block_of_litenet_applies_it_before_the_addition():
     torch.manual_seed(0)
-    block = InvertedBlock(16)
+    block = InvertedResidual(16)
     add_attention([block], "cbam")
     x = torch.randn(3, 16, 6, 6)
     y = block.bn(block.conv(torch.relu(block.bn1(block.conv1(x)))))

@@ -6,7 +6,7 @@ from support.random_models import random_model
 from cifarnet.networks.build import build_model
 from cifarnet.networks.cost import multiply_adds
 from cifarnet.networks.fast import use_fast_forms, use_plain_forms
-from cifarnet.networks.lite import InvertedBlock, LiteNet
+from cifarnet.networks.lite import InvertedResidual, LiteNet
 from cifarnet.settings.network import NetworkSettings
 
 
@@ -62,5 +62,5 @@ def test_logits_are_32_bit_under_autocast():
 
 def test_each_block_gets_the_attention():
     network = build_model(NetworkSettings(network="lite", attention="eca"), 10)
-    blocks = [module for module in network.modules() if isinstance(module, InvertedBlock)]
+    blocks = [module for module in network.modules() if isinstance(module, InvertedResidual)]
     assert [len(block.attention) for block in blocks] == [1] * 8

@@ -5,7 +5,7 @@ from support.reports import ABOUT, random_logits
 from support.snapshots import make_trained
 
 from cifarnet.core.device import init_process
-from cifarnet.reporting.metrics import build_report, describe_network, predict, scores
+from cifarnet.reporting.metrics import build_report, collect_logits, describe_network, scores
 from cifarnet.settings.precision import PrecisionSettings
 
 
@@ -60,7 +60,7 @@ def test_the_pass_keeps_the_order_of_the_batches():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     images, labels = torch.randn(10, 3, 2, 2), torch.arange(10) % 3
     batches = zip(images.split(4), labels.split(4), strict=True)
-    logits, targets = predict(network, batches, runtime)
+    logits, targets = collect_logits(network, batches, runtime)
     assert torch.equal(targets, labels)
     torch.testing.assert_close(logits, network(images).detach())
 

@@ -105,10 +105,10 @@ def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
         return Plan(Settings.from_flags(**{"epochs": 5, "teacher": "lite"} | flags), 1)
 
     epochs = range(1, 6)
-    assert [plan(teacher_epochs=2).images_of(epoch) for epoch in epochs] == [1, 2, 1, 2, 1]
+    assert [plan(teacher_epochs=2).source_epoch(epoch) for epoch in epochs] == [1, 2, 1, 2, 1]
     for flags in ({}, {"teacher": None, "teacher_epochs": 2}):
-        assert [plan(**flags).images_of(epoch) for epoch in epochs] == [*epochs]
-    assert [plan(teacher_epochs=9).images_of(epoch) for epoch in epochs] == [*epochs]
+        assert [plan(**flags).source_epoch(epoch) for epoch in epochs] == [*epochs]
+    assert [plan(teacher_epochs=9).source_epoch(epoch) for epoch in epochs] == [*epochs]
     asked, alone = 1.25 * 32**2, 32**2  # the time left counts the teacher where it is asked
     costs = [plan(teacher_epochs=2).cost(epoch) for epoch in epochs]
     assert costs == [asked, asked, alone, alone, alone]
