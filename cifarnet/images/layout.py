@@ -130,11 +130,11 @@ def checked_classes(names: Collection[str], where: Path) -> tuple[str, ...]:
     if len(names) < 2:
         what = f"only one class, {min(names)!a}" if names else "no class"
         inside = [where / name for name in names if holds_classes(where / name)]
-        hint = ", with a folder for each" if where.is_dir() else ""
-        hint += f"; did you mean --data_dir {inside[0]}?" if inside else ""
+        hint = f"; did you mean --data_dir {inside[0]}?" if inside else ""
         if not names and any(map(is_image, visible(where))):
             hint = "; images lie in it without a class folder"
-        raise UserError(f"{where} has {what}; two or more are needed{hint}")
+        needed = "two or more are needed" + ", with a folder for each" * where.is_dir()
+        raise UserError(f"{where} has {what}; {needed}{hint}")
     for name in names:
         if not name.isprintable():  # it would break log lines and reports
             raise UserError(f"{where} has a class name that cannot be printed, {name!r}; rename it")

@@ -98,7 +98,7 @@ def test_cautions_are_of_what_was_measured():
     row["no_class"] = {"noise": 0.5, "one colour": 0.75}
     metrics["corruptions"] = {"mean_accuracy": 0.375, "images": 40}
     _, no_class, _, corrupted = cautions(metrics)
-    assert "up to 75" in no_class and no_class.endswith("(one colour).")
+    assert no_class.endswith(": up to 75% of them (one colour) with 80% or more.")
     assert "37.5" in corrupted and corrupted.endswith("62.5%.")
     row["answered"] = 1.0  # none is below
     assert cautions(metrics)[0] == no_class
