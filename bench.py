@@ -18,6 +18,13 @@ from cifarnet.settings.parser import add_pretrained
 from commands.bench_rows import chosen_rows
 from commands.export_formats import ONNX_PACKAGES
 
+EXTRAS = {  # what is measured instead of the first table, and the flags that change it
+    "profile": (),
+    "networks": ("quick", "only"),
+    "inference": ("quick", "compiled"),
+    "ranks": (),
+}
+
 JSON_BEGINS = '{\n  "machine"'  # the first characters of a file of --json
 
 SWITCHES = {
@@ -94,6 +101,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def check_request(options: argparse.Namespace) -> None:
     """Checks the flags. Adds `counts`, the numbers of --ranks, and `names`, those of the rows.
     Raises `UserError`."""
+    asked = {name: getattr(options, name) for name in (*EXTRAS, "quick", "compiled", "only")}
+    instead = [name for name in EXTRAS if asked[name]]
+    if len(instead) > 1:
+        raise UserError(f"--{instead[0]} and --{instead[1]} are two measurements; choose one")
+    for name in () if not instead else ("quick", "compiled", "only"):
+        if asked[name] and name not in EXTRAS[instead[0]]:
+            raise UserError(f"--{name} has no effect with --{instead[0]}; remove it")
     counts = options.ranks.split(",") if options.ranks else []
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")

@@ -10,7 +10,7 @@ from cifarnet.checkpoints.trained import ModelInfo, check_classes
 from cifarnet.comparing.run_files import read_history, read_record
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError, os_errors
-from cifarnet.core.files import exists, writable_directory
+from cifarnet.core.files import exclusive, exists, writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
@@ -133,30 +133,33 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         flags = {name: of_run[name] for name in ("val_fraction", "limit_train")} | flags
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
-    runtime = init_process(settings.precision, settings.training.seed)
-    if runtime.note:
-        print_line(runtime.note)
-    splits = load_splits(settings.data, print_line, classifier.classes)
-    _warn_of_training_images(infos, splits, settings)
-    if options["calibrate"] is not None:
-        calibrated, splits = calibrate_file(infos[0], options, splits, settings, runtime)
-        infos = [calibrated]
-        classifier = combine([TorchClassifier(calibrated, flags.get("amp"))], options["tta"])
-    run = {"id": run_id, "log": None, "command": options["command"]}
-    run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
-    report = evaluate_classifier(classifier, splits, settings, runtime, run)
-    corruptions: Sequence[CorruptionRow] = []
-    if options["corruptions"]:
-        corruptions = measure_corruptions(classifier, splits.test, report.top1, settings, runtime)
-    elif len(options["names"]) == 1:
-        corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
-    _move_other_report(directory, report)
-    _print_figures(report, corruptions)
-    facts |= report_maps(classifier, splits, settings)
-    facts["validation"] = _validation(classifier, splits, settings, runtime)
-    data = report_data(infos, splits, settings, runtime, **facts)
-    write_evaluation(report, settings, directory, data, corruptions=corruptions)
-    print_line(f"written to {directory}")
+    with exclusive(directory, "--plot_dir"):
+        runtime = init_process(settings.precision, settings.training.seed)
+        if runtime.note:
+            print_line(runtime.note)
+        splits = load_splits(settings.data, print_line, classifier.classes)
+        _warn_of_training_images(infos, splits, settings)
+        if options["calibrate"] is not None:
+            calibrated, splits = calibrate_file(infos[0], options, splits, settings, runtime)
+            infos = [calibrated]
+            classifier = combine([TorchClassifier(calibrated, flags.get("amp"))], options["tta"])
+        run = {"id": run_id, "log": None, "command": options["command"]}
+        run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
+        report = evaluate_classifier(classifier, splits, settings, runtime, run)
+        corruptions: Sequence[CorruptionRow] = []
+        if options["corruptions"]:
+            corruptions = measure_corruptions(
+                classifier, splits.test, report.top1, settings, runtime
+            )
+        elif len(options["names"]) == 1:
+            corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
+        _move_other_report(directory, report)
+        _print_figures(report, corruptions)
+        facts |= report_maps(classifier, splits, settings)
+        facts["validation"] = _validation(classifier, splits, settings, runtime)
+        data = report_data(infos, splits, settings, runtime, **facts)
+        write_evaluation(report, settings, directory, data, corruptions=corruptions)
+        print_line(f"written to {directory}")
 
 
 def _load(
@@ -223,7 +226,11 @@ def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Se
     other_data = flags.get("dataset", inherited["dataset"]) != inherited["dataset"]
     if other_data:
         del inherited["data_dir"]
-    if "dataset" in flags or "data_dir" in flags:  # other images have another name and number
+    if {
+        "dataset",
+        "data_dir",
+        "labels",
+    } & flags.keys():  # other images have another name and number
         for name in ("dataset_name", "limit_test", "limit_train", "val_fraction"):
             del inherited[name]
         if "data_dir" in flags or other_data:

@@ -90,8 +90,13 @@ def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
     """Writes the temperatures of `models` into the snapshots of this run. Raises `RunError`."""
     for path, model in ((Path(model.source), model) for model in models.values()):
         try:
-            if path.parent.resolve() == run.folders["snapshot_dir"].resolve():
+            if path.parent.resolve() != run.folders["snapshot_dir"].resolve():
+                continue
+            kind = read_snapshot(path).settings.evaluation.evaluate
+            if kind == model.origin.weights:
                 keep_temperature(model, path)
+            else:
+                run.log.line(f"the temperature is not kept: the run of {path} evaluates {kind}")
         except (OSError, UserError) as problem:
             raise RunError(
                 f"the temperature could not be written to {path} ({reason(problem)})"

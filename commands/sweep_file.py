@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.core.files import existing_directory, read_file
+from cifarnet.images.labels import read_labels
 from cifarnet.images.parts import part_folders
 from cifarnet.settings import FLAGS, Settings
 from cifarnet.settings.data import DataSettings
 from cifarnet.settings.flags import check_value, value_type
-from cifarnet.settings.parser import read_recipe
+from cifarnet.settings.parser import read_recipe, read_value
 
 KINDS = ("grid", "settings", "search")
 SAMPLERS = ("tpe", "random")  # the names of sweep_study.SAMPLERS; this file imports no Optuna
@@ -77,8 +78,7 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     (kind,) = kinds
     flags = dict(_table(content.get("flags", {}), "[flags]"))
     recipe = flags.pop("recipe", None)
-    flags = (read_recipe(Path(str(recipe))) if recipe else {}) | flags
-    _check_flags(flags)
+    flags = _checked((read_recipe(Path(str(recipe))) if recipe else {}) | flags)
     seeds = content.get("seeds", [])
     if kind == "search":
         if "seeds" in content:
@@ -104,13 +104,15 @@ def _sweep(content: dict[str, Any]) -> Sweep:
 
 
 def _has_val(data: DataSettings) -> bool:
-    """Whether --data_dir holds a folder of validation images and one of test images."""
-    if not data.is_folder or data.labels:
+    """Whether --data_dir or --labels has validation images and test images."""
+    if not data.is_folder:
         return False
     with os_errors(f"--data_dir {data.data_dir} cannot be read", "name another one"):
-        return {"val", "test"} <= part_folders(
-            existing_directory(data.data_dir, "--data_dir")
-        ).keys()
+        root = existing_directory(data.data_dir, "--data_dir")
+        if data.labels:
+            layout = read_labels(root, Path(data.labels), lambda note: None)
+            return {"val", "test"} <= {file.part for file in layout.files}
+        return {"val", "test"} <= part_folders(root).keys()
 
 
 def _grid(table: Any) -> list[dict[str, Any]]:
@@ -128,8 +130,9 @@ def _of_settings(
     flags: dict[str, Any], listed: list[dict[str, Any]], seeds: Sequence[Any]
 ) -> Sweep:
     """Each setting of the list with each seed, once. What it leaves out is as in `flags`."""
-    for values in listed:
-        _check_flags(values)
+    listed = [_checked(values) for values in listed]
+    if seeds and any("seed" in values for values in listed):
+        raise UserError("seeds and seed are both given; remove one of them")
     names = list(dict.fromkeys(name for values in listed for name in values))
     common = {name: flags.get(name, FLAGS[name].default) for name in names}
     settings = [common | values for values in listed]
@@ -164,8 +167,8 @@ def _range(name: str, table: dict[str, Any]) -> Range:
     _check_keys(table, Range._fields, name)
     if not {"low", "high"} <= set(table) or type(table.get("log", False)) is not bool:
         raise UserError(f"{name} is not a range; write {{low = 0.01, high = 1.0, log = true}}")
-    _check_flags({name: table["low"]})
-    _check_flags({name: table["high"]})
+    _checked({name: table["low"]})
+    _checked({name: table["high"]})
     if value_type(FLAGS[name]) not in (int, float) or not table["high"] - table["low"] > 0:
         raise UserError(f"{name} is not a range of numbers with low below high; list its values")
     if table.get("log") and table["low"] <= 0:
@@ -177,9 +180,8 @@ def _choices(name: str, values: Any) -> list[Any]:
     """The values of the flag `name`."""
     if not isinstance(values, list) or not values:
         raise UserError(f"{name} is not a list of values; write {name} = [...]")
-    for value in values:
-        _check_flags({"seed" if name == "seeds" else name: value})
-    return _distinct(values)
+    flag = "seed" if name == "seeds" else name
+    return _distinct(_checked({flag: value})[flag] for value in values)
 
 
 def _distinct(values: Any) -> list[Any]:
@@ -194,8 +196,9 @@ def _table(value: Any, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _check_flags(flags: Mapping[str, Any]) -> None:
-    """Raises `UserError` unless these are flags that a sweep may set, with allowed values."""
+def _checked(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The `flags`, read as those of a recipe. Raises `UserError` unless a sweep may set them, to
+    these values."""
     for name, value in flags.items():
         if name in OF_THE_SWEEP:
             raise UserError(f"{name} cannot be set in a sweep; remove it")
@@ -203,6 +206,7 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
             hint = did_you_mean(name, FLAGS) or "see main.py --help for the flags"
             raise UserError(f"there is no flag {name!r}; {hint}")
         check_value(FLAGS[name], value)
+    return {name: read_value(FLAGS[name], value) for name, value in flags.items()}
 
 
 def _check_keys(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from cifarnet.core.files import exists
 from cifarnet.core.log import clock, print_line
 from cifarnet.settings import FLAGS
+from cifarnet.training.plan import Plan
 from commands.bench_training import step
 from commands.sweep_file import Sweep
 from commands.sweep_study import JOURNAL, Study, run_dir
@@ -33,15 +34,18 @@ def show_plan(sweep: Sweep, folder: Path) -> None:
 def _estimate(sweep: Sweep, folder: Path, left: Sequence[dict[str, Any]], searched: int) -> str:
     """The time of the runs that are `left`, and of `searched` ones, in words."""
     settings = [sweep.run_settings(values) for values in left] + [sweep.run_settings({})] * searched
-    epochs = sum(one.training.epochs for one in settings)
     rows = [row for run in past_runs(folder) for row in run.history]
     if rows:
-        seconds = sum(row.seconds for row in rows) / len(rows)
+        epochs = sum(one.training.epochs for one in settings)
+        seconds = epochs * sum(row.seconds for row in rows) / len(rows)
         source = f"{len(rows)} epochs so far"
     else:
         first = settings[0]
         flags = {n: v for n, v in first.flags.items() if v != FLAGS[n].default and n != "device"}
         images = len(load_splits(first.data, print_line).train)
-        seconds = images / step(first.precision.device, **flags)
+        plans = [Plan(one, 1) for one in settings]
+        pixels = sum(plan.cost(epoch) for plan in plans for epoch in range(1, plan.epochs + 1))
+        seconds = images / step(first.precision.device, **flags) * pixels
+        seconds /= plans[0].image_size(1) ** 2
         source = "training steps of the first run, without augmentation and evaluation"
-    return f"about {clock(epochs * seconds)}, one after the other, by {source}"
+    return f"about {clock(seconds)}, one after the other, by {source}"

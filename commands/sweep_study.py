@@ -102,10 +102,13 @@ class Study:
     def enqueue(self) -> None:
         """Plans a trial for each setting that has none, or only failed ones."""
         with self._locked():
-            planned = [_values(t) for t in self.trials() if t.state != TrialState.FAIL]
-            for values in self.sweep.settings:
-                if values not in planned:
-                    self.study.enqueue_trial(values)
+            for values in self._unplanned():
+                self.study.enqueue_trial(values)
+
+    def _unplanned(self) -> list[dict[str, Any]]:
+        """The settings that have no trial, or only failed ones."""
+        planned = [_values(t) for t in self.trials() if t.state != TrialState.FAIL]
+        return [values for values in self.sweep.settings if values not in planned]
 
     def left(self) -> tuple[list[tuple[int, dict[str, Any]]], int]:
         """The trials that are not finished, with their values, and the number of those that a
@@ -113,6 +116,7 @@ class Study:
         trials = self.trials()
         open_states = (TrialState.WAITING, TrialState.RUNNING)
         left = [(trial.number, _values(trial)) for trial in trials if trial.state in open_states]
+        left += enumerate(self._unplanned(), len(trials))  # `enqueue` will plan them
         return left, max(0, self.sweep.trials - len(trials))
 
     def _check_same_sweep(self) -> None:

@@ -25,6 +25,7 @@ from cifarnet.core.files import exists, files_in, write_named
 from cifarnet.core.log import clock, print_line
 from cifarnet.core.signals import Interrupted, Signals
 from cifarnet.core.threads import available_cores, thread_limit
+from cifarnet.images.cifar import CIFAR, read_cifar
 from cifarnet.settings.parser import flags_of
 from commands.sweep_file import Sweep
 from commands.sweep_page import importances, setting_charts, sorted_comparison
@@ -187,6 +188,9 @@ def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
     try:
         if not options.table:
             study.enqueue()
+            data = sweep.run_settings({}).data
+            if data.dataset in CIFAR:
+                read_cifar(data, print_line)  # downloads it once, before several runs need it
             Runner(study, options.jobs).run()
     finally:
         if not isinstance(sys.exception(), KeyboardInterrupt):  # after failures too

@@ -18,6 +18,9 @@ from commands import bench_training, benching
         (["--json", "f.json", "--ranks", "1"], "--ranks write no --json file; leave one"),
         (["--json", "f.json", "--profile"], "--profile and --ranks write no --json file"),
         (["--inference", "--pretrained", "hour,nobody"], "there are no weights 'nobody'"),
+        (["--networks", "--inference"], "--networks and --inference are two measurements; choose"),
+        (["--inference", "--only", "onnx"], "--only has no effect with --inference; remove it"),
+        (["--ranks", "1", "--quick"], "--quick has no effect with --ranks; remove it"),
     ],
     ids=" ".join,
 )

@@ -132,7 +132,7 @@ def describe_origin(
         dataset=dataset,
         epoch=epoch,
         weights=weights,
-        selected_by=_selected_by(settings, history, best),
+        selected_by=_selected_by(settings, [row for row in history if row.epoch <= epoch], best),
         accuracy=accuracy,
         accuracy_from="not measured" if accuracy is None else measured_at,
         computed_on=computed_on,
@@ -142,8 +142,10 @@ def describe_origin(
 
 def _selected_by(settings: Settings, history: list[Row], best: bool) -> str:
     """How the epoch of a snapshot was chosen, and what the test set had to do with it."""
+    evaluated = [row for row in history if (row.val_accuracy, row.test_accuracy) != (None, None)]
     validated = settings.data.val_fraction > 0 or any(
-        row.val_accuracy is not None for row in history
+        row.val_accuracy is not None
+        for row in evaluated[-1:]  # earlier ones may be of other images
     )
     test_epochs = [row.epoch for row in history if row.epoch and row.test_accuracy is not None]
     at_end_only = test_epochs == [settings.training.epochs]

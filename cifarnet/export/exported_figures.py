@@ -62,6 +62,8 @@ def with_accuracy(model: TrainedModel, metrics: dict[str, Any], path: Path) -> T
         raise UserError(
             f"--metrics {path} is of other weights, perhaps of another run; evaluate.py writes one"
         )
+    if metrics.get("temperature", 1.0) != model.temperature:
+        raise UserError(f"--metrics {path} is of another temperature; evaluate.py writes one")
     measured_on = f"{path.name}, {metrics['images']} images"
     origin = dataclasses.replace(origin, accuracy=metrics["top1"], accuracy_from=measured_on)
     return dataclasses.replace(model, origin=origin)
@@ -81,11 +83,13 @@ def threshold_rows(model: ModelInfo, metrics: dict[str, Any]) -> list[list[float
     """What each threshold lets through, by `metrics`: threshold, share of the test images that are
     answered, accuracy on these. The first row is without a threshold.
 
-    Raises `UserError` if `metrics` are of another model, temperature or view, or lack thresholds.
+    Raises `UserError` if `metrics` are of another model, temperature, data set or view, or lack
+    thresholds.
     """
-    theirs = [metrics.get("sha256"), metrics.get("temperature", 1.0), metrics.get("tta", "none")]
-    if theirs != [model.sha256, model.temperature, "none"]:
-        raise UserError("metrics.json is of other weights, another temperature or --tta")
+    theirs = [metrics.get(name) for name in ("sha256", "dataset")]
+    theirs += [metrics.get("temperature", 1.0), metrics.get("tta", "none")]
+    if theirs != [model.sha256, model.origin.dataset, model.temperature, "none"]:
+        raise UserError("metrics.json is of other weights or images, another temperature or --tta")
     rows = metrics.get("thresholds")
     try:
         for row in rows or [{}]:

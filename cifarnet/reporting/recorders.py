@@ -120,6 +120,7 @@ class Snapshots(Recorder):
         """`snapshot()` is the run as it is now."""
         self.directory, self.settings, self.snapshot = directory, settings, snapshot
         self.unsaved: dict[Path, bytes] = {}
+        self.trained = False  # without an epoch, the folder may be that of another run
 
     @property
     def failure(self) -> str:
@@ -131,6 +132,7 @@ class Snapshots(Recorder):
 
     def row(self, progress: Progress) -> None:
         content, freq = pack(self.snapshot()), self.settings.output.snapshot_freq
+        self.trained = True
         if self.settings.keeps_best and progress.best_epoch == progress.epoch:
             self.unsaved[self.directory / BEST] = content
         if freq and progress.epoch % freq == 0:
@@ -149,7 +151,8 @@ class Snapshots(Recorder):
                 del self.unsaved[path]
             except OSError as failed:
                 problem = failed
-        prune(self.directory, self.settings.output.keep_snapshots)
+        if self.trained:
+            prune(self.directory, self.settings.output.keep_snapshots)
         if problem:
             raise problem
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from cifarnet.settings.flags import Group, flag
 
 TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
-VALIDATION = "val"  # of evaluate.py --calibrate: the validation images of the run
+# Of evaluate.py --calibrate alone: the validation images of the run. Nobody can type it.
+VALIDATION = "\0"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _add_flag(group: argparse._ArgumentGroup, spec: Field, text: str) -> None:
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        options["type"] = partial(_read_value, spec) if kind is str else kind
+        options["type"] = partial(read_value, spec) if kind is str else kind
         options["metavar"] = (
             spec.metadata["metavar"]
             or "|".join(spec.metadata["choices"])
@@ -55,14 +55,17 @@ def _add_flag(group: argparse._ArgumentGroup, spec: Field, text: str) -> None:
     group.add_argument(f"--{spec.name}", **options)
 
 
-def _read_value(spec: Field, text: str) -> str | None:
-    """Expands `~` in a path: a shell leaves it in `--log_dir=~/runs`. Turns "off" into None:
-    `--teacher off` on the command line undoes the teacher of a recipe."""
-    if text == "off" and spec.metadata["unset"] == "off":
+def read_value(spec: Field, value: Any) -> Any:
+    """The value of a flag as it was written. Expands `~` in a path: a shell leaves it in
+    `--log_dir=~/runs`. Turns "off" into None: `--teacher off` on the command line undoes the
+    teacher of a recipe."""
+    if not isinstance(value, str):
+        return value
+    if value == "off" and spec.metadata["unset"] == "off":
         return None
     shown = spec.metadata["metavar"] or "PATH"
     is_path = not spec.metadata["choices"] and ("PATH" in shown or "FILE" in shown)
-    return with_home(text) if is_path else text
+    return with_home(value) if is_path else value
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -160,5 +163,5 @@ def read_recipe(path: Path) -> dict[str, Any]:
             check_value(FLAGS[name], value)
         except UserError as problem:
             raise UserError(f"--recipe {path}: {problem}") from None
-        flags[name] = _read_value(FLAGS[name], value) if isinstance(value, str) else value
+        flags[name] = read_value(FLAGS[name], value)
     return flags

@@ -39,9 +39,12 @@ def update_bn(
     momenta = [bn.momentum for bn in norms]
     for bn in norms:
         bn.reset_running_stats()
-        bn.momentum = None  # the mean over all batches
         bn.train()
+    seen = 0
     for images, _ in batches:
+        seen += len(images)
+        for bn in norms:
+            bn.momentum = len(images) / seen  # the mean over all images: the last batch is smaller
         with runtime.autocast():
             network(images)
     for bn, momentum in zip(norms, momenta, strict=True):

@@ -224,6 +224,16 @@ def test_what_a_snapshot_says_of_its_model(tmp_path, name, val_fraction, words):
     assert described(make_row(3, test_accuracy=None)) == (never, None)
 
 
+def test_a_run_that_changed_its_evaluation_names_the_images_of_the_newest_one(tmp_path):
+    """With --resume_override, from validation images to test images."""
+    history = [make_row(2, val_accuracy=0.9, test_accuracy=None), make_row(3, test_accuracy=0.5)]
+    for name, words in ((BEST, "best by test accuracy"), (LAST, "last epoch; the test set was")):
+        settings = {"val_fraction": 0.0, "epochs": 3}
+        save(make_snapshot(settings=settings, history=history), tmp_path / name)
+        origin = read_snapshot(tmp_path / name).trained().origin
+        assert origin.selected_by.startswith(words)
+
+
 # --- by name ---
 
 

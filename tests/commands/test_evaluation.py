@@ -88,8 +88,9 @@ def test_data_and_precision_are_those_of_the_training():
         ({"dataset": "folder"}, {"data_dir", "labels"}),
         ({"data_dir": "others"}, set()),
         ({"dataset": "digits"}, set()),
+        ({"labels": "others.csv"}, {"data_dir"}),
     ],
-    ids=["nothing", "another kind", "another folder", "another data set"],
+    ids=["nothing", "another kind", "another folder", "another data set", "other labels"],
 )
 def test_other_images_have_another_place_name_and_number(flags, inherited):
     settings, defaults = settings_after(flags, {**OF_FOLDER, **OTHERS}), Settings().flags

@@ -1,3 +1,4 @@
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,8 @@ def test_snapshots_of_other_runs_are_archived_and_this_runs_copied(tmp_path):
     assert [read_snapshot(path).state.run_id for path in former.iterdir()] == ["other"]
     assert run.log.lines == [f"moved the snapshots of an earlier run to {former}"]
 
+    shutil.move(new / LAST, tmp_path / "elsewhere.pth")
+    (new / LAST).symlink_to(tmp_path / "elsewhere.pth")
     again = continued_run(new / LAST, new)
     archive(again)
     assert not again.log.lines  # nothing more to move

@@ -59,6 +59,24 @@ def test_images_with_a_val_folder_need_no_val_fraction(sweep, tree):
         sweep(text.replace(str(tree), "none"))
 
 
+def test_images_of_a_label_file_with_a_val_folder_need_no_val_fraction(sweep, tree):
+    for part in ("val", "test"):
+        shutil.copytree(tree / "train", tree / part, dirs_exist_ok=True)
+    paths = sorted(path for path in tree.rglob("*") if path.is_file())
+    rows = "".join(f"{path.relative_to(tree)},{path.parent.name}\n" for path in paths)
+    (tree / "labels.csv").write_text(rows)
+    flags = f"dataset = 'folder'\ndata_dir = '{tree}'\nlabels = '{tree}/labels.csv'\n"
+    assert len(sweep(f"[flags]\n{flags}[grid]\nlr = [0.1, 0.2]\n").settings) == 2
+
+
+def test_flags_are_read_as_those_of_a_recipe(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = f"{FLAGS}data_dir = '~/mine'\nteacher = 'off'\n[[settings]]\ninit = 'off'\n"
+    read = sweep(text)
+    assert read.settings == [{"init": None}]
+    assert (read.flags["data_dir"], read.flags["teacher"]) == (str(tmp_path / "mine"), None)
+
+
 def test_a_search(sweep):
     text = (
         f"{SPACE}lr = {{low = 0.01, high = 1, log = true}}\nbatch_size = {{low = 8, high = 64}}\n"
@@ -98,6 +116,7 @@ def test_flags_may_come_from_a_recipe(sweep, tmp_path):
         (f"{FLAGS}[grid]\nrun_dir = ['a']\n", "run_dir cannot be set in a sweep; remove it"),
         (f"{FLAGS}resume = 'auto'\n[grid]\nlr = [1]\n", "resume cannot be set in a sweep"),
         (f"{FLAGS}evaluate = 'ema'\n[grid]\nlr = [1]\n", "--evaluate ema needs averaged weights"),
+        (f"seeds = [3]\n{FLAGS}[grid]\nseed = [1]\n", "seeds and seed are both given; remove one"),
         (f"seeds = ['a']\n{FLAGS}[grid]\nlr = [1]\n", "--seed 'a' is not a whole number"),
         (f"sedes = [1]\n{FLAGS}[grid]\nlr = [1]\n", "a sweep has no 'sedes'; did you mean seeds?"),
         (f"settings = []\n{FLAGS}", "settings are several tables; write [[settings]]"),

@@ -15,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 from support.sweeps import ALONE, FLAGS, GRID, STUB, starts
 
+from cifarnet.core.errors import UserError
 from commands import sweeping
 from commands.sweep_file import read_sweep
 from commands.sweep_study import Study
@@ -119,6 +120,17 @@ def test_a_failed_trial_is_told_and_started_again_with_the_sweep(sweep):
     assert len(starts()) == 8
 
 
+def test_a_missing_data_set_is_fetched_before_the_first_run(sweep, monkeypatch):
+    """Else one run fetches it, and the others fail meanwhile."""
+
+    def read_cifar(settings, say):
+        raise UserError(f"cannot get {settings.dataset}")
+
+    monkeypatch.setattr(sweeping, "read_cifar", read_cifar)
+    done = sweep(GRID.replace("digits", "cifar10"))
+    assert (done.code, done.err, starts()) == (2, "error: cannot get cifar10\n", {})
+
+
 def test_a_search_has_so_many_trials_and_may_get_more(sweep):
     search = "[search]\ntrials = {}\n[search.space]\nlr = {{low = 0.1, high = 1.0, log = true}}\n"
     done = sweep(FLAGS + search.format(3), "--html", "page.html")
@@ -209,7 +221,7 @@ def test_a_stop_reaches_each_run_once_and_leaves_it_to_be_resumed(alone):
 
 
 def test_a_dry_run_prints_commands_and_time_and_writes_nothing(sweep):
-    text = GRID.replace("[grid]", "dataset = 'digits'\nbatch_size = 20\n[grid]")
+    text = GRID.replace("[grid]", "batch_size = 20\n[grid]")
     done = sweep(text, "--dry-run")
     assert (done.code, done.err, Path("sweeps").exists()) == (0, "", False)
     *commands, count, estimate = done.out.splitlines()
@@ -225,7 +237,12 @@ def test_a_dry_run_prints_commands_and_time_and_writes_nothing(sweep):
 
 def test_after_the_first_epochs_the_time_follows_from_them(sweep):
     assert sweep(GRID.replace("0.4", "9.0")).code == 1
-    assert sweep(GRID.replace("0.4", "9.0"), "--dry-run").out == "to run: 0\n"
+    again = sweep(GRID.replace("0.4", "9.0"), "--dry-run").out
+    assert re.findall(r"trial-\d+", again) == [
+        "trial-0006",
+        "trial-0007",
+    ]  # in place of failed ones
+    assert "to run: 2\nabout 0:00:12, one after the other, by " in again
     search = FLAGS + "[search]\ntrials = {}\n[search.space]\nlr = [0.1, 0.2]\n"
     assert sweep(search.format(2), "--sweep_dir", "search").code == 0
     done = sweep(search.format(12), "--sweep_dir", "search", "--dry-run")

@@ -150,6 +150,28 @@ def test_a_finished_run_is_calibrated_wherever_its_folder_is_named(folder, comma
     assert snapshot("last.pth")["temperature"] == pytest.approx(before, rel=1e-6)
 
 
+def test_a_run_that_evaluates_other_weights_now_keeps_no_temperature(folder, command):
+    """--evaluate ema of a finished run: its snapshot goes on to name the raw weights."""
+    shutil.rmtree("snapshots_complete")
+    flags = (*FLAGS, "--ema_decay", "0.5", "--run_dir", ".")
+    assert command("main", *flags).code == 0
+    before = LAST.read_bytes()
+    again = (*flags, "--evaluate", "ema", "--resume", "auto", "--resume_override")
+    done = command("main", *again)
+    assert (done.code, done.err) == (0, "")
+    assert "the temperature is not kept: the run of snapshots_complete/last.pth evaluates raw" in (
+        done.out
+    )
+    assert LAST.read_bytes() == before
+
+
+def test_a_folder_may_be_called_val(folder, command):
+    """--calibrate val is that folder, not the validation images of the run."""
+    done = command("evaluate", "--snapshot", LAST, "--calibrate", "val")
+    assert done.code == 2
+    assert "--calibrate val does not exist" in done.err
+
+
 def test_every_use_applies_it(folder, command, calibrated):
     splits = calibrated.splits
     picture(splits)

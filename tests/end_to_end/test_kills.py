@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.commands import DRAWN, QUICK
+from support.commands import DRAWN, QUICK, assert_one_line
 from support.killed_runs import FAULTS, RUN, assert_same_run, end, wait_for_file
 
 from cifarnet.checkpoints.snapshots import read_snapshot
@@ -94,6 +94,8 @@ def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"is in use by another run (process {first.pid})" in done.err
     assert not list(Path("snapshots_complete").glob("before_*"))
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth")
+    assert_one_line(done, 2, "--plot_dir plots_complete is in use by another run")
     first.kill()  # its workers live on for a while
     first.join()
     done = command("main", *long, "1", "--resume", "auto", "--resume_override")

@@ -53,6 +53,7 @@ def test_the_model_takes_the_accuracy_and_its_source(tmp_path):
         ({"weights": "ema"}, "is of another model: .*weights ema; the weights to export are"),
         ({"per_class": {"ü": ROW, "a": ROW}}, "is of another model"),
         ({"sha256": "0"}, "is of other weights"),
+        ({"temperature": 2.0}, "is of another temperature"),
     ],
     ids=str,
 )
@@ -76,7 +77,7 @@ def test_the_thresholds_begin_without_one():
 @pytest.mark.parametrize(
     "change",
     [
-        *({"sha256": "0"}, {"temperature": 2.0}, {"tta": "flip"}),
+        *({"sha256": "0"}, {"temperature": 2.0}, {"tta": "flip"}, {"dataset": "other images"}),
         *({"thresholds": []}, {"thresholds": 3}, {"thresholds": ["x"]}),
         {"thresholds": [{"threshold": 0.5, "answered": "<b>", "accuracy": 0.8}]},
     ],

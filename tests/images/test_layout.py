@@ -132,7 +132,10 @@ SPOILT = {  # how, and what the message must name
         lambda tree: (move(tree, "train", "training"), move(tree, "training/bar", "train")),
         "{tree}/train has no class; two or more are needed, with a folder for each; images",
     ),
-    "one class": (lambda tree: move(tree, "train/bar", "bar"), "only one class, 'disc'; two or more"),
+    "one class": (
+        lambda tree: move(tree, "train/bar", "bar"),
+        "only one class, 'disc'; two or more",
+    ),
     "empty class": (
         lambda tree: [path.unlink() for path in tree.glob("train/bar/*")],
         "{tree}/train/bar has no images",

@@ -7,6 +7,7 @@ import pytest
 from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.history import COLUMNS, Progress
+from cifarnet.checkpoints.paths import numbered
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.errors import RunError
 from cifarnet.core.log import RunLog
@@ -146,8 +147,21 @@ def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
     assert epochs == [2, 3, 2]  # each as it would have been
 
 
+def test_a_run_that_trains_no_epoch_removes_no_snapshot(tmp_path):
+    """They may be those of another run."""
+    settings = Settings.from_flags(keep_snapshots=1, snapshot_freq=1)
+    files = [numbered(tmp_path, epoch) for epoch in (1, 2, 3)]
+    for path in files:
+        path.touch()
+    kept = Snapshots(tmp_path, settings, make_snapshot)
+    kept.end(progress_of())
+    assert all(path.exists() for path in files)
+    kept.row(progress_of(make_row(4)))
+    assert names(tmp_path) == ["last.pth", "snapshot_epoch_0004.pth"]
+
+
 def test_the_best_is_written_before_the_last(tmp_path, monkeypatch):
-    """A crash in between is then repeated by the resumed run."""
+    """After a crash in between, the resumed run repeats the epoch."""
     written = []
     monkeypatch.setattr(
         recorders, "write_snapshot", lambda content, path: written.append(path.name)

@@ -24,6 +24,7 @@ parser.add_argument("--seed", type=int, default=42)
 parser.add_argument("--epochs", type=int)
 parser.add_argument("--run_dir", type=Path)
 parser.add_argument("--val_fraction", type=float)
+parser.add_argument("--dataset")
 parser.add_argument("--data_dir", type=Path)  # a file: epoch n ends when it has n lines
 options, rest = parser.parse_known_args()
 assert rest == ["--resume", "auto"], rest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "tests" / "support" / "stub_main.py"
-FLAGS = "[flags]\nval_fraction = 0.5\nepochs = 3\n"
+FLAGS = "[flags]\ndataset = 'digits'\nval_fraction = 0.5\nepochs = 3\n"
 GRID = f"seeds = [1, 2]\n{FLAGS}[grid]\nlr = [0.2, 0.6, 0.4]\n"
 ALONE = f"""  # the command in a process of its own, with the stub
 import sys
