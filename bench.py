@@ -1,7 +1,7 @@
 """Measures speed on this machine: `python bench.py [--inference] [--json FILE]`.
 
 Of training, it compares main.py with a plain loop and with the ceiling, the machine's matrix
-products. Rows that explain rather than decide run in the first of three rounds only, and not with
+products. The main rows run in three rounds, the others in the first one only, and not with
 --quick. The flags are read before torch is imported.
 """
 
@@ -28,7 +28,7 @@ EXTRAS = {  # what is measured instead of the first table, and the flags that ch
 JSON_BEGINS = '{\n  "machine"'  # the first characters of a file of --json
 
 SWITCHES = {
-    "quick": "One round of the rows that decide: about two minutes on two cores.",
+    "quick": "One round of the main rows: about two minutes on two cores.",
     "compiled": "Measure torch.compile too: a minute per row.",
     "profile": "Instead, show the twenty costliest operations of a training step.",
     "networks": "Instead, measure training steps of LiteNet, and of CIFARNet with each attention "

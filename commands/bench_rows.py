@@ -24,7 +24,7 @@ class Measurement(NamedTuple):
 
     function: str
     options: dict[str, Any]
-    decides: bool = True  # measured in each round, and with --quick; else in the first round only
+    is_main: bool = True  # measured in each round, and with --quick; else in the first round only
 
     def measure(self, device: str) -> float:
         """The rate on `device`, or on the one in `options`."""
@@ -39,10 +39,10 @@ def _of_dtype(dtype: str) -> dict[str, Measurement]:
             "training", amp | {"engine": "albumentations"}
         ),
         f"main.py, {dtype}, batched": Measurement("training", amp | {"engine": "batched"}),
-        f"step, {dtype}, plain forms": Measurement("step", plain, decides=False),
-        f"step, {dtype}, fast forms": Measurement("step", amp, decides=False),
-        f"step, {dtype}, compiled": Measurement("step", amp | {"compile": True}, decides=False),
-        f"evaluation, {dtype}, plain forms": Measurement("evaluation", plain, decides=False),
+        f"step, {dtype}, plain forms": Measurement("step", plain, is_main=False),
+        f"step, {dtype}, fast forms": Measurement("step", amp, is_main=False),
+        f"step, {dtype}, compiled": Measurement("step", amp | {"compile": True}, is_main=False),
+        f"evaluation, {dtype}, plain forms": Measurement("evaluation", plain, is_main=False),
         f"evaluation, {dtype}, fast forms": Measurement("evaluation", amp),
     }
 
@@ -73,7 +73,7 @@ def chosen_rows(options: argparse.Namespace) -> list[str]:
         for name, measurement in MEASUREMENTS.items()
         if options.only in name
         and options.networks == name.startswith("network, ")
-        and (measurement.decides or not options.quick)
+        and (measurement.is_main or not options.quick)
         and (options.compiled or "compiled" in options.only or "compiled" not in name)
     ]
     if not names:

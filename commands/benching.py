@@ -64,11 +64,11 @@ def run_bench(options: argparse.Namespace) -> None:
 
 def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[str, float]]:
     """The median rate and the largest peak memory of each measurement. Raises `RunError`. Rows that
-    explain rather than decide are measured in the first round only."""
+    are not main rows are measured in the first round only."""
     runs: dict[str, list[dict]] = {name: [] for name in names}
     for round_ in range(rounds):
         for name in names:
-            if round_ == 0 or MEASUREMENTS[name].decides:
+            if round_ == 0 or MEASUREMENTS[name].is_main:
                 _progress(f"round {round_ + 1}: {name}")
                 runs[name].append(_in_child(name, device))
     _progress("")

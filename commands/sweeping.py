@@ -63,7 +63,7 @@ def in_words(values: dict[str, Any]) -> str:
 
 @dataclass
 class Job:
-    """A trial under way."""
+    """A trial that is running."""
 
     trial: Trial
     process: subprocess.Popen

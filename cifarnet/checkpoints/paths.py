@@ -112,5 +112,5 @@ def model_flag(flag: str, settings: Settings) -> Iterator[str]:
         yield name
     except UserError as problem:
         recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
-        trains_it = f" (recipes/{recipe.name} trains one; --{flag} off does without)"
+        trains_it = f" (recipes/{recipe.name} trains one; --{flag} off uses none)"
         raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None

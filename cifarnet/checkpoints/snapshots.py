@@ -206,7 +206,7 @@ def read_snapshot(path: Path) -> Snapshot:
             fields = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # a crafted file can raise anything
         raise DamagedSnapshotError(
-            f"{path} is refused: it is not a torch file, or holds more than data; use another one"
+            f"{path} is refused: it is not a torch file, or contains code; use another one"
         ) from None
     try:
         return _snapshot(fields, str(path))

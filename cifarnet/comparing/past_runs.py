@@ -1,4 +1,4 @@
-"""Finds past runs by their files: run.json, history, report, snapshot; also a run under way."""
+"""Finds past runs by their files: run.json, history, report, snapshot; also one that is running."""
 
 import os
 from collections import Counter

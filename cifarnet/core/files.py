@@ -244,7 +244,7 @@ def _who_may_remove(path: Path) -> str:
         owner = path.stat().st_uid
     except OSError:
         return ""
-    return f"user {owner} may remove that file if no run of theirs is under way, or "
+    return f"user {owner} may remove that file if no run of theirs is running, or "
 
 
 def _umask() -> int:

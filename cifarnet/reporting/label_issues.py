@@ -1,4 +1,4 @@
-"""Labels worth a second look: confident learning on out-of-sample predictions."""
+"""Labels that may be wrong: confident learning on out-of-sample predictions."""
 
 import csv
 import io

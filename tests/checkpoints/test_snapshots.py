@@ -138,7 +138,7 @@ def test_what_is_not_a_snapshot_is_refused_and_runs_nothing(tmp_path, monkeypatc
         assert "checksum does not match" in refused(path)
     whole = contents(make_snapshot())
     for wrong, words in (
-        ({"weights": Bomb()}, "holds more than data"),
+        ({"weights": Bomb()}, "contains code"),
         (torch.ones(3), "holds no fields"),
         ({name: whole[name] for name in ("format", "weights")}, "it lacks"),
         (whole | {"format": FORMAT - 1}, f"the format {FORMAT - 1} of another version"),

@@ -20,11 +20,11 @@ from commands.bench_rows import NETWORKS, Measurement
 
 @pytest.fixture
 def named(monkeypatch):
-    """Two measurements that decide and one that explains, in place of the real ones."""
+    """Two main rows and another one, in place of the real ones."""
     table = {
         "matrix product, fp32": Measurement("", {}),
         "plain loop, fp32": Measurement("", {}),
-        "step, fp32, fast forms": Measurement("", {}, decides=False),
+        "step, fp32, fast forms": Measurement("", {}, is_main=False),
     }
     for module in (bench_rows, benching):
         monkeypatch.setattr(module, "MEASUREMENTS", table)
@@ -58,7 +58,7 @@ def test_medians_of_all_rounds_are_shown_and_written(named, monkeypatch, capsys,
     assert "| step, fp32, fast forms | 50 img/s | 2.5 |" in capsys.readouterr().out
 
 
-def test_quick_is_one_round_of_what_decides(named, monkeypatch):
+def test_quick_is_one_round_of_the_main_rows(named, monkeypatch):
     asked = answer(monkeypatch, [1.0, 2.0])
     assert bench.main(["--device", "cpu", "--quick"]) == 0
     assert asked == list(benching.MEASUREMENTS)[:2]
