@@ -104,10 +104,10 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, flags
 
 
-def _calibration_images(text: str | None) -> str | float | None:
+def _calibration_images(text: object) -> object:
     """What --calibrate names: a share of the test images, a folder, or `VALIDATION`. Raises
     `UserError`."""
-    if text in (None, VALIDATION):
+    if text is None or text is VALIDATION:
         return text
     try:
         share = float(text)

@@ -247,12 +247,11 @@ def measure_start(learner: Learner, data: Batches, plan: Plan, stop: Stop = lamb
 
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
     """The scores on the held-out images, of "raw" and, if they exist, "ema" weights."""
-    return {
-        name: scores(
-            *collect_logits(network.eval(), stoppable(data.held_out, stop), learner.runtime)
-        )
-        for name, network in learner.networks().items()
-    }
+    result = {}
+    for name, network in learner.networks().items():
+        images = stoppable(data.held_out, stop)
+        result[name] = scores(*collect_logits(network.eval(), images, learner.runtime))
+    return result
 
 
 def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:

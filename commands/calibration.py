@@ -107,7 +107,7 @@ def calibrate_file(
 
 
 def held_out_images(
-    model: TrainedModel, choice: str | float, splits: Splits, settings: Settings
+    model: TrainedModel, choice: object, splits: Splits, settings: Settings
 ) -> tuple[ImageSet, str, Splits]:
     """Images that `model` was not trained on, in words too, and `splits` without them.
 
@@ -115,7 +115,7 @@ def held_out_images(
     or the path of a folder with other images. Raises `UserError` if those are training or test
     images.
     """
-    if choice == VALIDATION:
+    if choice is VALIDATION:
         images = _validation_images(model, splits)
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):

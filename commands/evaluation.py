@@ -127,7 +127,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     """
     classifier, run_id, facts = _load(options, flags.get("amp"))
     infos = classifier.infos
-    if options["calibrate"] == VALIDATION:
+    if options["calibrate"] is VALIDATION:
         # The images may lie in another --data_dir by now, but are split as in the run.
         of_run = settings_from_dict(infos[0].origin.settings).flags
         flags = {name: of_run[name] for name in ("val_fraction", "limit_train")} | flags

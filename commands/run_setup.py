@@ -235,7 +235,9 @@ def snapshots_to_keep(run: Run) -> dict[str, bytes]:
 def snapshots_of_others(run: Run) -> list[Path]:
     """The snapshots of other runs in --snapshot_dir. Raises `UserError` if one cannot be read."""
     plan, progress, directory = run.resume, run.learner.progress, run.folders["snapshot_dir"]
-    in_place = plan is not None and plan.source.parent.resolve() == directory.resolve()
+    in_place = plan is not None and directory.resolve() in (
+        *(plan.source.parent.resolve(), plan.source.resolve().parent),  # a link may lie there
+    )
     return outdated(directory, progress.epoch if in_place else 0, progress.best_epoch)
 
 

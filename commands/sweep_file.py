@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cifarnet.core.arguments import with_home
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.core.files import existing_directory, read_file
 from cifarnet.images.labels import read_labels
@@ -78,7 +79,10 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     (kind,) = kinds
     flags = dict(_table(content.get("flags", {}), "[flags]"))
     recipe = flags.pop("recipe", None)
-    flags = _checked((read_recipe(Path(str(recipe))) if recipe else {}) | flags)
+    if "seed" in flags and "seeds" in content:
+        raise UserError("seeds and seed are both given; remove one of them")
+    recipe = with_home(str(recipe)) if recipe else None
+    flags = _checked((read_recipe(Path(recipe)) if recipe else {}) | flags)
     seeds = content.get("seeds", [])
     if kind == "search":
         if "seeds" in content:

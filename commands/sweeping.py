@@ -188,8 +188,8 @@ def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
     try:
         if not options.table:
             study.enqueue()
-            data = sweep.run_settings({}).data
-            if data.dataset in CIFAR:
+            data = replace(sweep.run_settings({}).data, image_size=32)
+            if data.dataset in CIFAR and any(study.left()):
                 read_cifar(data, print_line)  # downloads it once, before several runs need it
             Runner(study, options.jobs).run()
     finally:

@@ -19,7 +19,7 @@ from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast
 from cifarnet.core.signals import Signals
 from cifarnet.networks.build import build_model
 from cifarnet.reporting.recorders import Recorders
-from cifarnet.settings import FLAGS, Settings
+from cifarnet.settings import Settings
 from cifarnet.settings.output import FOLDERS
 from cifarnet.settings.parser import build_parser
 from cifarnet.training.plan import Plan
@@ -78,12 +78,7 @@ def _settings(request: Request, group: Group) -> Settings:
     if resume in (None, "auto"):
         return Settings.from_flags(**request.presets | request.flags)
     snapshot = broadcast_from_rank0(lambda: read_snapshot(Path(resume)), group.ranks)
-    changeable = {
-        name: value
-        for name, value in request.presets.items()
-        if FLAGS[name].metadata["on_resume"] == "any"
-    }
-    return kept_settings(snapshot, Path(resume), changeable | request.flags)
+    return kept_settings(snapshot, Path(resume), request.flags)
 
 
 @contextlib.contextmanager

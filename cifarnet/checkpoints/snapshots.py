@@ -132,7 +132,7 @@ def describe_origin(
         dataset=dataset,
         epoch=epoch,
         weights=weights,
-        selected_by=_selected_by(settings, [row for row in history if row.epoch <= epoch], best),
+        selected_by=_selected_by(settings, history, best),
         accuracy=accuracy,
         accuracy_from="not measured" if accuracy is None else measured_at,
         computed_on=computed_on,

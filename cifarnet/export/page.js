@@ -115,7 +115,7 @@ function preview(bitmap, name) {
   document.body.style.setProperty("--map", 0); // until its own map is there
 }
 
-/** Lays the map of the chosen class over the image: red speaks for the class, blue against it. */
+/** Lays the map of the chosen class over the image: red raises its score, blue lowers it. */
 function overlay() {
   const place = document.querySelector("[name=map]:checked").value, map = maps[place];
   const limit = Math.max(...maps.flatMap(({ data }) => [...data.map(Math.abs)])) || 1;

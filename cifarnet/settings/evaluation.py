@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from cifarnet.settings.flags import Group, flag
 
 TTA = ("none", "flip", "shift")  # test-time augmentation; the first is the default
-# Of evaluate.py --calibrate alone: the validation images of the run. Nobody can type it.
-VALIDATION = "\0"
+VALIDATION = object()  # of evaluate.py --calibrate without a value: the run's validation images
 
 
 @dataclass(frozen=True)

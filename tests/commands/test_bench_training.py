@@ -38,7 +38,7 @@ def test_the_evaluation_counts_all_its_images(monkeypatch):
     def predict(model, batches, runtime):
         sizes.extend(len(images) for images, *_ in batches)
 
-    monkeypatch.setattr(bench_training, "predict", predict)
+    monkeypatch.setattr(bench_training, "collect_logits", predict)
     monkeypatch.setattr(bench_training, "_seconds", lambda work, *counts: work() or 2.0)
     assert bench_training.evaluation("cpu", False) == 4
     assert sizes == [4] * 2

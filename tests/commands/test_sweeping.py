@@ -129,6 +129,10 @@ def test_a_missing_data_set_is_fetched_before_the_first_run(sweep, monkeypatch):
     monkeypatch.setattr(sweeping, "read_cifar", read_cifar)
     done = sweep(GRID.replace("digits", "cifar10"))
     assert (done.code, done.err, starts()) == (2, "error: cannot get cifar10\n", {})
+    monkeypatch.setattr(sweeping, "read_cifar", lambda settings, say: None)
+    assert sweep(GRID.replace("digits", "cifar10")).code == 0
+    monkeypatch.setattr(sweeping, "read_cifar", read_cifar)
+    assert sweep(GRID.replace("digits", "cifar10")).code == 0  # nothing is left to run
 
 
 def test_a_search_has_so_many_trials_and_may_get_more(sweep):

@@ -153,16 +153,12 @@ def test_a_finished_run_is_calibrated_wherever_its_folder_is_named(folder, comma
 def test_a_run_that_evaluates_other_weights_now_keeps_no_temperature(folder, command):
     """--evaluate ema of a finished run: its snapshot goes on to name the raw weights."""
     shutil.rmtree("snapshots_complete")
-    flags = (*FLAGS, "--ema_decay", "0.5", "--run_dir", ".")
+    flags = (*FLAGS, "--ema_decay", "0.5")
     assert command("main", *flags).code == 0
     before = LAST.read_bytes()
-    again = (*flags, "--evaluate", "ema", "--resume", "auto", "--resume_override")
-    done = command("main", *again)
-    assert (done.code, done.err) == (0, "")
-    assert "the temperature is not kept: the run of snapshots_complete/last.pth evaluates raw" in (
-        done.out
-    )
-    assert LAST.read_bytes() == before
+    done = command("main", *flags, "--evaluate", "ema", "--resume", "auto", "--resume_override")
+    assert (done.code, done.err, LAST.read_bytes()) == (0, "", before)
+    assert f"the temperature is not kept: the run of {LAST} evaluates raw" in done.out
 
 
 def test_a_folder_may_be_called_val(folder, command):

@@ -99,7 +99,7 @@ def test_images_in_part_folders_keep_their_part(loose):
         ("0.png,a\n1.png,b,3,4\n", "line 2: not a path and a label"),
         ("0.png,a\n1.png,\n", "line 2: not a path and a label"),
         ("0.png,a\n1.png,b\n0.png,b\n", "line 3: '0.png' is 'b' here but 'a' in line 1; keep"),
-        ("0.png,a\n1.png,a\n", "has only one class, 'a'; it needs two"),
+        ("0.png,a\n1.png,a\n", "has only one class, 'a'; two or more are needed"),
         ("", "none of its 0 paths is a file"),
         ("path,label\nx.png,a\ny.png,b\n", "none of its 2 paths is a file; write them relative"),
         ('0.png,"a\nb"\n1.png,b\n', "has a class name that cannot be printed, 'a\\nb'"),

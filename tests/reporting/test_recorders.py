@@ -149,10 +149,9 @@ def test_snapshots_are_kept_until_the_disk_takes_them(tmp_path, monkeypatch):
 
 def test_a_run_that_trains_no_epoch_removes_no_snapshot(tmp_path):
     """They may be those of another run."""
-    settings = Settings.from_flags(keep_snapshots=1, snapshot_freq=1)
     files = [numbered(tmp_path, epoch) for epoch in (1, 2, 3)]
-    for path in files:
-        path.touch()
+    [path.touch() for path in files]
+    settings = Settings.from_flags(keep_snapshots=1, snapshot_freq=1)
     kept = Snapshots(tmp_path, settings, make_snapshot)
     kept.end(progress_of())
     assert all(path.exists() for path in files)
