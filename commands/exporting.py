@@ -115,7 +115,7 @@ def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits 
 def _without_paths(model: TrainedModel) -> TrainedModel:
     """`model` with the settings that bear on the result, without paths of this machine."""
     settings = {name: v for name, v in model.origin.settings.items() if name in OF_THE_RESULT}
-    for flag in ("init", "teacher"):
+    for flag in ("init", "teacher", "labels"):
         path = Path(settings.get(flag) or ".")
         if path.is_absolute() or ".." in path.parts:
             settings[flag] = path.name

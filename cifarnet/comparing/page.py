@@ -78,7 +78,7 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
 def _time_axis(longest: float) -> Axis:
     """An axis of `longest` seconds: in hours, whose ticks are round, from one hour on."""
     if longest < 3600:
-        return Axis("minutes:seconds", lambda s: f"{s // 60:.0f}:{s % 60:02.0f}", 60, True)
+        return Axis("minutes:seconds", lambda s: f"{round(s) // 60}:{round(s) % 60:02d}", 60, True)
     return Axis("hours:minutes", lambda s: clock(s)[:-3], 3600, True)
 
 

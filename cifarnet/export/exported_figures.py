@@ -109,7 +109,7 @@ def cautions(metrics: dict[str, Any]) -> list[str]:
         example = rows.get(EXAMPLE, {"answered": 1.0})
         if example["answered"] < 1:
             above = example["answered"] * (example["accuracy"] or 0)
-            below = (metrics["top1"] - above) / (1 - example["answered"])
+            below = max(0, metrics["top1"] - above) / (1 - example["answered"])
             sentences.append(f"Of its answers below {EXAMPLE:.0%}, {below:.1%} are right.")
         if example.get("no_class"):
             kind, share = max(example["no_class"].items(), key=itemgetter(1))

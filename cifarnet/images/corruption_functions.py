@@ -96,7 +96,7 @@ def _blurred_along(image: np.ndarray, radius: int, sigma: float, angle: float) -
     )
     reach = 2 * radius
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
-    kernel[reach + down, reach + right] = weights / weights.sum()
+    np.add.at(kernel, (reach + down, reach + right), weights / weights.sum())  # steps may coincide
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
 
 

@@ -19,7 +19,12 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
     Raises `UserError` for other tensors.
     """
     is_tensor = isinstance(picture, Tensor)
-    pixels = picture if is_tensor else torch.from_numpy(to_pixels(picture.copy(), size))
+    if is_tensor:
+        pixels = picture
+    else:
+        copy = picture.copy()
+        copy.format = picture.format  # `to_pixels` needs it; PIL drops it
+        pixels = torch.from_numpy(to_pixels(copy, size))
     is_float = pixels.is_floating_point()
     fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3
     if not fits or not (is_float or pixels.dtype is torch.uint8):

@@ -75,13 +75,14 @@ class Chart(NamedTuple):
 
 
 def line_chart(title: str, curves: Sequence[Curve], x_axis: Axis, y_axis: Axis) -> Chart:
-    """Lays out `curves`, all over the same axes. Curves without a point are left out."""
+    """Lays out `curves`, all over the same axes. Points without a value and curves without a point
+    are left out; the horizontal axis has a place for them."""
     measured = [
         curve._replace(points=points)
         for curve in curves
         if (points := [(x, y) for x, y in curve.points if y is not None and math.isfinite(y)])
     ]
-    xs = [x for curve in measured for x, _ in curve.points] or [0, 1]
+    xs = [x for curve in curves for x, _ in curve.points] or [0, 1]
     ys = [y for curve in measured for _, y in curve.points] or [0, 1]
     box = Box()
     low, high = 0 if x_axis.from_zero else min(xs), max(xs)

@@ -216,7 +216,7 @@ def _pictures(
     return {
         "choice": choice,
         "validation_doubts": list(range(len(choice.images), len(shown))),
-        "most": MOST,
+        "most": min(choice.per_cell, MOST),
         "sheet": base64.b64encode(sheet(tiles)).decode(),
         "tile": tile_side(tiles.shape[-1]),
         "map_tile": MAP_SIDE,

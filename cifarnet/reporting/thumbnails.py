@@ -39,7 +39,8 @@ def choose(predictions: Predictions, room: int) -> Choice:
     rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
     counts = np.bincount(cells)
     by_rank = np.lexsort((-counts[cells], rank))[:room]  # larger cells first
-    taken = by_rank[rank[by_rank] < MOST]
+    full = MOST if room >= len(true) else rank[by_rank].max(initial=0)  # of the last, some lack
+    taken = by_rank[rank[by_rank] < min(MOST, max(1, full))]
 
     wrong = np.flatnonzero(true != predicted)
     right = np.flatnonzero(true == predicted)

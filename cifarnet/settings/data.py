@@ -19,7 +19,7 @@ class DataSettings(Group):
     data_dir: str = flag("./data", on_resume="any", help=
         "Folder of cifar10 or cifar100, which is downloaded into it. With --dataset folder: it "
         "contains a folder for each class, or train/ and test/ with a folder for each class.")
-    labels: str | None = flag(None, unset="off", metavar="FILE", on_resume="any", help=
+    labels: str | None = flag(None, unset="off", metavar="FILE", help=
         "With --dataset folder: take the images and their classes from this CSV file, not from "
         "class folders. Each line is path,label; paths are relative to the file or to --data_dir.")
     image_size: int = flag(32, within=f"[32, {LARGEST_IMAGE}]", help=

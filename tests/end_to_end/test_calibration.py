@@ -164,8 +164,7 @@ def test_a_run_that_evaluates_other_weights_now_keeps_no_temperature(folder, com
 def test_a_folder_may_be_called_val(folder, command):
     """--calibrate val is that folder, not the validation images of the run."""
     done = command("evaluate", "--snapshot", LAST, "--calibrate", "val")
-    assert done.code == 2
-    assert "--calibrate val does not exist" in done.err
+    assert done.code == 2 and "--calibrate val does not exist" in done.err
 
 
 def test_every_use_applies_it(folder, command, calibrated):

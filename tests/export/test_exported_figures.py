@@ -101,6 +101,8 @@ def test_cautions_are_of_what_was_measured():
     _, no_class, _, corrupted = cautions(metrics)
     assert no_class.endswith(": up to 75% of them (one colour) with 80% or more.")
     assert "37.5" in corrupted and corrupted.endswith("62.5%.")
+    row["accuracy"] = 1.25 + 1e-9  # none below is right; rounding
+    assert cautions(metrics)[0] == "Of its answers below 80%, 0.0% are right."
     row["answered"] = 1.0  # none is below
     assert cautions(metrics)[0] == no_class
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.colors import rgb_to_hsv
@@ -116,9 +118,11 @@ def test_glass_blur_is_a_loop_over_pixels_from_the_last_to_the_first(severity):
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
-def test_motion_blur_averages_along_a_line(severity):
+@pytest.mark.parametrize("degrees", [-45.0, -20.0, 0.0, 38.0, 45.0])
+def test_motion_blur_averages_along_a_line(severity, degrees):
     radius, sigma = AUTHORS["motion_blur"][severity - 1]
-    angle = np.deg2rad(RNG(3).uniform(-45, 45))
+    rng = SimpleNamespace(uniform=lambda low, high: degrees)
+    angle = np.deg2rad(degrees)
     padded = np.pad(picture().astype(float), ((40, 40), (40, 40), (0, 0)), mode="edge")
     total, weights = 0, 0
     for step in range(2 * radius + 1):
@@ -126,7 +130,7 @@ def test_motion_blur_averages_along_a_line(severity):
         right, down = (int(np.ceil(step * f(angle) - 0.5)) for f in (np.cos, np.sin))
         total = total + weight * padded[40 + down : 72 + down, 40 + right : 72 + right]
         weights += weight
-    result = functions.motion_blur(picture(), RNG(3), (radius, sigma))
+    result = functions.motion_blur(picture(), rng, (radius, sigma))
     np.testing.assert_allclose(result, total / weights, atol=0.51)
 
 

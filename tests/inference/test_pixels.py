@@ -22,6 +22,12 @@ def test_pictures_of_any_mode_are_resized_as_in_training(mode, size):
     assert torch.equal(batch[0], torch.from_numpy(to_pixels(picture, size)))
 
 
+def test_integers_of_32_bits_in_a_tiff_are_refused(tmp_path):
+    Image.new("I", (8, 8), 200).save(tmp_path / "scan.tif")
+    with pytest.raises(UserError, match="no agreed range"):
+        to_batch(Image.open(tmp_path / "scan.tif"), 32)
+
+
 def test_tensors_keep_their_size_and_their_values():
     floats, pixels = torch.rand(2, 3, 48, 40), torch.randint(0, 256, (3, 48, 40)).byte()
     for tensor in (floats, pixels):

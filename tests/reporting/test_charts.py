@@ -17,6 +17,7 @@ from cifarnet.reporting.charts import (
     epoch_words,
     line_chart,
     nice_ticks,
+    place,
     thinned,
     training_charts,
 )
@@ -53,6 +54,15 @@ def test_points_and_ticks_lie_in_the_box(points, from_zero):
     assert all(BOX.top <= y <= BOX.bottom for y in ys)
     dots = [dot for curve in chart.curves for dot in curve.dots]
     assert len(dots) == (len(points) if len(points) <= FEW_POINTS else 0)
+
+
+def test_a_place_is_kept_for_points_without_a_value():
+    """So all charts of a run have the same epochs, epoch 0 too."""
+    points = [(0, None), (1, 0.5), (2, 0.5), (3, 0.5)]
+    (curve,) = line_chart("", [Curve("", "", points)], Axis(), Axis()).curves
+    ends = [float(end.split()[0]) for end in curve.path[1:].split("L")]
+    at = place(0, 3, BOX.left, BOX.right)
+    assert ends == [at(1), at(2), at(3)]
 
 
 def test_curves_are_what_was_measured():

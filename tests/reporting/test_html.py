@@ -79,7 +79,9 @@ def test_a_page_stays_small(tmp_path, classes, images, size):
     page = page_of(tmp_path, report, images=pixels)
     assert len(page.encode()) < LIMIT == 4_000_000
     text, shown = words(page), len(data_of(page)["shown"])
-    assert f"the page shows {shown:,} of the {images:,} images, at most " in text
+    data = data_of(page)
+    assert f"of the {images:,} images, at most {data['most']} per cell" in text
+    assert f"the page shows {shown:,} of " in text
     assert ("100 of 300 classes with the most mistakes" in text) == (classes == 300)
 
 
