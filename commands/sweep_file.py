@@ -79,8 +79,6 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     (kind,) = kinds
     flags = dict(_table(content.get("flags", {}), "[flags]"))
     recipe = flags.pop("recipe", None)
-    if "seed" in flags and "seeds" in content:
-        raise UserError("seeds and seed are both given; remove one of them")
     recipe = with_home(str(recipe)) if recipe else None
     flags = _checked((read_recipe(Path(recipe)) if recipe else {}) | flags)
     seeds = content.get("seeds", [])
@@ -90,6 +88,8 @@ def _sweep(content: dict[str, Any]) -> Sweep:
         sweep = _search(flags, _table(content[kind], "[search]"))
     else:
         listed = {"grid": _grid, "settings": _listed}[kind](content[kind])
+        if seeds and any("seed" in given for given in (content.get("flags", {}), *listed)):
+            raise UserError("seeds and seed are both given; remove one of them")
         sweep = _of_settings(flags, listed, _choices("seeds", seeds) if seeds else [])
     for name in OF_THE_IMAGES:
         if name in sweep.space:
@@ -135,8 +135,6 @@ def _of_settings(
 ) -> Sweep:
     """Each setting of the list with each seed, once. What it leaves out is as in `flags`."""
     listed = [_checked(values) for values in listed]
-    if seeds and any("seed" in values for values in listed):
-        raise UserError("seeds and seed are both given; remove one of them")
     names = list(dict.fromkeys(name for values in listed for name in values))
     common = {name: flags.get(name, FLAGS[name].default) for name in names}
     settings = [common | values for values in listed]

@@ -117,6 +117,7 @@ def test_flags_may_come_from_a_recipe(sweep, tmp_path):
         (f"{FLAGS}resume = 'auto'\n[grid]\nlr = [1]\n", "resume cannot be set in a sweep"),
         (f"{FLAGS}evaluate = 'ema'\n[grid]\nlr = [1]\n", "--evaluate ema needs averaged weights"),
         (f"seeds = [3]\n{FLAGS}[grid]\nseed = [1]\n", "seeds and seed are both given; remove one"),
+        (f"seeds = [3]\n{FLAGS}seed = 1\n[grid]\nlr = [1]\n", "seeds and seed are both given"),
         (f"seeds = ['a']\n{FLAGS}[grid]\nlr = [1]\n", "--seed 'a' is not a whole number"),
         (f"sedes = [1]\n{FLAGS}[grid]\nlr = [1]\n", "a sweep has no 'sedes'; did you mean seeds?"),
         (f"settings = []\n{FLAGS}", "settings are several tables; write [[settings]]"),
