@@ -15,7 +15,7 @@ from cifarnet.augment.loading import DeviceLoader, EpochOrder, WorkerLoader
 from cifarnet.augment.mixing import Mixing
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import build_policy
-from cifarnet.core.device import Runtime
+from cifarnet.core.device import Runtime, to_device
 from cifarnet.core.errors import UserError, printable
 from cifarnet.core.threads import has_locks
 from cifarnet.images.cifar import read_cifar
@@ -23,7 +23,6 @@ from cifarnet.images.digits import read_digits
 from cifarnet.images.finding import Say
 from cifarnet.images.folder import read_folder
 from cifarnet.images.imageset import (
-    SIZE,
     Dataset,
     ImageSet,
     Splits,
@@ -39,6 +38,7 @@ from cifarnet.settings.data import DataSettings
 MOST_WORKERS = 4  # by default
 EXAMPLES = 8  # images, and versions of each, that `augmented_examples` shows
 BN_IMAGES = 1024  # for the statistics of averaged weights
+BN_BATCH = 64  # of these at a time, unless an evaluation batch has more
 
 # --- settings -> splits ---
 
@@ -175,7 +175,7 @@ class TrainBatches:
             if batch is None:
                 return
             images, labels = batch
-            yield self.normalise(images), labels.to(self.device, non_blocking=True)
+            yield self.normalise(images), to_device(labels, self.device)
 
     def close(self) -> None:
         """Ends the workers; call it after the last epoch. Their CPU time then counts as ours."""
@@ -217,6 +217,17 @@ class EvalBatches:
             images = self.normalise(images) if self.normalise else images.to(self.device)
             yield images, labels.to(self.device)
 
+    def stoppable(self, stop: Callable[[], None]) -> Iterator[Batch]:
+        """The batches, with a call of `stop` after each, equally often on all ranks: some ranks
+        have a batch less than others."""
+        calls = 0
+        for batch in self:
+            yield batch
+            stop()
+            calls += 1
+        for _ in range(self.rounds - calls):
+            stop()
+
 
 class Batches(NamedTuple):
     """The batches of a run."""
@@ -233,11 +244,10 @@ def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batch
     held_out = splits.test if splits.val is None else splits.val
     bn_batches: EvalBatches | tuple[()] = ()
     if settings.training.ema_decay:
-        count = max(BN_IMAGES, len(splits.train.classes))
-        subset = limited(splits.train, count, "--ema_decay")
+        random = np.random.default_rng(settings.training.seed)
+        subset = splits.train.take(random.permutation(len(splits.train))[:BN_IMAGES])
         alone = replace(runtime, rank=0, world_size=1)
-        pixels = len(subset) * SIZE**2  # in a batch: no more memory for larger images
-        batch_size = min(len(subset), max(1, pixels // settings.data.image_size**2))
+        batch_size = max(BN_BATCH, settings.training.eval_batch_size)
         bn_batches = EvalBatches(subset, batch_size, alone, mean, std)
     return Batches(
         TrainBatches(splits.train, settings, runtime, mean, std),

@@ -6,7 +6,7 @@ images or a teacher needs is in the objective; what is written down is in the re
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -214,7 +214,8 @@ def fit(
     recorders: Recorders,
     stop: Stop = lambda: None,
 ) -> None:
-    """Trains the epochs that are left. Raises `RunError` if loss or weights are not finite."""
+    """Trains the epochs that are left. Raises `RunError` if loss, weights or scores are not
+    finite."""
     while learner.progress.epoch < plan.epochs:
         started = time.perf_counter()
         epoch = learner.progress.epoch + 1
@@ -223,15 +224,14 @@ def fit(
         stats = run_epoch(learner, objective, data.train, plan, stop)
         _check_finite(stats.bad_step, epoch, plan)
         learner.end_epoch(data.bn_batches)
-
-        # evaluate if due
-        held_out = held_out_scores(learner, data, stop) if plan.evaluates(epoch) else {}
         if not all(p.isfinite().all() for p in learner.network.parameters()):
             _check_finite(plan.steps_per_epoch - 1, epoch, plan)  # spoilt by the last update
 
+        # evaluate if due
+        held_out = held_out_scores(learner, data, stop) if plan.evaluates(epoch) else {}
+
         # close the row, and tell the recorders
-        seconds = time.perf_counter() - started
-        row = _row(stats, held_out, data.validates, plan, seconds)
+        row = _row(stats, held_out, data.validates, plan, time.perf_counter() - started)
         learner.progress.history.append(row)
         recorders.row(learner.progress)
         stop()
@@ -246,24 +246,17 @@ def measure_start(learner: Learner, data: Batches, plan: Plan, stop: Stop = lamb
 
 
 def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Scores]:
-    """The scores on the held-out images, of "raw" and, if they exist, "ema" weights."""
+    """The scores on the held-out images, of "raw" and, if they exist, "ema" weights. Raises
+    `RunError` if they are not finite."""
     result = {}
     for name, network in learner.networks().items():
-        images = stoppable(data.held_out, stop)
-        result[name] = scores(*collect_logits(network.eval(), images, learner.runtime))
+        images, runtime = data.held_out.stoppable(stop), learner.runtime
+        result[name] = scores(*collect_logits(network.eval(), images, runtime))
+        if not math.isfinite(result[name].loss):  # float16 overflows
+            raise RunError(
+                f"the evaluation is not finite in {runtime.precision}; try --no-amp or a lower --lr"
+            )
     return result
-
-
-def stoppable(batches: Any, stop: Stop) -> Iterator[tuple[Tensor, Tensor]]:
-    """`batches`, with a call of `stop` after each, equally often on all ranks: some ranks have a
-    batch less than others."""
-    calls = 0
-    for batch in batches:
-        yield batch
-        stop()
-        calls += 1
-    for _ in range(batches.rounds - calls):
-        stop()
 
 
 def _row(

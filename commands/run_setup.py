@@ -62,6 +62,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     if size:
         if size > count:
             raise UserError(f"--batch_size {size} is above the {count} training images; lower it")
+        settings.check_parts(runtime.world_size)  # a snapshot's size was not checked yet
         return settings
     parts = settings.training.accumulate * runtime.world_size
     size = min(BATCH_SIZE, count) // parts * parts
@@ -71,8 +72,9 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"lower --accumulate, or give --batch_size"
         )
     if size < BATCH_SIZE:
-        smaller = "; a smaller one, such as 32, takes more steps" if size > 32 else ""
-        log.line(f"--batch_size is {size}, as there are {count} training images{smaller}")
+        why = f"there are {count} training images" if count < BATCH_SIZE else f"{parts} divides it"
+        smaller = "; a smaller one, such as 32, takes more steps" if count < BATCH_SIZE else ""
+        log.line(f"--batch_size is {size}, as {why}{smaller}")
     fitted = settings.replace(batch_size=size)
     fitted.check_parts(runtime.world_size)
     return fitted
@@ -106,7 +108,9 @@ def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log
     if unmatched:
         more = f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else ""
         log.line(f"randomly initialized, no matching weights: {', '.join(unmatched[:8])}{more}")
-    if model.classes == current.classes:
+    dataset = settings_from_dict(model.origin.settings).data.dataset
+    shared = set(model.classes) & set(current.classes)
+    if model.classes == current.classes or (shared and dataset == current.settings.data.dataset):
         _warn_of_validation_images("the network that --init names", model, current, log.line)
 
 

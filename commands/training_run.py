@@ -201,10 +201,9 @@ def _stop_on_signal(run: Run, recorders: Recorders, group: Group) -> Iterator[Si
                     _say_how_to_continue(run, why, group)
                     recorders.close("stopped")
             raise
-        except Exception as problem:
+        except Exception:
             if first:
-                if isinstance(problem, RunError):
-                    recorders.end(progress)  # a last try of what could not be written
+                recorders.end(progress)  # a last try of what could not be written
                 recorders.close("failed")
             raise
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import MEAN, STD, batches_of, numbered_images
+from support.small_runs import small_splits
 
 import data
 from cifarnet.augment.policy import build_policy
@@ -19,7 +20,7 @@ from cifarnet.images.imageset import Dataset, ImageSet, Splits, channel_statisti
 from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.data import DataSettings
-from data import ENGINES, EvalBatches, TrainBatches, build_engine, load_splits
+from data import ENGINES, EvalBatches, TrainBatches, build_batches, build_engine, load_splits
 
 
 def noise(count: int) -> ImageSet:
@@ -252,6 +253,19 @@ def test_evaluation_shows_each_image_once_in_whole_batches(images, batch_size, w
         assert part == [labels.tolist() for _, labels in batches]  # again
         seen += part
     assert seen == [labels.tolist() for labels in torch.arange(images).split(batch_size)]
+
+
+def test_the_statistics_of_averaged_weights_are_of_classes_as_they_are():
+    """Not of as many images of each class; in batches, so that memory is no limit."""
+    splits = small_splits(3000, 4)
+    labels = (torch.arange(3000) % 10 == 0).long()
+    splits = replace(splits, train=replace(splits.train, labels=labels))
+    settings = Settings.from_flags(device="cpu", ema_decay=0.9, batch_size=32, num_workers=0)
+    ranks = ranks_of(2, settings)
+    first, second = (list(build_batches(splits, settings, rank).bn_batches) for rank in ranks)
+    assert [len(labels) for _, labels in first] == [64] * 16
+    assert sum(labels.sum().item() for _, labels in first) == pytest.approx(102, abs=30)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
 
 
 def shares_of(images, engine: str, world_size: int) -> list[list[torch.Tensor]]:

@@ -262,6 +262,16 @@ def test_a_state_of_another_network_or_optimizer_is_refused():
         learner.load(replace(snapshot, state=state))
 
 
+def test_scores_that_are_not_finite_end_the_run():
+    """As in float16, where the evaluation can overflow although the weights are finite."""
+    run = small_run()
+    head = run.learner.network.head
+    head.register_forward_hook(lambda head, _, logits: logits if head.training else logits * 1e39)
+    with pytest.raises(RunError, match="the evaluation is not finite in float32; try --no-amp or"):
+        run.fit()
+    assert run.learner.progress.history == []
+
+
 def test_weights_spoilt_by_the_last_step_are_not_kept_unevaluated():
     run, rows = small_run(eval_freq=0, batch_size=24), []
     bias = run.learner.network.head.bias.data

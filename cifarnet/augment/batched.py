@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cifarnet.augment.policy import APPLIED, Draws, Policy
-from cifarnet.augment.step import to_device
+from cifarnet.core.device import to_device
 from cifarnet.images.imageset import SIZE
 
 
@@ -42,7 +42,7 @@ class BatchedEngine:
             chosen = drawn[APPLIED].nonzero().squeeze(1)
             for part in chosen.split(chunk) if len(chosen) else ():
                 drawn_here = {name: values[part] for name, values in drawn.items()}
-                part = to_device(part, images)
+                part = to_device(part, images.device)
                 changed = step.for_batch(images.index_select(0, part), drawn_here, self.mean)
                 # As int64 eight pixels are copied at a time: four times as fast.
                 images.view(torch.int64).index_copy_(0, part, changed.view(torch.int64))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import BORDERS, ImageForm, Step, to_device
+from cifarnet.augment.step import BORDERS, ImageForm, Step
+from cifarnet.core.device import to_device
 from cifarnet.core.late import LateModule
 from cifarnet.images.imageset import SIZE
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -39,7 +40,7 @@ class Crop(Step):
         width, inside = size + 2 * pad, slice(pad, pad + size)
         padded = (self.border * mean).byte().repeat(count, 1, width, width)
         padded[:, :, inside, inside] = images
-        row, column = to_device(drawn["corner"], images).unsqueeze(2).unbind(1)  # [B,1]
+        row, column = to_device(drawn["corner"], images.device).unsqueeze(2).unbind(1)  # [B,1]
         rows = torch.arange(size, device=images.device) + row  # [B,S]
         planes = torch.arange(3 * count, device=images.device).view(-1, 3, 1)  # [B,3,1]
         first = (planes * width + rows[:, None]) * width + column[:, None]  # [B,3,S]

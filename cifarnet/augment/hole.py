@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import ImageForm, Step, to_device
+from cifarnet.augment.step import ImageForm, Step
+from cifarnet.core.device import to_device
 from cifarnet.core.late import LateModule
 from cifarnet.images.imageset import SIZE
 from cifarnet.settings.augmentation import AugmentationSettings
@@ -37,7 +38,7 @@ class Hole(Step):
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         pixels = torch.arange(self.side, device=images.device)
-        row, column = (to_device(drawn["corner"], images)[:, :, None] + pixels).unbind(1)
+        row, column = (to_device(drawn["corner"], images.device)[:, :, None] + pixels).unbind(1)
         inside = (row[:, :, None] * self.size + column[:, None, :]).flatten(1)  # [B,side*side]
         each = torch.arange(len(images), device=images.device)[:, None]
         images.flatten(2)[each, :, inside] = mean.byte().flatten()

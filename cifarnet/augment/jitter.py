@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from cifarnet.augment.step import ImageForm, Step, to_device, uniform
+from cifarnet.augment.step import ImageForm, Step, uniform
+from cifarnet.core.device import to_device
 from cifarnet.core.late import LateModule
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.flags import numbers_in
@@ -37,15 +38,17 @@ class Jitter(Step):
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
         factors, order = drawn["factors"], drawn["order"]
         kinds = order[order != HUE].view(-1, 3)
-        gains = to_device(factors.gather(1, kinds), images).view(-1, 3, 1, 1, 1)
-        kinds = to_device(kinds, images).view(-1, 3, 1, 1, 1)
+        gains = to_device(factors.gather(1, kinds), images.device).view(-1, 3, 1, 1, 1)
+        kinds = to_device(kinds, images.device).view(-1, 3, 1, 1, 1)
         turn = factors[:, HUE]
         values = images.float()
         for position in range(4):
             due = ((order[:, position] == HUE) & (turn != 0)).nonzero().squeeze(1)
             if len(due):  # the hue takes most operations: only images that need it
-                where = to_device(due, images)
-                turned = _turn_hue(values.index_select(0, where), to_device(turn[due], images))
+                where = to_device(due, images.device)
+                turned = _turn_hue(
+                    values.index_select(0, where), to_device(turn[due], images.device)
+                )
                 values.index_copy_(0, where, turned)
             if position < 3:
                 _blend(values, kinds[:, position], gains[:, position])

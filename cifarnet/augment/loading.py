@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cifarnet.augment.batched import BatchedEngine
 from cifarnet.augment.per_image import PerImageEngine
 from cifarnet.augment.policy import take
+from cifarnet.core.device import to_device
 from cifarnet.core.errors import lost_workers, reason
 from cifarnet.core.seeds import AUGMENTATION, ORDER, derived_seed
 from cifarnet.images.imageset import ImageSet
@@ -70,7 +71,7 @@ class DeviceLoader:
             group = batches[start : start + self.ahead]  # augmented together: fewer, larger calls
             sizes = [len(indices) for _, _, indices in group]
             chosen = torch.from_numpy(np.concatenate([indices for _, _, indices in group]))
-            chosen = chosen.to(engine.device, non_blocking=True)
+            chosen = to_device(chosen, engine.device)
             positions = [torch.arange(first, first + len(indices)) for _, first, indices in group]
             drawn = take(draws, torch.cat(positions))
             images = engine.apply(self.images.index_select(0, chosen), drawn)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarnet.core.device import to_device
 from cifarnet.core.seeds import MIXING, derived_seed
 from cifarnet.settings.augmentation import AugmentationSettings
 
@@ -85,7 +86,7 @@ def mixed(images: Tensor, shares: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]
     Each image keeps the larger share of itself: below a half, image and partner swap roles. A batch
     then holds the same mixed images as in the papers, in another order.
     """
-    partner = pairs.partner.to(images.device, non_blocking=True)
+    partner = to_device(pairs.partner, images.device)
     first, second = images, images[partner]
     if pairs.share < 0.5:
         first, second = second, first

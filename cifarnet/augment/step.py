@@ -58,8 +58,3 @@ class Step(ABC):
 def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
     """Draws numbers in [low, high): float32 [count]."""
     return torch.empty(count).uniform_(low, high, generator=generator)
-
-
-def to_device(values: Tensor, images: Tensor) -> Tensor:
-    """Copies `values` to the device of `images` without waiting for it."""
-    return values.to(images.device, non_blocking=True)

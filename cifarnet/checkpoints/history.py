@@ -70,7 +70,7 @@ class Progress:
 
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # in all snapshots of the run
     history: list[Row] = field(default_factory=list)
-    comparable_after: int = 0  # accuracies up to this epoch were measured otherwise
+    comparable_after: int = 0  # the best epoch is one after this
 
     @property
     def epoch(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE, Ranks, launched_ranks
@@ -90,6 +91,12 @@ def init_process(precision: Precision, seed: int = 0, ranks: Ranks | None = None
     slow = precision.amp and _only_emulates_bf16(device)
     note = SLOW_AMP[amp_dtype] if slow and device.type == "cpu" else ""
     return Runtime(device, name, amp_dtype, threads, keeps_memory, *place, note)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copies `values` to `device`; on CUDA without waiting for it. On MPS torch would read `values`
+    later, when their memory may hold something else (pytorch issue 189690)."""
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def _thread_limit(ranks: Ranks) -> float:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cifarnet.core.device import to_device
+
 # Images float32 [B,3,H,W], channels_last, normalised; labels int64 [B]. Both are on the device.
 Batch = tuple[Tensor, Tensor]
 
@@ -19,7 +21,7 @@ class Normalise:
         self.factor = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True).float()
+        images = to_device(images, self.device).float()
         images = images.sub_(self.shift).mul_(self.factor)
         # Changing the layout last takes half the time of changing it first.
         return images.contiguous(memory_format=torch.channels_last)

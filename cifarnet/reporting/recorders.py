@@ -120,19 +120,23 @@ class Snapshots(Recorder):
         """`snapshot()` is the run as it is now."""
         self.directory, self.settings, self.snapshot = directory, settings, snapshot
         self.unsaved: dict[Path, bytes] = {}
+        self.unpacked = False  # the last epoch is in no file, and not in `unsaved`
         self.trained = False  # without an epoch, the folder may be that of another run
 
     @property
     def failure(self) -> str:
         """Names the files that are not written yet; their former content is kept."""
+        if self.unpacked:
+            return f"the snapshot of the last epoch could not be made for {self.directory}"
         if not self.unsaved:
             return f"an old snapshot could not be removed from {self.directory}"
         names = ", ".join(sorted(path.name for path in self.unsaved))
         return f"{names} could not be written to {self.directory}"
 
     def row(self, progress: Progress) -> None:
+        self.trained = self.unpacked = True
         content, freq = pack(self.snapshot()), self.settings.output.snapshot_freq
-        self.trained = True
+        self.unpacked = False
         if self.settings.keeps_best and progress.best_epoch == progress.epoch:
             self.unsaved[self.directory / BEST] = content
         if freq and progress.epoch % freq == 0:
@@ -155,6 +159,8 @@ class Snapshots(Recorder):
             prune(self.directory, self.settings.output.keep_snapshots)
         if problem:
             raise problem
+        if self.unpacked:  # the weights may have moved on since
+            raise RunError("the files hold earlier epochs")
 
 
 class HistoryCsv(Recorder):

@@ -108,5 +108,6 @@ class TrainingSettings(Group):
 
     @property
     def eval_batch_size(self) -> int:
-        """Images per evaluation batch: one part of --accumulate, to need no more memory than it."""
-        return (self.batch_size or BATCH_SIZE) // self.accumulate
+        """Images per evaluation batch: one part of --accumulate, to need no more memory than it.
+        At most 512: one of several processes may evaluate a whole batch."""
+        return min(BATCH_SIZE, (self.batch_size or BATCH_SIZE) // self.accumulate)

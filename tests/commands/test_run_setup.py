@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -86,3 +87,19 @@ def test_the_default_batch_size_fits_the_images(count, accumulate, size):
     log = SimpleNamespace(line=lambda text: None)
     fitted = fit_batch(Settings.from_flags(accumulate=accumulate), count, ALONE, log)
     assert fitted.training.batch_size == size
+
+
+def test_a_batch_size_that_a_snapshot_brings_is_checked_too():
+    three = replace(ALONE, world_size=3)
+    with pytest.raises(UserError, match="512 cannot be divided evenly by 3 processes"):
+        fit_batch(Settings.from_flags(batch_size=512), 50_000, three, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"), [(9_999, "5 divides it"), (60, "there are 60 training images; a smaller")]
+)
+def test_a_log_says_why_the_batch_is_smaller(count, reason):
+    lines = []
+    log = SimpleNamespace(line=lines.append)
+    fit_batch(Settings.from_flags(accumulate=5), count, ALONE, log)
+    assert [f", as {reason}" in line for line in lines] == [True]

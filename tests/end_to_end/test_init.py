@@ -72,6 +72,12 @@ def test_other_classes_get_a_fresh_head(run_from, trained):
     assert "; with a new head, as its classes differ (bar, disc, star, ...)" in done.out
 
 
+def test_a_class_more_does_not_hide_that_validation_images_were_trained_on(run_from, trained):
+    tree = draw_tree(Path("tree"), classes=("bar", "disc", "star", "tree"))
+    flags = ("--val_fraction", "0.5")
+    assert "have trained on the validation images" in run_from(trained.weights, tree, *flags).out
+
+
 def test_a_resumed_run_does_not_start_from_the_weights_again(run_from, trained):
     flags = ("--lr", "0.05", "--epochs", "2")
     Path("w.safetensors").write_bytes(trained.weights.read_bytes())

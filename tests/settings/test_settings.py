@@ -218,3 +218,8 @@ def test_a_batch_is_divided_among_processes_and_parts():
         settings.check_parts(5)
     with pytest.raises(UserError, match=r"size 32 cannot .* by 3 processes; .* of 3, such as 30"):
         Settings.from_flags(batch_size=32).check_parts(3)
+
+
+def test_a_process_evaluates_at_most_512_images_at_once():
+    large, small = (Settings.from_flags(batch_size=size).training for size in (8192, 96))
+    assert (large.eval_batch_size, small.eval_batch_size) == (512, 96)
