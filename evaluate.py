@@ -47,9 +47,9 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of this command, and the flags that the user gave. Raises `UserError`. The
     options have the `names` of --pretrained, and the `command` as it was typed."""
     parser = build_parser(
-        "Evaluates a snapshot or a weights file, and writes a report. Data set, batch size, --amp, "
-        "--evaluate and --skip_bad_images are those of the training, unless given here. Other "
-        "flags have main.py's defaults.",
+        "Evaluates a snapshot or a weights file, and writes a report. The data set with its labels "
+        "and limits, batch size, --amp, --evaluate and --skip_bad_images are those of the "
+        "training, unless given here. Other flags have main.py's defaults.",
         FLAGS,
         defaults=False,
         texts=TEXTS,

@@ -56,8 +56,7 @@ def evaluate_classifier(
 ) -> Report:
     """The report on `classifier` on the test images of `splits`. `run` says which run the model
     comes from: its id, command, log and settings. With --report the classifier is also tried on
-    pictures of no class. Raises `UserError` if the classes differ."""
-    check_classes(classifier.classes, splits.test.classes)
+    pictures of no class."""
     classify = classifier.to(runtime.device).logits
     batch_size, no_class = settings.training.eval_batch_size, {}
     logits, labels = collect_logits(
@@ -138,6 +137,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         if runtime.note:
             print_line(runtime.note)
         splits = load_splits(settings.data, print_line, classifier.classes)
+        check_classes(classifier.classes, splits.test.classes)
         _warn_of_training_images(infos, splits, settings)
         if options["calibrate"] is not None:
             calibrated, splits = calibrate_file(infos[0], options, splits, settings, runtime)

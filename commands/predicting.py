@@ -41,7 +41,7 @@ def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     count = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == count:
-        raise UserError(f"none of these {count} could be read; name images, or folders with some")
+        raise UserError(f"0 of {count} could be read; name images, or folders with some")
     if unreadable:
         raise RunError(f"{unreadable} of {count} could not be read; the lines above name them")
 
@@ -78,14 +78,15 @@ def _show(
     options: dict[str, Any],
     settings: Settings,
 ) -> int:
-    """Prints a line for each outcome; returns how many images and folders were not readable.
-    Raises the problem instead if only one image was asked for. Writes the CSV file, and says what
-    was written. Raises `RunError` at the end if a file of --explain could not be written."""
+    """Prints a line for each outcome; returns how many images and folders were not readable. For
+    one image, without --json and --csv, raises the problem instead. Writes the CSV file, and says
+    what was written. Raises `RunError` at the end if a file of --explain could not be written."""
     predictor = _load(options, settings) if paths else None
     explainer = _explainer(predictor, options["explain"]) if predictor else None
     classes = predictor.classifier.classes if predictor else ("",)
     threshold = options["threshold"]
     table = Table(paths, classes, threshold)
+    alone = len(paths) + len(problems) == 1 and not options["json"] and not options["csv"]
     unreadable = maps = 0
     shown: list[Outcome] = []
     with tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar:
@@ -93,7 +94,7 @@ def _show(
         outcomes = predictor.classify(paths, step, bar.update) if predictor else ()
         for path, outcome in itertools.chain(problems, outcomes):
             failed = isinstance(outcome, UserError)
-            if failed and len(paths) + len(problems) == 1:
+            if failed and alone:
                 raise outcome
             if options["csv"]:
                 shown.append((path, outcome))

@@ -12,7 +12,7 @@ from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.core.files import existing_directory, read_file
 from cifarnet.images.labels import read_labels
 from cifarnet.images.parts import part_folders
-from cifarnet.settings import FLAGS, Settings
+from cifarnet.settings import FLAGS, GROUP_OF, Settings
 from cifarnet.settings.data import DataSettings
 from cifarnet.settings.flags import check_value, value_type
 from cifarnet.settings.parser import read_recipe, read_value
@@ -30,7 +30,7 @@ OF_THE_IMAGES = (  # flags that decide which images an accuracy is measured on
 
 
 class Range(NamedTuple):
-    """Numbers to search in: whole ones if both ends are."""
+    """Numbers to search in, of the flag's type."""
 
     low: float
     high: float
@@ -51,6 +51,16 @@ class Sweep:
     sampler: str = SAMPLERS[0]
     trials: int = 0  # of a search
     prune_after: int | None = None  # epochs; None: no run is ended early
+
+    @property
+    def data(self) -> DataSettings:
+        """The images of all runs: no run has others. Raises `UserError`."""
+        return DataSettings(**{n: v for n, v in self.flags.items() if GROUP_OF[n] == "data"})
+
+    @property
+    def first_values(self) -> dict[str, Any]:
+        """A value for each flag that differs: the first one, or the low end of a range."""
+        return {n: v.low if isinstance(v, Range) else v[0] for n, v in self.space.items()}
 
     def run_settings(self, values: Mapping[str, Any]) -> Settings:
         """All settings of the run with these `values`. Raises `UserError`."""
@@ -97,12 +107,12 @@ def _sweep(content: dict[str, Any]) -> Sweep:
                 f"{name} must not differ: all runs need the same validation images; set {name} in "
                 f"[flags]"
             )
-    data = sweep.run_settings({}).data
+    data = sweep.data
     if not data.val_fraction and not _has_val(data):
         raise UserError(
             "a sweep must not select by the test images; set val_fraction in [flags], such as 0.1"
         )
-    for values in sweep.settings:
+    for values in sweep.settings or [sweep.first_values]:
         sweep.run_settings(values)
     return sweep
 

@@ -17,6 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifarnet.core.errors import UserError, reason
 from cifarnet.core.files import exclusive
+from cifarnet.settings import FLAGS
+from cifarnet.settings.flags import value_type
 from cifarnet.settings.output import SNAPSHOTS
 from commands.sweep_file import Range, Sweep
 
@@ -190,7 +192,7 @@ class Study:
         for name, values in self.sweep.space.items():
             if not isinstance(values, Range):
                 trial.suggest_categorical(name, values)
-            elif isinstance(values.low, int) and isinstance(values.high, int):
+            elif value_type(FLAGS[name]) is int:
                 trial.suggest_int(name, values.low, values.high, log=values.log)
             else:
                 trial.suggest_float(name, values.low, values.high, log=values.log)

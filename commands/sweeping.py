@@ -132,7 +132,7 @@ class Runner:
         run, number = past_run(job.folder), job.trial.number
         measured = self.study.trials()[number].intermediate_values
         for row in run.history if run else ():
-            if row.val_accuracy is not None and row.epoch not in measured:
+            if row.epoch and row.val_accuracy is not None and row.epoch not in measured:
                 job.trial.report(row.val_accuracy, row.epoch)
         if code is None:
             if not job.pruned and job.trial.should_prune():
@@ -188,7 +188,7 @@ def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
     try:
         if not options.table:
             study.enqueue()
-            data = replace(sweep.run_settings({}).data, image_size=32)
+            data = replace(sweep.data, image_size=32)
             if data.dataset in CIFAR and any(study.left()):
                 read_cifar(data, print_line)  # downloads it once, before several runs need it
             Runner(study, options.jobs).run()

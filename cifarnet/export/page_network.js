@@ -187,10 +187,11 @@ function cubic(x) {
   return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-/** The colours of an image; what is transparent becomes black. Some phones have no larger canvas. */
+/** The colours of an image; what is transparent becomes black. Some phones have no larger canvas
+ *  than 2^24 pixels. */
 function drawn(bitmap) {
   const shrink = Math.min(1, Math.sqrt(2 ** 24 / (bitmap.width * bitmap.height)));
-  const [width, height] = [bitmap.width, bitmap.height].map((n) => Math.ceil(n * shrink));
+  const [width, height] = [bitmap.width, bitmap.height].map((n) => Math.max(1, Math.floor(n * shrink)));
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
   context.imageSmoothingQuality = "high";

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from cifarnet.core.errors import RunError, UserError, reason
@@ -17,6 +18,7 @@ from cifarnet.images.pictures import read_images
 from cifarnet.settings.data import DataSettings
 
 CACHE_NAME = ".cifarnet_{0}x{0}.npz"  # the images decoded to a size, in --data_dir
+DECODER = 2  # raise it when the same file gives other pixels: folders are then decoded again
 FACTS = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")  # one changes if a file is replaced
 
 
@@ -73,10 +75,12 @@ def _decode(
 
 
 def _fingerprint(root: Path, files: Sequence[Path]) -> str:
-    """Changes with the path, the inode, the size or a time of change of any file."""
+    """Changes with the path, the inode, the size or a time of change of any file, and with the
+    decoder."""
     listing = []
     for path in files:
         stat = path.stat() if path.exists() else None  # decoding reports a broken link
         facts = stat and [getattr(stat, fact) for fact in FACTS]
         listing.append([os.path.relpath(path, root), facts])
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    content = [DECODER, PIL.__version__, listing]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -115,7 +115,10 @@ class Report:
     @property
     def fitted_here(self) -> bool:
         """Whether the temperature was fitted on test images of this data set that the report
-        does not leave out, by `calibrated_on`."""
+        does not leave out, or on a folder that the report is on, by `calibrated_on`."""
+        folder = re.compile(rf"[\d,]+ images in {re.escape(self.dataset)}")
+        if any(map(folder.fullmatch, self.calibrated_on.split("; "))):  # one for each network
+            return True
         form = rf"([\d,]+) of the ([\d,]+) test images of {re.escape(self.dataset)} \("
         pairs = re.findall(form, self.calibrated_on)
         counts = [[int(number.replace(",", "")) for number in pair] for pair in pairs]

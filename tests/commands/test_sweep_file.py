@@ -90,6 +90,15 @@ def test_a_search(sweep):
     assert (search.sampler, search.trials, search.prune_after) == ("tpe", 4, None)
 
 
+@pytest.mark.parametrize(
+    "differ",
+    ["[grid]\nema_decay = [0.9, 0.99]\n", f"{SPACE.removeprefix(FLAGS)}ema_decay = [0.9]\n"],
+)
+def test_flags_may_need_what_differs(sweep, differ):
+    read = sweep(f"{FLAGS}evaluate = 'ema'\n{differ}")
+    assert read.run_settings(read.first_values).training.ema_decay == 0.9
+
+
 def test_flags_may_come_from_a_recipe(sweep, tmp_path):
     (tmp_path / "r.toml").write_text("lr = 0.2\nepochs = 7\nval_fraction = 0.1\n")
     text = f"[flags]\nrecipe = '{tmp_path / 'r.toml'}'\nepochs = 9\n[grid]\nmixup = [0, 0.5]\n"
@@ -116,6 +125,10 @@ def test_flags_may_come_from_a_recipe(sweep, tmp_path):
         (f"{FLAGS}[grid]\nrun_dir = ['a']\n", "run_dir cannot be set in a sweep; remove it"),
         (f"{FLAGS}resume = 'auto'\n[grid]\nlr = [1]\n", "resume cannot be set in a sweep"),
         (f"{FLAGS}evaluate = 'ema'\n[grid]\nlr = [1]\n", "--evaluate ema needs averaged weights"),
+        (
+            SPACE.replace("[search]", "evaluate = 'ema'\n[search]") + "lr = [1]\n",
+            "ema needs averaged",
+        ),
         (f"seeds = [3]\n{FLAGS}[grid]\nseed = [1]\n", "seeds and seed are both given; remove one"),
         (f"seeds = [3]\n{FLAGS}seed = 1\n[grid]\nlr = [1]\n", "seeds and seed are both given"),
         (f"seeds = ['a']\n{FLAGS}[grid]\nlr = [1]\n", "--seed 'a' is not a whole number"),

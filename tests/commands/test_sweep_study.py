@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from optuna.storages.journal import JournalFileOpenLock
+from optuna.trial import TrialState
 from support.commands import without_privileges
 from support.sweeps import ALONE, FLAGS, GRID, ROOT, starts
+
+from commands.sweep_file import read_sweep
+from commands.sweep_study import Study
 
 EACH = f"""  # table, plan and command in one process, each followed by its exit code
 import sys
@@ -51,6 +55,18 @@ def test_a_damaged_journal_is_refused_in_one_line(sweep, content):
         done = sweep(GRID, *flags)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert "study.log is damaged, or not a journal of Optuna" in done.err
+
+
+def test_a_range_has_the_type_of_its_flag(tmp_path):
+    """TOML's 0 and 1 are whole numbers, but a probability lies between them."""
+    space = "flip_p = {low = 0, high = 1}\nbatch_size = {low = 8, high = 64}\n"
+    search = "[search]\nsampler = 'random'\ntrials = 1\n[search.space]\n"
+    (tmp_path / "sweep.toml").write_text(FLAGS + search + space)
+    study = Study(read_sweep(tmp_path / "sweep.toml"), tmp_path)
+    values = study.next_trial().params
+    study.finish(0, 0.5, TrialState.COMPLETE)
+    assert 0 < values["flip_p"] < 1
+    assert values["batch_size"] in range(8, 65)
 
 
 def test_a_changed_sweep_needs_another_folder(sweep):

@@ -131,6 +131,10 @@ def test_a_wrong_request_is_one_line(command, trained, flags, words):
         (("--pretrained", "trained", "--calibrate", "nan"), "is not a share in (0, 1)"),
         (("--pretrained", "trained", "--calibrate", "nowhere"), "nowhere does not exist"),
         (("--pretrained", "trained", "--calibrate", "0.001"), "holds back no image"),
+        (
+            ("--pretrained", "trained", "--calibrate", "0.5", "--dataset", "digits"),
+            "class names differ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -140,7 +144,7 @@ def test_what_cannot_be_calibrated_is_one_line(command, trained, flags, words):
     flags = [
         flag.replace("trained", str(trained.weights)) if flag[0] == "t" else flag for flag in flags
     ]
-    done = command("evaluate", *flags, *places, *QUIET)
+    done = command("evaluate", *places, *flags, *QUIET)
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert words in done.err
     assert trained.weights.read_bytes() == before

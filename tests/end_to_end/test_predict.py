@@ -150,6 +150,15 @@ def test_nothing_readable_or_a_wrong_request_is_2(predict, trained, flags, count
     assert done.err.count("\n") == done.err.count("error: ") == count
 
 
+def test_one_unreadable_picture_is_in_the_output_for_programs(predict, trained):
+    Path("bad.png").write_bytes(b"no image")
+    done = predict("bad.png", "--json", "--csv", "p.csv")
+    (answer,) = lines(done.out.splitlines()[0])
+    assert (done.code, list(answer)) == (2, ["path", "error"])
+    with Path("p.csv").open(newline="") as file:
+        assert [row["error"] for row in csv.DictReader(file)] == [answer["error"]]
+
+
 def test_names_that_are_not_text_come_back_from_json(predict, trained):
     name = os.fsdecode(b"latin\xe9 \xc3\xa9.png")
     try:

@@ -86,6 +86,16 @@ def test_a_replaced_image_of_equal_size_and_time_is_decoded_again(tree):
     assert is_red(read(tree)[0].images[0])
 
 
+def test_another_decoder_decodes_again(tree, monkeypatch):
+    read(tree)
+    cache = (tree / CACHE).read_bytes()
+    read(tree)
+    assert (tree / CACHE).read_bytes() == cache
+    monkeypatch.setattr(decoding, "DECODER", decoding.DECODER + 1)
+    read(tree)
+    assert (tree / CACHE).read_bytes() != cache
+
+
 def test_class_folders_that_change_places_are_decoded_again(tree):
     """Their images keep all their times, which can all be equal."""
     pairs = [(tree / "train" / name, colour) for name, colour in (("bar", "blue"), ("disc", "red"))]

@@ -2,6 +2,7 @@ import itertools
 import math
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.snapshots import make_row
@@ -33,6 +34,13 @@ def test_ticks_reach_around_the_data(a, b, most):
     assert 2 <= len(ticks) <= most + 2
     tolerance = 1e-6 * max(ticks[1] - ticks[0], abs(low), abs(high))
     assert ticks[0] - tolerance <= low <= high <= ticks[-1] + tolerance
+
+
+@pytest.mark.parametrize(("value", "ends"), [(1, (0, 1)), (0, (0, 1)), (0.95, (0, 1))])
+def test_equal_values_lie_between_0_and_a_round_number(value, ends):
+    """A share of 100 % is the top of its chart."""
+    ticks = nice_ticks(value, value, 5)
+    assert (ticks[0], ticks[-1]) == pytest.approx(ends)
 
 
 @given(st.integers(1, 5000))

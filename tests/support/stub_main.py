@@ -33,7 +33,7 @@ log = options.run_dir / "log" / "training_complete_20260101-000000.log"
 history = log.with_suffix(".csv")
 log.parent.mkdir(parents=True, exist_ok=True)
 log.touch()
-rows = list(csv.DictReader(history.read_text().splitlines())) if history.exists() else []
+_, *rows = csv.DictReader(history.read_text().splitlines()) if history.exists() else [None]
 with (options.run_dir / "starts.txt").open("a") as file:
     print(len(rows), file=file)
 (options.run_dir / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])
@@ -55,16 +55,19 @@ keys = {"format": 1, "run_id": options.run_dir.name, "started": "x", "plot_dir":
 keys |= {"settings": Settings.from_flags(**flags).flags, "epochs_done": 0, "figures": None}
 keys |= {"device": None, "dataset": None, "model": None}
 log.with_suffix(".run.json").write_text(json.dumps(keys))
+BLANK = {"test_accuracy": "", "skipped_steps": 0}
+# the weights of --init are good already
+start = dict.fromkeys(COLUMNS, 0.5) | BLANK | {"epoch": 0, "val_accuracy": 0.999}
 for epoch in range(len(rows) + 1, options.epochs + 1):
     while options.data_dir and len(options.data_dir.read_text().splitlines()) < epoch:
         time.sleep(0.01)
     time.sleep(0.5 if options.lr == 0.1 else 0)
     accuracy = 0.9 * options.lr + 0.001 * epoch + 0.0001 * options.seed
     row = dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "val_accuracy": accuracy, "seconds": 2.0}
-    rows.append(row | {"test_accuracy": "", "skipped_steps": 0})
+    rows.append(row | BLANK)
     part = history.with_suffix(".part")
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([start, *rows])
     part.replace(history)
