@@ -112,7 +112,7 @@ def check_request(options: argparse.Namespace) -> None:
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"--ranks {options.ranks}: name numbers of processes, as in 1,2")
     if options.json and (options.profile or options.ranks):
-        raise UserError("--profile and --ranks write no --json file; leave one of them out")
+        raise UserError("--profile and --ranks write no --json file; remove --json")
     check_replaceable(options.json, "--json", "a file of bench.py", JSON_BEGINS)
     options.counts = [int(count) for count in counts]
     options.names = chosen_rows(options)

@@ -74,7 +74,7 @@ def load_splits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
 
 
 class Engine(NamedTuple):
-    """How images are augmented, and by whom."""
+    """An augmentation engine, and the loader that runs it."""
 
     augment: type[PerImageEngine] | type[BatchedEngine]
     load: type[WorkerLoader] | type[DeviceLoader]
@@ -218,7 +218,7 @@ class EvalBatches:
             yield images, labels.to(self.device)
 
     def stoppable(self, stop: Callable[[], None]) -> Iterator[Batch]:
-        """The batches, with a call of `stop` after each, equally often on all ranks: some ranks
+        """Yields the batches and calls `stop` after each, equally often on all ranks: some ranks
         have a batch less than others."""
         calls = 0
         for batch in self:

@@ -61,7 +61,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="PATH",
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
-    note = "The settings are those of the first. With an exported file, add --data_dir."
+    note = "The settings are those of the first. If the images have moved, add --data_dir."
     add_pretrained(what, several=ENSEMBLE, note=note)
     add_tta(parser)
     parser.add_argument(

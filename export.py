@@ -73,9 +73,8 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "--metrics",
         type=path_argument,
         metavar="FILE",
-        help="The metrics.json that main.py or evaluate.py wrote for this network. The accuracy "
-        "kept with the weights is taken from there; without it, from the run's history. A page "
-        "also shows its thresholds; without the flag, those of the metrics.json of the run.",
+        help="Take the accuracy, and the thresholds of a page, from this metrics.json of main.py "
+        "or evaluate.py (default: from the run's history and its metrics.json).",
     )
     options = {"evaluate": None} | vars(parser.parse_args(argv))
     flags = {name: options.pop(name) for name in IMAGES if name in options}

@@ -39,7 +39,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
         type=path_argument,
         nargs="+",
         metavar="IMAGE",
-        help="Image of any size and mode, or a folder to search for images.",
+        help="Image file, or a folder to search for images.",
     )
     add_pretrained(parser, several=ENSEMBLE, default="lite", note="Default: lite.")
     add_tta(parser)

@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sweep(argv: Sequence[str]) -> None:
     parser = Parser(
         description="Runs main.py with each setting of a sweep, or searches for good ones, and "
-        "prints the table of compare.py, sorted by validation accuracy. Repeat the command to go "
-        "on after a stop, or to let several processes share the work. See docs/sweep.md.",
+        "prints the table of compare.py, sorted by validation accuracy. Repeat the command to "
+        "continue after a stop, or to let several processes share the work. See docs/sweep.md.",
         allow_abbrev=False,
     )
     parser.add_argument("sweep", type=path_argument, metavar="SWEEP.toml", help="The sweep file.")

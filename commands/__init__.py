@@ -1,1 +1,1 @@
-"""What a command does once its flags are read. Imports the story and cifarnet."""
+"""What a command does after its flags are read. Imports the story and cifarnet."""

@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    """What bench.py does once its flags are read. Raises `UserError` and `RunError`."""
+    """Runs bench.py after its flags are read. Raises `UserError` and `RunError`."""
     runtime = init_process(PrecisionSettings(device=options.device, amp=True))
     device, has_bf16 = runtime.device.type, runtime.amp_dtype is torch.bfloat16
     if options.profile:

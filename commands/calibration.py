@@ -40,7 +40,8 @@ def calibrate(
     runtime: Runtime,
     amp: bool | None = None,
 ) -> tuple[TrainedModel, str, Predictions]:
-    """`model` with the temperature that fits `images`, a sentence on it, and its predictions.
+    """Fits the temperature of `model` on `images`. Returns the model, a sentence for the log, and
+    the predictions.
 
     `about` names the images. `amp`: see `TorchClassifier`. With fewer than `LEAST` of them it keeps
     the temperature it has. If it classifies all of them correctly, it becomes uncalibrated: see

@@ -54,7 +54,7 @@ def evaluate_classifier(
     runtime: Runtime,
     run: dict[str, Any] | None = None,
 ) -> Report:
-    """The report on `classifier` on the test images of `splits`. `run` says which run the model
+    """Evaluates `classifier` on the test images of `splits`. `run` says which run the model
     comes from: its id, command, log and settings. With --report the classifier is also tried on
     pictures of no class."""
     classify = classifier.to(runtime.device).logits
@@ -119,7 +119,7 @@ def write_evaluation(
 
 
 def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
-    """What evaluate.py does once its flags are read.
+    """Runs evaluate.py after its flags are read.
 
     `options` are command, tta, evaluate, calibrate and corruptions, and names of models or a
     snapshot; `flags` those of `Settings` that the user gave. Raises `UserError` and `RunError`.
@@ -270,8 +270,8 @@ def _warn_of_training_images(
     drawn = settings.data.is_folder and not part_folders(tree, splits.test.classes)
     if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
         print_line(
-            f"warning: the network was not trained on the other images in {tree}; "
-            f"if it was trained on this folder, some test images may have been training images"
+            f"warning: the images in {tree} are not those of the training; if the network was "
+            f"trained on this folder, some test images may have been training images"
         )
 
 

@@ -31,7 +31,7 @@ from data import load_splits
 
 
 def run_export(options: dict[str, Any], flags: dict[str, Any], targets: dict[str, Path]) -> None:
-    """What export.py does once its flags are read.
+    """Runs export.py after its flags are read.
 
     `options` are snapshot, pretrained, evaluate and metrics; `flags` those of the images that the
     user gave. `targets` is where each format goes. Raises `UserError`, and `RunError` if a file

@@ -30,7 +30,7 @@ UNSURE = "unsure"
 
 
 def run_prediction(options: dict[str, Any], settings: Settings) -> None:
-    """What predict.py does once its flags are read.
+    """Runs predict.py after its flags are read.
 
     `options` are images, names (of the models), tta, top_k, json, csv, threshold and explain.
     Raises `UserError` if no image could be read, and `RunError` if some could not.

@@ -72,9 +72,10 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"lower --accumulate, or give --batch_size"
         )
     if size < BATCH_SIZE:
-        why = f"there are {count} training images" if count < BATCH_SIZE else f"{parts} divides it"
-        smaller = "; a smaller one, such as 32, takes more steps" if count < BATCH_SIZE else ""
-        log.line(f"--batch_size is {size}, as {why}{smaller}")
+        why = f"a multiple of {parts}"
+        if count < BATCH_SIZE:
+            why = f"as there are {count} training images; a smaller one takes more steps"
+        log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)
     fitted.check_parts(runtime.world_size)
     return fitted

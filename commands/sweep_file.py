@@ -85,7 +85,7 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     _check_keys(content, ("flags", "seeds", *KINDS), "a sweep")
     kinds = [name for name in KINDS if name in content]
     if len(kinds) != 1:
-        raise UserError("write one of [grid], [[settings]] and [search]")
+        raise UserError("write exactly one of [grid], [[settings]] and [search]")
     (kind,) = kinds
     flags = dict(_table(content.get("flags", {}), "[flags]"))
     recipe = flags.pop("recipe", None)

@@ -96,7 +96,7 @@ class Runner:
                     self.jobs = [job for job in self.jobs if not self._ended(job)]
             except Interrupted as stop:
                 self._stop(stop.exit_code - 128)  # the number of the signal
-                print_line("stopped; repeat the command to go on")
+                print_line("stopped; repeat the command to continue")
                 raise
             finally:
                 self._stop(signal.SIGTERM)
@@ -181,7 +181,7 @@ def _last_line(folder: Path) -> str:
 
 
 def run_sweep(sweep: Sweep, folder: Path, options: argparse.Namespace) -> None:
-    """What sweep.py does once its flags are read. Raises `UserError`; `RunError` for failures."""
+    """Runs sweep.py after its flags are read. Raises `UserError`; `RunError` for failures."""
     if options.table and not exists(folder / JOURNAL):
         raise UserError(f"{folder} holds no sweep yet; leave out --table to start it")
     study = Study(sweep, folder, reads_only=options.table)

@@ -15,7 +15,7 @@ from commands import bench_training, benching
         (["--only", "nothing"], "--only nothing: no measurement has that in its name"),
         (["--data_dir", "."], "--pretrained and --data_dir are for --inference; add it"),
         (["--json", "no/where.json"], "--json no/where.json: the folder no cannot be written to"),
-        (["--json", "f.json", "--ranks", "1"], "--ranks write no --json file; leave one"),
+        (["--json", "f.json", "--ranks", "1"], "--ranks write no --json file; remove --json"),
         (["--json", "f.json", "--profile"], "--profile and --ranks write no --json file"),
         (["--inference", "--pretrained", "hour,nobody"], "there are no weights 'nobody'"),
         (["--networks", "--inference"], "--networks and --inference are two measurements; choose"),

@@ -117,7 +117,7 @@ def plan_resume(
     if epochs > former.training.epochs and not finished:
         messages.append(
             f"--epochs {epochs} stretches the schedule and --image_sizes: the learning rate was "
-            f"{snapshot.state.history[-1].lr:.3g} at the end of epoch {epoch} and goes on at "
+            f"{snapshot.state.history[-1].lr:.3g} at the end of epoch {epoch} and continues at "
             f"{current.rate_after(epoch):.3g}; a run that had {epochs} epochs from the start would "
             f"give another result"
         )

@@ -84,7 +84,7 @@ class RunLog:
         except OSError as problem:
             if not self._warned:
                 self._print(
-                    f"warning: the log cannot be written ({reason(problem)}); the run goes on",
+                    f"warning: the log cannot be written ({reason(problem)}); the run continues",
                     sys.stderr,
                 )
             self._warned = True

@@ -77,8 +77,8 @@ class AugmentationSettings(Group):
             raise UserError(f"--jitter {self.jitter}: hue moves by 0.5 turns at most; lower it")
         if self.auto_augment != "none" and self.augment_engine == "batched":
             raise UserError(
-                f"--auto_augment {self.auto_augment} works on one image at a time; leave it or "
-                f"--augment_engine batched out"
+                f"--auto_augment {self.auto_augment} needs --augment_engine albumentations; remove "
+                f"one of the two flags"
             )
 
     @property

@@ -14,8 +14,8 @@ class EvaluationSettings(Group):
 
     # fmt: off
     evaluate: str = flag("raw", choices=("raw", "ema"), help=
-        "Weights used for accuracies, the best model and the report. ema: the averaged weights "
-        "of --ema_decay.")
+        "Weights used for accuracies, the best model and the report. raw: the trained weights. "
+        "ema: the averaged weights of --ema_decay.")
     eval_freq: int = flag(1, within="[0, 1000000]", help=
         "Evaluate every N epochs, and after the last one. 0: only after the last one.")
     select: str = flag("last", choices=("last", "best"), on_resume="any", help=

@@ -21,8 +21,8 @@ class NetworkSettings(Group):
 
     # fmt: off
     network: str = flag("cifarnet", choices=tuple(CHANGES), help=
-        "lite is more accurate and faster than cifarnet, and no larger. residual is a larger "
-        "network, meant as a --teacher.")
+        "lite is more accurate than cifarnet, trains faster, and is no larger. residual is a "
+        "larger network, meant as a --teacher.")
     attention: str = flag("none", choices=("none", "eca", "se", "simam", "cbam", "spatial"), help=
         "Add attention to the separable blocks of cifarnet, or to all residual blocks of lite. "
         "eca and se weight channels, spatial weights positions, cbam both. simam weights each "
@@ -55,8 +55,7 @@ class NetworkSettings(Group):
             changed = getattr(self, name) != getattr(NetworkSettings, name)
             if changed and name not in CHANGES[self.network]:
                 raise UserError(
-                    f"--{name} does not change {self.network}; remove it or "
-                    f"--network {self.network}"
+                    f"--{name} has no effect on --network {self.network}; remove one of them"
                 )
         if self.compound_scale and (self.width, self.depth) != (1, 1):
             raise UserError(

@@ -110,8 +110,8 @@ def test_flags_may_come_from_a_recipe(sweep, tmp_path):
     ("text", "words"),
     [
         ("lr = ", "is not a TOML file"),
-        (FLAGS, "write one of [grid], [[settings]] and [search]"),
-        (f"{FLAGS}[grid]\n[search]\n", "write one of"),
+        (FLAGS, "write exactly one of [grid], [[settings]] and [search]"),
+        (f"{FLAGS}[grid]\n[search]\n", "write exactly one of"),
         ("[grid]\nlr = [0.1]\n", "a sweep must not select by the test images; set val_fraction"),
         ("[flags]\nval_fraction = 0\n[grid]\nlr = [0.1]\n", "must not select by the test images"),
         (f"{FLAGS}[grid]\nval_fraction = [0.1, 0.2]\n", "val_fraction must not differ: all runs"),

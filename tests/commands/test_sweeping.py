@@ -216,7 +216,7 @@ def test_a_stop_reaches_each_run_once_and_leaves_it_to_be_resumed(alone):
         os.kill(stopped.pid, signum)
         out, _ = stopped.communicate(timeout=60)
         assert stopped.returncode == 128 + signum
-        assert b"stopped; repeat the command to go on" in out
+        assert b"stopped; repeat the command to continue" in out
     signals = Path("sweeps/sweep/trial-0000/signals.txt").read_text()
     assert signals == f"{signal.SIGINT:d}\n{signal.SIGTERM:d}\n"
     let_epochs_end(3)
