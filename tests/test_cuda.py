@@ -27,7 +27,7 @@ pytestmark = [
 CUDA = "cuda"
 NETWORKS = ("cifarnet", "residual")
 CHANGES = [
-    *({"network": name} for name in NETWORKS),
+    *({"network": name} for name in (*NETWORKS, "lite")),
     *({"attention": name, "compound_scale": 1.0} for name in ATTENTION),
 ]
 

@@ -3,15 +3,22 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
+from support.random_models import random_model
+from support.small_runs import small_splits
 from support.snapshots import make_row, make_snapshot
 
 from cifarnet.checkpoints.paths import BEST, LAST, numbered
 from cifarnet.checkpoints.snapshots import pack, read_snapshot, write_snapshot
+from cifarnet.core.device import init_process
 from cifarnet.core.errors import UserError
 from cifarnet.core.launch import ALONE
 from cifarnet.settings import Settings
+from cifarnet.training.plan import Plan
 from commands.run_setup import (
     archive_old_snapshots,
+    base_objective,
+    current_run,
     fit_batch,
     snapshots_of_others,
     snapshots_to_keep,
@@ -78,6 +85,30 @@ def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
     run = continued_run(tmp_path / LAST, tmp_path / "missing", save_best=False)
     with pytest.raises(UserError, match=r"--snapshot_dir .*\(No such file"):
         archive(run)
+
+
+def test_a_teacher_gets_its_views_its_statistics_and_a_memory(tmp_path):
+    teacher = random_model(classes="ab")
+    flags = {"teacher": "x", "teacher_tta": "flip", "teacher_epochs": 2, "epochs": 5}
+    settings, lines = Settings.from_flags(device="cpu", **flags), []
+    splits = small_splits()
+    runtime = init_process(settings.precision)
+    current = current_run(splits, runtime, Plan(settings, 1), teacher)
+    log = SimpleNamespace(line=lines.append)
+    objective = base_objective(teacher, splits, current, runtime, log)
+    assert objective.repeats
+    pixels = splits.train.images[:4].float() / 255
+    network = teacher.build().eval()
+
+    def normalised(mean, std):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        return (pixels - mean) / std
+
+    with torch.no_grad():
+        ours = normalised(teacher.mean, teacher.std)
+        expected = (network(ours) + network(ours.flip(3))) / 2
+    taught = objective.teacher_logits(normalised(splits.mean, splits.std))
+    torch.testing.assert_close(taught, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

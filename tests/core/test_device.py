@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from support.small_runs import small_run
 
 from cifarnet.core import device as device_module
 from cifarnet.core.device import init_process
@@ -115,3 +116,15 @@ def test_no_more_threads_than_omp_num_threads(monkeypatch, limit, ranks, threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert init_process(PrecisionSettings(device="cpu"), ranks=ranks).threads == threads
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_autocast_covers_training_and_evaluation(dtype):
+    run, seen = small_run(epochs=1, ema_decay=0.9, autocast_to=dtype), set()
+    for name, network in run.learner.networks().items():
+        network.c1.register_forward_hook(
+            lambda block, _, output, name=name: seen.add((name, block.training, output.dtype))
+        )
+    run.fit()
+    computed = dtype or torch.float32
+    assert seen == {("raw", True, computed), ("raw", False, computed), ("ema", False, computed)}

@@ -151,3 +151,4 @@ def test_the_hub_has_ensembles_too(trained, other, tmp_path, monkeypatch):
     with Image.open(next(trained.tree.glob("test/disc/*.png"))) as picture:
         probabilities = both(both.pixels(picture))
     assert both.classes[probabilities.argmax()] == "disc"
+    assert (len(both.infos), both.tta) == (2, "flip")

@@ -35,7 +35,7 @@ def started(name: str, *flags: object, shell: str = "", **environment: str):
 # --- the streams, warnings and threads of a whole run ---
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "compare", "sweep"])
 def test_closed_streams_are_as_good_as_dev_null(name):
     done = started(name, "--no_such_flag", shell="<&- >&- 2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
@@ -171,6 +171,7 @@ def test_bf16_without_instructions(command, monkeypatch):
     assert command("main", *SHORT).code == 0
     done = command("run_complete_training", *SHORT, "--epochs", "2", "--resume", "auto")
     assert (done.code, settings_of()["amp"]) == (0, False)  # the preset gives way to the run
+    assert snapshot("last.pth")["origin"]["computed_on"] == "cpu in float32"
 
 
 # --- disks, numbers and snapshots that go wrong ---

@@ -96,6 +96,9 @@ def test_a_second_run_on_the_same_directory_is_refused_while_the_first_lives(
     assert not list(Path("snapshots_complete").glob("before_*"))
     done = command("evaluate", "--snapshot", "snapshots_complete/last.pth")
     assert_one_line(done, 2, "--plot_dir plots_complete is in use by another run")
+    flags = ("--plot_dir", "elsewhere", "--calibrate", "0.5")
+    done = command("evaluate", "--snapshot", "snapshots_complete/last.pth", *flags)
+    assert_one_line(done, 2, "--snapshot_dir snapshots_complete is in use by another run")
     first.kill()  # its workers live on for a while
     first.join()
     done = command("main", *long, "1", "--resume", "auto", "--resume_override")

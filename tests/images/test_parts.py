@@ -111,7 +111,7 @@ def test_parts_by_other_names_are_refused_in_one_line(tree, command, names):
     done = command("main", "--dataset", "folder", "--data_dir", tree)
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert all(name in done.err for name in names)
+    assert all(name in done.err.replace(str(tree), "") for name in names)
 
 
 def touch(root: Path, *names: str) -> None:

@@ -148,9 +148,16 @@ def test_image_sizes():
     [
         ({"min_lr": 0.2}, "--min_lr 0.2 is above --lr 0.1; .* raise --lr"),
         ({"warmup_epochs": 3, "epochs": 3}, "--warmup_epochs 3 .* --epochs 3 .* raise --epochs"),
+        (
+            {"warmup_epochs": 1, "schedule_per": "epoch"},
+            "--warmup_epochs needs --schedule_per",
+        ),
         ({"teacher": "long", "label_smoothing": 0.1}, "--teacher .* --label_smoothing .* leave"),
         ({"teacher": "long", "class_weights": "balanced"}, "--teacher .* --class_weights .* leave"),
-        ({"auto_augment": "randaugment", "augment_engine": "batched"}, "--augment_engine batched"),
+        (
+            {"auto_augment": "randaugment", "augment_engine": "batched"},
+            "needs --augment_engine alb",
+        ),
         ({"mixup": 0.2, "batch_size": 1}, "--batch_size 1 has one image, .* --batch_size 2"),
         ({"cutmix": 1.0, "batch_size": 4, "accumulate": 4}, "one image in each of 4 parts, .* 8"),
         ({"batch_size": 10, "accumulate": 4}, "size 10 cannot .* by --accumulate 4; .* such as 8$"),
@@ -163,7 +170,7 @@ def test_image_sizes():
             {"network": "residual", "attention": "se"},
             "--attention has no effect on --network residual; remove",
         ),
-        ({"network": "lite", "depth": 2}, "--depth .* remove it or --network lite"),
+        ({"network": "lite", "depth": 2}, "--depth .* on --network lite; remove one"),
         ({"network": "lite", "attention": "se", "attention_at": "2"}, "--attention_at has no"),
         ({"network": "residual", "width": 2}, "--width has no effect on --network residual;"),
         (

@@ -13,7 +13,7 @@ from cifarnet.core.log import RunLog
 from cifarnet.images.imageset import ImageSet, Splits
 from cifarnet.networks.build import build_model
 from cifarnet.settings import Settings
-from cifarnet.training.objective import Labels, Objective
+from cifarnet.training.objective import Objective, label_objective
 from cifarnet.training.plan import Plan
 from commands.run import Run
 from data import Batches, build_batches
@@ -99,6 +99,8 @@ def small_run(
         runtime = replace(runtime, amp_dtype=autocast_to)
     data = build_batches(splits, chosen, runtime)
     learner = Learner(build_model(chosen.network, len(splits.train.classes)), chosen, runtime)
-    objective = objective or Labels(chosen.training.smoothing)
+    objective = objective or label_objective(
+        chosen.training, splits.train.labels, len(splits.train.classes)
+    )
     plan = Plan(chosen, len(data.train))
     return SmallRun(chosen, runtime, splits, data, learner, plan, objective)

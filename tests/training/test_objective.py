@@ -13,12 +13,14 @@ from cifarnet.networks.build import build_model
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.network import NetworkSettings
 from cifarnet.settings.precision import PrecisionSettings
+from cifarnet.settings.training import TrainingSettings
 from cifarnet.training.objective import (
     Distillation,
     Labels,
     Mixed,
     balanced_weights,
     distillation_loss,
+    label_objective,
 )
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
@@ -44,6 +46,16 @@ def test_the_loss_of_labels_is_summed_over_images():
     assert returned is logits
     expected = -logits.log_softmax(1)[torch.arange(5), labels].sum()
     torch.testing.assert_close(loss, expected)
+
+
+def test_the_flags_choose_smoothing_and_weights():
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2])
+    default = label_objective(TrainingSettings(), labels, 3)
+    assert (default.smoothing, default.weights) == (0.1, None)
+    settings = TrainingSettings(class_weights="balanced", label_smoothing=0.0)
+    balanced = label_objective(settings, labels, 3)
+    assert balanced.smoothing == 0
+    torch.testing.assert_close(balanced.weights, balanced_weights(labels, 3))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

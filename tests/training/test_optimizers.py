@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.small_runs import small_run
 from torch import nn
 
 from cifarnet.networks.blocks import DenseConv2d
@@ -86,3 +87,10 @@ def test_every_weight_is_in_one_group_and_norms_decay_only_if_asked(name, decay_
             )
     assert decay[id(model.head.weight)] == 0.01
     assert decay[id(model.head.bias)] == (0.01 if decay_norms else 0)
+
+
+def test_each_group_of_parameters_has_its_rate():
+    learner = small_run(optimizer="muon", lr=0.2, muon_lr=0.05).learner
+    learner.start_step(0.1)  # half of --lr
+    rates = {group["lr"] for group in learner.optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([0.025, 0.1])

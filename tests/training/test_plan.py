@@ -46,6 +46,8 @@ def test_the_warm_up_is_linear_and_meets_the_cosine():
     assert rates[:WARMUP] == pytest.approx([0.1 * (i + 1) / WARMUP for i in range(WARMUP)])
     assert rates[WARMUP] == 0.1
     assert rates[-1] == 1e-6
+    plan = Plan(Settings.from_flags(epochs=5, warmup_epochs=2), 10)
+    assert [plan.rate(step) for step in (0, 19, 20, 49)] == pytest.approx([0.005, 0.1, 0.1, 1e-6])
 
 
 def test_the_shortest_runs():
