@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, configuration, settings
-from support.browser import browser  # noqa: F401, a fixture
+from support.browser import browser, chromium  # noqa: F401, fixtures
 from support.commands import QUICK, from_folder, run
 from support.pictures import draw_tree
 
