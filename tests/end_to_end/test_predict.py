@@ -198,7 +198,7 @@ def test_a_full_disk_behind_the_output_is_one_line(trained):
 
 
 def test_ctrl_c_ends_predicting_with_130(trained):
-    with process(trained.weights, "--batch_size", "27", *[trained.tree] * 2000) as run:
+    with process(trained.weights, "--batch_size", "27", *[trained.tree] * 300) as run:
         assert run.stdout.readline().startswith("image ")
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=120)
