@@ -114,6 +114,12 @@ def trained(tmp_path_factory) -> Trained:
     return Trained(tree, snapshot, root / "plot" / "metrics.json", weights)
 
 
+@pytest.fixture
+def predict(command, trained):
+    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
+    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
+
+
 @pytest.fixture(scope="session")
 def onnx_files(trained, tmp_path_factory) -> Path:
     """The folder of both ONNX files of `trained`."""

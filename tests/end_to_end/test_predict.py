@@ -23,12 +23,6 @@ def lines(out: str) -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.fixture
-def predict(command, trained):
-    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
-    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
-
-
 @pytest.mark.parametrize("source", ["weights", "snapshot"])
 def test_predictions_are_those_of_the_published_forward_pass(command, trained, source):
     """OpenCV decodes, torch resizes, and a second writing of the network runs in 64 bits."""
