@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, configuration, settings
-from support.browser import browser  # noqa: F401, a fixture
+from support.browser import browser, chromium  # noqa: F401, fixtures
 from support.commands import QUICK, from_folder, run
 from support.pictures import draw_tree
 
@@ -28,9 +28,18 @@ settings.register_profile(
 settings.load_profile("few")
 
 
+LONG = {  # files whose tests take long together
+    *("test_sweeping.py", "test_sweep_stops.py", "test_benching.py", "test_page.py"),
+    *("test_export.py", "test_limits.py", "test_calibration.py"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs come first: a long file at the end would let other processes wait."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    """Long files come first, then whole runs: at the end they would let other processes wait.
+
+    The files of ranks come later: they use the processes that whole runs have prepared.
+    """
+    items.sort(key=lambda item: (item.path.name not in LONG, "end_to_end" not in item.path.parts))
 
 
 class Outcome(NamedTuple):
@@ -103,6 +112,12 @@ def trained(tmp_path_factory) -> Trained:
     snapshot, weights = root / "snapshot" / "last.pth", root / "weights.safetensors"
     assert run("export", "--snapshot", snapshot, "--out", weights) == 0
     return Trained(tree, snapshot, root / "plot" / "metrics.json", weights)
+
+
+@pytest.fixture
+def predict(command, trained):
+    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
+    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.answers import ask
 
 from cifarnet.reporting.html import PUBLISHED, PUBLISHED_EPOCHS, PUBLISHED_F1
 from cifarnet.settings import FLAGS
@@ -47,14 +47,10 @@ def anchors(page: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags that each command accepts, without their dashes, as its --help names them."""
-    accepted = {}
-    for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, ROOT / f"{command}.py", "--help"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        accepted[command] = set(FLAG.findall(done.stdout))
-    return accepted
+    answers = ask([(f"{command}.py", "--help") for command in COMMANDS])
+    assert {answer.code for answer in answers} == {0}
+    texts = dict(zip(COMMANDS, (answer.out for answer in answers), strict=True))
+    return {command: set(FLAG.findall(text)) for command, text in texts.items()}
 
 
 def commands(text: str) -> list[tuple[str, set[str]]]:
@@ -171,16 +167,16 @@ EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) 
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_python_examples_name_the_class_of_a_picture(code, trained, tmp_path):
+def test_python_examples_name_the_class_of_a_picture(code, trained, tmp_path, monkeypatch, capsys):
     name = re.search(r'"(\w+)"(?:\)|, source)', code)[1]
     assert (ROOT / "results" / name / "weights.safetensors").exists()
     # a network for other classes replaces it, because there is no picture of CIFAR-10
     code = code.replace(f'"{name}"', repr(str(trained.weights)))
     code = code.replace('"/path/to/CIFARNet"', repr(str(ROOT)))
-    with Image.open(next(trained.tree.glob("test/star/*.png"))) as picture:
-        picture.save(tmp_path / "photo.png")
-    code = code.replace("photo.jpg", "photo.png")
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert (done.returncode, done.stdout) == (0, "star\n"), done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for path in sorted(trained.tree.glob("test/*/*.png")):
+        with Image.open(path) as picture:
+            picture.resize((300, 200)).save("photo.jpg")
+        exec(code, {})
+        assert capsys.readouterr().out == f"{path.parent.name}\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import QUIET
+from support.outputs import figures
 from support.pictures import draw_tree
 
 import bench
@@ -184,12 +185,21 @@ def test_predict_and_evaluate_take_onnx_files(command, trained, onnx_files, file
     flags = ("--data_dir", trained.tree, *QUIET)
     done = command("evaluate", "--pretrained", onnx_files / file, *flags)
     assert (done.code, done.err) == (0, "")
-    report = json.loads(Path("plots_complete/metrics.json").read_text())
+    report = figures()
     of_the_run = json.loads(trained.metrics.read_text())
     for name in ("top1", "epoch", "dataset", "selected_by", "parameters"):
         assert report[name] == of_the_run[name]
     assert report["loss"] == pytest.approx(of_the_run["loss"], abs=near)
     assert report["sha256"] != of_the_run["sha256"]  # it is another network, with its own report
+
+
+def test_an_onnx_file_is_as_accurate_on_corrupted_images(command, trained, onnx_files):
+    tables = []
+    for model in (trained.weights, onnx_files / "model.onnx"):
+        flags = ("--data_dir", trained.tree, "--corruptions", "--plot_dir", model.name, *QUIET)
+        assert command("evaluate", "--pretrained", model, *flags).code == 0
+        tables.append(Path(model.name, "corruptions.csv").read_text())
+    assert tables[0] == tables[1]
 
 
 def test_an_onnx_file_is_a_member_of_an_ensemble_and_loads_from_python(

@@ -2,12 +2,12 @@
 
 import ast
 import graphlib
+import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.answers import Answer, ask
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cifarnet"
@@ -110,20 +110,19 @@ def test_no_import_goes_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("file", COMMANDS)
-@pytest.mark.parametrize("flag", ["--help", "--no_such_flag"])
-def test_a_command_answers_before_it_imports_torch(file, flag):
-    code = (
-        "import contextlib, io, runpy, sys\n"
-        f"sys.argv = [{file!r}, {flag!r}]\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-        f"    runpy.run_path({str(ROOT / file)!r}, run_name='__main__')\n"
-        "slow = {'torch', 'numpy', 'PIL', 'sklearn', 'matplotlib', 'albumentations'}\n"
-        "print(sorted(slow & set(sys.modules)))\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout == "[]\n", run.stderr
-    errors = run.stderr.splitlines()
-    assert len(errors) == (flag != "--help"), run.stderr
+QUESTIONS = list(itertools.product(COMMANDS, ("--help", "--no_such_flag")))
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, str], Answer]:
+    return dict(zip(QUESTIONS, ask(QUESTIONS), strict=True))
+
+
+@pytest.mark.parametrize(("file", "flag"), QUESTIONS)
+def test_a_command_answers_before_it_imports_torch(answers, file, flag):
+    answer = answers[file, flag]
+    assert answer.imported == []
+    errors = answer.err.splitlines()
+    assert len(errors) == (flag != "--help"), answer.err
     assert all(line.startswith("error: ") for line in errors)
+    assert answer.code == (0 if flag == "--help" else 2)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from support.folders import touch
 
 from cifarnet.checkpoints import paths
 from cifarnet.checkpoints.paths import WEIGHTS_FILE, resolve_model_path, split_names
@@ -16,12 +17,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HOME", str(elsewhere))
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     return elsewhere
-
-
-def touch(*names: str) -> None:
-    for name in names:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).touch()
 
 
 def refused(name: str) -> str:
@@ -46,19 +41,19 @@ def refused(name: str) -> str:
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_names_are_separated_by_commas_and_paths_of_files_stay_whole(text, names, folder):
-    touch("v1,2/last.pth", "a,b.safetensors", "b.safetensors", "c")
+    touch(Path(), "v1,2/last.pth", "a,b.safetensors", "b.safetensors", "c")
     assert split_names(text) == [name.replace("HOME", str(folder)) for name in names]
 
 
 def test_a_name_is_a_result_before_it_is_a_path(folder):
     assert "name a file that export.py wrote" in refused("hour")
-    touch(*(f"{paths.RESULTS}/{name}/{WEIGHTS_FILE}" for name in ("hour", "long")))
+    touch(Path(), *(f"{paths.RESULTS}/{name}/{WEIGHTS_FILE}" for name in ("hour", "long")))
     result = paths.RESULTS / "hour" / WEIGHTS_FILE
     assert resolve_model_path("hour") == result
     words = refused("huor")
     assert "did you mean hour?" in words
     assert "available by name: hour, long; else" in words
-    touch("mine", "hour")
+    touch(Path(), "mine", "hour")
     assert resolve_model_path("mine").resolve() == folder / "mine"
     assert resolve_model_path("hour") == result
     assert resolve_model_path("./hour").resolve() == folder / "hour"
@@ -70,16 +65,16 @@ def test_a_name_of_nothing_is_refused_in_one_line(name):
 
 
 def test_a_folder_for_the_hub_is_known_by_its_files():
-    touch("hub/config.json")
+    touch(Path(), "hub/config.json")
     assert "has no model.safetensors" in refused("hub")
-    touch("hub/model.safetensors")
+    touch(Path(), "hub/model.safetensors")
     assert resolve_model_path("hub") == Path("hub/model.safetensors")
 
 
 def test_a_snapshot_is_never_a_result():
-    touch(f"{paths.RESULTS}/x.pth/{WEIGHTS_FILE}")
+    touch(Path(), f"{paths.RESULTS}/x.pth/{WEIGHTS_FILE}")
     assert "the snapshot x.pth cannot be read (No such file" in refused("x.pth")
-    touch("x.pth")
+    touch(Path(), "x.pth")
     assert resolve_model_path("x.pth") == Path("x.pth")
 
 
@@ -88,7 +83,7 @@ def test_a_file_of_another_user_is_not_called_missing(monkeypatch, name):
     def refuse(path, *arguments):
         raise PermissionError(13, "Permission denied", str(path))
 
-    touch(name)
+    touch(Path(), name)
     monkeypatch.setattr(Path, "open", refuse)
     assert f"{name} cannot be read (Permission denied)" in refused(name)
 

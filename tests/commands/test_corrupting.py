@@ -1,10 +1,10 @@
 import csv
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from support.commands import QUICK, QUIET
+from support.outputs import figures
 from support.pictures import draw_tree
 from support.random_models import random_model
 from support.small_runs import small_splits
@@ -59,22 +59,13 @@ def tiny(tmp_path):
     return ("--dataset", "folder", "--data_dir", tree, "--no-plot_evaluation", "--pretrained")
 
 
-def figures(folder: str = "plots_complete") -> dict:
-    return json.loads(Path(folder, "metrics.json").read_text())
-
-
 def page_has_the_table() -> bool:
     return "<h2>Corruptions</h2>" in Path("plots_complete/report.html").read_text()
 
 
-@pytest.mark.parametrize("kind", ["an ensemble with views", "onnx"])
-def test_evaluate_writes_table_mean_and_page(command, tiny, kind):
-    ensemble = ["w.safetensors,w.safetensors", "--tta", "flip"]
-    if kind == "onnx":
-        export = ("--pretrained", "w.safetensors", "--format", "onnx", "--out", "w.onnx")
-        assert command("export", *export).code == 0
-    model = ["w.onnx"] if kind == "onnx" else ensemble
-    done = command("evaluate", *tiny, *model, "--corruptions")
+def test_evaluate_writes_table_mean_and_page(command, tiny):
+    ensemble = ("w.safetensors,w.safetensors", "--tta", "flip")
+    done = command("evaluate", *tiny, *ensemble, "--corruptions")
     assert (done.code, done.err) == (0, "")
     rows = list(csv.DictReader(CSV.read_text().splitlines()))
     graded = [float(row["accuracy"]) for row in rows if 1 <= int(row["severity"]) <= 5]
@@ -104,15 +95,15 @@ def test_the_table_beside_the_weights_is_shown_with_their_report_only(command, t
     """As in results/."""
     again = ("evaluate", *tiny, "w.safetensors")
     assert command(*again, "--corruptions", "--plot_dir", ".").code == 0
-    table, mean = Path("corruptions.csv").read_text(), figures(".")["corruptions"]
+    table, mean = Path("corruptions.csv").read_text(), figures(Path())["corruptions"]
     done = command(*again)
     assert "mean accuracy under corruption: " in done.out
     assert (CSV.read_text(), figures()["corruptions"], page_has_the_table()) == (table, mean, True)
     done = command(*again, "--tta", "flip", "--plot_dir", "other")
-    assert (done.err, figures("other")["corruptions"]) == ("", None)
+    assert (done.err, figures(Path("other"))["corruptions"]) == ("", None)
     Path("corruptions.csv").write_text("a,b\n")
     done = command(*again, "--plot_dir", "third")
-    assert (done.code, done.err, figures("third")["corruptions"]) == (0, "", None)
+    assert (done.code, done.err, figures(Path("third"))["corruptions"]) == (0, "", None)
     assert "warning: the report has no corruptions: corruptions.csv is not a file" in done.out
 
 
@@ -126,7 +117,7 @@ def test_a_continued_run_moves_the_table_of_its_former_report(command):
     (moved,) = Path("plots_complete").glob("before_*")
     assert f"moved the former report, with its corruptions.csv, to {moved}" in done.out
     assert ((moved / "corruptions.csv").read_text(), CSV.exists()) == (table, False)
-    assert json.loads((moved / "metrics.json").read_text())["epoch"] == 1
+    assert figures(moved)["epoch"] == 1
     assert figures()["epoch"] == 2
 
 

@@ -4,6 +4,7 @@ import errno
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+from support.classifiers import COLOURS, MeanColour
 from support.pictures import draw_tree
 from support.random_models import random_model
 from support.snapshots import make_trained
@@ -12,29 +13,17 @@ from cifarnet.checkpoints.trained import write_weights
 from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError
 from cifarnet.images.imageset import ImageSet, Splits
-from cifarnet.inference.classifier import Classifier
 from cifarnet.settings import Settings
 from cifarnet.settings.data import DataSettings
 from commands.evaluation import evaluate_classifier, evaluation_settings, write_evaluation
 from commands.report_content import report_data
 from data import load_splits
 
-CLASSES = ("red", "green", "blue")
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 SETTINGS = Settings.from_flags(device="cpu", batch_size=6, augment="none")
 
 
-class MeanColour(Classifier):
-    """Logits are the channel means."""
-
-    def __init__(self) -> None:
-        super().__init__([make_trained(classes=CLASSES, source="one.pth")])
-
-    def logits(self, pixels):
-        return pixels.float().mean((2, 3))
-
-
-TESTED = ImageSet(IMAGES, torch.arange(20) % 3, CLASSES)
+TESTED = ImageSet(IMAGES, torch.arange(20) % 3, COLOURS)
 SPLITS = Splits("pictures", TESTED, None, TESTED, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 

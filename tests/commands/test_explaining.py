@@ -12,12 +12,6 @@ from support.random_models import noise, random_model
 from cifarnet.checkpoints.trained import write_weights
 
 
-@pytest.fixture
-def predict(command, trained):
-    """Runs `predict.py --pretrained WEIGHTS` with more flags."""
-    return lambda *flags: command("predict", "--pretrained", trained.weights, *flags)
-
-
 def coloured(path: Path) -> np.ndarray:
     """How far the colours of the file differ from grey, by column: float [W]."""
     with Image.open(path) as image:

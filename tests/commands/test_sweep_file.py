@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core.errors import UserError
-from commands import sweep_study
-from commands.sweep_file import SAMPLERS, Range, read_sweep
+from commands.sweep_file import Range, read_sweep
 
 FLAGS = "[flags]\nval_fraction = 0.1\n"
 SPACE = f"{FLAGS}[search]\ntrials = 4\n[search.space]\n"
@@ -165,10 +164,6 @@ def test_a_missing_file_and_a_wrong_number_of_jobs(command):
     Path("sweep.toml").write_text(f"{FLAGS}[grid]\nlr = [1]\n")
     assert "--jobs 0 is not a number of runs" in command("sweep", "sweep.toml", "--jobs", 0).err
     assert "leave out --table" in command("sweep", "sweep.toml", "--table").err
-
-
-def test_samplers():
-    assert set(sweep_study.SAMPLERS) == set(SAMPLERS)
 
 
 def test_the_sweeps_of_the_project_can_be_read(monkeypatch):

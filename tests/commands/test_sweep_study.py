@@ -23,6 +23,7 @@ for flags in (["--table"], ["--dry-run"], []):
 """
 
 
+@pytest.mark.filterwarnings("ignore:The value of .grace_period. might be too small")
 def test_a_lock_that_a_killed_sweep_left_is_released_in_a_moved_folder_too(sweep, monkeypatch):
     Path("sweep.toml").write_text(GRID)
     killed = "from optuna.storages.journal import JournalFileOpenLock as Lock\n"
@@ -30,7 +31,7 @@ def test_a_lock_that_a_killed_sweep_left_is_released_in_a_moved_folder_too(sweep
     assert subprocess.run([sys.executable, "-c", killed + ALONE]).returncode == 9
     assert Path("sweeps/sweep/study.log.lock").exists()
     Path("sweeps/sweep").rename("moved")
-    monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (3,))  # seconds, not 30
+    monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (0.5,))  # seconds, not 30
     assert sweep(GRID, "--sweep_dir", "moved").code == 0
 
 

@@ -153,7 +153,7 @@ def test_a_finished_run_is_calibrated_wherever_its_folder_is_named(folder, comma
 def test_a_run_that_evaluates_other_weights_now_keeps_no_temperature(folder, command):
     """--evaluate ema of a finished run: its snapshot goes on to name the raw weights."""
     shutil.rmtree("snapshots_complete")
-    flags = (*FLAGS, "--ema_decay", "0.5")
+    flags = (*FLAGS, "--epochs", "1", "--ema_decay", "0.5")
     assert command("main", *flags).code == 0
     before = LAST.read_bytes()
     done = command("main", *flags, "--evaluate", "ema", "--resume", "auto", "--resume_override")
@@ -173,20 +173,15 @@ def test_every_use_applies_it(folder, command, calibrated):
     temperature = snapshot("last.pth")["temperature"]
     expected = pytest.approx(probability(splits, LAST, temperature), abs=1e-4)
     assert expected != probability(splits, LAST, 1)
-    formats = "safetensors,onnx,hub"
-    exported = command("export", "--snapshot", LAST, "--format", formats, "--out", "out")
+    formats = ("--format", "safetensors,hub", "--out", "out")
+    exported = command("export", "--snapshot", LAST, *formats)
     assert exported.code == 0, exported.err
     assert metadata(Path("out/weights.safetensors"))["temperature"] == temperature
-    for path in (LAST, "out/weights.safetensors", "out/model.onnx", "out/hub"):
+    for path in (LAST, "out/weights.safetensors", "out/hub"):
         done = command("predict", "--pretrained", path, "--json", "digit.png")
         assert highest(done) == expected, path
     twice = f"{LAST},out/weights.safetensors"
     assert highest(command("predict", "--pretrained", twice, "--json", "digit.png")) == expected
-    flags = ("--pretrained", "out/model.onnx", "--plot_dir", "of_onnx", *QUIET)
-    assert command("evaluate", *flags).code == 0
-    of_onnx, last = figures(Path("of_onnx")), figures()["last"]
-    for name in ("temperature", "calibration_error", "calibration_error_before"):
-        assert of_onnx[name] == pytest.approx(last[name], abs=1e-4)
 
 
 @pytest.mark.parametrize("form", ["old.pth", "whole.safetensors", "half.safetensors"])

@@ -1,7 +1,6 @@
 """report.html and predictions.csv, as a run and evaluate.py write them; the page in a browser."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from PIL import Image
 from support.browser import console, fetched, open_page
 from support.commands import QUICK, from_folder
+from support.outputs import figures
 from support.pages import data_of
 from support.pictures import draw_tree
 
@@ -21,10 +21,6 @@ def rows_of(directory: Path = PLOTS) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def figures_of(directory: Path = PLOTS) -> dict:
-    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-
-
 def page_of(directory: Path = PLOTS) -> str:
     return (directory / "report.html").read_text(encoding="utf-8")
 
@@ -32,15 +28,15 @@ def page_of(directory: Path = PLOTS) -> str:
 def test_a_run_and_an_evaluation_say_the_same(command):
     done = command("main", *QUICK, "--report", "--save_best")
     assert (done.code, done.err) == (0, "")
-    rows, figures = rows_of(), figures_of()
+    rows, report = rows_of(), figures()
     numbers = [int(row["image"]) for row in rows]  # of the 40 images, among all test images
     assert (len(numbers), numbers) == (40, sorted(set(numbers))) and numbers[-1] > 40
-    assert np.mean([row["true"] == row["predicted"] for row in rows]) == figures["top1"]
-    low, high = figures["interval"]
-    assert 0 < low < figures["top1"] < high < 1
+    assert np.mean([row["true"] == row["predicted"] for row in rows]) == report["top1"]
+    low, high = report["interval"]
+    assert 0 < low < report["top1"] < high < 1
     losses = -np.log([float(row["probability_true"]) for row in rows])
-    assert np.mean(losses) == pytest.approx(figures["loss"], rel=1e-4)
-    assert 0 < figures["calibration_error"] < 1
+    assert np.mean(losses) == pytest.approx(report["loss"], rel=1e-4)
+    assert 0 < report["calibration_error"] < 1
     page = page_of()
     for part in ("--save_best", "log/training_", ".run.json", "/best_model.pth", "predictions.csv"):
         assert part in page
@@ -86,7 +82,7 @@ def test_no_report_of_another_run_stays_beside_new_predictions(command):
 
     evaluate(last, "--report")
     assert page.exists()
-    former = figures_of()["sha256"]
+    former = figures()["sha256"]
     (first,) = Path("snapshots_complete").glob("before_*/last.pth")
     evaluate(first, "--no-report")
     assert not page.exists()
@@ -94,7 +90,7 @@ def test_no_report_of_another_run_stays_beside_new_predictions(command):
     files = {"report.html", "predictions.csv", "predictions.npz", "metrics.json"}
     files |= {"classification_report.txt", "label_issues.csv"}
     assert {path.name for path in moved.iterdir()} == files
-    assert figures_of(moved)["sha256"] == former != figures_of()["sha256"]
+    assert figures(moved)["sha256"] == former != figures()["sha256"]
 
 
 def colours_shown(browser) -> list[list[int]]:
@@ -129,8 +125,8 @@ def test_the_page_in_a_browser(command, browser, tmp_path):
         behind = [
             i for i, row in enumerate(rows) if (row["true"], row["predicted"]) == (true, predicted)
         ]
-        figures = browser.find_elements("css selector", "#cell-pictures figure")
-        shown = [int(figure.get_attribute("data-index")) for figure in figures]
+        pictures = browser.find_elements("css selector", "#cell-pictures figure")
+        shown = [int(figure.get_attribute("data-index")) for figure in pictures]
         assert sorted(shown) == behind[:24] if len(behind) <= 24 else len(shown) == 24
         sure = [float(rows[i]["probability_predicted"]) for i in shown]
         assert sure == sorted(sure, reverse=True)

@@ -1,15 +1,15 @@
 """Runs that stay apart: folders of their own, kept settings, reports that are not replaced."""
 
-import json
 from pathlib import Path
 
 from support.commands import QUICK, QUIET
+from support.outputs import figures
 
 from cifarnet.checkpoints.snapshots import read_snapshot
 
 
 def report_in(run: str) -> dict:
-    return json.loads(Path(run, "plots_complete", "metrics.json").read_text(encoding="utf-8"))
+    return figures(Path(run, "plots_complete"))
 
 
 def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
@@ -39,7 +39,7 @@ def test_a_run_has_a_folder_of_its_own_and_its_report_says_which_it_is(command):
     done = command("evaluate", *places, *QUIET)
     assert "moved the report of another network, temperature or images to " in done.out
     (moved,) = Path("runs/1/plots_complete").glob("before_*")
-    assert json.loads((moved / "metrics.json").read_text())["sha256"] == first["sha256"]
+    assert figures(moved)["sha256"] == first["sha256"]
     assert report_in("runs/1")["sha256"] == report_in("runs/2")["sha256"]
 
 

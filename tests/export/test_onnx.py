@@ -1,6 +1,7 @@
 """Written ONNX files: what is in them, and what they answer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.random_models import noise, random_model
+from support.commands import QUIET
+from support.outputs import figures
+from support.pictures import draw_tree
+from support.random_models import CLASSES, noise, random_model
 
+from cifarnet.checkpoints.trained import write_weights
 from cifarnet.export.onnx import write_int8, write_onnx
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.inference.onnx import read_onnx
 
 
+def calibrated() -> TorchClassifier:
+    return TorchClassifier(replace(random_model(), temperature=2.5))
+
+
 @pytest.fixture(scope="module")
 def ours() -> TorchClassifier:
-    return TorchClassifier(random_model())
+    return calibrated()
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +72,13 @@ def test_batch_normalisation_is_folded_and_the_blocks_are_plain(exported):
     kinds = [node.op_type for node in onnx.load(exported).graph.node]
     assert kinds.count("Conv") == 9
     assert set(kinds) == {
-        *("Cast", "Sub", "Mul", "Conv", "Relu", "Add", "ReduceMean", "Gemm", "Softmax")
+        *("Cast", "Sub", "Mul", "Conv", "Relu", "Add", "ReduceMean", "Gemm", "Softmax"),
+        "Div",  # by the temperature
     }  # fmt: skip
 
 
 def test_equal_networks_give_equal_files(quantised, tmp_path):
-    write_int8(TorchClassifier(random_model()), noise(20), tmp_path / "again.onnx")
+    write_int8(calibrated(), noise(20), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == quantised.read_bytes()
 
 
@@ -97,6 +107,23 @@ def test_the_answers_are_the_networks_for_any_number_of_images(exported, ours, c
     logits, probabilities = session.run(None, {"image": images.numpy()})
     assert np.abs(logits - expected.numpy()).max() < 1e-4
     np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5)
+
+
+def test_predict_and_evaluate_know_the_temperature(command, exported, ours):
+    draw_tree(Path("tree"), classes=CLASSES)
+    write_weights(ours.infos[0], Path("weights.safetensors"))
+    images, answers = ("--dataset", "folder", "--data_dir", "tree", "--no-amp"), []
+    for path in (exported, Path("weights.safetensors")):
+        done = command("predict", "--pretrained", path, "--json", "tree")
+        rows = [json.loads(line)["predictions"] for line in done.out.splitlines()]
+        answers.append([guess["probability"] for row in rows for guess in row])
+        flags = (*images, "--plot_dir", path.stem, *QUIET)
+        assert command("evaluate", "--pretrained", path, *flags).code == 0
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+    report, of_weights = figures(Path("model")), figures(Path("weights"))
+    for name in ("temperature", "calibration_error", "calibration_error_before"):
+        assert report[name] == pytest.approx(of_weights[name], abs=1e-4)
+    assert report["temperature"] == 2.5
 
 
 @pytest.mark.parametrize(

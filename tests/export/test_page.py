@@ -35,7 +35,6 @@ const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 def logits_of(driver, pixels: torch.Tensor) -> torch.Tensor:
     """The logits that the worker of the open page gives for uint8 [N,3,S,S]."""
     text = base64.b64encode(pixels.numpy().tobytes()).decode()
-    driver.set_script_timeout(300)
     return torch.tensor(driver.execute_async_script(ASK, text, pixels[0].numel()))
 
 

@@ -65,7 +65,8 @@ def test_draws_depend_on_seed_severity_and_position(name, severity, side):
     once, again = (changed(name, severity, image) for _ in range(2))
     assert (once.shape, once.dtype) == (image.shape, np.uint8)
     np.testing.assert_array_equal(once, again)
-    for others in ([(seed, 0) for seed in range(9)], [(0, at) for at in range(9)]):
+    draws = range(2 if name in FIXED else 9)
+    for others in ([(seed, 0) for seed in draws], [(0, at) for at in draws]):
         results = {changed(name, severity, image, *other).tobytes() for other in others}
         assert (len(results) == 1) == (name in FIXED)
 

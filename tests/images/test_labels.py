@@ -2,6 +2,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from support.folders import touch
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.labels import read_labels
@@ -12,9 +13,7 @@ from cifarnet.images.layout import Layout
 def loose(tmp_path) -> Path:
     """Six images without class folders."""
     root = tmp_path / "loose"
-    root.mkdir()
-    for i in range(6):
-        (root / f"{i}.png").touch()
+    touch(root, *(f"{i}.png" for i in range(6)))
     return root
 
 
@@ -72,9 +71,7 @@ def test_paths_start_from_the_file_or_from_the_folder(loose, tmp_path):
 
 
 def test_images_in_part_folders_keep_their_part(loose):
-    for name in ("train/a.png", "train/x/b.png", "valid/c.png", "test/d.png"):
-        (loose / name).parent.mkdir(parents=True, exist_ok=True)
-        (loose / name).touch()
+    touch(loose, "train/a.png", "train/x/b.png", "valid/c.png", "test/d.png")
     text = "train/a.png,1\ntrain/x/b.png,2\n"
     assert {part for _, part, _ in entries(read(loose, text))} == {""}  # test images have no labels
     messages = []
@@ -127,12 +124,6 @@ def test_a_link_belongs_to_the_folder_that_it_lies_in(loose):
         (loose / name).symlink_to(loose / "0.png")
     layout = read(loose, "train/a.png,1\ntest/b.png,2\n")
     assert entries(layout) == [("a.png", "train", "1"), ("b.png", "test", "2")]
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 @pytest.mark.parametrize(

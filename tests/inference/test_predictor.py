@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.classifiers import COLOURS, MeanColour
 from support.random_models import noise
 from support.snapshots import make_trained
 
@@ -11,18 +12,6 @@ from cifarnet.inference.classifier import Classifier
 from cifarnet.inference.predictor import Predictor
 
 CPU = torch.device("cpu")
-
-
-class MeanColour(Classifier):
-    """Logits are the channel means in [0, 4], so that a ranking is easy to tell."""
-
-    def __init__(self) -> None:
-        super().__init__([make_trained(classes=("red", "green", "blue"))])
-
-    def logits(self, pixels):
-        return pixels.float().mean((2, 3)) / 64
-
-
 PREDICTOR = Predictor(MeanColour(), CPU)
 
 
@@ -31,7 +20,7 @@ def test_rankings_are_the_softmax_of_the_logits():
     expected = (pixels.double().mean((2, 3)) / 64).softmax(1)
     for ranking, shares in zip(PREDICTOR.rank(pixels), expected.tolist(), strict=True):
         assert [share for _, share in ranking] == sorted((s for _, s in ranking), reverse=True)
-        ours = [dict(ranking)[name] for name in ("red", "green", "blue")]
+        ours = [dict(ranking)[name] for name in COLOURS]
         assert ours == pytest.approx(shares, abs=1e-5)
 
 

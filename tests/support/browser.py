@@ -11,21 +11,32 @@ FLAGS = (
 )
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """A selenium driver, 1600 pixels wide, with a profile of its own."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A selenium driver for all tests of this process: starting one takes seconds."""
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(programs):
         pytest.skip("chromium or chromedriver is not installed")
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
-    for flag in (*FLAGS, "--window-size=1600,1000", f"--user-data-dir={tmp_path / 'profile'}"):
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, "--window-size=1600,1000", f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    driver.set_script_timeout(300)
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A selenium driver, 1600 pixels wide, with a blank page and an empty console."""
+    yield chromium
+    chromium.get("about:blank")
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    console(chromium)
 
 
 def open_page(driver, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Image folders read as a run reads them, and images of one colour."""
+"""Image folders read as a run reads them, images of one colour, and empty files."""
 
 from pathlib import Path
 
@@ -28,3 +28,10 @@ def save_red(path: Path) -> None:
 
 def is_red(image: torch.Tensor) -> bool:
     return image[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def touch(root: Path, *names: str) -> None:
+    """Makes empty files in `root`, with the folders that they lie in."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()

@@ -1,4 +1,4 @@
-"""Jobs for test_ranks.py, and what starts them as ranks: processes with torchrun's environment."""
+"""Jobs of ranks, and what starts them: processes with torchrun's environment."""
 
 import json
 import multiprocessing
