@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.folders import touch
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.layout import read_layout
@@ -112,12 +113,6 @@ def test_parts_by_other_names_are_refused_in_one_line(tree, command, names):
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert all(name in done.err.replace(str(tree), "") for name in names)
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def test_a_loose_image_beside_the_classes_changes_no_part(tree):
