@@ -198,9 +198,10 @@ class EvalBatches:
         runtime: Runtime,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        has_bar: bool = True,
     ) -> None:
         self.images, self.batch_size, self.device = images, batch_size, runtime.device
-        self.rank = runtime.rank
+        self.has_bar = has_bar and runtime.rank == 0
         self.normalise = Normalise(mean, std, runtime.device) if mean else None
         count = math.ceil(len(images) / batch_size)
         ends = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
@@ -212,7 +213,8 @@ class EvalBatches:
         batch_labels = self.images.labels.split(self.batch_size)[self.share]
         pairs = zip(batches, batch_labels, strict=True)
         looks = {"desc": "evaluating", "unit": "batch", "leave": False}
-        hidden = True if self.rank or len(batches) < 2 else None  # None: hidden without a terminal
+        # None: hidden without a terminal
+        hidden = None if self.has_bar and len(batches) > 1 else True
         for images, labels in tqdm(pairs, total=len(batches), disable=hidden, **looks):
             images = self.normalise(images) if self.normalise else images.to(self.device)
             yield images, labels.to(self.device)
@@ -248,7 +250,7 @@ def build_batches(splits: Splits, settings: Settings, runtime: Runtime) -> Batch
         subset = splits.train.take(random.permutation(len(splits.train))[:BN_IMAGES])
         alone = replace(runtime, rank=0, world_size=1)
         batch_size = max(BN_BATCH, settings.training.eval_batch_size)
-        bn_batches = EvalBatches(subset, batch_size, alone, mean, std)
+        bn_batches = EvalBatches(subset, batch_size, alone, mean, std, has_bar=False)
     return Batches(
         TrainBatches(splits.train, settings, runtime, mean, std),
         EvalBatches(held_out, settings.training.eval_batch_size, runtime, mean, std),

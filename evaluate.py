@@ -25,7 +25,7 @@ FLAGS = (
 )
 OPTIONS = ("snapshot", "pretrained", "tta", "evaluate", "calibrate", "corruptions")
 TEXTS = {
-    "batch_size": "Images to evaluate at a time.",
+    "batch_size": "Images to evaluate at a time, at most 512.",
     "run_dir": "Folder of the run: its snapshots_complete and plots_complete are used.",
     "plot_dir": "Folder to write to (default: plots_complete, in --run_dir).",
 }
@@ -61,7 +61,8 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="PATH",
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
-    note = "The settings are those of the first. If the images have moved, add --data_dir."
+    note = "The settings are those of the first. Add --data_dir if the images have moved, and with "
+    "an exported file."
     add_pretrained(what, several=ENSEMBLE, note=note)
     add_tta(parser)
     parser.add_argument(

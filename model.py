@@ -55,8 +55,8 @@ def start_from(
     }
     if not matching.keys() & dict(model.named_parameters()).keys():
         raise UserError(
-            f"no weights of {trained.source} fit this {type(model).__name__}; add "
-            f"--network {trained.network.network}, or use other weights"
+            f"no weights of {trained.source} fit this {type(model).__name__}; they need --network "
+            f"{trained.network.network} --width {trained.network.width:g}; or use other weights"
         )
     fits = all(
         name in trained.weights

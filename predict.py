@@ -32,7 +32,7 @@ def _predict(options: dict[str, Any], settings: Settings) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     """The options of this command, with `names` of the models; and the settings."""
-    texts = {"batch_size": f"Images to classify at a time (default: {BATCH_SIZE})."}
+    texts = {"batch_size": f"Images to classify at a time, at most {BATCH_SIZE} (the default)."}
     parser = build_parser("Classifies images.", ("batch_size", "device"), texts=texts)
     parser.add_argument(
         "images",

@@ -253,8 +253,10 @@ def held_out_scores(learner: Learner, data: Batches, stop: Stop) -> dict[str, Sc
         images, runtime = data.held_out.stoppable(stop), learner.runtime
         result[name] = scores(*collect_logits(network.eval(), images, runtime))
         if not math.isfinite(result[name].loss):  # float16 overflows
+            advice = "--no-amp or a lower --lr" if runtime.amp_dtype else "a lower --lr"
             raise RunError(
-                f"the evaluation is not finite in {runtime.precision}; try --no-amp or a lower --lr"
+                f"the evaluation of the {name} weights is not finite in {runtime.precision}; the "
+                f"epoch was not saved; try {advice}"
             )
     return result
 

@@ -41,7 +41,7 @@ def run_prediction(options: dict[str, Any], settings: Settings) -> None:
     count = len(paths) + len(problems)
     unreadable = _show(paths, problems, options, settings)
     if unreadable == count:
-        raise UserError(f"0 of {count} could be read; name images, or folders with some")
+        raise UserError(f"0 of {count} could be read; name images, or folders with images")
     if unreadable:
         raise RunError(f"{unreadable} of {count} could not be read; the lines above name them")
 

@@ -54,13 +54,18 @@ class Sweep:
 
     @property
     def data(self) -> DataSettings:
-        """The images of all runs: no run has others. Raises `UserError`."""
+        """The images of all runs; their size may differ. Raises `UserError`."""
         return DataSettings(**{n: v for n, v in self.flags.items() if GROUP_OF[n] == "data"})
 
     @property
-    def first_values(self) -> dict[str, Any]:
-        """A value for each flag that differs: the first one, or the low end of a range."""
-        return {n: v.low if isinstance(v, Range) else v[0] for n, v in self.space.items()}
+    def example(self) -> Settings:
+        """The settings of a run: with the defaults of what differs, or else with the first values
+        and the low ends of ranges. Raises `UserError` if neither fit together."""
+        try:
+            return self.run_settings({})
+        except UserError:
+            first = {n: v.low if isinstance(v, Range) else v[0] for n, v in self.space.items()}
+            return self.run_settings(first)
 
     def run_settings(self, values: Mapping[str, Any]) -> Settings:
         """All settings of the run with these `values`. Raises `UserError`."""
@@ -112,8 +117,10 @@ def _sweep(content: dict[str, Any]) -> Sweep:
         raise UserError(
             "a sweep must not select by the test images; set val_fraction in [flags], such as 0.1"
         )
-    for values in sweep.settings or [sweep.first_values]:
+    for values in sweep.settings:
         sweep.run_settings(values)
+    if not sweep.settings:
+        sweep.example  # noqa: B018, raises for wrong flags
     return sweep
 
 

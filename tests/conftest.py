@@ -29,17 +29,23 @@ settings.load_profile("few")
 
 
 LONG = {  # files whose tests take long together
-    *("test_sweeping.py", "test_sweep_stops.py", "test_benching.py", "test_page.py"),
-    *("test_export.py", "test_limits.py", "test_calibration.py"),
+    *("commands/test_sweeping.py", "commands/test_sweep_stops.py", "commands/test_benching.py"),
+    *("end_to_end/test_limits.py", "end_to_end/test_calibration.py", "export/test_page.py"),
+    "test_export.py",
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files come first, then whole runs: at the end they would let other processes wait.
 
-    The files of ranks come later: they use the processes that whole runs have prepared.
+    The files of ranks come later: they use the fork server of end_to_end/conftest.py.
     """
-    items.sort(key=lambda item: (item.path.name not in LONG, "end_to_end" not in item.path.parts))
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        path = item.path.relative_to(Path(__file__).parent)
+        return path.as_posix() not in LONG, path.parts[0] != "end_to_end"
+
+    items.sort(key=place)
 
 
 class Outcome(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -180,3 +181,6 @@ def test_python_examples_name_the_class_of_a_picture(code, trained, tmp_path, mo
             picture.resize((300, 200)).save("photo.jpg")
         exec(code, {})
         assert capsys.readouterr().out == f"{path.parent.name}\n"
+    if "sys.path" in code:  # it finds the project from anywhere
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout == f"{path.parent.name}\n", done.stderr

@@ -52,9 +52,8 @@ class Affine(Step):
         # A matrix leads from a pixel of the result to its source; an image reaches from -1 to 1.
         inverse = turn / drawn["scale"].view(-1, 1, 1)
         origin = -inverse @ drawn["shift"].float().unsqueeze(2) * (2 / self.size)
-        matrices = to_device(torch.cat([inverse, origin], 2), images.device).unsqueeze(
-            3
-        )  # [B,2,3,1]
+        matrices = torch.cat([inverse, origin], 2).unsqueeze(3)  # [B,2,3,1]
+        matrices = to_device(matrices, images.device)
         centres = (2 * torch.arange(self.size, device=images.device) + 1) / self.size - 1
         x, y, origin = matrices.unbind(2)  # [B,2,1]
         grid = (x * centres).unsqueeze(2) + (y * centres + origin).unsqueeze(3)  # [B,2,S,S]

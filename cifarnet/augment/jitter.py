@@ -36,19 +36,17 @@ class Jitter(Step):
         return {"factors": torch.stack(factors, 1), "order": order}
 
     def for_batch(self, images: Tensor, drawn: dict[str, Tensor], mean: Tensor) -> Tensor:
-        factors, order = drawn["factors"], drawn["order"]
+        factors, order, device = drawn["factors"], drawn["order"], images.device
         kinds = order[order != HUE].view(-1, 3)
-        gains = to_device(factors.gather(1, kinds), images.device).view(-1, 3, 1, 1, 1)
-        kinds = to_device(kinds, images.device).view(-1, 3, 1, 1, 1)
+        gains = to_device(factors.gather(1, kinds), device).view(-1, 3, 1, 1, 1)
+        kinds = to_device(kinds, device).view(-1, 3, 1, 1, 1)
         turn = factors[:, HUE]
         values = images.float()
         for position in range(4):
             due = ((order[:, position] == HUE) & (turn != 0)).nonzero().squeeze(1)
             if len(due):  # the hue takes most operations: only images that need it
-                where = to_device(due, images.device)
-                turned = _turn_hue(
-                    values.index_select(0, where), to_device(turn[due], images.device)
-                )
+                where = to_device(due, device)
+                turned = _turn_hue(values.index_select(0, where), to_device(turn[due], device))
                 values.index_copy_(0, where, turned)
             if position < 3:
                 _blend(values, kinds[:, position], gains[:, position])

@@ -117,7 +117,7 @@ def place(low: float, high: float, start: float, end: float) -> Callable[[float]
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """About `most` round numbers at equal distances; [low, high] lies between the outer ones."""
     if low == high:  # as far as 0, so that a share stays below 100 %
-        low, high = min(low, 0), max(high, 0) or 1
+        low, high = (min(low, 0), max(high, 0)) if low else (0, 1)
     least = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(least))
     step = power * next(n for n in (1, 2, 2.5, 5, 10) if power * n >= least * (1 - 1e-9))

@@ -115,9 +115,9 @@ class Report:
     @property
     def fitted_here(self) -> bool:
         """Whether the temperature was fitted on test images of this data set that the report
-        does not leave out, or on a folder that the report is on, by `calibrated_on`."""
-        folder = re.compile(rf"[\d,]+ images in {re.escape(self.dataset)}")
-        if any(map(folder.fullmatch, self.calibrated_on.split("; "))):  # one for each network
+        does not leave out, or on a folder of its name and its number of images, by
+        `calibrated_on`."""
+        if f"{self.images:,} images in {self.dataset}" in self.calibrated_on.split("; "):
             return True
         form = rf"([\d,]+) of the ([\d,]+) test images of {re.escape(self.dataset)} \("
         pairs = re.findall(form, self.calibrated_on)

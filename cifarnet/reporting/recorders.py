@@ -120,13 +120,13 @@ class Snapshots(Recorder):
         """`snapshot()` is the run as it is now."""
         self.directory, self.settings, self.snapshot = directory, settings, snapshot
         self.unsaved: dict[Path, bytes] = {}
-        self.unpacked = False  # the last epoch is in no file, and not in `unsaved`
+        self.missing = False  # the last epoch is in no file, and not in `unsaved`
         self.trained = False  # without an epoch, the folder may be that of another run
 
     @property
     def failure(self) -> str:
         """Names the files that are not written yet; their former content is kept."""
-        if self.unpacked:
+        if self.missing:
             return f"the snapshot of the last epoch could not be made for {self.directory}"
         if not self.unsaved:
             return f"an old snapshot could not be removed from {self.directory}"
@@ -134,9 +134,9 @@ class Snapshots(Recorder):
         return f"{names} could not be written to {self.directory}"
 
     def row(self, progress: Progress) -> None:
-        self.trained = self.unpacked = True
+        self.trained = self.missing = True
         content, freq = pack(self.snapshot()), self.settings.output.snapshot_freq
-        self.unpacked = False
+        self.missing = False
         if self.settings.keeps_best and progress.best_epoch == progress.epoch:
             self.unsaved[self.directory / BEST] = content
         if freq and progress.epoch % freq == 0:
@@ -159,7 +159,7 @@ class Snapshots(Recorder):
             prune(self.directory, self.settings.output.keep_snapshots)
         if problem:
             raise problem
-        if self.unpacked:  # the weights may have moved on since
+        if self.missing:  # the weights may have moved on since
             raise RunError("the files hold earlier epochs")
 
 
