@@ -76,6 +76,7 @@ def evaluate_classifier(
         no_class,
         dataset=splits.name,
         **describe_network(classifier.infos, splits.name),
+        images_sha256=splits.test.sha256,
         tta=classifier.tta,
         run=run or {},
     )

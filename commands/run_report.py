@@ -45,6 +45,10 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     if run.runtime.rank:
         return None
     selected = run.settings.evaluation.select if "best" in reports else "last"
+    best_epoch = run.learner.progress.best_epoch
+    if run.settings.evaluation.select != selected and best_epoch:
+        lost = f"--select best: no snapshot of the best epoch {best_epoch} is left"
+        recorders.fail(RunError(f"{lost}; the report is on the last model"))
     for name, each in reports.items():
         run.log.line(f"{name} model, epoch {each.epoch}: {each.summary()}; {each.calibration()}")
     _say_costs(run, processor_seconds)

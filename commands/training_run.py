@@ -15,7 +15,13 @@ from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.files import exclusive, writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import RunLog, print_line
-from cifarnet.core.ranks import Group, LostContactError, agreed_check, broadcast_from_rank0
+from cifarnet.core.ranks import (
+    Group,
+    LostContactError,
+    agreed_check,
+    broadcast_from_rank0,
+    check_equal,
+)
 from cifarnet.core.signals import Signals
 from cifarnet.networks.build import build_model
 from cifarnet.reporting.recorders import Recorders
@@ -54,6 +60,8 @@ def run_training(request: Request, group: Group) -> None:
     if settings.output.tensorboard:
         check_package("tensorboard.summary.writer.event_file_writer", "--tensorboard")
     runtime = init_process(settings.precision, settings.training.seed, group.ranks)
+    advice = "give --device, and --amp_dtype bf16 or --no-amp"
+    check_equal(runtime.computed_on, f"the devices of the ranks differ; {advice}", runtime)
     if settings.augmentation.preview_augment:
         if runtime.rank == 0:
             _preview(settings, runtime)
@@ -123,6 +131,11 @@ def prepare(
 
     # images: they may be downloaded, so all else is checked before
     splits = group.in_turn(lambda: load_splits(settings.data, log.line))
+    if runtime.world_size > 1:
+        parts = [part and (part.classes, part.sha256) for part in (splits.train, splits.test)]
+        val = splits.val and splits.val.sha256
+        differ = "the images in --data_dir differ between the machines; copy them again"
+        check_equal([*parts, val], differ, runtime)
     settings = fit_batch(settings, len(splits.train), runtime, log)
 
     # the network, what it learns from, and how

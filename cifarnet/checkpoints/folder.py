@@ -20,7 +20,8 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The intact snapshot of the highest epoch in `directory`, and why others were passed over.
 
     None where there is none. best_model.pth is taken only where no other is intact. Raises
-    `UserError` for a snapshot that cannot be read: only a damaged one is passed over.
+    `UserError` for a snapshot that cannot be read, and for an intact one of another version: only a
+    damaged one is passed over.
     """
     passed_over, newest, newest_epoch = [], None, 0
     for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:
@@ -31,6 +32,8 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
         try:
             epoch = read_snapshot(path).epoch
         except DamagedSnapshotError as problem:
+            if problem.is_intact:
+                raise
             passed_over.append(str(problem))
             continue
         if epoch > newest_epoch:

@@ -182,7 +182,10 @@ def write_snapshot(content: bytes, path: Path) -> None:
 
 
 class DamagedSnapshotError(UserError):
-    """A file that can be read, but holds no intact snapshot of this version."""
+    """A file that can be read, but holds no intact snapshot of this version. `is_intact`: another
+    version may have written it."""
+
+    is_intact = False
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -211,9 +214,12 @@ def read_snapshot(path: Path) -> Snapshot:
     try:
         return _snapshot(fields, str(path))
     except (UserError, ValueError) as problem:
-        raise DamagedSnapshotError(
-            f"{path} is not usable ({problem}); use a snapshot that a run wrote"
-        ) from None
+        unusable = DamagedSnapshotError(
+            f"{path} is not usable ({problem}); another version of this project may have written "
+            f"it: use that version, or another snapshot"
+        )
+        unusable.is_intact = True
+        raise unusable from None
 
 
 def _snapshot(fields: Any, source: str) -> Snapshot:

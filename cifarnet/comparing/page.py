@@ -38,6 +38,7 @@ def comparison_page(
     return template.render(
         begins=PAGE_BEGINS,
         names=[printable(line.name) for line in comparison.lines],
+        runs=sum(len(line.runs) for line in comparison.lines),
         columns=comparison.columns(),
         settings=comparison.differing,
         colors=[COLORS[at % len(COLORS)] for at in range(len(comparison.lines))],
@@ -78,7 +79,8 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
 def _time_axis(longest: float) -> Axis:
     """An axis of `longest` seconds: in hours, whose ticks are round, from one hour on."""
     if longest < 3600:
-        return Axis("minutes:seconds", lambda s: f"{round(s) // 60}:{round(s) % 60:02d}", 60, True)
+        form, unit = (lambda s: f"{round(s) // 60}:{round(s) % 60:02d}"), 60 if longest >= 60 else 1
+        return Axis("minutes:seconds", form, unit, True)
     return Axis("hours:minutes", lambda s: clock(s)[:-3], 3600, True)
 
 

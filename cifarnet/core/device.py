@@ -108,7 +108,7 @@ def _thread_limit(ranks: Ranks) -> float:
 def _pick_device(name: str, ranks: Ranks) -> torch.device:
     several = ranks.world_size > 1
     available = {
-        "cuda": torch.cuda.is_available(),
+        "cuda": torch.cuda.is_available() and (name == "cpu" or _has_kernels()),
         "mps": torch.backends.mps.is_available() and not several,
         "cpu": True,
     }
@@ -128,6 +128,14 @@ def _pick_device(name: str, ranks: Ranks) -> torch.device:
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _has_kernels() -> bool:
+    """Whether this build of torch supports the CUDA device: it may be too old."""
+    known = [arch[3:] for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    lowest = min((int(version) for version in known if version.isdigit()), default=0)
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor >= lowest
 
 
 def _pick_amp_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

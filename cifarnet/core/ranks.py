@@ -23,7 +23,7 @@ from cifarnet.core.signals import Interrupted, Signals
 T = TypeVar("T")
 
 START_TIMEOUT = timedelta(minutes=30)  # for the start of all ranks: file systems can be slow
-EXCHANGE_TIMEOUT = timedelta(seconds=50)  # after it a missing rank counts as hanging
+EXCHANGE_TIMEOUT = timedelta(minutes=2)  # after it a missing rank counts as hanging
 HEARTBEAT = 0.5  # seconds from one to the next
 
 
@@ -202,6 +202,13 @@ def gathered(part: T, runtime: Runtime) -> list[T]:
     if runtime.world_size > 1:
         dist.all_gather_object(parts, part)
     return parts
+
+
+def check_equal(value: object, problem: str, runtime: Runtime) -> None:
+    """Raises `UserError` with the sentence `problem` if `value` is not the same on all ranks."""
+    first, *others = gathered(value, runtime)
+    if any(other != first for other in others):
+        raise UserError(problem)
 
 
 def sum_over_ranks(numbers: list[float], runtime: Runtime) -> list[float]:

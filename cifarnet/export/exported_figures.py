@@ -113,13 +113,17 @@ def cautions(metrics: dict[str, Any]) -> list[str]:
             sentences.append(f"Of its answers below {EXAMPLE:.0%}, {below:.1%} are right.")
         if example.get("no_class"):
             kind, share = max(example["no_class"].items(), key=itemgetter(1))
-            sentences.append(
-                f"Images that show none of its classes get one too: up to {share:.0%} of them "
-                f"({kind}) with {EXAMPLE:.0%} or more."
-            )
+            if share:
+                sentences.append(
+                    f"Images that show none of its classes get one too: up to {share:.0%} of them "
+                    f"({kind}) with {EXAMPLE:.0%} or more."
+                )
         classes = metrics["per_class"].items()
         recall, worst = min((row["recall"], name) for name, row in classes if row["support"])
-        sentences.append(f"Its weakest class is {worst}: it recognises {recall:.1%} of its images.")
+        if recall < 1:
+            sentences.append(
+                f"Its weakest class is {worst}: it recognises {recall:.1%} of its images."
+            )
         if metrics.get("corruptions"):
             mean = metrics["corruptions"]["mean_accuracy"]
             sentences.append(

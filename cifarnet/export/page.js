@@ -33,7 +33,7 @@ function serve() {
 
 const element = (id) => document.getElementById(id);
 const waiting = new Map(); // the questions to the worker, by number
-let worker, network, answer, maps = [], asked = 0, turns = 0;
+let worker, network, answer, maps = [], asked = 0, turns = 0, shown = 0;
 
 function show() {
   network = JSON.parse(element("network").textContent);
@@ -82,19 +82,38 @@ function classify(question) {
 
 /** Classifies the first of the files, and shows the answer unless newer files came. */
 async function take(files) {
-  const turn = ++turns, file = files[0];
+  const file = files[0];
   if (!file) return tell("That was no image file. Save the image first, then drop the file.");
+  const turn = ++turns;
+  let bitmap;
   try {
     // It comes upright. Training takes the numbers as they are, whatever their colour profile.
-    const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
-    if (turn !== turns) return;
-    answer = undefined;
-    tell("Looking …");
-    preview(bitmap, file.name);
-    const result = await classify({ bitmap });
-    if (turn === turns) present(result);
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    if (turn === turns) tell(`This browser cannot read ${file.name} as an image. What is shown is not of it.`);
+    return tell(`This browser cannot read ${file.name} as an image. What is shown is not of it.`);
+  }
+  if (turn < shown) return;
+  shown = turn;
+  forget();
+  tell("Looking …");
+  preview(bitmap, file.name);
+  try {
+    const result = await classify({ bitmap });
+    if (turn === shown) present(result);
+  } catch {
+    if (turn === shown) tell(`This browser cannot classify ${file.name}. Try a smaller image, or another browser.`);
+  }
+}
+
+/** Removes the answer for an earlier image. */
+function forget() {
+  answer = undefined;
+  maps = [];
+  document.body.classList.remove("answered", "unsure");
+  for (const row of element("bars").children) {
+    const [label, number, bar] = row.children;
+    label.lastElementChild.textContent = number.textContent = "";
+    bar.style.setProperty("--share", 0);
   }
 }
 
@@ -117,6 +136,7 @@ function preview(bitmap, name) {
 
 /** Lays the map of the chosen class over the image: red raises its score, blue lowers it. */
 function overlay() {
+  if (!maps.length) return;
   const place = document.querySelector("[name=map]:checked").value, map = maps[place];
   const limit = Math.max(...maps.flatMap(({ data }) => [...data.map(Math.abs)])) || 1;
   const small = new OffscreenCanvas(map.width, map.height), image = new ImageData(map.width, map.height);

@@ -1,5 +1,6 @@
 """Images in memory: sets, splits, balanced parts and channel statistics."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +33,13 @@ class ImageSet:
         """Selects images by index (int64, in this order) or by mask (bool [N])."""
         where = torch.from_numpy(chosen)
         return ImageSet(self.images[where], self.labels[where], self.classes, self.names[chosen])
+
+    @property
+    def sha256(self) -> str:
+        """A checksum of pixels and labels, in their order."""
+        digest = hashlib.sha256(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
 
     @property
     def names(self) -> np.ndarray:

@@ -11,17 +11,11 @@ from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.images.normalise import Normalise
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 
-LOCAL = {  # by --network, the --attention that does not depend on the whole image
-    "cifarnet": ("none", "spatial"),
-    "lite": ("none",),
-    "residual": ("none",),
-}
 WITHOUT_MAPS = {  # by --network: why
     "residual": "residual takes the maximum of the feature map, not the mean; use another network"
 }
-# By --network: the side of the receptive field of a value of the maps, in pixels; left out where
-# it is small.
-RECEPTIVE_FIELDS = {"lite": 42}
+# By --network: the side of the receptive field of a value of the maps, in pixels.
+RECEPTIVE_FIELDS = {"cifarnet": 15, "lite": 42}
 
 
 def why_no_maps(classifier: Classifier) -> str:
@@ -34,14 +28,17 @@ def why_no_maps(classifier: Classifier) -> str:
 
 
 def caution(info: ModelInfo) -> str:
-    """What a reader of the maps of a model should know, as a sentence; empty if nothing."""
-    attention = info.network.attention
-    if attention not in LOCAL[info.network.network]:
+    """What a reader of the maps of a model should know, as a sentence; empty if it has none."""
+    attention, (depth, *_) = info.network.attention, info.network.scaling
+    if info.network.network in WITHOUT_MAPS:
+        return ""
+    if attention != "none":
         return f"This network has attention ({attention}): each part depends on the whole image."
-    field = RECEPTIVE_FIELDS.get(info.network.network, 0)
+    field = RECEPTIVE_FIELDS[info.network.network]
     if field >= info.image_size:
         return "Each part depends on nearly the whole image."
-    return f"Each part depends on the {field}x{field} pixels around it." if field else ""
+    more = "more than " if depth > 1 else ""
+    return f"Each part depends on {more}the {field}x{field} pixels around it."
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cifarnet.checkpoints.trained import ModelInfo
 from cifarnet.core.device import Runtime
+from cifarnet.core.errors import RunError
 from cifarnet.core.ranks import gathered
 from cifarnet.reporting.confidence import threshold_table
 from cifarnet.reporting.predictions import (
@@ -36,7 +37,7 @@ def collect_logits(
     """Logits float32 [N,C] and labels int64 [N] of all batches and ranks, on the CPU.
 
     `compute_logits` is a network in evaluation mode, or a classifier's `logits`. The images of the
-    first rank come first.
+    first rank come first. Raises `RunError` for logits that are not finite: float16 overflows.
     """
     logits, labels = [], []
     for images, targets in batches:
@@ -46,8 +47,12 @@ def collect_logits(
     parts = gathered(
         (torch.cat(logits).cpu(), torch.cat(labels).cpu()) if labels else None, runtime
     )
-    logits, labels = zip(*filter(None, parts), strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    logits, labels = map(torch.cat, zip(*filter(None, parts), strict=True))
+    if not logits.isfinite().all():
+        precision, amp = runtime.precision, runtime.amp_dtype
+        advice = "try --no-amp" if amp else "train with a lower --lr"
+        raise RunError(f"the outputs of the network are not finite in {precision}; {advice}")
+    return logits, labels
 
 
 class Scores(NamedTuple):
@@ -96,6 +101,7 @@ class Report:
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
     temperature: float | None = 1.0  # that the logits were divided by; None: of an ensemble
     calibrated_on: str = ""  # see `ModelInfo`
+    images_sha256: str = ""  # see `ImageSet`
     calibration_error_before: float | None = None  # without the temperature, where there is one
     bins_before: list[Bin] = field(default_factory=list)
     thresholds: list[dict[str, Any]] = field(default_factory=list)  # see `threshold_table`

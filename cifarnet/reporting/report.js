@@ -117,8 +117,9 @@ matrix.addEventListener('keydown', event => {
     column += move[1];
     cell = matrix.rows[row]?.cells[column];
   } while (cell && !cell.querySelector('button'));
-  if (!cell) return;
-  const next = cell.querySelector('button');
+  // At the end of a line go to the next cell of another one.
+  const next = cell?.querySelector('button') ?? cells[cells.indexOf(event.target) + move[0] + move[1]];
+  if (!next) return;
   start(next);
   next.focus();
 });

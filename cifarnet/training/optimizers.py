@@ -152,3 +152,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], k
         )
         if not (same_keys and same_form and states[0][1].keys() in (set(), keys)):
             raise ValueError("its momenta belong to other weights")
+        for p, state in states:  # with memory of their own, laid out like the weights
+            for name in state.keys() - {"step"}:
+                state[name] = torch.empty_like(p, requires_grad=False).copy_(state[name])

@@ -47,6 +47,13 @@ def test_the_newest_intact_snapshot_is_found(tmp_path):
     assert [LAST in why or "0015" in why for why in passed_over] == [True, True]
 
 
+def test_an_intact_snapshot_of_another_version_is_never_passed_over(tmp_path):
+    """A new run would start, although the training could continue."""
+    save(tmp_path / LAST, 3, random_state={"cpu": "text"})
+    with pytest.raises(UserError, match="another version of this project may have written it"):
+        find_newest(tmp_path)
+
+
 def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):
     save(tmp_path / BEST, 12)
     save(numbered(tmp_path, 10), 10)

@@ -112,6 +112,13 @@ def test_a_disk_that_takes_no_record_ends_with_1_after_the_report(command, monke
     assert figures()["epoch"] == 2
 
 
+def test_a_best_snapshot_that_was_moved_away_is_missed(command, monkeypatch):
+    monkeypatch.setattr("commands.run_report._find_best", lambda run, source: None)
+    done = command("main", *QUICK, "--select", "best")
+    assert (done.code, figures()["epoch"]) == (1, 2)
+    assert "--select best: no snapshot of the best epoch" in done.err
+
+
 def test_a_run_that_fails_after_its_report_keeps_its_figures(command, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")

@@ -22,6 +22,9 @@ def test_the_page_is_one_file_and_names_are_text(tmp_path):
     assert elements.names.count("svg") == 4  # accuracy and loss, by epoch and by time
     assert elements.names.count("path") == 2 * 2 * 4  # runs, training and test, charts
     assert "日本, test: 60 % at 3" in page
+    assert "<h1>Comparison of 2 runs</h1>" in page
+    runs = [leave_run(tmp_path / str(seed), lr=1, seed=seed) for seed in range(3)]  # one line
+    assert "<h1>Comparison of 3 runs</h1>" in comparison_page(compare(runs_of(*runs)))
 
 
 def test_only_curves_on_one_scale_share_an_axis(tmp_path):

@@ -73,6 +73,8 @@ def two_cuda_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
 
 
@@ -94,6 +96,13 @@ def test_each_rank_has_a_cuda_device_of_its_own(two_cuda_devices):
         assert runtime.computed_on == "cuda in float32, products in TF32"
     with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices: give .*=2"):
         init_process(PrecisionSettings(device="cuda"), ranks=Ranks(2, 3, 2, 3))
+
+
+def test_a_cuda_device_that_torch_was_not_built_for_is_not_used(monkeypatch, two_cuda_devices):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    assert init_process(PrecisionSettings()).device.type != "cuda"
+    with pytest.raises(UserError, match=r"--device cuda is not available here; use .*cpu"):
+        init_process(PrecisionSettings(device="cuda"))
 
 
 def test_a_device_that_is_not_available(monkeypatch):

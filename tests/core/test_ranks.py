@@ -44,7 +44,7 @@ def test_exchanges(started):
     assert results == [
         {
             "broadcast": "made by 0", "gathered": [0, 1, 2], "sums": [3.0, 3], "earliest": 4,
-            "none": -1, "means": [1.0] * 6, "whole": 0,
+            "none": -1, "means": [1.0] * 6, "whole": 0, "refused": "they differ",
         }
     ] * 3  # fmt: skip
 

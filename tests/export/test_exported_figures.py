@@ -105,6 +105,9 @@ def test_cautions_are_of_what_was_measured():
     assert cautions(metrics)[0] == "Of its answers below 80%, 0.0% are right."
     row["answered"] = 1.0  # none is below
     assert cautions(metrics)[0] == no_class
+    row["no_class"] = {"noise": 0.0}
+    perfect = {"thresholds": [row], "per_class": {"a": ROW | {"recall": 1.0}}}
+    assert cautions(REPORT | perfect) == []
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def test_pictures_are_dropped_or_pasted_and_other_files_are_named(browser, tmp_p
             text = base64.b64encode(content).decode()
             browser.execute_script(DELIVER, kind, name, mime, text)
             until_it_says(browser, answer)
+            assert browser.find_element("css selector", "#bars .share").text  # of the picture
     assert (console(browser), fetched(browser)) == ([], [])
 
 

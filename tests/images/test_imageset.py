@@ -134,3 +134,12 @@ def test_a_fraction_that_leaves_one_part_empty_is_refused(digits, fraction, why)
     assert 0 < fraction < 1
     with pytest.raises(UserError, match=why):
         split_holdout(digits, fraction)
+
+
+def test_a_checksum_depends_on_pixels_labels_and_order():
+    pixels = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    images = ImageSet(pixels, torch.tensor([0, 1]), ("a", "b"))
+    assert images.sha256 == replace(images, classes=("c", "d")).sha256
+    assert images.sha256 != replace(images, images=pixels ^ 1).sha256
+    assert images.sha256 != replace(images, labels=1 - images.labels).sha256
+    assert images.sha256 != images.take(np.array([1, 0])).sha256

@@ -54,22 +54,24 @@ def test_networks_without_maps_say_why():
         assert words in why_no_maps(classifier)
 
 
-@pytest.mark.parametrize(
-    ("attention", "local"), [("none", True), ("spatial", True), ("se", False), ("cbam", False)]
-)
-def test_attention_that_sees_the_whole_image_is_named(attention, local):
-    assert (caution(random_model(attention=attention)) == "") is local
-    lite = caution(random_model(network="lite", attention=attention))
-    assert lite.startswith("This network has attention") is (attention != "none")
+@pytest.mark.parametrize("network", ["cifarnet", "lite"])
+@pytest.mark.parametrize("attention", ["spatial", "se"])
+def test_attention_is_named(network, attention):
+    words = caution(random_model(network=network, attention=attention))
+    assert words.startswith(f"This network has attention ({attention}): each part depends on")
 
 
-def test_the_receptive_field_is_named():
+@pytest.mark.parametrize("network", ["cifarnet", "lite"])
+def test_the_receptive_field_is_named(network):
     """In evaluation, on an image that is larger than it."""
-    model = random_model(96, network="lite")
+    model = random_model(96, network=network)
     images = torch.randn(9, 3, 96, 96, requires_grad=True)
-    model.build().eval().features(images)[:, :, 12, 12].sum().backward()
+    model.build().eval().features(images)[:, :, 12, 12].sum().backward()  # not at the border
     rows = images.grad.abs().sum((0, 1, 3)).nonzero()
     assert f"the {rows.max() - rows.min() + 1}x{len(rows)} pixels" in caution(model)
-    assert (
-        caution(random_model(32, network="lite")) == "Each part depends on nearly the whole image."
-    )
+
+
+def test_receptive_fields_that_are_larger_are_named():
+    assert caution(random_model(network="lite")) == "Each part depends on nearly the whole image."
+    for flags in ({"depth": 2.0}, {"compound_scale": 1.0}):
+        assert "on more than the 15x15 pixels around it." in caution(random_model(**flags))

@@ -55,6 +55,14 @@ def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature,
     assert (move_other_report(tmp_path, report) is None) is not moved
 
 
+def test_a_report_on_as_many_other_images_is_another_one(tmp_path):
+    """Such as the same folder, with corrected labels."""
+    report = make_report("abc", images_sha256="1")
+    write(report, Attempts(tmp_path))
+    assert move_other_report(tmp_path, report) is None
+    assert move_other_report(tmp_path, replace(report, images_sha256="2"))
+
+
 @pytest.mark.parametrize("metrics", ["readable", "missing"])
 def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, metrics):
     report = make_report("abc")

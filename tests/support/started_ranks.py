@@ -131,6 +131,11 @@ def exchanges(group: Group) -> None:
         "means": floats.flatten().tolist(),
         "whole": whole.item() - rank,
     }
+    ranks.check_equal("equal", "never", runtime)
+    try:
+        ranks.check_equal(rank // 2, "they differ", runtime)
+    except UserError as problem:
+        results["refused"] = str(problem)
     _print(json.dumps(results))
 
 

@@ -94,3 +94,16 @@ def test_each_group_of_parameters_has_its_rate():
     learner.start_step(0.1)  # half of --lr
     rates = {group["lr"] for group in learner.optimizer.param_groups}
     assert sorted(rates) == pytest.approx([0.025, 0.1])
+
+
+def test_momenta_get_memory_of_their_own():
+    """A fused step writes as many numbers as the weights have, even into an expanded tensor."""
+    run = small_run()
+    run.fit_one_epoch()
+    snapshot, learner = run.snapshot(), small_run().learner
+    for state in snapshot.state.optimizer["state"].values():
+        state["momentum_buffer"] = torch.ones(()).expand(state["momentum_buffer"].shape)
+    learner.load(snapshot)
+    for p in learner.network.parameters():
+        momentum = learner.optimizer.state[p]["momentum_buffer"]
+        assert (momentum.stride(), momentum.unique().tolist()) == (p.stride(), [1.0])
