@@ -57,7 +57,6 @@ class Sweep:
         """The images of all runs; their size may differ. Raises `UserError`."""
         return DataSettings(**{n: v for n, v in self.flags.items() if GROUP_OF[n] == "data"})
 
-    @property
     def example(self) -> Settings:
         """The settings of a run: with the defaults of what differs, or else with the first values
         and the low ends of ranges. Raises `UserError` if neither fit together."""
@@ -120,7 +119,7 @@ def _sweep(content: dict[str, Any]) -> Sweep:
     for values in sweep.settings:
         sweep.run_settings(values)
     if not sweep.settings:
-        sweep.example  # noqa: B018, raises for wrong flags
+        sweep.example()
     return sweep
 
 

@@ -33,7 +33,7 @@ def show_plan(sweep: Sweep, folder: Path) -> None:
 
 def _estimate(sweep: Sweep, folder: Path, left: Sequence[dict[str, Any]], searched: int) -> str:
     """The time of the runs that are `left`, and of `searched` ones, in words."""
-    settings = [sweep.run_settings(values) for values in left] + [sweep.example] * searched
+    settings = [sweep.run_settings(values) for values in left] + [sweep.example()] * searched
     rows = [row for run in past_runs(folder) for row in run.history if row.epoch]
     if rows:
         epochs = sum(one.training.epochs for one in settings)

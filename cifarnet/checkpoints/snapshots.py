@@ -182,10 +182,11 @@ def write_snapshot(content: bytes, path: Path) -> None:
 
 
 class DamagedSnapshotError(UserError):
-    """A file that can be read, but holds no intact snapshot of this version. `is_intact`: another
-    version may have written it."""
+    """A file that can be read, but holds no intact snapshot of this version."""
 
-    is_intact = False
+
+class OtherVersionError(DamagedSnapshotError):
+    """An intact snapshot that this version cannot use: another one may have written it."""
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -214,12 +215,10 @@ def read_snapshot(path: Path) -> Snapshot:
     try:
         return _snapshot(fields, str(path))
     except (UserError, ValueError) as problem:
-        unusable = DamagedSnapshotError(
+        raise OtherVersionError(
             f"{path} is not usable ({problem}); another version of this project may have written "
             f"it: use that version, or another snapshot"
-        )
-        unusable.is_intact = True
-        raise unusable from None
+        ) from None
 
 
 def _snapshot(fields: Any, source: str) -> Snapshot:

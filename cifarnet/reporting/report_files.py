@@ -240,7 +240,7 @@ def _is_same(former: dict[str, Any], report: Report) -> bool:
     """Whether the report `former` is of the same weights, temperature, views and images as
     `report`. Earlier versions wrote no temperature: there was none, or none of an ensemble. They
     wrote no checksum of the images either."""
-    former = {"temperature": None if former.get("members") else 1.0} | former
-    former = {"images_sha256": report.images_sha256} | former
+    earlier = {"temperature": None if former.get("members") else 1.0}
+    former = earlier | {"images_sha256": report.images_sha256} | former
     same = ("sha256", "temperature", "tta", "dataset", "images", "images_sha256")
     return all(former.get(name) == getattr(report, name) for name in same)

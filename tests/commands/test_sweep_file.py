@@ -95,7 +95,7 @@ def test_a_search(sweep):
 )
 def test_flags_may_need_what_differs(sweep, differ):
     read = sweep(f"{FLAGS}evaluate = 'ema'\n{differ}")
-    assert read.example.training.ema_decay == 0.9
+    assert read.example().training.ema_decay == 0.9
 
 
 def test_flags_may_come_from_a_recipe(sweep, tmp_path):
