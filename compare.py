@@ -31,19 +31,19 @@ def _compare(argv: Sequence[str]) -> None:
         nargs="+",
         metavar="RUN",
         type=path_argument,
-        help="a log (.log), a history (.csv), a snapshot (.pth), the --run_dir of a run, a folder "
-        "in results/, or a folder of logs",
+        help="A log (.log), a history (.csv), a snapshot (.pth), the --run_dir of a run, a folder "
+        "in results/, or a folder of logs.",
     )
     for flag, what in (("--csv", "the table"), ("--html", "the table and the curves")):
         parser.add_argument(
-            flag, type=path_argument, metavar="FILE", help=f"write {what} to this file"
+            flag, type=path_argument, metavar="FILE", help=f"Write {what} to this file."
         )
     parser.add_argument(
         "--data_dir",
         type=path_argument,
         metavar="DIR",
-        help="with --html: show the test images of two runs from this --data_dir, not "
-        "from that of the runs",
+        help="With --html: show the test images of two runs from this --data_dir, not "
+        "from that of the runs.",
     )
     options = parser.parse_args(argv)
     check_replaceable(options.csv, "--csv", "a comparison", CSV_BEGINS)

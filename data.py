@@ -67,7 +67,8 @@ def load_splits(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     if val is None and len(train):
         train, val = split_holdout(train, settings.val_fraction)
     mean, std = dataset.statistics or channel_statistics(train.images)
-    return Splits(printable(settings.dataset_name or dataset.name), train, val, test, mean, std)
+    name = printable(settings.dataset_name or dataset.name)
+    return Splits(name, train, val, test, mean, std, dataset.drawn_test)
 
 
 # --- splits -> batches ---

@@ -14,6 +14,7 @@ from cifarnet.images.imageset import ImageSet
 from cifarnet.inference.readback import random_images
 from cifarnet.networks.cifarnet import CIFARNet
 from cifarnet.settings import Settings
+from cifarnet.settings.augmentation import AugmentationSettings
 
 A, cv2 = LateModule("albumentations"), LateModule("cv2")
 
@@ -54,16 +55,16 @@ class _PlainImages:
         self.labels = images.labels
         border = {"border_mode": cv2.BORDER_CONSTANT, "fill": (125, 123, 114)}
         affine = {"translate_percent": (-0.0625, 0.0625), "scale": (0.9, 1.1), "rotate": (-15, 15)}
-        side = (16, 16)
+        side, p = (16, 16), AugmentationSettings().probabilities
         hole = {"num_holes_range": (1, 1), "hole_height_range": side, "hole_width_range": side}
         self.transform = A.Compose(
             [
                 A.PadIfNeeded(40, 40, **border),
                 A.RandomCrop(32, 32),
                 A.HorizontalFlip(p=0.5),
-                A.Affine(**affine, p=0.5),
-                A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.5),
-                A.CoarseDropout(**hole, p=0.5),
+                A.Affine(**affine, p=p["affine_p"]),
+                A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=p["jitter_p"]),
+                A.CoarseDropout(**hole, p=p["hole_p"]),
                 A.Normalize(CIFAR10_MEAN, CIFAR10_STD),
                 A.ToTensorV2(),
             ]

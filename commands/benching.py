@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cifarnet.core.device import init_process
+from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError
 from cifarnet.core.files import write_named
 from cifarnet.core.machine import peak_memory
@@ -41,7 +41,7 @@ def run_bench(options: argparse.Namespace) -> None:
     elif options.inference:
         figures = inference(options, has_bf16, _progress)
         _progress("")
-        _tell(figures, inference_table(figures), device, options.json)
+        _print_figures(figures, inference_table(figures), runtime, options.json)
     elif options.counts:
         where = f"{runtime.computed_on}, batched engine, {available_cores()} cores"
         print(f"measured here, {where}:\n")
@@ -59,7 +59,7 @@ def run_bench(options: argparse.Namespace) -> None:
             text = networks_table(figures)
         else:
             text = table(figures, flops_per_image())
-        _tell(figures, text, device, options.json)
+        _print_figures(figures, text, runtime, options.json)
 
 
 def measure(names: Sequence[str], device: str, rounds: int) -> dict[str, dict[str, float]]:
@@ -128,10 +128,11 @@ def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def _tell(figures: dict[str, dict], shown: str, device: str, path: str | None) -> None:
+def _print_figures(
+    figures: dict[str, dict], shown: str, runtime: Runtime, path: str | None
+) -> None:
     """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `UserError`."""
-    machine, cores = init_process(PrecisionSettings(device=device)).device_name, available_cores()
-    python = platform.python_version()
+    machine, cores, python = runtime.device_name, available_cores(), platform.python_version()
     print(f"{machine}, {cores} cores, torch {torch.__version__}, python {python}\n")
     print(shown)
     if path:

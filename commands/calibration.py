@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cifarnet.checkpoints.calibration_images import images_in, share_of_test
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
 from cifarnet.checkpoints.trained import (
@@ -38,18 +39,16 @@ def calibrate(
     about: str,
     settings: Settings,
     runtime: Runtime,
-    amp: bool | None = None,
 ) -> tuple[TrainedModel, str, Predictions]:
     """Fits the temperature of `model` on `images`. Returns the model, a sentence for the log, and
     the predictions.
 
-    `about` names the images. `amp`: see `TorchClassifier`. With fewer than `LEAST` of them it keeps
-    the temperature it has. If it classifies all of them correctly, it becomes uncalibrated: see
-    `fit_temperature`.
+    `about` names the images. With fewer than `LEAST` of them the model keeps its temperature. If it
+    classifies all of them correctly, it becomes uncalibrated: see `fit_temperature`.
     """
     enough = len(images) >= LEAST
     model = dataclasses.replace(model, **UNCALIBRATED) if enough else model
-    classifier = TorchClassifier(model, amp).to(runtime.device)
+    classifier = TorchClassifier(model, settings.precision.amp).to(runtime.device)
     batches = EvalBatches(images, settings.training.eval_batch_size, runtime)
     logits, labels = collect_logits(classifier.logits, batches, runtime)
     temperature = fit_temperature(logits, labels) if enough else None
@@ -97,8 +96,7 @@ def calibrate_file(
     """
     path = resolve_model_path(*options["names"] or [options["snapshot"]])
     images, about, splits = held_out_images(model, options["calibrate"], splits, settings)
-    amp = settings.precision.amp
-    model, sentence, _ = calibrate(model, images, about, settings, runtime, amp)
+    model, sentence, _ = calibrate(model, images, about, settings, runtime)
     of_a_run = path.suffix == ".pth"
     with exclusive(path.parent, "--snapshot_dir") if of_a_run else contextlib.nullcontext():
         with os_errors(f"the temperature could not be written to {path}", kind=RunError):
@@ -121,13 +119,11 @@ def held_out_images(
         return images, f"{len(images):,} validation images of {splits.name}", splits
     if isinstance(choice, float):
         rest, images = split_holdout(splits.test, choice, "--calibrate")
-        about = (
-            f"{len(images):,} of the {len(splits.test):,} test images of {splits.name} "
-            f"(--calibrate {choice:g} reports on the others)"
-        )
+        about = share_of_test(len(images), len(splits.test), splits.name, choice)
         return images, about, dataclasses.replace(splits, test=rest)
     images = _images_in(choice, splits, settings)
-    return images, f"{len(images):,} images in {printable(Path(choice).resolve().name)}", splits
+    name = printable(Path(choice).resolve().name)
+    return images, images_in(len(images), name), splits
 
 
 def _validation_images(model: TrainedModel, splits: Splits) -> ImageSet:

@@ -1,9 +1,11 @@
 """Evaluates a classifier on test images, and writes the report. A run uses the first functions."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cifarnet.checkpoints.calibration_images import FITTED_HERE, may_include_test_images
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
@@ -15,7 +17,6 @@ from cifarnet.core.late import LateModule
 from cifarnet.core.log import print_line
 from cifarnet.images.imageset import Splits
 from cifarnet.images.no_class import no_class_pictures
-from cifarnet.images.parts import part_folders
 from cifarnet.inference.classifier import Classifier, TorchClassifier
 from cifarnet.inference.load import combine, load_classifier
 from cifarnet.reporting.corruptions import CorruptionRow, mean_accuracy
@@ -31,7 +32,7 @@ from cifarnet.reporting.report_files import (
     move_other_report,
     write_report,
 )
-from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings import Settings
 from cifarnet.settings.evaluation import VALIDATION
 from commands.calibration import calibrate_file
 from commands.corrupting import measure_corruptions
@@ -94,11 +95,10 @@ def write_evaluation(
     """Writes metrics.json, classification_report.txt, predictions.csv, predictions.npz and
     label_issues.csv.
 
-    Removes the page and pictures of a report on another network, temperature or images, and moves
-    its corruptions.csv. With --plot_evaluation also two pictures, with --report a page that shows
-    `data` too, and with `corruptions` their table. `last` and `best` are the reports of a run's
-    last and best model, if they exist. Raises `RunError` if a file cannot be written; the others
-    are written then.
+    Removes the page and pictures of a report on another network, temperature or images. With
+    --plot_evaluation also two pictures, with --report a page that shows `data` too, and with
+    `corruptions` their table. `last` and `best` are the reports of a run's last and best model, if
+    they exist. Raises `RunError` if a file cannot be written; the others are written then.
     """
     files = Attempts(directory)
     figures = write_report(report, files, data.names, last, best, corruptions)
@@ -129,7 +129,7 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
     infos = classifier.infos
     if options["calibrate"] is VALIDATION:
         # The images may lie in another --data_dir by now, but are split as in the run.
-        of_run = settings_from_dict(infos[0].origin.settings).flags
+        of_run = infos[0].settings.flags
         flags = {name: of_run[name] for name in ("val_fraction", "limit_train")} | flags
     settings = evaluation_settings(infos, flags)
     directory = writable_directory(settings.output.folder("plot_dir"), "--plot_dir")
@@ -147,6 +147,9 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         run = {"id": run_id, "log": None, "command": options["command"]}
         run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
         report = evaluate_classifier(classifier, splits, settings, runtime, run)
+        if options["calibrate"] is None:  # else its images are not among those of the report
+            fitted = may_include_test_images(report.calibrated_on, report.dataset)
+            report = dataclasses.replace(report, may_be_fitted_here=fitted)
         corruptions: Sequence[CorruptionRow] = []
         if options["corruptions"]:
             corruptions = measure_corruptions(
@@ -185,8 +188,8 @@ def _print_figures(report: Report, corruptions: Sequence[CorruptionRow]) -> None
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
-    if report.fitted_here:
-        print_line("warning: the temperature was fitted on some of these images")
+    if report.may_be_fitted_here:
+        print_line(f"warning: {FITTED_HERE}")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
 
@@ -221,17 +224,13 @@ def evaluation_settings(infos: Sequence[ModelInfo], flags: dict[str, Any]) -> Se
     """The `flags` that the user gave, over the settings of the (first) training. Raises
     `UserError`."""
     first = infos[0]
-    of_training = settings_from_dict(first.origin.settings)
+    of_training = first.settings
     inherited = {name: of_training.flags[name] for name in OF_THE_RUN}
     inherited["amp"] = any(info.origin.settings.get("amp") for info in infos)
     other_data = flags.get("dataset", inherited["dataset"]) != inherited["dataset"]
     if other_data:
         del inherited["data_dir"]
-    if {
-        "dataset",
-        "data_dir",
-        "labels",
-    } & flags.keys():  # other images have another name and number
+    if {"dataset", "data_dir", "labels"} & flags.keys():  # a data set of another name and number
         for name in ("dataset_name", "limit_test", "limit_train", "val_fraction"):
             del inherited[name]
         if "data_dir" in flags or other_data:
@@ -267,12 +266,12 @@ def _warn_of_training_images(
     infos: Sequence[ModelInfo], splits: Splits, settings: Settings
 ) -> None:
     """Warns if test images that were drawn from a folder may have been trained on."""
-    tree = Path(settings.data.data_dir)
-    drawn = settings.data.is_folder and not part_folders(tree, splits.test.classes)
-    if drawn and not all(splits.same_normalization(info.mean, info.std) for info in infos):
+    same_images = all(splits.same_normalization(info.mean, info.std) for info in infos)
+    if splits.drawn_test and not same_images:
         print_line(
-            f"warning: the images in {tree} are not those of the training; if the network was "
-            f"trained on this folder, some test images may have been training images"
+            f"warning: the images in {settings.data.data_dir} are not those of the training; "
+            f"if the network was trained on this folder, some test images may have been training "
+            f"images"
         )
 
 

@@ -19,7 +19,7 @@ from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import Classifier
 from cifarnet.reporting.html import ReportData
 from cifarnet.reporting.thumbnails import LARGEST
-from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings import Settings
 from data import augmented_examples
 
 
@@ -33,7 +33,7 @@ def report_data(
     """
     if len(infos) == 1:
         (info,) = infos
-        of_training = settings_from_dict(info.origin.settings)
+        of_training = info.settings
         same = splits.same_normalization(info.mean, info.std)
         if settings.evaluation.report and same and of_training.augmentation.augments:
             facts["augmented"] = partial(_augmented, splits, of_training, runtime)

@@ -44,6 +44,7 @@ class Run:
     plan: Plan
     resume: ResumePlan | None  # how the run continues; None: it is new
     teacher_sha256: str | None
+    held_out_sha256: str  # see `CurrentRun`
     folders: dict[str, Path]  # by flag: log_dir, snapshot_dir, plot_dir
     log: RunLog
 
@@ -61,6 +62,7 @@ class Run:
             scheduler={"step": plan.first_step(done + 1), "total_steps": plan.total_steps},
             world_size=self.runtime.world_size,
             teacher_sha256=self.teacher_sha256,
+            held_out_sha256=self.held_out_sha256,
         )
         weights = self.learner.network.state_dict()
         model = TrainedModel(

@@ -84,8 +84,7 @@ def _calibrated(run: Run, name: str, model: TrainedModel) -> tuple[TrainedModel,
     """`model` with the temperature that fits the validation images, and its predictions."""
     val = run.splits.val
     about = f"{len(val):,} validation images of {run.splits.name}"
-    amp = run.settings.precision.amp
-    model, sentence, predictions = calibrate(model, val, about, run.settings, run.runtime, amp)
+    model, sentence, predictions = calibrate(model, val, about, run.settings, run.runtime)
     run.log.line(f"{name} model, epoch {model.origin.epoch}: {sentence}")
     return model, ValidationImages(val.images.numpy(), val.names, predictions)
 

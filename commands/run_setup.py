@@ -1,6 +1,6 @@
 """What a run starts from: a snapshot, trained models, and settings that follow from both."""
 
-from collections.abc import Callable
+import math
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from cifarnet.core.log import RunLog
 from cifarnet.core.ranks import broadcast_from_rank0
 from cifarnet.images.imageset import Splits
 from cifarnet.reporting.report_files import move_report_of_other_run
-from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings import Settings
 from cifarnet.settings.training import BATCH_SIZE
 from cifarnet.training.objective import Distillation, Mixed, Objective, label_objective
 from cifarnet.training.plan import Plan
 from commands.run import Run, best_snapshot
 from model import start_from
 from train import Learner
+
+TINY = 8  # a batch below one eighth of the others
 
 
 def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunLog) -> Path | None:
@@ -57,7 +59,8 @@ def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
     """`settings` with a --batch_size of at most `count`, the number of training images. Lowers the
-    default. Raises `UserError` if a --batch_size was given and is too large."""
+    default, also where the last batch of an epoch would be tiny. Raises `UserError` if a
+    --batch_size was given and is too large."""
     size = settings.training.batch_size
     if size:
         if size > count:
@@ -71,10 +74,14 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
             f"{min(BATCH_SIZE, count)} images cannot be divided into the {parts} parts of a batch; "
             f"lower --accumulate, or give --batch_size"
         )
+    why = f"a multiple of {parts}"
+    if count < BATCH_SIZE:
+        why = f"as there are {count} training images; a smaller one takes more steps"
+    last = count % size
+    if 0 < last < size // TINY:  # its gradient would count as much as that of the others
+        size = math.ceil(count / (count // size + 1) / parts) * parts
+        why = f"as the last of {count} training images would be a batch of {last}"
     if size < BATCH_SIZE:
-        why = f"a multiple of {parts}"
-        if count < BATCH_SIZE:
-            why = f"as there are {count} training images; a smaller one takes more steps"
         log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)
     fitted.check_parts(runtime.world_size)
@@ -90,6 +97,8 @@ def current_run(
         classes=splits.train.classes,
         same_normalization=splits.same_normalization,
         validates=splits.val is not None,
+        drawn_test=splits.drawn_test,
+        held_out_sha256=(splits.val or splits.test).sha256,
         teacher_sha256=teacher and teacher.sha256,
         computed_on=runtime.computed_on,
         world_size=runtime.world_size,
@@ -109,10 +118,10 @@ def initialize(network: nn.Module, model: TrainedModel, current: CurrentRun, log
     if unmatched:
         more = f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else ""
         log.line(f"randomly initialized, no matching weights: {', '.join(unmatched[:8])}{more}")
-    dataset = settings_from_dict(model.origin.settings).data.dataset
+    dataset = model.settings.data.dataset
     shared = set(model.classes) & set(current.classes)
     if model.classes == current.classes or (shared and dataset == current.settings.data.dataset):
-        _warn_of_validation_images("the network that --init names", model, current, log.line)
+        _warn_of_held_out_images("the network that --init names", model, current, log)
 
 
 def _describe_head(model: TrainedModel, current: CurrentRun, rows: int) -> str:
@@ -161,32 +170,35 @@ def base_objective(
     top1 = "" if origin.accuracy is None else f", top-1 {origin.accuracy:.2%}"
     measured_on = f" ({origin.accuracy_from})" if top1 else ""
     log.line(f"learning from {teacher.source}: {_describe(teacher)}{top1}{measured_on}")
-    _warn_of_validation_images("the teacher", teacher, current, log.line)
+    _warn_of_held_out_images("the teacher", teacher, current, log)
     statistics = (teacher.mean, teacher.std), (splits.mean, splits.std)
     repeats = 0 < settings.training.teacher_epochs < settings.training.epochs
     return Distillation(network, runtime, *statistics, settings.training.teacher_tta, repeats)
 
 
-def _warn_of_validation_images(
-    which: str, model: TrainedModel, current: CurrentRun, warn: Callable[[str], None]
+def _warn_of_held_out_images(
+    which: str, model: TrainedModel, current: CurrentRun, log: RunLog
 ) -> None:
-    """Warns if `model`, or a model that it learnt from, may have seen validation images."""
-    former = settings_from_dict(model.origin.settings).training
+    """Warns if `model`, or a model that it learnt from, may have seen held-out images."""
+    former = model.settings.training
     source = former.init or former.teacher
+    held_out, flags = "test images", "--test_fraction"
+    if current.validates:
+        held_out, flags = "validation images", "--val_fraction and --limit_train"
     if may_have_seen(model, current):
-        warn(
-            f"warning: {which} may have trained on the validation images; accuracy on them may be "
-            f"too high. Train it with the same images, --val_fraction and --limit_train"
+        log.line(
+            f"warning: {which} may have trained on the {held_out}; accuracy on them may be too "
+            f"high. Train it with the same images and {flags}"
         )
     elif current.validates and source:
-        warn(
+        log.line(
             f"warning: {which} learnt from {source}; if that one has seen the validation images, "
             f"accuracy on them is too high"
         )
 
 
 def _describe(model: TrainedModel) -> str:
-    epochs = settings_from_dict(model.origin.settings).training.epochs
+    epochs = model.settings.training.epochs
     return f"epoch {model.origin.epoch} of {epochs} on {model.origin.dataset}"
 
 

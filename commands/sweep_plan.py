@@ -8,11 +8,12 @@ from typing import Any
 from cifarnet.core.files import exists
 from cifarnet.core.log import clock, print_line
 from cifarnet.settings import FLAGS
+from cifarnet.settings.training import BATCH_SIZE
 from cifarnet.training.plan import Plan
 from commands.bench_training import step
 from commands.sweep_file import Sweep
 from commands.sweep_study import JOURNAL, Study, run_dir
-from commands.sweeping import past_runs, run_command_line
+from commands.sweeping import past_run, past_runs, run_command_line
 from data import load_splits
 
 
@@ -28,20 +29,27 @@ def show_plan(sweep: Sweep, folder: Path) -> None:
         print_line(f"and {searched} trials whose values the search chooses")
     print_line(f"to run: {len(left) + searched}")
     if left or searched:
-        print_line(_estimate(sweep, folder, [values for _, values in left], searched))
+        print_line(_estimate(sweep, folder, left, searched))
 
 
-def _estimate(sweep: Sweep, folder: Path, left: Sequence[dict[str, Any]], searched: int) -> str:
-    """The time of the runs that are `left`, and of `searched` ones, in words."""
-    settings = [sweep.run_settings(values) for values in left] + [sweep.example()] * searched
+def _estimate(
+    sweep: Sweep, folder: Path, left: Sequence[tuple[int, dict[str, Any]]], searched: int
+) -> str:
+    """The time of the runs that are `left`, with number and values, and of `searched` ones, in
+    words."""
+    settings = [sweep.run_settings(values) for _, values in left] + [sweep.example()] * searched
     rows = [row for run in past_runs(folder) for row in run.history if row.epoch]
     if rows:
+        interrupted = [past_run(run_dir(folder, number)) for number, _ in left]
         epochs = sum(one.training.epochs for one in settings)
+        epochs -= sum(run.epochs_done for run in interrupted if run)
         seconds = epochs * sum(row.seconds for row in rows) / len(rows)
         source = f"{len(rows)} epochs so far"
     else:
         first = settings[0]
         flags = {n: v for n, v in first.flags.items() if v != FLAGS[n].default and n != "device"}
+        parts = first.training.accumulate
+        flags.setdefault("batch_size", BATCH_SIZE // parts * parts)
         images = len(load_splits(first.data, print_line).train)
         plans = [Plan(one, 1) for one in settings]
         pixels = sum(plan.cost(epoch) for plan in plans for epoch in range(1, plan.epochs + 1))

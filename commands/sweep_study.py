@@ -202,3 +202,8 @@ class Study:
         """Tells the result of trial `number`, on which this process works."""
         self.study.tell(number, value, state=state)
         self.locks.pop(number).close()
+
+    def release(self) -> None:
+        """Gives up the trials on which this process works."""
+        while self.locks:
+            self.locks.popitem()[1].close()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 from cifarnet.comparing.comparison import as_text
 from cifarnet.comparing.page import comparison_page
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.core.errors import RunError, UserError, reason
+from cifarnet.core.errors import RunError, UserError, os_errors, reason
 from cifarnet.core.files import exists, files_in, write_named
 from cifarnet.core.log import clock, print_line
 from cifarnet.core.signals import Interrupted, Signals
@@ -88,7 +88,10 @@ class Runner:
 
         Raises `RunError` if a trial failed.
         """
-        with Signals() as signals, signals.deferred():
+        failed = os_errors(
+            f"the sweep in {self.study.folder} failed", "repeat the command to continue", RunError
+        )
+        with Signals() as signals, signals.deferred(), failed:
             try:
                 while self._start_jobs() or self.study.dying:
                     with signals.waiting():
@@ -100,6 +103,7 @@ class Runner:
                 raise
             finally:
                 self._stop(signal.SIGTERM)
+                self.study.release()
         if self.failures:
             raise RunError(f"trials that failed: {self.failures}; see above")
 
@@ -171,10 +175,23 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _last_line(folder: Path) -> str:
+def _lines(folder: Path) -> Iterator[str]:
+    """The lines that the run in `folder` printed, without empty ones."""
     with (folder / OUTPUT).open(encoding="utf-8", errors="backslashreplace") as file:
-        lines = deque((line.strip() for line in file if line.strip()), maxlen=1)
-    return lines[0] if lines else "it printed nothing"
+        yield from (line.strip() for line in file if line.strip())
+
+
+def _last_line(folder: Path) -> str:
+    return deque(["it printed nothing", *_lines(folder)], maxlen=1)[0]
+
+
+def _warnings_of_seen_images(study: Study) -> list[str]:
+    """The warnings that a network may have trained on the validation images, each once: such a
+    trial can look the best."""
+    folders = [run_dir(study.folder, trial.number) for trial in study.trials()]
+    lines = [line for folder in folders if exists(folder / OUTPUT) for line in _lines(folder)]
+    warnings = (line for line in lines if line.startswith("warning: "))
+    return list(dict.fromkeys(line for line in warnings if "validation images" in line))
 
 
 # --- sweep.py ---
@@ -222,9 +239,12 @@ def _show_results(study: Study, html: str | None) -> None:
         return
     comparison = sorted_comparison(runs)
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
+    warnings = _warnings_of_seen_images(study)
+    for warning in warnings:
+        print_line(warning)
     if html is None:
         return
     charts = setting_charts(study.trials(), study.sweep.space)
-    page = comparison_page(comparison, (), charts, importances(study.study))
+    page = comparison_page(comparison, warnings, charts, importances(study.study))
     write_named(html, "--html", page)
     print_line(f"written to {html}")

@@ -164,6 +164,7 @@ def prepare(
         plan=plan,
         resume=resume,
         teacher_sha256=teacher and teacher.sha256,
+        held_out_sha256=current.held_out_sha256,
         folders=folders,
         log=log,
     )

@@ -1,6 +1,7 @@
 """compare.py, as a user starts it: on results/, on a run made here, and on what is no run."""
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -168,3 +169,15 @@ def test_what_cannot_be_read_is_not_called_missing(tmp_path, name):
     done = without_privileges(ROOT / "compare.py", tmp_path / name)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "cannot be read (Permission denied)" in done.stderr
+
+
+def test_a_table_that_cannot_be_written_is_a_failure(compared, tmp_path, monkeypatch):
+    leave_run(tmp_path / "run")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cifarnet.core.files.write_text", fail)
+    code, _, err = compared("run", "--csv", "t.csv")
+    reason = "cannot write it (No space left on device); name another file"
+    assert (code, err[-1]) == (1, f"error: --csv t.csv: {reason}")

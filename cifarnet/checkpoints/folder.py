@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered, epoch_of_numbered, numbered
-from cifarnet.checkpoints.snapshots import DamagedSnapshotError, OtherVersionError, read_snapshot
+from cifarnet.checkpoints.snapshots import DamagedSnapshotError, read_snapshot
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import exists
 
@@ -31,8 +31,6 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
             continue
         try:
             epoch = read_snapshot(path).epoch
-        except OtherVersionError:
-            raise
         except DamagedSnapshotError as problem:
             passed_over.append(str(problem))
             continue

@@ -20,6 +20,8 @@ class CurrentRun:
     classes: tuple[str, ...]
     same_normalization: Callable[[tuple[float, ...], tuple[float, ...]], bool]  # mean, deviation
     validates: bool  # whether training images are held back
+    drawn_test: bool  # see `Splits`
+    held_out_sha256: str  # of the images that the best epoch is chosen by
     teacher_sha256: str | None
     computed_on: str  # device and precision, in words
     world_size: int
@@ -103,8 +105,8 @@ def plan_resume(
     ]
     if may_have_seen(snapshot.model, current):
         messages.append(
-            "warning: this run has trained on images that are now held back for validation; "
-            "accuracy on them will be too high"
+            "warning: this run has trained on images that are now held back, for validation or for "
+            "the test; accuracy on them will be too high"
         )
     # what an optimizer keeps of each weight
     kinds = {(each.training.optimizer, each.training.decay_norms) for each in (former, settings)}
@@ -125,7 +127,11 @@ def plan_resume(
         messages.append(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
-    comparable_after = _comparable_after(snapshot, current)
+    before, now = snapshot.state.held_out_sha256, current.held_out_sha256
+    other_images = before not in ("", now)  # earlier versions kept no checksum
+    if other_images:
+        messages.append("the held-out images have changed: the best epoch is one of those to come")
+    comparable_after = epoch if other_images else _comparable_after(snapshot, current)
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
 
 
@@ -170,19 +176,21 @@ def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
 
 
 def may_have_seen(model: ModelInfo, current: CurrentRun) -> bool:
-    """Whether `model` may have trained on images that are held back for validation now.
+    """Whether `model` may have trained on images that are held back now, for validation or, drawn
+    from a folder, for the test.
 
     It has not where it held back the same ones: of the same data set, by the same flags.
     """
-    former = settings_from_dict(model.origin.settings)
-    before, now = former.flags, current.settings.flags
-    same_flags = all(before[n] == now[n] for n in ("dataset", "val_fraction", "limit_train"))
+    before, now = model.settings.flags, current.settings.flags
+    draws = current.drawn_test and before["dataset"] == "folder"
+    names = ("dataset", "val_fraction", "limit_train", *(["test_fraction"] if draws else []))
+    same_flags = all(before[name] == now[name] for name in names)
     same_split = same_flags and current.same_normalization(model.mean, model.std)
-    return current.validates and not same_split
+    return (current.validates or draws) and not same_split
 
 
 def _judged_on(settings: Settings) -> list[Any]:
     """The settings that say on which images, and with which weights, accuracy is measured."""
     limit = "limit_train" if settings.data.val_fraction else "limit_test"
-    names = ("evaluate", "dataset", "skip_bad_images", "test_fraction", "image_size")
+    names = ("evaluate", "dataset", "labels", "skip_bad_images", "test_fraction", "image_size")
     return [settings.flags[name] for name in (*names, "val_fraction", limit)]

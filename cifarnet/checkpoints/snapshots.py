@@ -28,7 +28,7 @@ from cifarnet.checkpoints.trained import (
 )
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import read_file, write_atomically
-from cifarnet.core.seal import MARK, PLACEHOLDER, is_sealed, seal
+from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
 from cifarnet.settings import Settings, settings_from_dict
 
 
@@ -44,6 +44,7 @@ class RunState:
     run_id: str
     history: list[Row]
     comparable_after: int  # see `Progress`
+    held_out_sha256: str  # see `CurrentRun`
     world_size: int
     teacher_sha256: str | None
 
@@ -68,7 +69,7 @@ class Snapshot:
     @cached_property
     def settings(self) -> Settings:
         """The settings of the run."""
-        return settings_from_dict(self.model.origin.settings)
+        return self.model.settings
 
     def trained(self, weights: str | None = None, best: bool = False) -> TrainedModel:
         """The model to evaluate or to use, with its origin.
@@ -185,7 +186,7 @@ class DamagedSnapshotError(UserError):
     """A file that can be read, but holds no intact snapshot of this version."""
 
 
-class OtherVersionError(DamagedSnapshotError):
+class OtherVersionError(UserError):
     """An intact snapshot that this version cannot use: another one may have written it."""
 
 
@@ -193,16 +194,13 @@ def read_snapshot(path: Path) -> Snapshot:
     """Reads the snapshot `path`, onto the CPU.
 
     Only tensors and plain values are read: a file that would run code is refused. Raises
-    `DamagedSnapshotError` for any other file, and `UserError` where it cannot be read.
+    `DamagedSnapshotError`, `OtherVersionError`, and `UserError` where it cannot be read.
     """
     check_snapshot(path)
     content = read_file(path)
     if not is_sealed(content):
-        end = content[:-64]
-        earlier = end.endswith(b"sha256:") and not end.endswith(MARK)  # as format 1 ended
-        what = "of an earlier version" if earlier else "damaged, or not a snapshot"
         raise DamagedSnapshotError(
-            f"{path} is {what}: its checksum does not match; use another one"
+            f"{path} is damaged, or not a snapshot: its checksum does not match; use another one"
         )
     try:
         with warnings.catch_warnings():
@@ -226,6 +224,7 @@ def _snapshot(fields: Any, source: str) -> Snapshot:
     if not isinstance(fields, dict):
         raise ValueError("it holds no fields")
     info = model_info(fields, source)
+    fields = {"held_out_sha256": ""} | fields  # files of earlier versions lack it
     kinds = typing.get_type_hints(RunState)
     check_fields(kinds | {"weights": dict[str, Tensor]}, fields)
     history = [Row(**row) for row in fields["history"]]

@@ -10,7 +10,6 @@ import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from cifarnet.core.files import read_file, write_atomically
 from cifarnet.core.seal import PLACEHOLDER, is_sealed, seal
 from cifarnet.core.text import composed
 from cifarnet.networks.build import build_model, parameter_count
-from cifarnet.settings import settings_from_dict
+from cifarnet.settings import Settings, settings_from_dict
 from cifarnet.settings.network import NetworkSettings
 
 FORMAT = 2  # of weights files, snapshots and the metadata of ONNX files
@@ -73,7 +72,12 @@ class ModelInfo:
         """The fields and the format, each as JSON, for files whose metadata are texts."""
         return {name: json.dumps(v) for name, v in {"format": FORMAT, **self.fields()}.items()}
 
-    @cached_property
+    @property
+    def settings(self) -> Settings:
+        """The settings of the training."""
+        return settings_from_dict(self.origin.settings)
+
+    @property
     def parameters(self) -> int:
         """The number of trainable parameters."""
         with torch.device("meta"):  # takes neither time nor random numbers

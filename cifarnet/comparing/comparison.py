@@ -21,10 +21,11 @@ FACTS = {  # that are not flags
     "images": lambda run: run.record.dataset,
     "test images": lambda run: run.record.test_images and f"{run.record.test_images:,}",
     "machine": lambda run: run.record.machine,
+    "tta": lambda run: run.record.tta,
+    "weights": lambda run: run.record.weights or run.record.settings.get("evaluate"),
 }
-
-
-IMAGES = ("images", "test images")
+# Runs that differ in one of these are never one line.
+OF_THE_FIGURES = ("images", "test images", "tta", "weights")
 
 
 def _tested_on(run: PastRun) -> str:
@@ -140,8 +141,8 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
     """Groups `runs` by their settings, and finds what differs between them."""
     lines: dict[Any, dict[str, PastRun]] = {}
     for run in runs:
-        same = tuple(_shown(run, name) for name in (*COMPARED, *IMAGES) if name != "seed")
-        key, seed = (same, run.epochs_done), _shown(run, "seed")
+        same = [_shown(run, name) for name in (*COMPARED, *OF_THE_FIGURES) if name != "seed"]
+        key, seed = (*same, _tested_on(run), run.epochs_done), _shown(run, "seed")
         if seed == UNKNOWN or seed in lines.get(key, {}):
             key = run.source  # a seed that ran twice is not two seeds
         lines.setdefault(key, {})[seed] = run

@@ -57,7 +57,7 @@ def comparison_page(
 
 
 def _devices(comparison: Comparison) -> str:
-    """The device of all runs, in words; the names of the curves tell several."""
+    """The device of all runs, in words. If there are several, the names of the curves show them."""
     devices = {line.setting("machine") for line in comparison.lines}
     return printable(devices.pop()) if len(devices) == 1 else "different devices, named above"
 
@@ -90,7 +90,8 @@ def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
     for row in run.history:
         seconds += row.seconds
         xs.append(seconds if by_time else row.epoch)
-    parts = [("train", "train"), ("held", run.best_on or "test")]
+    validated = any(row.val_accuracy is not None for row in run.history)
+    parts = [("train", "train"), ("held", "val" if validated else "test")]
     # A divergence from the teacher has another scale than a cross-entropy.
     if what == DIVERGENCE:
         parts = parts[:1] if run.record.settings.get("teacher") else []

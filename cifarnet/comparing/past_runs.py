@@ -27,7 +27,7 @@ class PastRun:
     """A run that left files. None: not known."""
 
     name: str
-    source: Path  # the file or folder that tells it from other runs
+    source: Path  # the file or folder that identifies the run
     history: list[Row]
     record: RunFacts = field(default_factory=RunFacts)
     predictions: Path | None = None
@@ -97,7 +97,8 @@ def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
         messages += notes
         for run in matches:
             run_id = run.record.run_id
-            key = (run.source.parent, run_id) if run_id else (run.source, None)
+            folder = run.source if run.source.is_dir() else run.source.parent
+            key = (folder, run_id) if run_id else (run.source, None)
             runs[key] = _later(runs[key], run) if key in runs else run
     last = [run for run in runs.values() if not any(_continues(o, run) for o in runs.values())]
     counts = Counter(run.name for run in last)
@@ -260,10 +261,11 @@ def _with_report(run: PastRun, report: dict[str, Any], predictions: Path) -> Pas
     tested = report["dataset"], report.get("images")
     other_images = record.dataset is not None and tested != (record.dataset, record.test_images)
     changes: dict[str, Any] = {}
-    if other_images:  # as in results/: all figures are those of the report
-        changes |= {"tested_on": tested[0], "test_images": tested[1]}
-    if is_end and (record.top1 is None or other_images):
-        changes["top1"] = float(last["top1"])
+    if is_end:  # all figures are those of the report
+        changes |= {"top1": float(last["top1"]), "tta": report.get("tta", "none")}
+        changes["weights"] = report.get("weights")
+        if other_images:
+            changes |= {"tested_on": tested[0], "test_images": tested[1]}
     if is_end and is_last and report.get("corruptions"):
         changes["corrupted"] = report["corruptions"]["mean_accuracy"]
     if is_end:

@@ -33,6 +33,8 @@ class RunFacts:
     epochs_done: int = 0
     comparable_after: int = 0  # see `Progress`
     top1: float | None = None  # of the last model on the test images, in [0, 1]
+    tta: str = "none"  # the views that the figures are of
+    weights: str | None = None  # "raw" or "ema": those that the figures are of
     corrupted: float | None = None  # the mean under corruption, in [0, 1]
     calibration_error: float | None = None  # of the last model on the test images, in [0, 1]
     calibration_error_before: float | None = None  # without its temperature, if it has one

@@ -63,7 +63,7 @@ def lost_workers(why: str) -> RunError:
 
 @contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
-    """Turns errors that tell of the machine into `RunError`: out of memory or address space, dead
+    """Turns errors caused by the machine into `RunError`: out of memory or address space, dead
     workers, no further thread, no temporary folder.
 
     torch raises a plain `RuntimeError` for a dead worker, and on the CPU and on MPS for memory, so

@@ -99,8 +99,8 @@ def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> No
 
 
 def write_named(path: str, flag: str, text: str) -> None:
-    """Writes `text` to `path` as `write_text` does. Raises a `UserError` that names `flag`."""
-    with os_errors(f"{flag} {path}: cannot write it", "name another file"):
+    """Writes `text` to `path` as `write_text` does. Raises a `RunError` that names `flag`."""
+    with os_errors(f"{flag} {path}: cannot write it", "name another file", RunError):
         write_text(Path(path), text)
 
 
@@ -115,8 +115,8 @@ def existing_directory(path: str | Path, flag: str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether `path` names something, be it a broken link. Raises `UserError` where that cannot be
-    seen: what cannot be read is not absent."""
+    """Whether `path` exists; a broken link does. Raises `UserError` where that cannot be seen: what
+    cannot be read is not absent."""
     with os_errors(f"{path} cannot be read", "change its permissions, or name another one"):
         try:
             path.lstat()
@@ -126,8 +126,8 @@ def exists(path: Path) -> bool:
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """What lies in `folder` and ends in `suffix`, sorted; none if there is no such folder. Raises
-    `OSError` where that cannot be seen: `glob` would find none."""
+    """The paths in `folder` whose names end in `suffix`, sorted; none if there is no such folder.
+    Raises `OSError` where that cannot be seen: `glob` would find none."""
     try:
         return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
     except (FileNotFoundError, NotADirectoryError):

@@ -10,7 +10,7 @@ from cifarnet.checkpoints.trained import TrainedModel, write_weights
 from cifarnet.core.errors import printable
 from cifarnet.core.files import write_text
 from cifarnet.core.templates import read_template
-from cifarnet.settings import Settings, settings_from_dict
+from cifarnet.settings import Settings
 
 ON_THE_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # by --dataset
 BICUBIC = 3  # as Pillow and the hub number the ways to resize
@@ -52,7 +52,7 @@ def write_hub(model: TrainedModel, figures: Mapping[str, Any] | None, folder: Pa
 
 def model_card(model: TrainedModel, architecture: str, figures: Mapping[str, Any] | None) -> str:
     """The README.md of the folder: front matter, and what a user should know of the model."""
-    settings = settings_from_dict(model.origin.settings)
+    settings = model.settings
     usual, flags = Settings().flags, model.origin.settings
     filters = {"text": _markdown, "percent": "{:.2%}".format}
     template = read_template(Path(__file__).with_name("model_card.md.j2"), escape=False, **filters)

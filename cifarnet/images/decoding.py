@@ -18,7 +18,7 @@ from cifarnet.images.pictures import read_images
 from cifarnet.settings.data import DataSettings
 
 CACHE_NAME = ".cifarnet_{0}x{0}.npz"  # the images decoded to a size, in --data_dir
-DECODER = 2  # raise it when the same file gives other pixels: folders are then decoded again
+DECODER = 3  # raise it when the same file gives other pixels: folders are then decoded again
 FACTS = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")  # one changes if a file is replaced
 
 

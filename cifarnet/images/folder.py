@@ -54,7 +54,9 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
             f"{root} has validation images of its own, so --val_fraction would hold back more; "
             f"leave it out"
         )
-    return Dataset(root.resolve().name, train, val if len(val) else None, test)
+    drawn = not all(file.part for file in layout.files)
+    name = root.resolve().name
+    return Dataset(name, train, val if len(val) else None, test, drawn_test=drawn)
 
 
 def _parts(
@@ -69,8 +71,8 @@ def _parts(
         return np.full(len(parts), "test")
     in_test = holdout_mask(labels, fraction, "--test_fraction")
     say(
-        f"{root} has no test folder: {in_test.sum()} of the {len(parts)} images, always the same "
-        f"ones, are the test images (--test_fraction {fraction:g})"
+        f"{root} has no test folder: {in_test.sum()} of the {len(parts)} images are the test "
+        f"images, the same ones until files are added or removed (--test_fraction {fraction:g})"
     )
     return np.where(in_test, "test", "train")
 

@@ -57,6 +57,7 @@ class Dataset(NamedTuple):
     test: ImageSet
     # Published channel means and deviations, in [0, 1]. None: those of the training images.
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    drawn_test: bool = False  # see `Splits`
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Splits:
     test: ImageSet
     mean: tuple[float, float, float]  # of each channel, in [0, 1], to normalise with
     std: tuple[float, float, float]
+    drawn_test: bool = False  # `test` was drawn from one folder: more files, other test images
 
     def same_normalization(self, mean: Sequence[float], std: Sequence[float]) -> bool:
         """Compares channel statistics, up to rounding: other statistics mean other images."""

@@ -1,4 +1,4 @@
-"""Reads image files as squares of pixels. An image with broken metadata is read all the same."""
+"""Reads image files as squares of pixels. Broken metadata do not stop the reading."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.imageset import SIZE
@@ -48,9 +48,9 @@ def read_images(
 def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     """Turns a picture of any size and mode into uint8 [3,size,size], as the network sees it.
 
-    Rotates `image` itself as its Exif data say, scales 16-bit grey to 8 bits and puts transparent
-    pixels on black. Resizing ignores proportions. Raises `UserError` for floats, and for integers
-    of 32 bits.
+    Rotates `image` itself as its Exif data say, scales 12-bit and 16-bit grey to 8 bits and puts
+    transparent pixels on black. Resizing ignores proportions. Raises `UserError` for floats, and
+    for integers of 32 bits.
     """
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise UserError("its pixels have no agreed range; save it with 8 bits")
@@ -62,7 +62,9 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
         if values.min() < 0 or values.max() > 65535:
             raise UserError("its pixels have more than 16 bits; save it with 8 bits")
         opaque = values != image.info.get("transparency")
-        image = Image.fromarray((opaque * values / 257).round().astype(np.uint8))
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample)
+        white = 4095 if bits == (12,) else 65535  # Pillow does not scale 12 bits to 16
+        image = Image.fromarray((opaque * values * (255 / white)).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")

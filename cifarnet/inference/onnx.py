@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cifarnet.checkpoints.trained import ModelInfo, info_from_metadata
-from cifarnet.core.arguments import check_package
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import read_file
 from cifarnet.core.seal import is_sealed
@@ -51,11 +50,9 @@ class OnnxClassifier(Classifier):
 def read_onnx(path: Path, source: str) -> OnnxClassifier:
     """The classifier in the ONNX file `path`, which the user calls `source`.
 
-    Its `info.sha256` is that of the file: a quantised network is not the one that it was made of.
-    Raises `UserError` for any file that export.py did not write, and if onnxruntime is not
-    installed.
+    The `sha256` of its `infos` is that of the file: a quantised network is not the one that it was
+    made of. Raises `UserError` for any file that export.py did not write.
     """
-    check_package("onnxruntime.capi", source)
     import onnxruntime
 
     content = read_file(path)

@@ -1,7 +1,6 @@
 """The evaluation pass, and the figures that follow from its predictions."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -101,6 +100,7 @@ class Report:
     run: dict[str, Any] = field(default_factory=dict)  # its id, command, log and settings
     temperature: float | None = 1.0  # that the logits were divided by; None: of an ensemble
     calibrated_on: str = ""  # see `ModelInfo`
+    may_be_fitted_here: bool = False  # the temperature, on some of the images of this report
     images_sha256: str = ""  # see `ImageSet`
     calibration_error_before: float | None = None  # without the temperature, where there is one
     bins_before: list[Bin] = field(default_factory=list)
@@ -117,18 +117,6 @@ class Report:
         if self.calibration_error_before is None:
             return words
         return f"{words}, without the temperature: {self.calibration_error_before:.2%}"
-
-    @property
-    def fitted_here(self) -> bool:
-        """Whether the temperature was fitted on test images of this data set that the report
-        does not leave out, or on a folder of its name and its number of images, by
-        `calibrated_on`."""
-        if f"{self.images:,} images in {self.dataset}" in self.calibrated_on.split("; "):
-            return True
-        form = rf"([\d,]+) of the ([\d,]+) test images of {re.escape(self.dataset)} \("
-        pairs = re.findall(form, self.calibrated_on)
-        counts = [[int(number.replace(",", "")) for number in pair] for pair in pairs]
-        return any(self.images != total - fitted for fitted, total in counts)
 
     def epoch_in_words(self) -> str:
         """The epoch, and whether the weights are averaged ones."""

@@ -103,8 +103,8 @@ class Recorders:
 
     def check(self) -> None:
         """Raises `RunError` if the last try of a recorder failed."""
-        for failure in self.failures.values():
-            raise RunError(failure)
+        if self.failures:
+            raise RunError("; ".join(self.failures.values()))
 
 
 class Snapshots(Recorder):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarnet.checkpoints.calibration_images import FITTED_HERE
 from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.files import exists, move_aside, read_file, write_atomically, write_text
 from cifarnet.core.late import LateModule
@@ -76,10 +77,10 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, classification_report.txt, predictions.csv and predictions.npz.
 
-    Removes page and pictures of another report first, and moves its corruptions.csv aside: they
-    must not stand beside these files. `names` are those of the images. `last` and `best` are the
-    reports of a run's last and best model, where there are such. Writes `corruptions.csv` if there
-    are `corruptions`. Returns the content of metrics.json.
+    Removes page and pictures of another report first: they must not stand beside these files. Its
+    corruptions.csv must have been moved: see `move_measured_report`. `names` are those of the
+    images. `last` and `best` are the reports of a run's last and best model, where there are such.
+    Writes `corruptions.csv` if there are `corruptions`. Returns the content of metrics.json.
     """
     figures = {
         name: value
@@ -92,8 +93,6 @@ def write_report(
         for name in (PAGE, *PICTURES):
             with files.write(name) as path:
                 path.unlink(missing_ok=True)
-        with files.write(CORRUPTIONS):
-            _move(files.directory, [CORRUPTIONS])
     elif not last:  # evaluated again: keep what the run wrote
         figures |= {name: former[name] for name in ("last", "best", "run") if former.get(name)}
         figures["evaluated_by"] = report.run.get("command")
@@ -135,7 +134,7 @@ def _main_figures(report: Report) -> str:
         f"95 % interval of top-1: {low:.4f} to {high:.4f}",
         f"loss: {report.loss:.4f}",
         report.calibration(),
-        *(["the temperature was fitted on some of these images"] if report.fitted_here else []),
+        *([f"warning: {FITTED_HERE}"] if report.may_be_fitted_here else []),
     ]
     return "\n".join([*lines, "", ""])
 
@@ -173,14 +172,14 @@ def write_probabilities(
 
 def move_other_report(directory: Path, report: Report) -> Path | None:
     """Moves a report in `directory` on other weights, images or another temperature than
-    `report` into a new dated subfolder, with its pictures. Returns the subfolder; None: nothing was
-    moved. Raises `OSError`."""
+    `report` into a new dated subfolder, with its pictures. The curves stay, unless they are of
+    another run. Returns the subfolder; None: nothing was moved. Raises `OSError`."""
     former = _report_in(directory)
-    if not former or _is_same(former, report):
+    if _is_same(former, report):
         return None
     run_id = former.get("run", {}).get("id")
-    is_of_run = run_id and run_id == report.run.get("id")
-    return _move(directory, [n for n in REPORT_FILES if not (is_of_run and n in CURVES)])
+    curves_stay = not former or (run_id and run_id == report.run.get("id"))
+    return _move(directory, [n for n in REPORT_FILES if not (curves_stay and n in CURVES)])
 
 
 def move_measured_report(directory: Path, report: Report) -> Path | None:
@@ -243,4 +242,8 @@ def _is_same(former: dict[str, Any], report: Report) -> bool:
     earlier = {"temperature": None if former.get("members") else 1.0}
     former = earlier | {"images_sha256": report.images_sha256} | former
     same = ("sha256", "temperature", "tta", "dataset", "images", "images_sha256")
-    return all(former.get(name) == getattr(report, name) for name in same)
+    before, now = (
+        [member.get("temperature", 1.0) for member in members]
+        for members in (former.get("members") or [], report.members)
+    )
+    return before == now and all(former.get(name) == getattr(report, name) for name in same)

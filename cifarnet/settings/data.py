@@ -41,7 +41,8 @@ class DataSettings(Group):
         "set every --eval_freq epochs.")
     test_fraction: float = flag(0.2, within="(0, 1]", help=
         "With --dataset folder: if there is no folder of test images, hold back this share of "
-        "the images of each class to test on, always the same ones. 1, for evaluate.py only: all.")
+        "the images of each class to test on: the same ones until files are added or removed. 1, "
+        "for evaluate.py only: all.")
     num_workers: int | None = flag(None,
         "Processes that augment images. 0: augment in the main process.",
         within="[0, 256]", unset="one per core, at most 4", on_resume="any")

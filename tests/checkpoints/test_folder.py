@@ -50,8 +50,13 @@ def test_the_newest_intact_snapshot_is_found(tmp_path):
 def test_an_intact_snapshot_of_another_version_is_never_passed_over(tmp_path):
     """A new run would start, although the training could continue."""
     save(tmp_path / LAST, 3, random_state={"cpu": "text"})
-    with pytest.raises(UserError, match="another version of this project may have written it"):
-        find_newest(tmp_path)
+    for read in (
+        find_newest,
+        lambda folder: find_best(folder / LAST, folder, 3, "the run"),
+        lambda folder: outdated(folder, keep_up_to=3),
+    ):
+        with pytest.raises(UserError, match="another version of this project may have written it"):
+            read(tmp_path)
 
 
 def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):

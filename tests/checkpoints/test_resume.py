@@ -28,6 +28,8 @@ def current_run(same_images: bool = True, **changes) -> CurrentRun:
         "classes": ("a", "ü"),
         "same_normalization": lambda mean, std: same_images,
         "validates": False,
+        "drawn_test": False,
+        "held_out_sha256": "0",
         "teacher_sha256": None,
         "computed_on": "cpu in bfloat16",
         "world_size": 1,
@@ -86,6 +88,7 @@ def test_other_differences_are_reported(changes, words):
 
 
 AVERAGES, VALIDATES = {"ema_decay": 0.5}, {"val_fraction": 0.5}
+FOLDER = {"dataset": "folder"}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ AVERAGES, VALIDATES = {"ema_decay": 0.5}, {"val_fraction": 0.5}
     [
         ({}, {}, 3), ({}, {"limit_test": 9}, 0), ({}, VALIDATES, 0),
         ({}, {"skip_bad_images": True}, 0), ({}, {"validates": True}, 0),
+        ({}, {"held_out_sha256": "1"}, 0), (FOLDER, FOLDER | {"labels": "other.csv"}, 0),
         (AVERAGES, AVERAGES, 3), (AVERAGES, AVERAGES | {"evaluate": "ema"}, 0),
         (VALIDATES, VALIDATES | {"validates": True, "seed": 7}, 3),  # of the same images
     ],
@@ -116,3 +120,24 @@ def test_who_may_have_trained_on_validation_images(validates, same_images, fract
     model = make_snapshot(settings={"val_fraction": 0.1}).model
     current = current_run(same_images, validates=validates, val_fraction=fraction)
     assert may_have_seen(model, current) == seen
+
+
+@pytest.mark.parametrize(
+    ("before", "same_images", "fraction", "seen"),
+    [(FOLDER, True, 0.2, False), (FOLDER, False, 0.2, True), (FOLDER, True, 0.3, True),
+     ({}, False, 0.2, False)],
+)  # fmt: skip
+def test_who_may_have_trained_on_test_images_that_are_drawn(before, same_images, fraction, seen):
+    """Another choice is drawn from a folder whose files have changed, or of another share."""
+    flags = {"dataset": "folder", "test_fraction": fraction}
+    model = make_snapshot(settings=before).model
+    assert may_have_seen(model, current_run(same_images, drawn_test=True, **flags)) == seen
+    assert not may_have_seen(model, current_run(same_images, drawn_test=False, **flags))
+
+
+def test_a_snapshot_of_an_earlier_version_continues_without_a_word_on_held_out_images():
+    snapshot = make_snapshot(held_out_sha256="")
+    messages = plan_for(snapshot, current_run()).messages
+    assert not any("held-out" in message for message in messages)
+    changed = plan_for(make_snapshot(), current_run(held_out_sha256="1")).messages
+    assert any("the held-out images have changed" in message for message in changed)

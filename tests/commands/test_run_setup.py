@@ -112,7 +112,8 @@ def test_a_teacher_gets_its_views_its_statistics_and_a_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "accumulate", "size"), [(10_000, 1, 512), (60, 1, 60), (61, 4, 60), (9_999, 5, 510)]
+    ("count", "accumulate", "size"),
+    [(10_000, 1, 512), (60, 1, 60), (68, 4, 68), (9_999, 5, 510), (513, 1, 257), (61, 4, 32)],
 )
 def test_the_default_batch_size_fits_the_images(count, accumulate, size):
     log = SimpleNamespace(line=lambda text: None)
@@ -128,7 +129,11 @@ def test_a_batch_size_that_a_snapshot_brings_is_checked_too():
 
 @pytest.mark.parametrize(
     ("count", "reason"),
-    [(9_999, "a multiple of 5"), (60, "as there are 60 training images; ")],
+    [
+        (9_999, "a multiple of 5"),
+        (60, "as there are 60 training images; "),
+        (511, "as the last of 511 training images would be a batch of 1"),
+    ],
 )
 def test_a_log_says_why_the_batch_is_smaller(count, reason):
     lines = []

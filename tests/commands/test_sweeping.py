@@ -1,6 +1,7 @@
 """The trials of a sweep: which are run, and which are not. A stub stands in for main.py."""
 
 import copy
+import errno
 import re
 import shlex
 import signal
@@ -179,3 +180,27 @@ def test_after_the_first_epochs_the_time_follows_from_them(sweep):
     assert "and 10 trials whose values the search chooses\nto run: 10\n" in done.out
     # 10 trials of 3 epochs of 2 seconds
     assert "about 0:01:00, one after the other, by 6 epochs so far" in done.out
+
+
+def test_networks_that_have_seen_the_validation_images_are_named_once(sweep):
+    warning = "warning: the network that --init names may have trained on the validation images"
+    for number in (0, 1):
+        output = Path(f"sweeps/sweep/trial-000{number}/output.txt")
+        output.parent.mkdir(parents=True)
+        output.write_text(f"  {warning}\nwarning: another\n")
+    done = sweep(GRID, "--html", "page.html")
+    assert (done.code, done.out.count("warning: ")) == (0, 1)
+    assert warning in done.out and warning in Path("page.html").read_text()
+
+
+def test_a_full_disk_ends_a_sweep_in_one_line(sweep, monkeypatch):
+    def fail(*values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("optuna.trial.Trial.report", fail)
+    done = sweep(GRID)
+    assert done.code == 1
+    assert done.err == (
+        "error: the sweep in sweeps/sweep failed (No space left on device); repeat the command to "
+        "continue\n"
+    )

@@ -19,6 +19,16 @@ def log_of(run):
     return next(run.glob("log/*.log"))
 
 
+def leave_result(folder, seed=42, **report):
+    """Leaves a run as in results/, with `report` in its metrics.json."""
+    run = leave_run(folder.parent / f"run of {folder.name}", seed=seed)
+    write_metrics(run, {"epoch": 3, "top1": 0.8, "run": {"id": None}} | report)
+    (run / "plots_complete").rename(folder)
+    log_of(run).with_suffix(".csv").rename(folder / "history.csv")
+    log_of(run).with_suffix(".run.json").rename(folder / "run.json")
+    return folder
+
+
 def test_a_run_is_one_by_whatever_name(tmp_path):
     run = leave_run(tmp_path / "run")
     log = log_of(run)
@@ -186,17 +196,12 @@ def test_the_mean_under_corruption_is_that_of_the_report(tmp_path):
 
 def test_the_figures_of_a_result_are_those_of_its_report(tmp_path):
     """Its epochs were tested on other images. The warning is on the figures."""
-    results = []
-    for name, tested in (("one", "bars"), ("two", "discs")):
-        run = leave_run(tmp_path / f"run of {name}", record={"run_id": name})
-        write_metrics(run, {"epoch": 3, "top1": 0.9, "dataset": tested, "run": {"id": None}})
-        result = tmp_path / name
-        (run / "plots_complete").rename(result)
-        log_of(run).with_suffix(".csv").rename(result / "history.csv")
-        log_of(run).with_suffix(".run.json").rename(result / "run.json")
-        results.append(result)
+    results = [
+        leave_result(tmp_path / name, top1=top1, dataset=tested)
+        for name, top1, tested in (("one", 0.8, "bars"), ("two", 0.9, "discs"))
+    ]
     past = runs_of(*results)
-    assert [run.top1 for run in past] == [0.6, 0.9]
+    assert [run.top1 for run in past] == [0.8, 0.9]
     assert [run.best.test_accuracy for run in past] == [0.7, 0.7]
     comparison = compare(past)
     assert comparison.tested_elsewhere.startswith("two: trained on bars; ")
@@ -204,6 +209,30 @@ def test_the_figures_of_a_result_are_those_of_its_report(tmp_path):
     assert comparison.warning.endswith("one: bars, 40 test images; two: discs, 40 test images")
     assert "images" not in comparison.differing
     assert compare(past[:1]).tested_elsewhere == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "apart"),
+    [
+        ({}, False),
+        ({"tta": "flip"}, True),
+        ({"weights": "ema"}, True),
+        ({"dataset": "discs"}, True),
+    ],
+)
+def test_seeds_have_a_mean_only_if_they_are_evaluated_alike(tmp_path, change, apart):
+    one = leave_result(tmp_path / "one", seed=1)
+    other = leave_result(tmp_path / "other", seed=2, **change)
+    comparison = compare(runs_of(one, other))
+    assert len(comparison.lines) == 1 + apart
+    assert bool(comparison.warning) is ("dataset" in change)
+    assert not change.keys() & {"tta", "weights"} - set(comparison.differing)
+
+
+def test_copies_of_a_result_are_compared(tmp_path):
+    leave_result(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "again")
+    assert [run.name for run in runs_of(tmp_path / "one", tmp_path / "again")] == ["one", "again"]
 
 
 @pytest.mark.parametrize("epoch", [2, 3])

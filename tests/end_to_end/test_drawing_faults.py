@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     command, trained, monkeypatch, function, missing
 ):
     settings = read_snapshot(trained.snapshot).settings.replace(augment="full")
-    monkeypatch.setattr("commands.report_content.settings_from_dict", lambda flags: settings)
+    monkeypatch.setattr("cifarnet.checkpoints.trained.ModelInfo.settings", settings)
     monkeypatch.setattr(function, fail)
     done = command("evaluate", "--snapshot", trained.snapshot, "--plot_dir", PLOTS)
     assert done.code == 1

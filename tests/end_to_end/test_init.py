@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support.commands import QUICK, QUIET, from_folder
 from support.outputs import (
     assert_same_state,
@@ -168,3 +169,13 @@ def test_weights_that_the_run_would_replace_are_refused(run_from, trained):
     assert done.code == 2
     assert f"error: --init {path} is in this run's --snapshot_dir" in done.err
     assert path.read_bytes() == trained.snapshot.read_bytes()
+
+
+def test_test_images_that_a_grown_folder_draws_anew_may_have_been_trained_on(command, run_from):
+    tree = draw_tree(Path("tree"), train=20, test=0) / "train"
+    assert command("main", *QUICK, "--network", "cifarnet", *from_folder(tree)).code == 0
+    weights = Path("snapshots_complete/last.pth").rename("first.pth")
+    warning = "may have trained on the test images; accuracy on them may be too high"
+    assert warning not in run_from(weights, tree).out
+    Image.new("RGB", (32, 32)).save(tree / "bar" / "0000.png")
+    assert warning in run_from(weights, tree).out

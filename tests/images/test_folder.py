@@ -117,8 +117,8 @@ def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
     assert train.labels.tolist() == [0] * 4 + [1] * 4
     assert test.labels.tolist() == [0] * 2 + [1] * 2
     assert messages == [
-        f"{tree}/train has no test folder: 4 of the 12 images, always the same ones, are the test "
-        f"images (--test_fraction 0.34)"
+        f"{tree}/train has no test folder: 4 of the 12 images are the test images, the same ones "
+        f"until files are added or removed (--test_fraction 0.34)"
     ]
     again = read(tree / "train", test_fraction=0.34)[1]
     assert torch.equal(again.images, test.images)

@@ -62,6 +62,15 @@ def test_images_of_every_mode_are_read_as_one_sees_them(tmp_path, mode):
     assert np.abs(pixels - expected).max() <= 1
 
 
+def test_grey_of_twelve_bits_is_scaled(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 65535, dtype=np.uint16)).save(file, "TIFF")
+    bits, changed = (struct.pack("<HHIH", 258, 3, 1, bits) for bits in (16, 12))
+    assert file.getvalue().count(bits) == 1
+    (tmp_path / "white.tif").write_bytes(file.getvalue().replace(bits, changed))
+    assert (read_image(tmp_path / "white.tif")[0] == 255).all()
+
+
 def smooth(width: int, height: int) -> Image.Image:
     coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from support.reports import ABOUT, make_report, random_logits
+from support.reports import ABOUT, random_logits
 from support.snapshots import make_trained
 
 from cifarnet.core.device import init_process
@@ -77,16 +77,3 @@ def test_an_ensemble_is_described_by_all_its_members():
     assert both["selected_by"].endswith("; trained on pictures")
     assert both["parameters"] == 2 * alone["parameters"]
     assert [member["sha256"] for member in both["members"]] == ["1", "2"]
-
-
-@pytest.mark.parametrize(
-    ("calibrated_on", "is_here"),
-    [
-        ("60 images in noise", True), ("8 images in others; 60 images in noise", True),
-        ("60 images in noise2", False), ("160 images in noise", False), ("", False),
-        ("60 of the 300 test images of noise (--calibrate 0.2 reports on the others)", True),
-        ("240 of the 300 test images of noise (--calibrate 0.8 reports on the others)", False),
-    ],
-)  # fmt: skip
-def test_a_report_says_whether_its_images_fitted_the_temperature(calibrated_on, is_here):
-    assert make_report("ab", images=60, calibrated_on=calibrated_on).fitted_here is is_here

@@ -7,6 +7,7 @@ from support.reports import make_report
 from cifarnet.core.errors import RunError
 from cifarnet.reporting.corruptions import CORRUPTIONS, CorruptionRow
 from cifarnet.reporting.report_files import (
+    CURVES,
     PAGE,
     Attempts,
     move_measured_report,
@@ -55,6 +56,26 @@ def test_a_report_with_another_temperature_is_another_one(tmp_path, temperature,
     assert (move_other_report(tmp_path, report) is None) is not moved
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_ensemble_with_a_calibrated_member_is_another_one(tmp_path, earlier):
+    before = [{"sha256": "1"} if earlier else {"sha256": "1", "temperature": 1.0}]
+    write(make_report("abc", temperature=None, members=before), Attempts(tmp_path))
+    same, other = (
+        make_report("abc", temperature=None, members=[{"sha256": "1", "temperature": t}])
+        for t in (1.0, 2.0)
+    )
+    assert move_other_report(tmp_path, same) is None
+    assert move_other_report(tmp_path, other)
+
+
+def test_a_report_of_unknown_origin_is_moved_without_the_curves(tmp_path):
+    for name in (PAGE, CURVES[0]):
+        (tmp_path / name).touch()
+    moved = move_other_report(tmp_path, make_report("abc"))
+    assert [path.name for path in moved.iterdir()] == [PAGE]
+    assert move_other_report(tmp_path, make_report("abc")) is None
+
+
 def test_a_report_on_as_many_other_images_is_another_one(tmp_path):
     """Such as the same folder, with corrected labels."""
     report = make_report("abc", images_sha256="1")
@@ -72,11 +93,10 @@ def test_a_corruption_table_of_another_report_is_moved_not_deleted(tmp_path, met
     if metrics == "missing":
         (tmp_path / "metrics.json").unlink()
     other = replace(report, sha256="1")
-    moved = move_measured_report(tmp_path, other)
+    folder = move_measured_report(tmp_path, other)
     figures = write(other, Attempts(tmp_path), last=other)
-    (folder,) = tmp_path.glob("before_*")
     assert ((folder / CORRUPTIONS).read_text(), figures["corruptions"]) == (table, None)
-    assert (folder / "metrics.json").exists() == (moved == folder) == (metrics == "readable")
+    assert (folder / "metrics.json").exists() == (metrics == "readable")
     assert not (tmp_path / CORRUPTIONS).exists()
     assert move_measured_report(tmp_path, report) is None  # a report without a table stays
 

@@ -68,6 +68,7 @@ def make_snapshot(
         "run_id": "first",
         "history": [make_row(epoch)],
         "comparable_after": 0,
+        "held_out_sha256": "0",
         "world_size": 1,
         "teacher_sha256": None,
     }

@@ -1,0 +1,27 @@
+"""The images that a temperature was fitted on: in words, and read from these words."""
+
+import re
+
+FITTED_HERE = (
+    "the temperature may have been fitted on some of these images; then the calibration error is "
+    "too low"
+)
+
+
+def images_in(count: int, name: str) -> str:
+    """All `count` images of the folder or data set `name`."""
+    return f"{count:,} images in {name}"
+
+
+def share_of_test(fitted: int, total: int, dataset: str, share: float) -> str:
+    """`fitted` of the `total` test images of `dataset`: the `share` of --calibrate."""
+    rest = f"(--calibrate {share:g} reports on the others)"
+    return f"{fitted:,} of the {total:,} test images of {dataset} {rest}"
+
+
+def may_include_test_images(calibrated_on: str, dataset: str) -> bool:
+    """Whether test images of `dataset` may be among the images `calibrated_on`: a share of them, or
+    a folder of this name."""
+    name = re.escape(dataset)
+    form = rf"[\d,]+ (of the [\d,]+ test images of {name} \(|images in {name}(; |$))"
+    return re.search(form, calibrated_on) is not None

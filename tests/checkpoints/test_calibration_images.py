@@ -1,0 +1,29 @@
+import pytest
+
+from cifarnet.checkpoints.calibration_images import (
+    images_in,
+    may_include_test_images,
+    share_of_test,
+)
+
+HERE = images_in(1_060, "noise (2)"), share_of_test(60, 300, "noise (2)", 0.2)
+ELSEWHERE = (
+    "",
+    "60 validation images of noise (2)",
+    images_in(60, "noise"),
+    images_in(60, "noise (2)x"),
+    share_of_test(60, 300, "noise", 0.2),
+)
+
+
+@pytest.mark.parametrize("words", ELSEWHERE)
+def test_images_of_another_data_set_are_no_test_images(words):
+    assert not may_include_test_images(words, "noise (2)")
+
+
+@pytest.mark.parametrize("words", HERE)
+def test_a_folder_of_the_same_name_and_a_share_may_include_test_images(words):
+    assert may_include_test_images(words, "noise (2)")
+    for other in ELSEWHERE:  # those of an ensemble
+        assert may_include_test_images(f"{other}; {words}", "noise (2)")
+        assert may_include_test_images(f"{words}; {other}", "noise (2)")
