@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(argv: Sequence[str]) -> None:
     parser = build_parser(
         "Compares runs: the settings that differ, and the results. Runs that differ only in their "
-        "seed become one line: mean, deviation and count. A run may still be running.",
+        "seed, and are evaluated in the same way, become one line: mean, deviation and count. "
+        "A run may still be running.",
         [],
     )
     parser.add_argument(

@@ -131,7 +131,7 @@ def _in_child(name: str, device: str, launcher: Sequence[str] = ()) -> dict:
 def _print_figures(
     figures: dict[str, dict], shown: str, runtime: Runtime, path: str | None
 ) -> None:
-    """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `UserError`."""
+    """Prints the table `shown`, and writes the figures to `path` as JSON. Raises `RunError`."""
     machine, cores, python = runtime.device_name, available_cores(), platform.python_version()
     print(f"{machine}, {cores} cores, torch {torch.__version__}, python {python}\n")
     print(shown)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cifarnet.checkpoints.calibration_images import images_in, share_of_test
+from cifarnet.checkpoints.calibration_images import images_in, share_of_test, validation_images
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
 from cifarnet.checkpoints.trained import (
@@ -116,14 +116,15 @@ def held_out_images(
     """
     if choice is VALIDATION:
         images = _validation_images(model, splits)
-        return images, f"{len(images):,} validation images of {splits.name}", splits
-    if isinstance(choice, float):
+        about = validation_images(len(images), splits.name)
+    elif isinstance(choice, float):
         rest, images = split_holdout(splits.test, choice, "--calibrate")
         about = share_of_test(len(images), len(splits.test), splits.name, choice)
-        return images, about, dataclasses.replace(splits, test=rest)
-    images = _images_in(choice, splits, settings)
-    name = printable(Path(choice).resolve().name)
-    return images, images_in(len(images), name), splits
+        splits = dataclasses.replace(splits, test=rest)
+    else:
+        images = _images_in(choice, splits, settings)
+        about = images_in(len(images), printable(Path(choice).resolve().name))
+    return images, about, dataclasses.replace(splits, left_out=about)
 
 
 def _validation_images(model: TrainedModel, splits: Splits) -> ImageSet:

@@ -1,11 +1,10 @@
 """Evaluates a classifier on test images, and writes the report. A run uses the first functions."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.calibration_images import FITTED_HERE, may_include_test_images
+from cifarnet.checkpoints.calibration_images import MAY_BE_FITTED_HERE, may_include_test_images
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.checkpoints.trained import ModelInfo, check_classes
@@ -70,13 +69,19 @@ def evaluate_classifier(
         )
         highest = others.double().softmax(dim=1).amax(dim=1)
         no_class = {kind: highest[kinds == i].numpy() for i, kind in enumerate(pictures.classes)}
+    network = describe_network(classifier.infos, splits.name)
+    calibrated_on = network["calibrated_on"]
+    may_be_fitted_here = calibrated_on != splits.left_out and may_include_test_images(
+        calibrated_on, splits.name
+    )
     return build_report(
         logits,
         labels,
         splits.test.classes,
         no_class,
         dataset=splits.name,
-        **describe_network(classifier.infos, splits.name),
+        **network,
+        may_be_fitted_here=may_be_fitted_here,
         images_sha256=splits.test.sha256,
         tta=classifier.tta,
         run=run or {},
@@ -147,9 +152,6 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         run = {"id": run_id, "log": None, "command": options["command"]}
         run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
         report = evaluate_classifier(classifier, splits, settings, runtime, run)
-        if options["calibrate"] is None:  # else its images are not among those of the report
-            fitted = may_include_test_images(report.calibrated_on, report.dataset)
-            report = dataclasses.replace(report, may_be_fitted_here=fitted)
         corruptions: Sequence[CorruptionRow] = []
         if options["corruptions"]:
             corruptions = measure_corruptions(
@@ -189,7 +191,7 @@ def _print_figures(report: Report, corruptions: Sequence[CorruptionRow]) -> None
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
     if report.may_be_fitted_here:
-        print_line(f"warning: {FITTED_HERE}")
+        print_line(f"warning: {MAY_BE_FITTED_HERE}")
     if corruptions:
         print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
 

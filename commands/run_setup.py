@@ -1,6 +1,5 @@
 """What a run starts from: a snapshot, trained models, and settings that follow from both."""
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import nn
 from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.folder import find_newest, outdated
 from cifarnet.checkpoints.paths import BEST, LAST, model_flag
-from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, may_have_seen
+from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, seen_images
 from cifarnet.checkpoints.snapshots import load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import Runtime
@@ -27,7 +26,7 @@ from commands.run import Run, best_snapshot
 from model import start_from
 from train import Learner
 
-TINY = 8  # a batch below one eighth of the others
+LEAST_SHARE = 1 / 8  # of the last batch of an epoch, if the default --batch_size allows it
 
 
 def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunLog) -> Path | None:
@@ -77,10 +76,11 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     why = f"a multiple of {parts}"
     if count < BATCH_SIZE:
         why = f"as there are {count} training images; a smaller one takes more steps"
-    last = count % size
-    if 0 < last < size // TINY:  # its gradient would count as much as that of the others
-        size = math.ceil(count / (count // size + 1) / parts) * parts
-        why = f"as the last of {count} training images would be a batch of {last}"
+    first = size
+    while size > parts and 0 < count % size < LEAST_SHARE * size:
+        size -= parts  # the gradient of the last batch counts as much as that of the others
+    if size < first:
+        why = f"as with {first} the last batch would have only {count % first} images"
     if size < BATCH_SIZE:
         log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)
@@ -98,7 +98,7 @@ def current_run(
         same_normalization=splits.same_normalization,
         validates=splits.val is not None,
         drawn_test=splits.drawn_test,
-        held_out_sha256=(splits.val or splits.test).sha256,
+        held_out_sha256=(splits.test if splits.val is None else splits.val).sha256,
         teacher_sha256=teacher and teacher.sha256,
         computed_on=runtime.computed_on,
         world_size=runtime.world_size,
@@ -182,13 +182,14 @@ def _warn_of_held_out_images(
     """Warns if `model`, or a model that it learnt from, may have seen held-out images."""
     former = model.settings.training
     source = former.init or former.teacher
-    held_out, flags = "test images", "--test_fraction"
-    if current.validates:
-        held_out, flags = "validation images", "--val_fraction and --limit_train"
-    if may_have_seen(model, current):
+    seen = seen_images(model, current)
+    if seen:
+        flags = "--val_fraction and --limit_train"
+        if current.drawn_test:
+            flags = f"--test_fraction, {flags}"
         log.line(
-            f"warning: {which} may have trained on the {held_out}; accuracy on them may be too "
-            f"high. Train it with the same images and {flags}"
+            f"warning: {which} may have trained on the {seen}; accuracy on them may be too high. "
+            f"Train it with the same images, {flags}"
         )
     elif current.validates and source:
         log.line(

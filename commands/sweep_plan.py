@@ -13,7 +13,7 @@ from cifarnet.training.plan import Plan
 from commands.bench_training import step
 from commands.sweep_file import Sweep
 from commands.sweep_study import JOURNAL, Study, run_dir
-from commands.sweeping import past_run, past_runs, run_command_line
+from commands.sweeping import past_runs, run_command_line
 from data import load_splits
 
 
@@ -38,9 +38,10 @@ def _estimate(
     """The time of the runs that are `left`, with number and values, and of `searched` ones, in
     words."""
     settings = [sweep.run_settings(values) for _, values in left] + [sweep.example()] * searched
-    rows = [row for run in past_runs(folder) for row in run.history if row.epoch]
+    runs = {run.name: run for run in past_runs(folder)}
+    rows = [row for run in runs.values() for row in run.history if row.epoch]
     if rows:
-        interrupted = [past_run(run_dir(folder, number)) for number, _ in left]
+        interrupted = [runs.get(run_dir(folder, number).name) for number, _ in left]
         epochs = sum(one.training.epochs for one in settings)
         epochs -= sum(run.epochs_done for run in interrupted if run)
         seconds = epochs * sum(row.seconds for row in rows) / len(rows)

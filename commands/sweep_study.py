@@ -205,5 +205,6 @@ class Study:
 
     def release(self) -> None:
         """Gives up the trials on which this process works."""
-        while self.locks:
-            self.locks.popitem()[1].close()
+        for file in self.locks.values():
+            file.close()
+        self.locks.clear()

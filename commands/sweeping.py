@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 from cifarnet.comparing.comparison import as_text
 from cifarnet.comparing.page import comparison_page
 from cifarnet.comparing.past_runs import PastRun, read_runs
-from cifarnet.core.errors import RunError, UserError, os_errors, reason
+from cifarnet.core.errors import RunError, UserError, machine_errors, os_errors, reason
 from cifarnet.core.files import exists, files_in, write_named
 from cifarnet.core.log import clock, print_line
 from cifarnet.core.signals import Interrupted, Signals
@@ -88,10 +88,10 @@ class Runner:
 
         Raises `RunError` if a trial failed.
         """
-        failed = os_errors(
+        one_line = os_errors(
             f"the sweep in {self.study.folder} failed", "repeat the command to continue", RunError
         )
-        with Signals() as signals, signals.deferred(), failed:
+        with Signals() as signals, signals.deferred(), one_line, machine_errors():
             try:
                 while self._start_jobs() or self.study.dying:
                     with signals.waiting():
@@ -176,7 +176,7 @@ def _end_with_parent() -> None:
 
 
 def _lines(folder: Path) -> Iterator[str]:
-    """The lines that the run in `folder` printed, without empty ones."""
+    """The lines that the run in `folder` printed, without empty ones. Raises `OSError`."""
     with (folder / OUTPUT).open(encoding="utf-8", errors="backslashreplace") as file:
         yield from (line.strip() for line in file if line.strip())
 
@@ -185,13 +185,15 @@ def _last_line(folder: Path) -> str:
     return deque(["it printed nothing", *_lines(folder)], maxlen=1)[0]
 
 
-def _warnings_of_seen_images(study: Study) -> list[str]:
-    """The warnings that a network may have trained on the validation images, each once: such a
-    trial can look the best."""
-    folders = [run_dir(study.folder, trial.number) for trial in study.trials()]
-    lines = [line for folder in folders if exists(folder / OUTPUT) for line in _lines(folder)]
-    warnings = (line for line in lines if line.startswith("warning: "))
-    return list(dict.fromkeys(line for line in warnings if "validation images" in line))
+def _warnings(study: Study) -> list[str]:
+    """The warnings of the runs, each once, with the first run that printed it."""
+    first: dict[str, str] = {}
+    for folder in (run_dir(study.folder, trial.number) for trial in study.trials()):
+        with contextlib.suppress(OSError):  # not started yet, or `past_run` has said so
+            for line in _lines(folder):
+                if line.startswith("warning: "):
+                    first.setdefault(line, folder.name)
+    return [f"{name}: {line}" for line, name in first.items()]
 
 
 # --- sweep.py ---
@@ -239,7 +241,7 @@ def _show_results(study: Study, html: str | None) -> None:
         return
     comparison = sorted_comparison(runs)
     print(as_text(comparison, shutil.get_terminal_size((120, 0)).columns))
-    warnings = _warnings_of_seen_images(study)
+    warnings = _warnings(study)
     for warning in warnings:
         print_line(warning)
     if html is None:

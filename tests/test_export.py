@@ -12,12 +12,14 @@ from PIL import Image
 from support.commands import QUIET
 from support.outputs import figures
 from support.pictures import draw_tree
+from support.random_models import random_model
+from support.small_runs import small_splits
 
 import bench
 from cifarnet.core.errors import UserError
 from cifarnet.inference.classifier import TorchClassifier
 from commands import exporting
-from commands.export_formats import FORMATS, Format
+from commands.export_formats import FORMATS, Format, Source
 from model import load_pretrained
 
 
@@ -282,3 +284,12 @@ def test_a_package_that_cannot_be_imported_is_named_before_any_work(
     done = command("predict", "--pretrained", file, picture)
     assert done.code == (2 if package == "onnxruntime" else 0)
     assert ("needs the package onnxruntime" in done.err) == (package == "onnxruntime")
+
+
+def test_int8_is_calibrated_with_training_images(tmp_path, monkeypatch):
+    taken, splits = [], small_splits()
+    write = "cifarnet.export.onnx.write_int8"
+    monkeypatch.setattr(write, lambda classifier, images, path: taken.append(images))
+    source = Source(random_model(classes="ab"), splits, None)
+    FORMATS["onnx-int8"].write(source, tmp_path / "model.onnx")
+    assert torch.equal(taken[0], splits.train.images)

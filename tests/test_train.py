@@ -54,6 +54,16 @@ def test_an_epoch_is_plain_sgd_with_nesterov_momentum(max_grad_norm):
     assert row.clipped == pytest.approx(clipped / 3)
 
 
+def test_dropout_draws_anew_in_each_epoch_and_run():
+    def seeds(seed: int) -> list[int]:
+        drawn = []
+        small_run(seed=seed).fit(lambda row: drawn.append(torch.initial_seed()))
+        return drawn
+
+    assert seeds(1) == seeds(1)
+    assert len({*seeds(1), *seeds(2)}) == 4
+
+
 def test_a_run_reports_each_epoch_once():
     run = small_run()
     rows = run.fit()
@@ -115,22 +125,6 @@ def test_going_on_from_a_state_equals_not_stopping(settings):
     ours, expected = second.learner.progress, whole.learner.progress
     assert (ours.best_epoch, ours.best.test_loss) == (expected.best_epoch, expected.best.test_loss)
     assert ours.run_id == first.learner.progress.run_id != expected.run_id
-
-
-def test_adamw_takes_its_counts_of_steps_over_as_its_own_kind_of_step_wants_them():
-    """The snapshot's kind, of another device, may differ: torch converts by the groups given."""
-    first = small_run(optimizer="adamw")
-    first.fit()
-    snapshot = first.snapshot()
-    state = snapshot.state
-    for group in state.optimizer["param_groups"]:
-        group["fused"] = False
-    for kept in state.optimizer["state"].values():
-        kept["step"] = kept["step"].double()
-    optimizer = (second := small_run(optimizer="adamw").learner).optimizer
-    second.load(snapshot)
-    assert all(group["fused"] for group in optimizer.param_groups)
-    assert {kept["step"].dtype for kept in optimizer.state.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
-"""The images that a temperature was fitted on: in words, and read from these words."""
+"""Describes the images that a temperature was fitted on, and reads such descriptions."""
 
 import re
 
-FITTED_HERE = (
+MAY_BE_FITTED_HERE = (
     "the temperature may have been fitted on some of these images; then the calibration error is "
     "too low"
 )
+
+
+def validation_images(count: int, dataset: str) -> str:
+    """The `count` validation images of `dataset`."""
+    return f"{count:,} validation images of {dataset}"
 
 
 def images_in(count: int, name: str) -> str:

@@ -103,10 +103,11 @@ def plan_resume(
     messages = [
         f"resuming after epoch {epoch} from {source}" + (f"; changed: {listed}" if listed else "")
     ]
-    if may_have_seen(snapshot.model, current):
+    seen = seen_images(snapshot.model, current)
+    if seen and snapshot.state.held_out_sha256 != current.held_out_sha256:
         messages.append(
-            "warning: this run has trained on images that are now held back, for validation or for "
-            "the test; accuracy on them will be too high"
+            f"warning: this run may have trained on images that are now {seen}; accuracy on them "
+            f"may be too high"
         )
     # what an optimizer keeps of each weight
     kinds = {(each.training.optimizer, each.training.decay_norms) for each in (former, settings)}
@@ -127,22 +128,20 @@ def plan_resume(
         messages.append(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
-    before, now = snapshot.state.held_out_sha256, current.held_out_sha256
-    other_images = before not in ("", now)  # earlier versions kept no checksum
-    if other_images:
-        messages.append("the held-out images have changed: the best epoch is one of those to come")
-    comparable_after = epoch if other_images else _comparable_after(snapshot, current)
+    comparable_after = snapshot.state.comparable_after
+    same_weights = former.evaluation.evaluate == settings.evaluation.evaluate
+    if not finished and not (same_weights and _same_held_out(snapshot, current)):
+        comparable_after = epoch
+        messages.append(
+            "the held-out images or --evaluate have changed: the best epoch is one of those to come"
+        )
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
 
 
-def _comparable_after(snapshot: Snapshot, current: CurrentRun) -> int:
-    """The epoch after which accuracies can be compared with those that follow."""
-    history = snapshot.state.history
-    measured = [row for row in history if row.held_out_accuracy is not None]
-    other_images = measured and (measured[-1].val_loss is not None) != current.validates
-    if other_images or _judged_on(snapshot.settings) != _judged_on(current.settings):
-        return snapshot.epoch
-    return snapshot.state.comparable_after
+def _same_held_out(snapshot: Snapshot, current: CurrentRun) -> bool:
+    """Whether the run was evaluated on the images of `current`, as far as known: snapshots of
+    earlier versions have no checksum of them."""
+    return snapshot.state.held_out_sha256 in ("", current.held_out_sha256)
 
 
 def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:
@@ -175,22 +174,18 @@ def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
     return messages
 
 
-def may_have_seen(model: ModelInfo, current: CurrentRun) -> bool:
-    """Whether `model` may have trained on images that are held back now, for validation or, drawn
-    from a folder, for the test.
+def seen_images(model: ModelInfo, current: CurrentRun) -> str:
+    """Which held-out images of `current` `model` may have trained on: "validation images", "test
+    images" if they are drawn from a folder, or "".
 
     It has not where it held back the same ones: of the same data set, by the same flags.
     """
     before, now = model.settings.flags, current.settings.flags
-    draws = current.drawn_test and before["dataset"] == "folder"
-    names = ("dataset", "val_fraction", "limit_train", *(["test_fraction"] if draws else []))
-    same_flags = all(before[name] == now[name] for name in names)
-    same_split = same_flags and current.same_normalization(model.mean, model.std)
-    return (current.validates or draws) and not same_split
-
-
-def _judged_on(settings: Settings) -> list[Any]:
-    """The settings that say on which images, and with which weights, accuracy is measured."""
-    limit = "limit_train" if settings.data.val_fraction else "limit_test"
-    names = ("evaluate", "dataset", "labels", "skip_bad_images", "test_fraction", "image_size")
-    return [settings.flags[name] for name in (*names, "val_fraction", limit)]
+    same_part = all(before[n] == now[n] for n in ("dataset", "val_fraction", "limit_train"))
+    same_images = current.same_normalization(model.mean, model.std)
+    if current.validates and not (same_part and same_images):
+        return "validation images"
+    same_test = before["test_fraction"] == now["test_fraction"] and (same_images or not same_part)
+    if current.drawn_test and before["dataset"] == "folder" and not same_test:
+        return "test images"
+    return ""

@@ -15,8 +15,12 @@ from cifarnet.settings import FLAGS, OF_THE_RESULT
 # How the files of a comparison begin. Only files that begin like this are replaced.
 CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
 
-# These two change the speed only.
-COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
+# The last two change the speed only. The fact "weights" says what --evaluate does.
+COMPARED = tuple(
+    name
+    for name in FLAGS
+    if name in (*OF_THE_RESULT, "num_workers", "keep_memory") and name != "evaluate"
+)
 FACTS = {  # that are not flags
     "images": lambda run: run.record.dataset,
     "test images": lambda run: run.record.test_images and f"{run.record.test_images:,}",
@@ -25,7 +29,7 @@ FACTS = {  # that are not flags
     "weights": lambda run: run.record.weights or run.record.settings.get("evaluate"),
 }
 # Runs that differ in one of these are never one line.
-OF_THE_FIGURES = ("images", "test images", "tta", "weights")
+EVALUATION_FACTS = ("images", "test images", "tta", "weights")
 
 
 def _tested_on(run: PastRun) -> str:
@@ -68,7 +72,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One setting: a run, or several that differ only in their seed."""
+    """A run, or several that differ only in their seed and are evaluated in the same way."""
 
     runs: tuple[PastRun, ...]
 
@@ -141,7 +145,7 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
     """Groups `runs` by their settings, and finds what differs between them."""
     lines: dict[Any, dict[str, PastRun]] = {}
     for run in runs:
-        same = [_shown(run, name) for name in (*COMPARED, *OF_THE_FIGURES) if name != "seed"]
+        same = [_shown(run, name) for name in (*COMPARED, *EVALUATION_FACTS) if name != "seed"]
         key, seed = (*same, _tested_on(run), run.epochs_done), _shown(run, "seed")
         if seed == UNKNOWN or seed in lines.get(key, {}):
             key = run.source  # a seed that ran twice is not two seeds

@@ -90,7 +90,8 @@ def _curves(at: int, run: PastRun, what: str, by_time: bool) -> list[Curve]:
     for row in run.history:
         seconds += row.seconds
         xs.append(seconds if by_time else row.epoch)
-    validated = any(row.val_accuracy is not None for row in run.history)
+    measured = [row for row in run.history if row.held_out_accuracy is not None]
+    validated = measured and measured[-1].val_accuracy is not None
     parts = [("train", "train"), ("held", "val" if validated else "test")]
     # A divergence from the teacher has another scale than a cross-entropy.
     if what == DIVERGENCE:

@@ -70,7 +70,8 @@ class Splits:
     test: ImageSet
     mean: tuple[float, float, float]  # of each channel, in [0, 1], to normalise with
     std: tuple[float, float, float]
-    drawn_test: bool = False  # `test` was drawn from one folder: more files, other test images
+    drawn_test: bool = False  # drawn from one folder: adding files changes the test images
+    left_out: str = ""  # images that are not in `test`, in words: see `held_out_images`
 
     def same_normalization(self, mean: Sequence[float], std: Sequence[float]) -> bool:
         """Compares channel statistics, up to rounding: other statistics mean other images."""

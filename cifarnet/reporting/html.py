@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cifarnet.checkpoints.calibration_images import FITTED_HERE
+from cifarnet.checkpoints.calibration_images import MAY_BE_FITTED_HERE
 from cifarnet.checkpoints.history import Row, start_and_end
 from cifarnet.core.files import write_atomically
 from cifarnet.core.log import clock
@@ -139,7 +139,7 @@ def _about(
         "published": _beside_published(report) if list(report.per_class) == CIFAR10 else [],
         "published_epochs": PUBLISHED_EPOCHS,
         "official_images": OFFICIAL_IMAGES,
-        "fitted_here": FITTED_HERE,
+        "fitted_warning": MAY_BE_FITTED_HERE,
         "official": data.official,
         "computed_on": data.computed_on,
         "settings": settings,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarnet.checkpoints.calibration_images import FITTED_HERE
+from cifarnet.checkpoints.calibration_images import MAY_BE_FITTED_HERE
 from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.files import exists, move_aside, read_file, write_atomically, write_text
 from cifarnet.core.late import LateModule
@@ -134,7 +134,7 @@ def _main_figures(report: Report) -> str:
         f"95 % interval of top-1: {low:.4f} to {high:.4f}",
         f"loss: {report.loss:.4f}",
         report.calibration(),
-        *([f"warning: {FITTED_HERE}"] if report.may_be_fitted_here else []),
+        *([f"warning: {MAY_BE_FITTED_HERE}"] if report.may_be_fitted_here else []),
     ]
     return "\n".join([*lines, "", ""])
 

@@ -32,6 +32,16 @@ def test_shares_of_an_epoch_are_disjoint_complete_and_even(images, share, world_
         assert {e for e, _, _ in parts} == {epoch}
 
 
+def test_the_order_depends_on_seed_and_epoch():
+    orders = set()
+    for seed, epoch in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        order = EpochOrder(50, 50, seed)
+        order.epoch = epoch
+        ((_, _, indices),) = order
+        orders.add(tuple(indices))
+    assert len(orders) == 4
+
+
 @pytest.mark.parametrize("place", ["worker", "main process"])
 def test_a_process_that_cannot_start_a_thread_is_one_error(monkeypatch, capfd, place):
     """As under a limit of processes, `prlimit --nproc`. A worker needs a thread to send batches."""

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from support.augmentation import CPU, MEAN, coordinates, policy_of, versions
+from support.augmentation import CPU, MEAN, policy_of, versions
 
 from cifarnet.augment.per_image import PerImageEngine
 
@@ -23,14 +23,6 @@ def test_decisions_are_independent_of_one_another_and_of_the_neighbours():
     assert np.abs(np.corrcoef(decisions) - np.eye(3)).max() < 0.06
     for decision in decisions:  # and from one image to the next
         assert abs(np.corrcoef(decision[1:], decision[:-1])[0, 1]) < 0.06
-
-
-def test_equal_keys_draw_equal_changes_and_others_do_not():
-    policy, image = policy_of("full"), coordinates()
-    first = versions(policy, image, 20, key=(42, 1, 2, 0))
-    assert (versions(policy, image, 20, key=(42, 1, 2, 0)) == first).all()
-    for other in ((43, 1, 2, 0), (42, 2, 2, 0), (42, 1, 2, 512)):
-        assert (versions(policy, image, 20, key=other) != first).any(axis=(1, 2, 3)).all()
 
 
 def test_the_policy_none_changes_nothing():

@@ -3,14 +3,14 @@ import re
 from pathlib import Path
 
 import pytest
-from support.snapshots import make_row, make_snapshot
+from support.snapshots import make_snapshot
 
 from cifarnet.checkpoints.resume import (
     CurrentRun,
     ResumePlan,
     compare_settings,
-    may_have_seen,
     plan_resume,
+    seen_images,
 )
 from cifarnet.checkpoints.snapshots import Snapshot
 from cifarnet.core.errors import UserError
@@ -87,28 +87,26 @@ def test_other_differences_are_reported(changes, words):
     assert re.search(words, messages), messages
 
 
-AVERAGES, VALIDATES = {"ema_decay": 0.5}, {"val_fraction": 0.5}
+AVERAGES, EARLIER = {"ema_decay": 0.5}, {"held_out_sha256": ""}
 FOLDER = {"dataset": "folder"}
 
 
 @pytest.mark.parametrize(
     ("before", "changes", "best"),
     [
-        ({}, {}, 3), ({}, {"limit_test": 9}, 0), ({}, VALIDATES, 0),
-        ({}, {"skip_bad_images": True}, 0), ({}, {"validates": True}, 0),
-        ({}, {"held_out_sha256": "1"}, 0), (FOLDER, FOLDER | {"labels": "other.csv"}, 0),
+        ({}, {}, 3), ({}, {"held_out_sha256": "1"}, 0), (EARLIER, {"held_out_sha256": "1"}, 3),
         (AVERAGES, AVERAGES, 3), (AVERAGES, AVERAGES | {"evaluate": "ema"}, 0),
-        (VALIDATES, VALIDATES | {"validates": True, "seed": 7}, 3),  # of the same images
+        ({}, {"held_out_sha256": "1", "epochs": 3}, 3),  # finished
     ],
     ids=str,
 )  # fmt: skip
 def test_the_best_epoch_is_forgotten_where_accuracies_cannot_be_compared(before, changes, best):
-    share = 0.5 if before == VALIDATES else None
-    row = make_row(3, val_loss=share, val_accuracy=share)
-    snapshot = make_snapshot(settings=before, history=[row])
+    state = EARLIER if before is EARLIER else {"settings": before}
+    snapshot = make_snapshot(**state)
     plan = plan_for(snapshot, current_run(**changes, resume_override=True))
     progress = dataclasses.replace(snapshot.state.progress, comparable_after=plan.comparable_after)
     assert progress.best_epoch == best
+    assert any("the best epoch is one of" in line for line in plan.messages) == (best == 0)
 
 
 @pytest.mark.parametrize(
@@ -119,25 +117,19 @@ def test_the_best_epoch_is_forgotten_where_accuracies_cannot_be_compared(before,
 def test_who_may_have_trained_on_validation_images(validates, same_images, fraction, seen):
     model = make_snapshot(settings={"val_fraction": 0.1}).model
     current = current_run(same_images, validates=validates, val_fraction=fraction)
-    assert may_have_seen(model, current) == seen
+    assert seen_images(model, current) == ("validation images" if seen else "")
 
 
 @pytest.mark.parametrize(
-    ("before", "same_images", "fraction", "seen"),
-    [(FOLDER, True, 0.2, False), (FOLDER, False, 0.2, True), (FOLDER, True, 0.3, True),
-     ({}, False, 0.2, False)],
+    ("before", "same_images", "changes", "seen"),
+    [(FOLDER, True, {}, False), (FOLDER, True, {"test_fraction": 0.3}, True),
+     (FOLDER, False, {}, True), (FOLDER, False, {"limit_train": 9}, False),
+     ({}, False, {}, False)],
 )  # fmt: skip
-def test_who_may_have_trained_on_test_images_that_are_drawn(before, same_images, fraction, seen):
-    """Another choice is drawn from a folder whose files have changed, or of another share."""
-    flags = {"dataset": "folder", "test_fraction": fraction}
-    model = make_snapshot(settings=before).model
-    assert may_have_seen(model, current_run(same_images, drawn_test=True, **flags)) == seen
-    assert not may_have_seen(model, current_run(same_images, drawn_test=False, **flags))
-
-
-def test_a_snapshot_of_an_earlier_version_continues_without_a_word_on_held_out_images():
-    snapshot = make_snapshot(held_out_sha256="")
-    messages = plan_for(snapshot, current_run()).messages
-    assert not any("held-out" in message for message in messages)
-    changed = plan_for(make_snapshot(), current_run(held_out_sha256="1")).messages
-    assert any("the held-out images have changed" in message for message in changed)
+def test_who_may_have_trained_on_test_images_that_are_drawn(before, same_images, changes, seen):
+    """Another choice is drawn from a folder whose files have changed, or of another share. Other
+    flags change the channel statistics, but not the test images."""
+    model, flags = make_snapshot(settings=before).model, FOLDER | changes
+    current = current_run(same_images, drawn_test=True, **flags)
+    assert seen_images(model, current) == ("test images" if seen else "")
+    assert seen_images(model, current_run(same_images, drawn_test=False, **flags)) == ""

@@ -170,9 +170,10 @@ def test_a_temperature_that_no_run_fits_is_refused(tmp_path, temperature):
 
 def test_a_snapshot_of_an_earlier_version_is_not_calibrated(tmp_path):
     content = contents(make_snapshot(temperature=2.0, calibrated_on="images"))
-    del content["temperature"], content["calibrated_on"]
+    del content["temperature"], content["calibrated_on"], content["held_out_sha256"]
     write_sealed(content, tmp_path / LAST)
-    assert equal(read_snapshot(tmp_path / LAST), make_snapshot(source=str(tmp_path / LAST)))
+    expected = make_snapshot(source=str(tmp_path / LAST), held_out_sha256="")
+    assert equal(read_snapshot(tmp_path / LAST), expected)
 
 
 @pytest.mark.parametrize("name", sorted(contents(make_snapshot()).keys() - {"format"}))
@@ -251,3 +252,12 @@ def test_the_kind_of_file_follows_from_its_name(tmp_path, name, words):
         path.write_bytes(pack(make_snapshot()))
     with pytest.raises(UserError, match=words):
         load_trained(str(path))
+
+
+def test_a_temperature_belongs_to_the_weights_that_it_was_fitted_for():
+    averaged = {"module.weight": torch.ones(3)}
+    calibrated = {"temperature": 2.0, "calibrated_on": "images"}
+    snapshot = make_snapshot(settings={"ema_decay": 0.5}, averaged=averaged, **calibrated)
+    evaluated, other = snapshot.trained("raw"), snapshot.trained("ema")
+    assert (evaluated.temperature, evaluated.calibrated_on) == (2.0, "images")
+    assert (other.temperature, other.calibrated_on) == (1.0, "")

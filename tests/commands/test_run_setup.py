@@ -2,6 +2,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.random_models import random_model
@@ -18,6 +19,7 @@ from cifarnet.training.plan import Plan
 from commands.run_setup import (
     archive_old_snapshots,
     base_objective,
+    choose_objective,
     current_run,
     fit_batch,
     snapshots_of_others,
@@ -87,16 +89,30 @@ def test_a_disk_that_takes_no_snapshots_is_one_line(tmp_path):
         archive(run)
 
 
-def test_a_teacher_gets_its_views_its_statistics_and_a_memory(tmp_path):
+def test_without_a_teacher_the_labels_are_smoothed_weighted_and_mixed():
+    flags = {"label_smoothing": 0.2, "class_weights": "balanced", "mixup": 0.2, "seed": 7}
+    settings, splits = Settings.from_flags(device="cpu", **flags), small_splits()
+    uneven = splits.train.take(np.array([0, 2, 4, 1]))
+    splits = replace(splits, train=uneven)
+    runtime = replace(init_process(settings.precision), rank=1)
+    current = current_run(splits, runtime, Plan(settings, 1), None)
+    mixed = choose_objective(None, splits, current, runtime, SimpleNamespace(line=print))
+    assert (mixed.mix.seed, mixed.mix.rank) == (7, 1)
+    assert mixed.objective.smoothing == 0.2
+    torch.testing.assert_close(mixed.objective.weights, torch.tensor([2 / 3, 2.0]))
+
+
+@pytest.mark.parametrize(("asked", "repeats"), [(0, False), (2, True), (5, False)])
+def test_a_teacher_gets_its_views_its_statistics_and_a_memory(asked, repeats):
     teacher = random_model(classes="ab")
-    flags = {"teacher": "x", "teacher_tta": "flip", "teacher_epochs": 2, "epochs": 5}
+    flags = {"teacher": "x", "teacher_tta": "flip", "teacher_epochs": asked, "epochs": 5}
     settings, lines = Settings.from_flags(device="cpu", **flags), []
     splits = small_splits()
     runtime = init_process(settings.precision)
     current = current_run(splits, runtime, Plan(settings, 1), teacher)
     log = SimpleNamespace(line=lines.append)
     objective = base_objective(teacher, splits, current, runtime, log)
-    assert objective.repeats
+    assert objective.repeats is repeats
     pixels = splits.train.images[:4].float() / 255
     network = teacher.build().eval()
 
@@ -113,7 +129,16 @@ def test_a_teacher_gets_its_views_its_statistics_and_a_memory(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "accumulate", "size"),
-    [(10_000, 1, 512), (60, 1, 60), (68, 4, 68), (9_999, 5, 510), (513, 1, 257), (61, 4, 32)],
+    [
+        (10_000, 1, 512),
+        (60, 1, 60),
+        (68, 4, 68),
+        (9_999, 5, 510),
+        (513, 1, 456),
+        (61, 4, 52),
+        (45_451, 5, 500),
+        (28_729, 8, 496),
+    ],
 )
 def test_the_default_batch_size_fits_the_images(count, accumulate, size):
     log = SimpleNamespace(line=lambda text: None)
@@ -132,7 +157,7 @@ def test_a_batch_size_that_a_snapshot_brings_is_checked_too():
     [
         (9_999, "a multiple of 5"),
         (60, "as there are 60 training images; "),
-        (511, "as the last of 511 training images would be a batch of 1"),
+        (511, "as with 510 the last batch would have only 1 images"),
     ],
 )
 def test_a_log_says_why_the_batch_is_smaller(count, reason):

@@ -156,7 +156,7 @@ def test_a_run_under_way(tmp_path):
 @pytest.mark.parametrize(
     "change",  # in reports that evaluate.py writes into the folder of a run
     [
-        *({}, {"tta": "flip"}, {"images": 20}, {"weights": "ema"}),
+        *({}, {"tta": "flip"}, {"images": 20}, {"weights": "ema"}, {"dataset": "discs"}),
         *({"run": {"id": name, "settings": {}}} for name in ("another", None)),
     ],
 )
@@ -218,6 +218,7 @@ def test_the_figures_of_a_result_are_those_of_its_report(tmp_path):
         ({"tta": "flip"}, True),
         ({"weights": "ema"}, True),
         ({"dataset": "discs"}, True),
+        ({"images": 20}, True),
     ],
 )
 def test_seeds_have_a_mean_only_if_they_are_evaluated_alike(tmp_path, change, apart):
@@ -225,7 +226,7 @@ def test_seeds_have_a_mean_only_if_they_are_evaluated_alike(tmp_path, change, ap
     other = leave_result(tmp_path / "other", seed=2, **change)
     comparison = compare(runs_of(one, other))
     assert len(comparison.lines) == 1 + apart
-    assert bool(comparison.warning) is ("dataset" in change)
+    assert bool(comparison.warning) is bool(change.keys() & {"dataset", "images"})
     assert not change.keys() & {"tta", "weights"} - set(comparison.differing)
 
 

@@ -19,6 +19,8 @@ TORCHRUN = {
 
 
 def test_torchruns_environment(monkeypatch):
+    for name in (*TORCHRUN, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     assert launched_ranks() == ALONE
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)

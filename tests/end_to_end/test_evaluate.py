@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from support.commands import QUIET
 from support.outputs import figures
 from support.pages import data_of
 from support.pictures import draw_tree
+
+from cifarnet.checkpoints.snapshots import load_trained
+from cifarnet.checkpoints.trained import write_weights
 
 
 @pytest.mark.parametrize("source", ["weights", "snapshot"])
@@ -148,3 +152,11 @@ def test_what_cannot_be_calibrated_is_one_line(command, trained, flags, words):
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert words in done.err
     assert trained.weights.read_bytes() == before
+
+
+def test_validation_images_of_another_data_set_are_not_known(command, trained):
+    other = replace(load_trained(str(trained.weights)), mean=(0.1, 0.2, 0.3))
+    write_weights(other, Path("other.safetensors"))
+    images = ("--dataset", "folder", "--data_dir", trained.tree)
+    done = command("evaluate", "--pretrained", "other.safetensors", *images, "--calibrate")
+    assert (done.code, "is not what other.safetensors was trained on" in done.err) == (2, True)

@@ -165,11 +165,21 @@ def test_a_new_run_keeps_an_older_ones_snapshots(command):
 
 def test_images_held_back_after_they_were_trained_on_are_warned_of(command):
     flags = (*QUICK, "--limit_train", "100", "--resume", "auto", "--val_fraction")
-    warning = "warning: this run has trained on images that are now held back, for validation or"
+    warning = "warning: this run may have trained on images that are now validation images"
     for epochs, fraction, warned in (("1", "0", False), ("2", "0.4", True), ("3", "0.4", False)):
         done = command("main", *flags, fraction, "--epochs", epochs, "--resume_override")
         assert (done.code, warning in done.out) == (0, warned)
         assert snapshot("last.pth")["comparable_after"] == min(int(epochs) - 1, 1)
+
+
+def test_after_test_images_have_changed_the_best_epoch_starts_anew(command, tree):
+    flags = (*QUICK, *from_folder(tree, 4), "--resume", "auto", "--epochs")
+    assert command("main", *flags, "1").code == 0
+    image = tree / "test" / "bar" / "000.png"
+    image.write_bytes(image.with_name("001.png").read_bytes())
+    done = command("main", *flags, "2")
+    assert (done.code, "the held-out images or --evaluate have changed" in done.out) == (0, True)
+    assert snapshot("last.pth")["comparable_after"] == 1
 
 
 def test_resuming_another_data_sets_snapshot_is_refused_and_loses_nothing(command, tree):

@@ -71,6 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve(monkeypatch):
     """`serve(*moods)` -> `Server`; pauses take no time, and a silence ends after 0.3 s."""
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     running = []
 

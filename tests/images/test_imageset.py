@@ -143,3 +143,11 @@ def test_a_checksum_depends_on_pixels_labels_and_order():
     assert images.sha256 != replace(images, images=pixels ^ 1).sha256
     assert images.sha256 != replace(images, labels=1 - images.labels).sha256
     assert images.sha256 != images.take(np.array([1, 0])).sha256
+
+
+def test_splits_stay_the_same_so_that_snapshots_keep_their_images():
+    """The channel statistics of CIFAR are constants, so nothing else would notice."""
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    images = ImageSet(torch.zeros(40, 3, 1, 1, dtype=torch.uint8), labels, ("a", "b"))
+    assert split_holdout(images, 0.1)[1].names.tolist() == [10, 12, 24, 29]
+    assert limited(images, 5, "").names.tolist() == [7, 10, 12, 24, 29]

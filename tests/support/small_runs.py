@@ -80,7 +80,7 @@ class SmallRun:
     def snapshot(self) -> Snapshot:
         """What a snapshot would hold now."""
         parts = (self.splits, self.data, self.objective, self.learner, self.plan)
-        run = Run([], self.settings, self.runtime, *parts, None, None, {}, RunLog(quiet=True))
+        run = Run([], self.settings, self.runtime, *parts, None, None, "", {}, RunLog(quiet=True))
         return run.snapshot()
 
 

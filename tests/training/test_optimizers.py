@@ -107,3 +107,36 @@ def test_momenta_get_memory_of_their_own():
     for p in learner.network.parameters():
         momentum = learner.optimizer.state[p]["momentum_buffer"]
         assert (momentum.stride(), momentum.unique().tolist()) == (p.stride(), [1.0])
+
+
+def test_adamw_decays_apart_from_the_gradient():
+    """Loshchilov and Hutter 2019, written a second time."""
+    layer = nn.Linear(3, 2, bias=False)
+    config = TrainingSettings(optimizer="adamw", lr=0.1, momentum=0.7, weight_decay=0.5)
+    adamw = build_optimizer(layer, config, fused=True)
+    weight, mean, square = layer.weight.detach().clone(), 0, 0
+    for step in (1, 2, 3):
+        grad = gradients(layer)[0] * step
+        layer.weight.grad = grad.clone()
+        adamw.step()
+        mean = 0.7 * mean + 0.3 * grad
+        square = 0.999 * square + 0.001 * grad**2
+        scaled = mean / (1 - 0.7**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        weight = weight * (1 - 0.1 * 0.5) - 0.1 * scaled
+        torch.testing.assert_close(layer.weight.detach(), weight)
+
+
+def test_adamw_takes_its_counts_of_steps_over_as_its_own_kind_of_step_wants_them():
+    """The snapshot's kind, of another device, may differ: torch converts by the groups given."""
+    first = small_run(optimizer="adamw")
+    first.fit()
+    snapshot = first.snapshot()
+    state = snapshot.state
+    for group in state.optimizer["param_groups"]:
+        group["fused"] = False
+    for kept in state.optimizer["state"].values():
+        kept["step"] = kept["step"].double()
+    optimizer = (second := small_run(optimizer="adamw").learner).optimizer
+    second.load(snapshot)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert {kept["step"].dtype for kept in optimizer.state.values()} == {torch.float32}

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from support.small_runs import small_run
 
 from cifarnet.settings import Settings
 from cifarnet.settings.training import TrainingSettings
@@ -115,3 +116,13 @@ def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
     costs = [plan(teacher_epochs=2).cost(epoch) for epoch in epochs]
     assert costs == [asked, asked, alone, alone, alone]
     assert plan(teacher_tta="flip").cost(1) == 1.5 * 32**2
+
+
+def test_each_step_has_the_rate_of_its_place_in_the_run():
+    run, rates = small_run(epochs=3), []
+    run.learner.optimizer.register_step_post_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    run.fit()
+    settings = run.settings.training
+    assert rates == pytest.approx([learning_rate(step, 9, 0, settings) for step in range(9)])
