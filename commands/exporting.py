@@ -95,20 +95,23 @@ def _trust(
 
 
 def _images(model: TrainedModel, flags: dict[str, Any], needed: bool) -> Splits | None:
-    """The images of the training; None where they are not available and nothing needs them. `flags`
-    that name images ask for them too. Raises `UserError`."""
+    """The images of the training; None where they are not available and nothing needs them, as a
+    line then says. `flags` that name images ask for them too. Raises `UserError`."""
     needed = needed or bool(flags)
     try:
         settings = evaluation_settings([model], flags)
         cifar = CIFAR.get(settings.data.dataset)
         if cifar and not needed and not is_at_hand(cifar, Path(settings.data.data_dir)):
-            return None  # a download would be a surprise
+            # a download would be a surprise
+            print_line("no test images: comparing on random ones (--data_dir names the images)")
+            return None
         splits = load_splits(settings.data, print_line, model.classes)
         check_classes(model.classes, splits.test.classes)
         return splits
-    except UserError:
+    except UserError as problem:
         if needed:
             raise
+        print_line(f"no test images: comparing on random ones ({problem})")
         return None
 
 
@@ -127,7 +130,6 @@ def _write(source: Source, drafts: dict[str, Path]) -> dict[str, str]:
     Raises `RunError` if one cannot be written, or if its answers differ from the network's."""
     if source.splits is None:
         pixels, labels = random_images(RANDOM_IMAGES, source.model.image_size), None
-        print_line("no test images: comparing on random ones (--data_dir names the images)")
     else:
         pixels, labels = source.splits.test.images, source.splits.test.labels
     expected = compute_logits(TorchClassifier(source.model).logits, pixels)

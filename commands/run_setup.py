@@ -80,7 +80,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     while size > parts and 0 < count % size < LEAST_SHARE * size:
         size -= parts  # the gradient of the last batch counts as much as that of the others
     if size < first:
-        why = f"as with {first} the last batch would have only {count % first} images"
+        why = f"as with {first} the last batch would have too few images: {count % first}"
     if size < BATCH_SIZE:
         log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)

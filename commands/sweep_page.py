@@ -34,9 +34,10 @@ def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def importances(study: optuna.Study) -> dict[str, float]:
     """Optuna's importance of each flag, from functional ANOVA; they sum to 1.
 
-    Empty where fewer than two accuracies differ.
+    Empty where fewer than two accuracies, or fewer than two settings, differ.
     """
-    if len({trial.value for trial in finished(study.get_trials(deepcopy=False))}) < 2:
+    trials = finished(study.get_trials(deepcopy=False))
+    if min(len({trial.value for trial in trials}), len({str(t.params) for t in trials})) < 2:
         return {}
     return optuna.importance.get_param_importances(
         study, evaluator=FanovaImportanceEvaluator(seed=0)

@@ -50,7 +50,7 @@ class Study:
         # Optuna's default lock is a link to the journal. If a killed sweep leaves one, it is never
         # removed where the path of the folder is relative, or has changed.
         self.journal_lock = JournalFileOpenLock(str(folder / JOURNAL))
-        self.dying = False  # whether a killed sweep left a run that has not ended yet
+        self.dying = ""  # why a trial has to wait: a killed sweep left its run, which still works
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
@@ -146,7 +146,7 @@ class Study:
     def next_trial(self) -> Trial | None:
         """A trial that nobody works on: one that was interrupted, or else a new one."""
         with self._locked():
-            self.dying = False
+            self.dying = ""
             for frozen in self.trials():
                 if frozen.state == TrialState.RUNNING and self._take(frozen.number):
                     # Optuna has no public way to continue a trial of another process.
@@ -178,8 +178,8 @@ class Study:
         try:  # a run locks its --snapshot_dir: it may outlive the sweep that started it
             with exclusive(snapshots, "--snapshot_dir"):
                 self.locks[number] = file
-        except UserError:  # its run still writes the last snapshot
-            self.dying = True
+        except UserError as problem:  # its run still writes the last snapshot
+            self.dying = str(problem)
             file.close()
             return False
         if self.trials()[number].state != TrialState.RUNNING:  # another process just finished it

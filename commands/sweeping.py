@@ -93,7 +93,11 @@ class Runner:
         )
         with Signals() as signals, signals.deferred(), one_line, machine_errors():
             try:
+                told = ""
                 while self._start_jobs() or self.study.dying:
+                    if self.study.dying not in ("", told):
+                        told = self.study.dying
+                        print_line(f"waiting: {told}")
                     with signals.waiting():
                         time.sleep(POLL)
                     self.jobs = [job for job in self.jobs if not self._ended(job)]

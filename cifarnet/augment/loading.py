@@ -96,6 +96,8 @@ class WorkerLoader:
             collate_fn=tuple,
             sampler=order,
             num_workers=workers,
+            # "forkserver", the default from Python 3.14 on, needs shared memory for all images.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             persistent_workers=workers > 0,
             pin_memory=self.pins,  # receives them in a thread
             worker_init_fn=_prepare_worker,

@@ -23,10 +23,13 @@ class RunError(UserError):
     exit_code = 1
 
 
-def printable(text: str) -> str:
-    """Returns `text` with every invisible character (line break, terminal command) as an escape.
-    File names can hold any character. Printed unchanged, they could break a line or a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, kept: str = "") -> str:
+    """Returns `text` with every invisible character (line break, terminal command) as an escape,
+    except those in `kept`. File names can hold any character. Printed unchanged, they could break a
+    line or a terminal."""
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

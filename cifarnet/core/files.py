@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,9 +109,12 @@ def existing_directory(path: str | Path, flag: str) -> Path:
     """`path` as a directory to read from. Raises a `UserError` that names `flag`."""
     directory = Path(path)
     with os_errors(f"{flag} {path} cannot be read", "name a folder"):
-        if directory.is_dir():
-            return directory
-        what = "is a file" if directory.exists() else "does not exist"
+        what = "is a file"
+        try:
+            if stat.S_ISDIR(directory.stat().st_mode):
+                return directory
+        except (FileNotFoundError, NotADirectoryError):
+            what = "does not exist"
     raise UserError(f"{flag} {path} {what}; name a folder")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import exclusive
+from cifarnet.core.files import exclusive, exists
 from cifarnet.core.late import LateModule
 from cifarnet.images.download import fetch, unpack
 from cifarnet.images.finding import Say
@@ -81,9 +81,10 @@ def read_cifar(settings: DataSettings, say: Say, classes: tuple[str, ...] = ()) 
 
 
 def is_at_hand(which: Cifar, root: Path) -> bool:
-    """Whether the folder `root` holds the data set, or its archive."""
+    """Whether the folder `root` holds the data set, or its archive. Raises `UserError` where that
+    cannot be seen."""
     names = which.official.base_folder, which.official.filename
-    return any((root / name).exists() for name in names)
+    return any(exists(root / name) for name in names)
 
 
 def _read(official: type, root: Path) -> list[Any]:

@@ -128,10 +128,10 @@ def resized(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     parts = [
-        F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+        F.interpolate(part.cpu(), (size, size), mode="bicubic", antialias=True)  # CUDA has no uint8
         for part in images.split(1000)  # of all at once the intermediate results are too large
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).to(images.device)
 
 
 def describe_classes(images: ImageSet) -> list[str]:

@@ -93,10 +93,14 @@ def visible(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders among `visible`."""
+    """The folders among `visible`. Raises `UserError` for a broken link that could be one."""
     with os.scandir(folder) as entries:  # which knows the many files without asking for each
         others = [Path(entry) for entry in entries if not entry.is_file(follow_symlinks=False)]
-    return sorted(path for path in others if not is_hidden(path.name) and path.is_dir())
+    others = [path for path in others if not is_hidden(path.name)]
+    for path in others:
+        if path.is_symlink() and not path.exists() and not is_image(path):
+            raise UserError(f"{path} is a broken link; repair or remove it")
+    return sorted(path for path in others if path.is_dir())
 
 
 def _comparable(name: str) -> str:

@@ -23,7 +23,9 @@ def to_batch(picture: Image.Image | Tensor, size: int) -> Tensor:
         pixels = picture
     else:
         copy = picture.copy()
-        copy.format = picture.format  # `to_pixels` needs it; PIL drops it
+        copy.format = picture.format  # `to_pixels` needs both; PIL drops them
+        if hasattr(picture, "tag_v2"):
+            copy.tag_v2 = picture.tag_v2
         pixels = torch.from_numpy(to_pixels(copy, size))
     is_float = pixels.is_floating_point()
     fits = pixels.ndim in (3, 4) and pixels.shape[-3] == 3

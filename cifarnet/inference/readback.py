@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cifarnet.images.imageset import SIZE
+
 Classify = Callable[[Tensor], Tensor]  # uint8 [N,3,S,S] -> logits float32 [N,classes]
 
 RANDOM_IMAGES = 100  # if no test images are available
@@ -14,7 +16,8 @@ BATCH = 256  # images: the last batch of a set is usually smaller, so other size
 @torch.inference_mode()
 def compute_logits(classify: Classify, pixels: Tensor) -> Tensor:
     """The logits float32 [N,classes] for `pixels` uint8 [N,3,S,S]."""
-    return torch.cat([classify(part) for part in pixels.split(BATCH)])
+    batch = max(1, BATCH * SIZE**2 // pixels.shape[-1] ** 2)  # no more memory for larger images
+    return torch.cat([classify(part) for part in pixels.split(batch)])
 
 
 def compare(expected: Tensor, logits: Tensor) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """torch.compile for training steps."""
 
 import shutil
+import sysconfig
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
 
     On the CPU, `network` itself is switched to plain normalisations. On CUDA, CUDA graphs are used
     if `parts`, the number of parts of a step (--accumulate), is 1: otherwise the next part's graph
-    would overwrite the gradients. Raises `UserError` without the compiler that torch.compile needs.
+    would overwrite the gradients. Raises `UserError` without what torch.compile needs.
     """
     cuda = device.type == "cuda"
     compilers = ("gcc", "clang") if cuda else ("g++", "clang++", "c++")
@@ -26,6 +28,12 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
             f"--compile needs a compiler of {'C' if cuda else 'C++'}: install {compilers[0]} or "
             f"{compilers[1]}, or leave --compile out"
         )
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise UserError(
+            "--compile needs the header files of Python: install python3-dev, or leave it out"
+        )
+    if cuda and torch.cuda.get_device_capability(device) < (7, 0):  # of Triton
+        raise UserError("--compile needs a GPU of compute capability 7.0 or above; leave it out")
     if isinstance(network, CIFARNet):  # compiling fails if the sides vary, as with --image_sizes
         network.enlarged = torch.compiler.disable(network.enlarged)
         # This compiles the network in two parts. torch.compile then reads `.grad` of the tensors

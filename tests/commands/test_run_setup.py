@@ -157,7 +157,7 @@ def test_a_batch_size_that_a_snapshot_brings_is_checked_too():
     [
         (9_999, "a multiple of 5"),
         (60, "as there are 60 training images; "),
-        (511, "as with 510 the last batch would have only 1 images"),
+        (511, "as with 510 the last batch would have too few images: 1"),
     ],
 )
 def test_a_log_says_why_the_batch_is_smaller(count, reason):

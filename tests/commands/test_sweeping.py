@@ -8,13 +8,15 @@ import signal
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from support.sweeps import FLAGS, GRID, STUB, starts
 
 from cifarnet.core.errors import UserError
-from commands import sweep_plan, sweeping
+from commands import sweep_plan, sweep_study, sweeping
 from commands.sweep_file import read_sweep
+from commands.sweep_page import importances
 from commands.sweep_study import Study
 
 PRUNED = f"""{FLAGS}
@@ -204,3 +206,36 @@ def test_a_full_disk_ends_a_sweep_in_one_line(sweep, monkeypatch):
         "error: the sweep in sweeps/sweep failed (No space left on device); repeat the command to "
         "continue\n"
     )
+
+
+def test_a_sweep_says_what_it_waits_for(sweep, monkeypatch):
+    """A run that outlived its sweep still holds its --snapshot_dir."""
+    Path("sweep.toml").write_text(GRID)
+    former = Study(read_sweep(Path("sweep.toml")), Path("sweeps/sweep"))
+    former.enqueue()
+    former.next_trial()
+    former.release()
+    looks, lock = iter(range(8)), sweep_study.exclusive
+
+    def busy(folder: Path, flag: str):
+        if folder.parent.name == "trial-0000" and next(looks, None) is not None:
+            raise UserError("in use by process 7")
+        return lock(folder, flag)
+
+    monkeypatch.setattr(sweep_study, "exclusive", busy)
+    done = sweep(GRID)
+    assert (done.code, done.out.count("waiting: in use by process 7")) == (0, 1)
+    assert done.out.count(": validation accuracy") == 6
+
+
+def test_equal_settings_have_no_importance():
+    study = optuna.create_study()
+    for value in (0.5, 0.6):
+        study.add_trial(
+            optuna.create_trial(
+                params={"lr": 0.1},
+                distributions={"lr": optuna.distributions.FloatDistribution(0.1, 1)},
+                value=value,
+            )
+        )
+    assert importances(study) == {}

@@ -13,6 +13,7 @@ def test_messages_are_one_printable_line_without_loss(text):
     assert shown.isprintable()
     assert str(UserError(text)) == shown
     assert printable(shown) == shown
+    assert printable(text, kept=text) == text
 
 
 @pytest.mark.parametrize(

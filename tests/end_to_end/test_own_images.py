@@ -43,7 +43,7 @@ def test_from_class_folders_to_predictions(command, mixed):
         f"warning: ignored 1 file in no image format, such as {mixed}/ants/licence.txt",
         f"{mixed} has no test folder: 11 of the 22 images",
         "resized 22 of 22 images to 48x48",
-        "--batch_size is 10, as there are 11 training images",
+        "--batch_size is 8, as with 10 the last batch would have too few images: 1",
         "training images of the 2 classes: ants 10, bees 1",
         "warning: ants has 10 training images and bees only 1",
     ):

@@ -141,3 +141,10 @@ def test_images_in_two_parts_are_counted_and_two_are_named(tree):
     messages = []
     read_all(tree, messages, skip_bad_images=True)
     assert not [line for line in messages if "too high" in line]
+
+
+def test_paths_keep_the_spaces_of_screenshots(tree):
+    """A report and a comparison read such files again."""
+    name = "test/bar/Screenshot at 3.45\u202fPM.png"
+    (tree / "test" / "bar" / "000.png").rename(tree / name)
+    assert name in read(tree)[1].paths.tolist()

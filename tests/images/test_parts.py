@@ -179,3 +179,10 @@ def test_two_folders_of_one_part_are_refused(tree):
     (tree / "train").rename(tree / "train2017")
     with pytest.raises(UserError, match=r"has both train2014 and train2017; keep one"):
         part_folders(tree)
+
+
+def test_a_broken_link_that_could_be_a_class_is_refused(tmp_path):
+    touch(tmp_path, "cat/0.png", "dog/0.png")
+    (tmp_path / "bird").symlink_to(tmp_path / "on a disk that is not there")
+    with pytest.raises(UserError, match=r"bird is a broken link; repair or remove it"):
+        read_layout(tmp_path, print)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.pictures import draw_tree, seen_by_others
+from support.pictures import draw_tree, seen_by_others, write_twelve_bits
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.pictures import read_images, to_pixels
@@ -63,11 +63,7 @@ def test_images_of_every_mode_are_read_as_one_sees_them(tmp_path, mode):
 
 
 def test_grey_of_twelve_bits_is_scaled(tmp_path):
-    file = io.BytesIO()
-    Image.fromarray(np.full((32, 32), 65535, dtype=np.uint16)).save(file, "TIFF")
-    bits, changed = (struct.pack("<HHIH", 258, 3, 1, bits) for bits in (16, 12))
-    assert file.getvalue().count(bits) == 1
-    (tmp_path / "white.tif").write_bytes(file.getvalue().replace(bits, changed))
+    write_twelve_bits(tmp_path / "white.tif")
     assert (read_image(tmp_path / "white.tif")[0] == 255).all()
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.pictures import write_twelve_bits
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.pictures import to_pixels
@@ -26,6 +27,11 @@ def test_integers_of_32_bits_in_a_tiff_are_refused(tmp_path):
     Image.new("I", (8, 8), 200).save(tmp_path / "scan.tif")
     with pytest.raises(UserError, match="no agreed range"):
         to_batch(Image.open(tmp_path / "scan.tif"), 32)
+
+
+def test_grey_of_twelve_bits_is_scaled_in_a_picture_too(tmp_path):
+    write_twelve_bits(tmp_path / "white.tif")
+    assert (to_batch(Image.open(tmp_path / "white.tif"), 32) == 255).all()
 
 
 def test_tensors_keep_their_size_and_their_values():

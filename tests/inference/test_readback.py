@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from cifarnet.inference.readback import compare, compute_logits, top1
@@ -12,13 +13,16 @@ def test_differences_are_measured():
     assert compare(expected, logits)[0] == torch.inf
 
 
-def test_all_images_are_asked_in_parts():
-    pixels = torch.arange(600, dtype=torch.float32)[:, None]
+@pytest.mark.parametrize(
+    ("side", "parts"), [(32, [256, 256, 88]), (16, [600]), (64, [64] * 9 + [24])]
+)
+def test_all_images_are_asked_in_parts_that_take_equal_memory(side, parts):
+    pixels = torch.arange(600, dtype=torch.float32).view(600, 1, 1, 1).expand(600, 1, side, side)
     sizes = []
 
     def classify(part):
         sizes.append(len(part))
-        return 2 * part
+        return 2 * part[:, :, 0, 0]
 
-    assert torch.equal(compute_logits(classify, pixels), 2 * pixels)
-    assert sizes == [256, 256, 88]
+    assert torch.equal(compute_logits(classify, pixels), 2 * pixels[:, :, 0, 0])
+    assert sizes == parts

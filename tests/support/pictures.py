@@ -1,5 +1,7 @@
 """Image folders, and pictures as other libraries read them."""
 
+import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,3 +41,12 @@ def seen_by_others(path: Path) -> np.ndarray:
         images = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
         images = images.round().clamp(0, 255)
     return images[0].numpy()
+
+
+def write_twelve_bits(path: Path) -> None:
+    """Writes a white TIFF file with 12 bits a pixel, which Pillow reads but does not write."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 65535, dtype=np.uint16)).save(file, "TIFF")
+    bits, changed = (struct.pack("<HHIH", 258, 3, 1, bits) for bits in (16, 12))  # BitsPerSample
+    assert file.getvalue().count(bits) == 1
+    path.write_bytes(file.getvalue().replace(bits, changed))

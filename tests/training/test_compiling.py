@@ -49,3 +49,9 @@ def test_the_compiler_that_is_missing_is_named(monkeypatch, device, language):
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=f"--compile needs a compiler of {language}"):
         compiling.compiled(nn.Linear(3, 2), torch.device(device))
+
+
+def test_header_files_that_are_missing_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match="needs the header files of Python: install python3-dev"):
+        compiling.compiled(nn.Linear(3, 2), torch.device("cpu"))
