@@ -35,7 +35,7 @@ from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.data import DataSettings
 
-MOST_WORKERS = 4  # by default
+MOST_WORKERS, MOST_ON_CUDA = 4, 16  # by default
 EXAMPLES = 8  # images, and versions of each, that `augmented_examples` shows
 BN_IMAGES = 1024  # for the statistics of averaged weights
 BN_BATCH = 64  # of these at a time, unless an evaluation batch has more
@@ -151,7 +151,8 @@ class TrainBatches:
         self.order = EpochOrder(self.count, batch_size, seed, runtime.rank, runtime.world_size)
         workers = settings.data.num_workers
         if workers is None:
-            workers = min(MOST_WORKERS, runtime.threads) if has_locks() else 0
+            most = MOST_ON_CUDA if runtime.device.type == "cuda" else MOST_WORKERS
+            workers = min(most, runtime.threads) if has_locks() else 0
         augmentation, size = settings.augmentation, settings.data.image_size
         engine = build_engine(augmentation, size, mean, runtime.device)
         loader = ENGINES[augmentation.augment_engine].load

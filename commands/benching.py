@@ -93,8 +93,10 @@ def end_with_parent() -> None:
 
 def run_child(name: str, device: str) -> None:
     """Measures `name` in this process, and prints its rate and peak memory as JSON."""
-    rate = MEASUREMENTS[name].measure(device)
-    print(json.dumps({"rate": rate, "memory": peak_memory(device)}))
+    measurement = MEASUREMENTS[name]
+    rate = measurement.measure(device)
+    memory = peak_memory(measurement.options.get("device", device))
+    print(json.dumps({"rate": rate, "memory": memory}))
 
 
 def _of_ranks(count: int, device: str) -> dict[str, float]:

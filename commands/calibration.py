@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 
-from cifarnet.checkpoints.calibration_images import images_in, share_of_test, validation_images
+from cifarnet.checkpoints.calibration_images import (
+    describe_folder,
+    describe_test_share,
+    describe_validation,
+)
 from cifarnet.checkpoints.paths import resolve_model_path
 from cifarnet.checkpoints.snapshots import load_trained, pack, read_snapshot, write_snapshot
 from cifarnet.checkpoints.trained import (
@@ -116,15 +120,15 @@ def held_out_images(
     """
     if choice is VALIDATION:
         images = _validation_images(model, splits)
-        about = validation_images(len(images), splits.name)
+        about = describe_validation(len(images), splits.name)
     elif isinstance(choice, float):
         rest, images = split_holdout(splits.test, choice, "--calibrate")
-        about = share_of_test(len(images), len(splits.test), splits.name, choice)
+        about = describe_test_share(len(images), len(splits.test), splits.name, choice)
         splits = dataclasses.replace(splits, test=rest)
     else:
         images = _images_in(choice, splits, settings)
-        about = images_in(len(images), printable(Path(choice).resolve().name))
-    return images, about, dataclasses.replace(splits, left_out=about)
+        about = describe_folder(len(images), printable(Path(choice).resolve().name))
+    return images, about, dataclasses.replace(splits, calibration_images=about)
 
 
 def _validation_images(model: TrainedModel, splits: Splits) -> ImageSet:

@@ -71,7 +71,7 @@ def evaluate_classifier(
         no_class = {kind: highest[kinds == i].numpy() for i, kind in enumerate(pictures.classes)}
     network = describe_network(classifier.infos, splits.name)
     calibrated_on = network["calibrated_on"]
-    may_be_fitted_here = calibrated_on != splits.left_out and may_include_test_images(
+    may_be_fitted_here = calibrated_on != splits.calibration_images and may_include_test_images(
         calibrated_on, splits.name
     )
     return build_report(

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.calibration_images import validation_images
+from cifarnet.checkpoints.calibration_images import describe_validation
 from cifarnet.checkpoints.folder import find_best
 from cifarnet.checkpoints.history import start_and_end
 from cifarnet.checkpoints.paths import BEST, LAST, all_numbered
@@ -84,7 +84,7 @@ def _models_to_report(run: Run, source: Path, snapshot: Snapshot) -> dict[str, T
 def _calibrated(run: Run, name: str, model: TrainedModel) -> tuple[TrainedModel, ValidationImages]:
     """`model` with the temperature that fits the validation images, and its predictions."""
     val = run.splits.val
-    about = validation_images(len(val), run.splits.name)
+    about = describe_validation(len(val), run.splits.name)
     model, sentence, predictions = calibrate(model, val, about, run.settings, run.runtime)
     run.log.line(f"{name} model, epoch {model.origin.epoch}: {sentence}")
     return model, ValidationImages(val.images.numpy(), val.names, predictions)

@@ -76,11 +76,12 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     why = f"a multiple of {parts}"
     if count < BATCH_SIZE:
         why = f"as there are {count} training images; a smaller one takes more steps"
-    first = size
-    while size > parts and 0 < count % size < LEAST_SHARE * size:
-        size -= parts  # the gradient of the last batch counts as much as that of the others
-    if size < first:
-        why = f"as with {first} the last batch would have too few images: {count % first}"
+    if 0 < (last := count % size) < LEAST_SHARE * size:  # its gradient would count as much
+        smaller = range(size - parts, parts - 1, -parts)
+        fitting = (n for n in smaller if not 0 < count % n < LEAST_SHARE * n)
+        if better := next(fitting, 0):
+            why = f"as with {size} the last batch would have too few images: {last}"
+            size = better
     if size < BATCH_SIZE:
         log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)

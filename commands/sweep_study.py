@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifarnet.core.errors import UserError, reason
-from cifarnet.core.files import exclusive
+from cifarnet.core.files import InUseError, exclusive
 from cifarnet.settings import FLAGS
 from cifarnet.settings.flags import value_type
 from cifarnet.settings.output import SNAPSHOTS
@@ -50,7 +50,7 @@ class Study:
         # Optuna's default lock is a link to the journal. If a killed sweep leaves one, it is never
         # removed where the path of the folder is relative, or has changed.
         self.journal_lock = JournalFileOpenLock(str(folder / JOURNAL))
-        self.dying = ""  # why a trial has to wait: a killed sweep left its run, which still works
+        self.dying = ""  # what to wait for, in words: a run that outlived its sweep
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
@@ -178,8 +178,8 @@ class Study:
         try:  # a run locks its --snapshot_dir: it may outlive the sweep that started it
             with exclusive(snapshots, "--snapshot_dir"):
                 self.locks[number] = file
-        except UserError as problem:  # its run still writes the last snapshot
-            self.dying = str(problem)
+        except InUseError:
+            self.dying = f"the run of trial {number}, which an earlier sweep started, to end"
             file.close()
             return False
         if self.trials()[number].state != TrialState.RUNNING:  # another process just finished it

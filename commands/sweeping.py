@@ -97,7 +97,7 @@ class Runner:
                 while self._start_jobs() or self.study.dying:
                     if self.study.dying not in ("", told):
                         told = self.study.dying
-                        print_line(f"waiting: {told}")
+                        print_line(f"waiting for {told}")
                     with signals.waiting():
                         time.sleep(POLL)
                     self.jobs = [job for job in self.jobs if not self._ended(job)]
@@ -193,10 +193,14 @@ def _warnings(study: Study) -> list[str]:
     """The warnings of the runs, each once, with the first run that printed it."""
     first: dict[str, str] = {}
     for folder in (run_dir(study.folder, trial.number) for trial in study.trials()):
-        with contextlib.suppress(OSError):  # not started yet, or `past_run` has said so
+        try:
             for line in _lines(folder):
                 if line.startswith("warning: "):
                     first.setdefault(line, folder.name)
+        except FileNotFoundError:  # not started yet
+            continue
+        except OSError as problem:
+            first.setdefault(f"{folder / OUTPUT} cannot be read ({reason(problem)})", folder.name)
     return [f"{name}: {line}" for line, name in first.items()]
 
 

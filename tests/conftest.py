@@ -35,6 +35,12 @@ LONG = {  # files whose tests take long together
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides CUDA from all tests but its own: the others expect the CPU."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files come first, then whole runs: at the end they would let other processes wait.
 

@@ -166,7 +166,7 @@ def test_a_snapshot_is_evaluated_on_the_other_kind_of_device(command, trained_on
     again = command("evaluate", "--snapshot", last, "--device", used_on, "--plot_dir", "again")
     assert again.code == 0, again.err
     ours, expected = (
-        float(re.search(r"loss (\d\.\d+)$", text, re.M)[1]) for text in (again.out, run.out)
+        float(re.search(r"loss (\d\.\d+)(?:;|$)", text, re.M)[1]) for text in (again.out, run.out)
     )
     assert ours == pytest.approx(expected, rel=0.02)
     flags = ("--device", used_on, "--epochs", "4", "--resume", "auto", "--resume_override")

@@ -8,17 +8,17 @@ MAY_BE_FITTED_HERE = (
 )
 
 
-def validation_images(count: int, dataset: str) -> str:
+def describe_validation(count: int, dataset: str) -> str:
     """The `count` validation images of `dataset`."""
     return f"{count:,} validation images of {dataset}"
 
 
-def images_in(count: int, name: str) -> str:
+def describe_folder(count: int, name: str) -> str:
     """All `count` images of the folder or data set `name`."""
     return f"{count:,} images in {name}"
 
 
-def share_of_test(fitted: int, total: int, dataset: str, share: float) -> str:
+def describe_test_share(fitted: int, total: int, dataset: str, share: float) -> str:
     """`fitted` of the `total` test images of `dataset`: the `share` of --calibrate."""
     rest = f"(--calibrate {share:g} reports on the others)"
     return f"{fitted:,} of the {total:,} test images of {dataset} {rest}"

@@ -129,19 +129,16 @@ def plan_resume(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
     comparable_after = snapshot.state.comparable_after
-    same_weights = former.evaluation.evaluate == settings.evaluation.evaluate
-    if not finished and not (same_weights and _same_held_out(snapshot, current)):
+    checksum = snapshot.state.held_out_sha256  # snapshots of earlier versions have none
+    reasons = []
+    if former.evaluation.evaluate != settings.evaluation.evaluate:
+        reasons.append("--evaluate has changed")
+    if checksum != current.held_out_sha256 if checksum else altering:
+        reasons.append("the held-out images have changed" if checksum else "settings have changed")
+    if reasons and not finished:
         comparable_after = epoch
-        messages.append(
-            "the held-out images or --evaluate have changed: the best epoch is one of those to come"
-        )
+        messages.append(f"{' and '.join(reasons)}: the best epoch is one of those to come")
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
-
-
-def _same_held_out(snapshot: Snapshot, current: CurrentRun) -> bool:
-    """Whether the run was evaluated on the images of `current`, as far as known: snapshots of
-    earlier versions have no checksum of them."""
-    return snapshot.state.held_out_sha256 in ("", current.held_out_sha256)
 
 
 def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:
@@ -175,17 +172,20 @@ def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
 
 
 def seen_images(model: ModelInfo, current: CurrentRun) -> str:
-    """Which held-out images of `current` `model` may have trained on: "validation images", "test
-    images" if they are drawn from a folder, or "".
+    """Which held-out images of `current` `model` may have trained on, in words: validation images,
+    or test images that are drawn from a folder. Empty: none.
 
     It has not where it held back the same ones: of the same data set, by the same flags.
     """
     before, now = model.settings.flags, current.settings.flags
-    same_part = all(before[n] == now[n] for n in ("dataset", "val_fraction", "limit_train"))
     same_images = current.same_normalization(model.mean, model.std)
-    if current.validates and not (same_part and same_images):
-        return "validation images"
-    same_test = before["test_fraction"] == now["test_fraction"] and (same_images or not same_part)
-    if current.drawn_test and before["dataset"] == "folder" and not same_test:
-        return "test images"
-    return ""
+
+    def same(*flags: str) -> bool:
+        return same_images and all(before[flag] == now[flag] for flag in flags)
+
+    seen = []
+    if current.validates and not same("dataset", "val_fraction", "limit_train"):
+        seen.append("validation images")
+    if current.drawn_test and before["dataset"] == "folder" and not same("test_fraction"):
+        seen.append("test images")
+    return " and ".join(seen)

@@ -15,12 +15,8 @@ from cifarnet.settings import FLAGS, OF_THE_RESULT
 # How the files of a comparison begin. Only files that begin like this are replaced.
 CSV_BEGINS, PAGE_BEGINS = "run,runs,", "<!doctype html><!-- comparison of runs -->"
 
-# The last two change the speed only. The fact "weights" says what --evaluate does.
-COMPARED = tuple(
-    name
-    for name in FLAGS
-    if name in (*OF_THE_RESULT, "num_workers", "keep_memory") and name != "evaluate"
-)
+# The last two change the speed only.
+COMPARED = tuple(name for name in FLAGS if name in (*OF_THE_RESULT, "num_workers", "keep_memory"))
 FACTS = {  # that are not flags
     "images": lambda run: run.record.dataset,
     "test images": lambda run: run.record.test_images and f"{run.record.test_images:,}",
@@ -155,7 +151,8 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
         tuple(
             name
             for name in (*COMPARED, *FACTS)
-            if len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
+            if name != "evaluate"  # "weights" says it
+            and len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
         ),
         tuple(m for m in METRICS if any(m.of(run) is not None for run in runs)),
     )

@@ -199,12 +199,17 @@ def remove_leftovers(directory: Path) -> None:
             part.unlink()
 
 
+class InUseError(UserError):
+    """Another process works in the folder."""
+
+
 @contextlib.contextmanager
 def exclusive(directory: Path, flag: str) -> Iterator[None]:
     """Locks `directory` against other processes that use it for the same `flag`.
 
-    Raises a `UserError` that names `flag` if another process holds the lock. It is a POSIX record
-    lock: it ends with the process in any case, and child processes do not inherit it.
+    Raises an `InUseError` that names `flag` if another process holds the lock, and `UserError` if
+    there can be none. It is a POSIX record lock: it ends with the process in any case, and child
+    processes do not inherit it.
     """
     # One lock per flag: several flags may name the same folder.
     path = directory / f".{flag.removeprefix('--')}.lock"
@@ -223,7 +228,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read() or "just started"
                 file.close()
-                raise UserError(
+                raise InUseError(
                     f"{flag} {directory} is in use by another run ({holder}); "
                     f"wait for its end or choose another folder"
                 ) from None

@@ -105,9 +105,11 @@ class Group:
         except RuntimeError as problem:
             if self._store is None or not _is_lost_contact(problem):
                 raise
-            lost = LostContactError(
-                "lost contact with another rank: it ended, hangs, or its machine is gone"
-            )
+            why = "it ended, hangs, or its machine is gone"
+            if "NCCL" in str(problem):  # which also fails at the start, on one machine
+                last = str(problem).strip().splitlines()[-1]
+                why = f"{why}, or NCCL cannot work here ({last}); NCCL_DEBUG=INFO says more"
+            lost = LostContactError(f"lost contact with another rank: {why}")
             self.report(lost)  # now: torchrun is about to stop this rank
             raise lost from None
 

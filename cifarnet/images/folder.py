@@ -17,9 +17,9 @@ from cifarnet.images.labels import read_labels
 from cifarnet.images.layout import Layout, read_layout
 from cifarnet.settings.data import DataSettings
 
-# Spaces and the joiner of emoji stay in paths, as the files are read again. macOS writes the second
-# one into the names of screenshots.
-USUAL = "\u00a0\u202f\u3000\u200d"
+# Spaces and joiners are not escaped: the report opens the files by these paths. macOS writes the
+# second one into the names of screenshots.
+KEPT_IN_PATHS = "\u00a0\u202f\u2009\u3000\u200c\u200d"
 
 
 def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ()) -> Dataset:
@@ -47,7 +47,7 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
             f"cannot read {problem.filename} ({reason(problem)}); repair or remove it"
         ) from None
     parts[bad] = ""
-    paths = [printable(os.path.relpath(file, root), kept=USUAL) for file in files]
+    paths = [printable(os.path.relpath(file, root), kept=KEPT_IN_PATHS) for file in files]
     paths = np.array(paths, dtype=object)
     everything = ImageSet(torch.from_numpy(images), labels, layout.classes, paths)
     train, val, test = (everything.take(parts == part) for part in ("train", "val", "test"))

@@ -71,7 +71,7 @@ class Splits:
     mean: tuple[float, float, float]  # of each channel, in [0, 1], to normalise with
     std: tuple[float, float, float]
     drawn_test: bool = False  # drawn from one folder: adding files changes the test images
-    left_out: str = ""  # images that are not in `test`, in words: see `held_out_images`
+    calibration_images: str = ""  # those of --calibrate, as `calibrated_on` says it; not in `test`
 
     def same_normalization(self, mean: Sequence[float], std: Sequence[float]) -> bool:
         """Compares channel statistics, up to rounding: other statistics mean other images."""

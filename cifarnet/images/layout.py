@@ -18,6 +18,7 @@ from cifarnet.images.finding import (
 from cifarnet.images.parts import (
     EXACT,
     ORDER,
+    check_links,
     class_names,
     class_root,
     holds_classes,
@@ -51,6 +52,7 @@ def read_layout(root: Path, say: Say, classes: tuple[str, ...] = ()) -> Layout:
     images, and images of some classes, may then be missing. Raises `UserError` if something is
     missing, empty or does not match, and `OSError` if a folder cannot be read.
     """
+    check_links(root)
     parts = part_folders(root, classes)
     if parts and "train" not in parts and not classes:
         raise UserError(
@@ -97,6 +99,7 @@ def _read_class_folders(
     ]
     files, loose, not_images = [], [], []
     for part, folder in sorted(roots.items(), key=lambda item: ORDER.index(item[0])):
+        check_links(folder)
         folders = subfolders(folder)
         _refuse_parts(folder, folders)
         _refuse_links(folder, folders)

@@ -93,14 +93,22 @@ def visible(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders among `visible`. Raises `UserError` for a broken link that could be one."""
+    """The folders among `visible`."""
     with os.scandir(folder) as entries:  # which knows the many files without asking for each
         others = [Path(entry) for entry in entries if not entry.is_file(follow_symlinks=False)]
-    others = [path for path in others if not is_hidden(path.name)]
-    for path in others:
-        if path.is_symlink() and not path.exists() and not is_image(path):
-            raise UserError(f"{path} is a broken link; repair or remove it")
-    return sorted(path for path in others if path.is_dir())
+    return sorted(path for path in others if not is_hidden(path.name) and path.is_dir())
+
+
+def check_links(folder: Path) -> None:
+    """Raises `UserError` if `folder` holds a broken link that was a folder, by its name without a
+    suffix: a class or a part would be missing without a word. Raises `OSError` where a link cannot
+    be followed."""
+    for path in visible(folder):
+        if path.is_symlink() and not path.suffix:
+            try:
+                path.stat()
+            except FileNotFoundError:
+                raise UserError(f"{path} is a broken link; repair or remove it") from None
 
 
 def _comparable(name: str) -> str:

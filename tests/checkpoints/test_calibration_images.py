@@ -1,18 +1,18 @@
 import pytest
 
 from cifarnet.checkpoints.calibration_images import (
-    images_in,
+    describe_folder,
+    describe_test_share,
     may_include_test_images,
-    share_of_test,
 )
 
-HERE = images_in(1_060, "noise (2)"), share_of_test(60, 300, "noise (2)", 0.2)
+HERE = describe_folder(1_060, "noise (2)"), describe_test_share(60, 300, "noise (2)", 0.2)
 ELSEWHERE = (
     "",
     "60 validation images of noise (2)",
-    images_in(60, "noise"),
-    images_in(60, "noise (2)x"),
-    share_of_test(60, 300, "noise", 0.2),
+    describe_folder(60, "noise"),
+    describe_folder(60, "noise (2)x"),
+    describe_test_share(60, 300, "noise", 0.2),
 )
 
 

@@ -138,6 +138,9 @@ def test_a_teacher_gets_its_views_its_statistics_and_a_memory(asked, repeats):
         (61, 4, 52),
         (45_451, 5, 500),
         (28_729, 8, 496),
+        (17, 8, 8),
+        (33, 16, 32),
+        (53_761, 64, 512),
     ],
 )
 def test_the_default_batch_size_fits_the_images(count, accumulate, size):

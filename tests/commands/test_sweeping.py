@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from support.sweeps import FLAGS, GRID, STUB, starts
 
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import InUseError
 from commands import sweep_plan, sweep_study, sweeping
 from commands.sweep_file import read_sweep
 from commands.sweep_page import importances
@@ -219,12 +220,12 @@ def test_a_sweep_says_what_it_waits_for(sweep, monkeypatch):
 
     def busy(folder: Path, flag: str):
         if folder.parent.name == "trial-0000" and next(looks, None) is not None:
-            raise UserError("in use by process 7")
+            raise InUseError("in use by process 7")
         return lock(folder, flag)
 
     monkeypatch.setattr(sweep_study, "exclusive", busy)
     done = sweep(GRID)
-    assert (done.code, done.out.count("waiting: in use by process 7")) == (0, 1)
+    assert (done.code, done.out.count("waiting for the run of trial 0, which an earlier")) == (0, 1)
     assert done.out.count(": validation accuracy") == 6
 
 

@@ -19,6 +19,18 @@ def test_messages_are_one_printable_line_without_loss(text):
 @pytest.mark.parametrize(
     "text",
     [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_the_words_of_cuda_libraries_for_no_memory_are_one_line(text):
+    with pytest.raises(RunError, match="out of memory; lower --batch_size"), machine_errors():
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
         "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
         "dataloader's workers are out of shared memory.",

@@ -181,8 +181,13 @@ def test_two_folders_of_one_part_are_refused(tree):
         part_folders(tree)
 
 
-def test_a_broken_link_that_could_be_a_class_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["bird", "val", "cat/notes.txt", "README.md"])
+def test_a_broken_link_that_could_be_a_class_or_a_part_is_refused(tmp_path, name):
     touch(tmp_path, "cat/0.png", "dog/0.png")
-    (tmp_path / "bird").symlink_to(tmp_path / "on a disk that is not there")
-    with pytest.raises(UserError, match=r"bird is a broken link; repair or remove it"):
+    (tmp_path / name).symlink_to(tmp_path / "on a disk that is not there")
+    assert holds_classes(tmp_path)
+    if "." in name:
+        assert read_layout(tmp_path, print).classes == ("cat", "dog")
+        return
+    with pytest.raises(UserError, match=f"{name} is a broken link; repair or remove it"):
         read_layout(tmp_path, print)
