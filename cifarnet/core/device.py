@@ -34,8 +34,9 @@ class Runtime:
     def precision(self) -> str:
         """The precision in words."""
         if self.amp_dtype is None:
-            has_tf32 = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 8
-            return "float32, products in TF32" if has_tf32 else "float32"
+            if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 8:
+                return "float32, products in TF32"
+            return "float32"
         return str(self.amp_dtype).removeprefix("torch.")
 
     @property

@@ -51,7 +51,7 @@ def test_from_class_folders_to_predictions(command, mixed):
     assert "[-1, 40, 48, 48]" in done.out
     assert figures()["images"] == 11
     last = settings_of()
-    assert (last["batch_size"], last["image_size"]) == (10, 48)
+    assert (last["batch_size"], last["image_size"]) == (8, 48)
 
     # the same test images at the same size, without a flag
     before = figures()
