@@ -35,7 +35,7 @@ from cifarnet.settings import Settings
 from cifarnet.settings.augmentation import AugmentationSettings
 from cifarnet.settings.data import DataSettings
 
-MOST_WORKERS, MOST_ON_CUDA = 4, 16  # by default
+MOST_WORKERS, MOST_ON_CUDA = 4, 16  # by default: with four, a GPU waited (docs/speed.md)
 EXAMPLES = 8  # images, and versions of each, that `augmented_examples` shows
 BN_IMAGES = 1024  # for the statistics of averaged weights
 BN_BATCH = 64  # of these at a time, unless an evaluation batch has more

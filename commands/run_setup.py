@@ -57,8 +57,8 @@ def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[
 
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
-    """`settings` with a --batch_size of at most `count`, the number of training images. Lowers the
-    default, also where the last batch of an epoch would be tiny. Raises `UserError` if a
+    """`settings` with a --batch_size of at most `count`, the number of training images. The
+    default is lower where the last batch of an epoch would be tiny. Raises `UserError` if a
     --batch_size was given and is too large."""
     size = settings.training.batch_size
     if size:
@@ -76,12 +76,11 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
     why = f"a multiple of {parts}"
     if count < BATCH_SIZE:
         why = f"as there are {count} training images; a smaller one takes more steps"
-    if 0 < (last := count % size) < LEAST_SHARE * size:  # its gradient would count as much
-        smaller = range(size - parts, parts - 1, -parts)
-        fitting = (n for n in smaller if not 0 < count % n < LEAST_SHARE * n)
-        if better := next(fitting, 0):
-            why = f"as with {size} the last batch would have too few images: {last}"
-            size = better
+    # A step on few images moves the weights as far as one on a whole batch.
+    fitting = (n for n in range(size, 0, -parts) if not 0 < count % n < LEAST_SHARE * n)
+    most, size = size, next(fitting, size)
+    if size < most:
+        why = f"as with {most} the last batch would have too few images: {count % most}"
     if size < BATCH_SIZE:
         log.line(f"--batch_size is {size}, {why}")
     fitted = settings.replace(batch_size=size)

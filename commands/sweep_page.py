@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifarnet.comparing.comparison import Comparison, Line, compare
 from cifarnet.comparing.past_runs import PastRun
-from cifarnet.reporting.charts import Axis, Chart, Curve, line_chart, percent
+from cifarnet.reporting.charts import X_TICKS, Axis, Chart, Curve, line_chart, percent
 from commands.sweep_file import Range
 
 
@@ -37,7 +37,9 @@ def importances(study: optuna.Study) -> dict[str, float]:
     Empty where fewer than two accuracies, or fewer than two settings, differ.
     """
     trials = finished(study.get_trials(deepcopy=False))
-    if min(len({trial.value for trial in trials}), len({str(t.params) for t in trials})) < 2:
+    accuracies = {trial.value for trial in trials}
+    settings = {str(trial.params) for trial in trials}
+    if len(accuracies) < 2 or len(settings) < 2:
         return {}
     return optuna.importance.get_param_importances(
         study, evaluator=FanovaImportanceEvaluator(seed=0)
@@ -66,7 +68,7 @@ def _chart(name: str, values: Sequence[Any] | Range, trials: Sequence[FrozenTria
             return str(values[int(at)]) if at in range(len(values)) else ""
 
         points = [(places[repr(trial.params[name])], trial.value) for trial in trials]
-        axis = Axis(name, label)
+        axis = Axis(name, label, ticks=max(X_TICKS, len(values)))  # each choice has a label
     elif values.log:
         points = [(math.log10(trial.params[name]), trial.value) for trial in trials]
         axis = Axis(name, lambda at: f"{10**at:.3g}")

@@ -178,8 +178,8 @@ class Study:
         try:  # a run locks its --snapshot_dir: it may outlive the sweep that started it
             with exclusive(snapshots, "--snapshot_dir"):
                 self.locks[number] = file
-        except InUseError:
-            self.dying = f"the run of trial {number}, which an earlier sweep started, to end"
+        except InUseError as problem:
+            self.dying = f"trial {number}: its --snapshot_dir is in use by {problem.holder}"
             file.close()
             return False
         if self.trials()[number].state != TrialState.RUNNING:  # another process just finished it

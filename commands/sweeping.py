@@ -200,7 +200,8 @@ def _warnings(study: Study) -> list[str]:
         except FileNotFoundError:  # not started yet
             continue
         except OSError as problem:
-            first.setdefault(f"{folder / OUTPUT} cannot be read ({reason(problem)})", folder.name)
+            problem = f"warning: {folder / OUTPUT} cannot be read ({reason(problem)})"
+            first.setdefault(problem, folder.name)
     return [f"{name}: {line}" for line, name in first.items()]
 
 

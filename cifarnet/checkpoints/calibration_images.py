@@ -1,7 +1,5 @@
 """Describes the images that a temperature was fitted on, and reads such descriptions."""
 
-import re
-
 MAY_BE_FITTED_HERE = (
     "the temperature may have been fitted on some of these images; then the calibration error is "
     "too low"
@@ -27,6 +25,5 @@ def describe_test_share(fitted: int, total: int, dataset: str, share: float) -> 
 def may_include_test_images(calibrated_on: str, dataset: str) -> bool:
     """Whether test images of `dataset` may be among the images `calibrated_on`: a share of them, or
     a folder of this name."""
-    name = re.escape(dataset)
-    form = rf"[\d,]+ (of the [\d,]+ test images of {name} \(|images in {name}(; |$))"
-    return re.search(form, calibrated_on) is not None
+    a_share = f" test images of {dataset} (" in calibrated_on
+    return a_share or f" images in {dataset};" in f"{calibrated_on};"

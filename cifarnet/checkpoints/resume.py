@@ -11,6 +11,10 @@ from cifarnet.core.errors import UserError
 from cifarnet.settings import Settings, changed_settings, settings_from_dict
 from cifarnet.settings.output import SNAPSHOTS
 
+# They decide which images are held out, and at which size.
+HELD_OUT_FLAGS = ("dataset", "labels", "val_fraction", "limit_train", "limit_test", "test_fraction")
+HELD_OUT_FLAGS += ("skip_bad_images", "image_size")
+
 
 @dataclass(frozen=True)
 class CurrentRun:
@@ -129,16 +133,21 @@ def plan_resume(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
     comparable_after = snapshot.state.comparable_after
-    checksum = snapshot.state.held_out_sha256  # snapshots of earlier versions have none
-    reasons = []
-    if former.evaluation.evaluate != settings.evaluation.evaluate:
-        reasons.append("--evaluate has changed")
-    if checksum != current.held_out_sha256 if checksum else altering:
-        reasons.append("the held-out images have changed" if checksum else "settings have changed")
-    if reasons and not finished:
+    other_weights = former.evaluation.evaluate != settings.evaluation.evaluate
+    if not finished and (other_weights or _other_held_out(snapshot, current)):
         comparable_after = epoch
-        messages.append(f"{' and '.join(reasons)}: the best epoch is one of those to come")
+        what = "--evaluate has" if other_weights else "the held-out images have"
+        messages.append(f"{what} changed: the best epoch is one of those to come")
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
+
+
+def _other_held_out(snapshot: Snapshot, current: CurrentRun) -> bool:
+    """Whether other images select the best epoch than in the run of `snapshot`: by their checksum,
+    or by the flags, as snapshots of earlier versions have no checksum."""
+    if checksum := snapshot.state.held_out_sha256:
+        return checksum != current.held_out_sha256
+    before, now = snapshot.settings.flags, current.settings.flags
+    return any(before[name] != now[name] for name in HELD_OUT_FLAGS)
 
 
 def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:
@@ -175,17 +184,16 @@ def seen_images(model: ModelInfo, current: CurrentRun) -> str:
     """Which held-out images of `current` `model` may have trained on, in words: validation images,
     or test images that are drawn from a folder. Empty: none.
 
-    It has not where it held back the same ones: of the same data set, by the same flags.
+    It has not where it held back the same ones: of the same data set, by the same flags. Where
+    the flags of the training images differ, it is not known whether files were added.
     """
     before, now = model.settings.flags, current.settings.flags
+    same_flags = all(before[n] == now[n] for n in ("dataset", "val_fraction", "limit_train"))
     same_images = current.same_normalization(model.mean, model.std)
-
-    def same(*flags: str) -> bool:
-        return same_images and all(before[flag] == now[flag] for flag in flags)
-
+    other_test = before["test_fraction"] != now["test_fraction"] or (same_flags and not same_images)
     seen = []
-    if current.validates and not same("dataset", "val_fraction", "limit_train"):
+    if current.validates and not (same_flags and same_images):
         seen.append("validation images")
-    if current.drawn_test and before["dataset"] == "folder" and not same("test_fraction"):
+    if current.drawn_test and before["dataset"] == "folder" and other_test:
         seen.append("test images")
     return " and ".join(seen)

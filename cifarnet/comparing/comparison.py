@@ -25,7 +25,7 @@ FACTS = {  # that are not flags
     "weights": lambda run: run.record.weights or run.record.settings.get("evaluate"),
 }
 # Runs that differ in one of these are never one line.
-EVALUATION_FACTS = ("images", "test images", "tta", "weights")
+EVALUATION_FACTS = tuple(name for name in FACTS if name != "machine")
 
 
 def _tested_on(run: PastRun) -> str:
@@ -151,8 +151,7 @@ def compare(runs: Sequence[PastRun]) -> Comparison:
         tuple(
             name
             for name in (*COMPARED, *FACTS)
-            if name != "evaluate"  # "weights" says it
-            and len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
+            if len({_shown(run, name) for run in runs} - {UNKNOWN}) > 1
         ),
         tuple(m for m in METRICS if any(m.of(run) is not None for run in runs)),
     )

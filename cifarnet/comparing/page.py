@@ -78,6 +78,8 @@ def _chart(comparison: Comparison, what: str, by_time: bool) -> Chart:
 
 def _time_axis(longest: float) -> Axis:
     """An axis of `longest` seconds: in hours, whose ticks are round, from one hour on."""
+    if longest < 6:
+        return Axis("seconds", "{:g}".format, 1, True)
     if longest < 3600:
         form, unit = (lambda s: f"{round(s) // 60}:{round(s) % 60:02d}"), 60 if longest >= 60 else 1
         return Axis("minutes:seconds", form, unit, True)

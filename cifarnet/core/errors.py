@@ -76,9 +76,7 @@ def machine_errors() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as problem:
         text = str(problem)
-        no_memory = re.search(
-            "out of memory|can't allocate memory|STATUS_ALLOC_FAILED|unable to find an engine", text
-        )  # the last two are cuBLAS's and cuDNN's words
+        no_memory = re.search("out of memory|can't allocate memory|STATUS_ALLOC_FAILED", text)
         if no_memory or isinstance(problem, MemoryError):
             raise RunError(
                 "out of memory; lower --batch_size, or raise --accumulate in training"

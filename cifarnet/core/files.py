@@ -118,12 +118,12 @@ def existing_directory(path: str | Path, flag: str) -> Path:
     raise UserError(f"{flag} {path} {what}; name a folder")
 
 
-def exists(path: Path) -> bool:
-    """Whether `path` exists; a broken link does. Raises `UserError` where that cannot be seen: what
-    cannot be read is not absent."""
+def exists(path: Path, follow: bool = False) -> bool:
+    """Whether `path` exists. A broken link does, unless `follow`. Raises `UserError` where that
+    cannot be seen: what cannot be read is not absent."""
     with os_errors(f"{path} cannot be read", "change its permissions, or name another one"):
         try:
-            path.lstat()
+            path.stat(follow_symlinks=follow)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -200,7 +200,11 @@ def remove_leftovers(directory: Path) -> None:
 
 
 class InUseError(UserError):
-    """Another process works in the folder."""
+    """The process `holder`, in words, works in the folder."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 @contextlib.contextmanager
@@ -208,8 +212,8 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
     """Locks `directory` against other processes that use it for the same `flag`.
 
     Raises an `InUseError` that names `flag` if another process holds the lock, and `UserError` if
-    there can be none. It is a POSIX record lock: it ends with the process in any case, and child
-    processes do not inherit it.
+    the lock cannot be opened. It is a POSIX record lock: it ends with the process in any case, and
+    child processes do not inherit it.
     """
     # One lock per flag: several flags may name the same folder.
     path = directory / f".{flag.removeprefix('--')}.lock"
@@ -230,7 +234,8 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
                 file.close()
                 raise InUseError(
                     f"{flag} {directory} is in use by another run ({holder}); "
-                    f"wait for its end or choose another folder"
+                    f"wait for its end or choose another folder",
+                    holder,
                 ) from None
         with contextlib.suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):

@@ -106,9 +106,9 @@ class Group:
             if self._store is None or not _is_lost_contact(problem):
                 raise
             why = "it ended, hangs, or its machine is gone"
-            if "NCCL" in str(problem):  # which also fails at the start, on one machine
+            if "NCCL" in str(problem):  # NCCL also fails where it cannot start, on one machine too
                 last = str(problem).strip().splitlines()[-1]
-                why = f"{why}, or NCCL cannot work here ({last}); NCCL_DEBUG=INFO says more"
+                why += f"; NCCL says: {last} (NCCL_DEBUG=INFO says more)"
             lost = LostContactError(f"lost contact with another rank: {why}")
             self.report(lost)  # now: torchrun is about to stop this rank
             raise lost from None

@@ -101,7 +101,9 @@ async function take(files) {
     const result = await classify({ bitmap });
     if (turn === shown) present(result);
   } catch {
-    if (turn === shown) tell(`This browser cannot classify ${file.name}. Try a smaller image, or another browser.`);
+    if (turn !== shown) return;
+    element("seen").width = network.size; // clears the pixels of an earlier image
+    tell(`This browser cannot classify ${file.name}. Try a smaller image, or another browser.`);
   }
 }
 
@@ -180,6 +182,11 @@ function present({ pixels, logits, maps: ofClasses, milliseconds }) {
   say();
 }
 
+/** `name` apart from the words around it: it may run from right to left. */
+function apart(name) {
+  return `\u2068${name}\u2069`;
+}
+
 /** Says the answer, or that its share is below the threshold. */
 function say() {
   const { value } = element("threshold");
@@ -188,7 +195,7 @@ function say() {
   if (!answer) return;
   const unsure = answer.share < value / 100;
   document.body.classList.toggle("unsure", unsure);
-  const words = `${unsure ? "Unsure, at best " : ""}${answer.name}, ${percent(answer.share)}`;
+  const words = `${unsure ? "Unsure, at best " : ""}${apart(answer.name)}, ${percent(answer.share)}`;
   tell(`. Answered in ${Math.round(answer.milliseconds)} ms.`, words);
 }
 
@@ -198,9 +205,9 @@ function effect(limit) {
   if (!row) return "";
   const [threshold, answered, accuracy] = row, limitInWords = `${Math.round(100 * threshold)} %`;
   const which = threshold
-    ? `${percent(answered)} of the test images reach ${limitInWords}`
+    ? `${answered === 1 ? "100 %" : percent(answered)} of the test images reach ${limitInWords}`
     : "Without a limit it answers all test images";
-  const right = accuracy === null ? "" : `; ${percent(accuracy)} of these answers are right`;
+  const right = accuracy === null ? "" : `; ${accuracy === 1 ? "100 %" : percent(accuracy)} of these answers are right`;
   return `${which}${right}. `.replaceAll(" %", "\u00a0%");
 }
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cifarnet.core.errors import UserError, os_errors
-from cifarnet.core.files import exclusive
+from cifarnet.core.errors import UserError
+from cifarnet.core.files import exclusive, exists
 from cifarnet.core.late import LateModule
 from cifarnet.images.download import fetch, unpack
 from cifarnet.images.finding import Say
@@ -84,8 +84,7 @@ def is_at_hand(which: Cifar, root: Path) -> bool:
     """Whether the folder `root` holds the data set, or its archive. Raises `UserError` where that
     cannot be seen."""
     names = which.official.base_folder, which.official.filename
-    with os_errors(f"{root} cannot be read", "name another --data_dir"):
-        return any((root / name).exists() for name in names)
+    return any(exists(root / name, follow=True) for name in names)
 
 
 def _read(official: type, root: Path) -> list[Any]:

@@ -99,7 +99,6 @@ def _read_class_folders(
     ]
     files, loose, not_images = [], [], []
     for part, folder in sorted(roots.items(), key=lambda item: ORDER.index(item[0])):
-        check_links(folder)
         folders = subfolders(folder)
         _refuse_parts(folder, folders)
         _refuse_links(folder, folders)

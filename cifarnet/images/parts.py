@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cifarnet.core.errors import UserError
+from cifarnet.core.files import exists
 from cifarnet.core.text import composed
 from cifarnet.images.finding import is_hidden, is_image
 
@@ -100,15 +101,13 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def check_links(folder: Path) -> None:
-    """Raises `UserError` if `folder` holds a broken link that was a folder, by its name without a
-    suffix: a class or a part would be missing without a word. Raises `OSError` where a link cannot
-    be followed."""
-    for path in visible(folder):
-        if path.is_symlink() and not path.suffix:
-            try:
-                path.stat()
-            except FileNotFoundError:
-                raise UserError(f"{path} is a broken link; repair or remove it") from None
+    """Raises `UserError` if `folder` or one of its parts holds a broken link that may have been a
+    folder: its class or part would be missing. Raises `OSError` where a link cannot be followed."""
+    parts = [folder / name for name in named_parts([path.name for path in subfolders(folder)])]
+    for place in {folder, *parts, *map(class_root, parts)}:
+        for path in visible(place):
+            if path.is_symlink() and not is_image(path) and not exists(path, follow=True):
+                raise UserError(f"{path} is a broken link; repair or remove it")
 
 
 def _comparable(name: str) -> str:

@@ -10,13 +10,13 @@ from cifarnet.images.imageset import SIZE
 Classify = Callable[[Tensor], Tensor]  # uint8 [N,3,S,S] -> logits float32 [N,classes]
 
 RANDOM_IMAGES = 100  # if no test images are available
-BATCH = 256  # images of 32 pixels: the last batch is usually smaller, so other sizes are tried too
+BATCH = 256  # images of 32 pixels; the last batch is usually smaller, so two sizes are tried
 
 
 @torch.inference_mode()
 def compute_logits(classify: Classify, pixels: Tensor) -> Tensor:
     """The logits float32 [N,classes] for `pixels` uint8 [N,3,S,S]."""
-    batch = BATCH * SIZE**2 // pixels.shape[-1] ** 2  # larger images take as much memory
+    batch = BATCH * SIZE**2 // pixels.shape[-1] ** 2  # fewer large images: the same memory
     return torch.cat([classify(part) for part in pixels.split(batch)])
 
 

@@ -37,6 +37,7 @@ class Axis(NamedTuple):
     form: Callable[[float], str] = "{:g}".format
     unit: float = 1  # ticks are round multiples of it
     from_zero: bool = False
+    ticks: int = X_TICKS  # about so many, along x
 
 
 class Tick(NamedTuple):
@@ -86,7 +87,9 @@ def line_chart(title: str, curves: Sequence[Curve], x_axis: Axis, y_axis: Axis) 
     ys = [y for curve in measured for _, y in curve.points] or [0, 1]
     box = Box()
     low, high = 0 if x_axis.from_zero else min(xs), max(xs)
-    x_ticks = [x_axis.unit * t for t in nice_ticks(low / x_axis.unit, high / x_axis.unit, X_TICKS)]
+    x_ticks = [
+        x_axis.unit * t for t in nice_ticks(low / x_axis.unit, high / x_axis.unit, x_axis.ticks)
+    ]
     x_at = place(low, high, box.left, box.right)
     y_ticks = nice_ticks(0 if y_axis.from_zero else min(ys), max(ys), Y_TICKS)
     y_at = place(y_ticks[0], y_ticks[-1], box.bottom, box.top)
@@ -139,11 +142,17 @@ def percent(share: float) -> str:
 
 
 def thinned(history: Sequence[Row]) -> list[Row]:
-    """At most about `MOST_ROWS` rows at equal distances, with the last one and epoch 0, if any."""
+    """At most about `MOST_ROWS` rows at equal distances, and as many of those that are evaluated,
+    with the last one and epoch 0, if any."""
     start = [row for row in history[:1] if row.epoch == 0]
     trained = history[len(start) :]
-    step = math.ceil(len(trained) / MOST_ROWS)
-    return [*start, *trained[::-1][:: max(1, step)][::-1]]
+    evaluated = [row for row in trained if row.held_out_accuracy is not None]
+    kept = {
+        row.epoch: row
+        for rows in (trained, evaluated)
+        for row in rows[::-1][:: max(1, math.ceil(len(rows) / MOST_ROWS))]
+    }
+    return [*start, *(kept[epoch] for epoch in sorted(kept))]
 
 
 def training_charts(history: Sequence[Row]) -> list[Chart]:

@@ -85,7 +85,8 @@ function show(button) {
   const count = Number(button.value);
   byId('cell-title').replaceChildren(classElement(truth), ' predicted as ', classElement(predicted));
   byId('cell-count').textContent = (count === 1 ? '1 image' : `${count.toLocaleString('en')} images`) +
-    (places.length < count ? `; shown: the ${places.length} most confident` : ', the most confident first');
+    (!places.length ? '; left out to limit the size of the page'
+      : places.length < count ? `; shown: the ${places.length} most confident` : ', the most confident first');
   byId('cell-pictures').replaceChildren(...places.map(place => picture(place, false)));
   for (const other of cells) other.setAttribute('aria-pressed', other === button);
 }
@@ -157,12 +158,14 @@ function showEpoch(at) {
 }
 
 for (const chart of charts) {
-  chart.addEventListener('pointermove', event => {
+  const follow = event => {
     const box = chart.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
     const gaps = data.epochs.map(([at]) => Math.abs(at - x));
     showEpoch(gaps.indexOf(Math.min(...gaps)));
-  });
+  };
+  chart.addEventListener('pointerdown', follow);
+  chart.addEventListener('pointermove', follow);
   chart.addEventListener('keydown', event => {
     const at = {ArrowLeft: epoch - 1, ArrowRight: epoch + 1, Home: 0, End: data.epochs.length}[event.key];
     if (at === undefined) return;

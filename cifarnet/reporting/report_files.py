@@ -242,8 +242,10 @@ def _is_same(former: dict[str, Any], report: Report) -> bool:
     earlier = {"temperature": None if former.get("members") else 1.0}
     former = earlier | {"images_sha256": report.images_sha256} | former
     same = ("sha256", "temperature", "tta", "dataset", "images", "images_sha256")
-    before, now = (
-        [member.get("temperature", 1.0) for member in members]
-        for members in (former.get("members") or [], report.members)
-    )
-    return before == now and all(former.get(name) == getattr(report, name) for name in same)
+    if _temperatures(former.get("members") or []) != _temperatures(report.members):
+        return False
+    return all(former.get(name) == getattr(report, name) for name in same)
+
+
+def _temperatures(members: Sequence[dict[str, Any]]) -> list[float]:
+    return [member.get("temperature", 1.0) for member in members]

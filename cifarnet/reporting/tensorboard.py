@@ -46,6 +46,7 @@ class TensorBoard(Recorder):
         self.writer: SummaryWriter | None = None
         self.progress = Progress()
         self.rows = 0  # that are written
+        self.final: Report | None = None
 
     def start(self, progress: Progress) -> None:
         self.progress = progress
@@ -54,11 +55,12 @@ class TensorBoard(Recorder):
     row = end = start
 
     def report(self, report: Report) -> None:
-        self._write(report)
+        self.final = report
+        self._write()
         self._close()
 
-    def _write(self, report: Report | None = None) -> None:
-        """Writes what is not written yet, and `report`."""
+    def _write(self) -> None:
+        """Writes the rows that are not written yet, and the final report."""
         with _quiet_threads():
             try:
                 if self.writer is None:
@@ -66,8 +68,8 @@ class TensorBoard(Recorder):
                 for row, ended in _with_times(self.progress.history)[self.rows :]:
                     self._write_row(row, ended)
                 self.rows = len(self.progress.history)
-                if report:
-                    self._write_report(report)
+                if self.final:
+                    self._write_report(self.final)
                 self.writer.flush()
             except Exception:
                 with contextlib.suppress(OSError):

@@ -45,7 +45,7 @@ class DataSettings(Group):
         "for evaluate.py only: all.")
     num_workers: int | None = flag(None,
         "Processes that augment images. 0: augment in the main process.",
-        within="[0, 256]", unset="one per core, at most 4, on CUDA 16", on_resume="any")
+        within="[0, 256]", unset="one per core, at most 4; on CUDA at most 16", on_resume="any")
     skip_bad_images: bool = flag(False,
         "With --dataset folder: skip images that cannot be read, and list them.")
     # fmt: on

@@ -20,8 +20,8 @@ class PrecisionSettings(Group):
         "Needs CUDA.")
     compile: bool = flag(False,
         "Use torch.compile for the training step. It takes up to a minute at the start. On CUDA it "
-        "uses CUDA graphs, and needs compute capability 7.0 and gcc or clang; on the CPU it needs "
-        "g++ and is slower. Both need the header files of Python.")
+        "uses CUDA graphs, and needs compute capability 7.0 or above and gcc or clang; on the CPU "
+        "it needs g++ and is slower. Both need the header files of Python.")
     device: str = flag("auto", choices=("auto", "cpu", "cuda", "mps"), help=
         "auto: CUDA if there is one, else MPS, else the CPU.")
     keep_memory: bool = flag(True, on_resume="any", help=

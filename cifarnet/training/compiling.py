@@ -42,7 +42,6 @@ def compiled(network: nn.Module, device: torch.device, parts: int = 1) -> nn.Mod
     # Each size of --image_sizes is compiled by itself: the compiler fails on some of these networks
     # with sizes left open.
     torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.optimize_ddp = False  # or DistributedDataParallel divides the graph
     if cuda:
         mode = "reduce-overhead" if parts == 1 else "default"
         return torch.compile(network, mode=mode, dynamic=False)

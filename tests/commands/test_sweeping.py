@@ -220,12 +220,13 @@ def test_a_sweep_says_what_it_waits_for(sweep, monkeypatch):
 
     def busy(folder: Path, flag: str):
         if folder.parent.name == "trial-0000" and next(looks, None) is not None:
-            raise InUseError("in use by process 7")
+            raise InUseError("busy", "process 7")
         return lock(folder, flag)
 
     monkeypatch.setattr(sweep_study, "exclusive", busy)
     done = sweep(GRID)
-    assert (done.code, done.out.count("waiting for the run of trial 0, which an earlier")) == (0, 1)
+    waiting = "waiting for trial 0: its --snapshot_dir is in use by process 7\n"
+    assert (done.code, done.out.count(waiting)) == (0, 1)
     assert done.out.count(": validation accuracy") == 6
 
 

@@ -89,6 +89,11 @@ def test_a_device_that_only_emulates_bf16_gets_fp16(monkeypatch, two_cuda_device
         assert init_process(PrecisionSettings(amp=True, amp_dtype=name)).amp_dtype is dtype
 
 
+def test_old_gpus_have_no_tf32(monkeypatch, two_cuda_devices):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert init_process(PrecisionSettings()).precision == "float32"
+
+
 def test_each_rank_has_a_cuda_device_of_its_own(two_cuda_devices):
     for ranks, device in ((Ranks(1, 2, 1, 2), "cuda:1"), (ALONE, "cuda")):
         runtime = init_process(PrecisionSettings(), ranks=ranks)

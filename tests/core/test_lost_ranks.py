@@ -83,6 +83,8 @@ def test_only_what_torch_raises_about_other_ranks_is_a_lost_contact(capsys):
     with pytest.raises(LostContactError), group.contact():
         dist.HashStore().wait(["0 started"], timedelta(milliseconds=1))
     assert capsys.readouterr().err == f"error: rank 1: {LOST}\n"
+    with pytest.raises(LostContactError, match="gone; NCCL says: no room"), group.contact():
+        raise RuntimeError("NCCL error in: a.cpp, unhandled system error\nLast error:\nno room\n")
 
 
 def test_errors_are_reported_without_a_store_too(capsys):

@@ -39,6 +39,14 @@ def card_of(folder: Path):
     return cards.load(folder / "README.md")  # raises for front matter that it does not accept
 
 
+def test_only_networks_trained_on_public_images_name_the_licence(tmp_path):
+    own = build()
+    settings = own.origin.settings | {"dataset": "folder"}
+    own = dataclasses.replace(own, origin=dataclasses.replace(own.origin, settings=settings))
+    write_hub(own, FIGURES, tmp_path / "hub")
+    assert "license" not in card_of(tmp_path / "hub").data.to_dict()
+
+
 def test_the_hub_accepts_the_card_and_finds_the_figures(tmp_path):
     write_hub(build(), FIGURES, tmp_path / "hub")
     card = card_of(tmp_path / "hub")

@@ -181,13 +181,24 @@ def test_two_folders_of_one_part_are_refused(tree):
         part_folders(tree)
 
 
-@pytest.mark.parametrize("name", ["bird", "val", "cat/notes.txt", "README.md"])
-def test_a_broken_link_that_could_be_a_class_or_a_part_is_refused(tmp_path, name):
-    touch(tmp_path, "cat/0.png", "dog/0.png")
-    (tmp_path / name).symlink_to(tmp_path / "on a disk that is not there")
-    assert holds_classes(tmp_path)
-    if "." in name:
-        assert read_layout(tmp_path, print).classes == ("cat", "dog")
-        return
+@pytest.mark.parametrize("name", ["bird", "St. Bernard", "val", "train/bird", "train/train/bird"])
+def test_a_broken_link_that_may_have_been_a_folder_is_refused(tmp_path, name):
+    """Else a class, or the validation images, would be missing without a word."""
+    place = tmp_path / name
+    for part in ("train", "test") if name.startswith("train") else ("",):
+        touch(tmp_path / part, "cat/0.png", "dog/0.png")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if name == "train/train/bird":
+        for kind in ("cat", "dog"):
+            (tmp_path / "train" / kind).rename(place.with_name(kind))
+    place.symlink_to(tmp_path / "on a disk that is not there")
     with pytest.raises(UserError, match=f"{name} is a broken link; repair or remove it"):
         read_layout(tmp_path, print)
+
+
+def test_a_broken_link_to_an_image_or_in_a_class_is_no_lost_class(tmp_path):
+    touch(tmp_path, "cat/0.png", "dog/0.png")
+    for name in ("cat/notes.txt", "1.png"):
+        (tmp_path / name).symlink_to(tmp_path / "on a disk that is not there")
+    assert holds_classes(tmp_path)
+    assert read_layout(tmp_path, print).classes == ("cat", "dog")

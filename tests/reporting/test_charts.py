@@ -51,6 +51,18 @@ def test_a_long_history_is_thinned_and_keeps_its_end(epochs):
     assert len({b.epoch - a.epoch for a, b in itertools.pairwise(rows)}) <= 1
 
 
+@given(st.integers(1, 5000), st.integers(1, 40))
+def test_evaluated_epochs_are_thinned_by_themselves(epochs, freq):
+    def accuracy(epoch: int) -> float | None:
+        return 0.5 if epoch % freq == 0 or epoch == epochs else None
+
+    rows = thinned([make_row(n, test_accuracy=accuracy(n)) for n in range(1, epochs + 1)])
+    evaluated = [row.epoch for row in rows if row.test_accuracy is not None]
+    there = epochs // freq + (epochs % freq > 0)
+    assert min(there, MOST_ROWS // 2) <= len(evaluated) <= len(rows) <= 2 * MOST_ROWS
+    assert [row.epoch for row in rows] == sorted({row.epoch for row in rows})
+
+
 @given(st.lists(st.tuples(*[st.integers(0, 10**6)] * 2), max_size=40), st.booleans())
 def test_points_and_ticks_lie_in_the_box(points, from_zero):
     chart = line_chart("", [Curve("", "", points)], Axis(from_zero=from_zero), Axis())

@@ -63,7 +63,9 @@ def log(tmp_path):
         yield log
 
 
-def test_all_columns_pictures_and_figures(log):
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_columns_pictures_and_figures(log, fails):
+    """They stay where another part of the report fails: the recorders then end once more."""
     progress, board = Progress(), recorder(log, Settings.from_flags(lr=0.25))
     board.start(progress)
     for epoch in (1, 2):
@@ -72,6 +74,8 @@ def test_all_columns_pictures_and_figures(log):
     board.end(progress)
     report = some_report()
     board.report(report)
+    if fails:
+        board.end(progress)
     events = read(log.path.with_suffix(""))
     scalars = {f"history/{name}" for name in COLUMNS}
     scalars -= {f"history/{name}" for name in ("epoch", "val_loss", "val_accuracy", "test_top5")}
