@@ -133,10 +133,11 @@ def plan_resume(
             f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
         )
     comparable_after = snapshot.state.comparable_after
+    other_images = _other_held_out(snapshot, current)
     other_weights = former.evaluation.evaluate != settings.evaluation.evaluate
-    if not finished and (other_weights or _other_held_out(snapshot, current)):
+    if not finished and (other_images or other_weights):
         comparable_after = epoch
-        what = "--evaluate has" if other_weights else "the held-out images have"
+        what = "the held-out images have" if other_images else "--evaluate has"
         messages.append(f"{what} changed: the best epoch is one of those to come")
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
 
@@ -147,7 +148,8 @@ def _other_held_out(snapshot: Snapshot, current: CurrentRun) -> bool:
     if checksum := snapshot.state.held_out_sha256:
         return checksum != current.held_out_sha256
     before, now = snapshot.settings.flags, current.settings.flags
-    return any(before[name] != now[name] for name in HELD_OUT_FLAGS)
+    unused = "limit_test" if current.validates else "limit_train"
+    return any(before[name] != now[name] for name in HELD_OUT_FLAGS if name != unused)
 
 
 def _other_data(snapshot: Snapshot, current: CurrentRun, same_flags: bool) -> list[str]:

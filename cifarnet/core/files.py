@@ -230,7 +230,7 @@ def exclusive(directory: Path, flag: str) -> Iterator[None]:
         except OSError as problem:  # other errors: the file system has no locks
             if problem.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                holder = file.read() or "just started"
+                holder = file.read() or "a process that just started"
                 file.close()
                 raise InUseError(
                     f"{flag} {directory} is in use by another run ({holder}); "

@@ -199,15 +199,20 @@ function say() {
   tell(`. Answered in ${Math.round(answer.milliseconds)} ms.`, words);
 }
 
+/** A share that was counted, in percent: unlike a probability, it can be all. */
+function counted(share) {
+  return share === 1 ? "100 %" : percent(share);
+}
+
 /** What the highest measured threshold up to `limit` lets through, in words; empty if none was measured. */
 function effect(limit) {
   const row = network.thresholds.findLast(([threshold]) => threshold <= limit);
   if (!row) return "";
   const [threshold, answered, accuracy] = row, limitInWords = `${Math.round(100 * threshold)} %`;
   const which = threshold
-    ? `${answered === 1 ? "100 %" : percent(answered)} of the test images reach ${limitInWords}`
+    ? `${counted(answered)} of the test images reach ${limitInWords}`
     : "Without a limit it answers all test images";
-  const right = accuracy === null ? "" : `; ${accuracy === 1 ? "100 %" : percent(accuracy)} of these answers are right`;
+  const right = accuracy === null ? "" : `; ${counted(accuracy)} of these answers are right`;
   return `${which}${right}. `.replaceAll(" %", "\u00a0%");
 }
 

@@ -102,7 +102,8 @@ def subfolders(folder: Path) -> list[Path]:
 
 def check_links(folder: Path) -> None:
     """Raises `UserError` if `folder` or one of its parts holds a broken link that may have been a
-    folder: its class or part would be missing. Raises `OSError` where a link cannot be followed."""
+    folder: its class or part would be missing. Raises `UserError` or `OSError` where a link cannot
+    be followed."""
     parts = [folder / name for name in named_parts([path.name for path in subfolders(folder)])]
     for place in {folder, *parts, *map(class_root, parts)}:
         for path in visible(place):

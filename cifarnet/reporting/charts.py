@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cifarnet.checkpoints.history import Row
 
-MOST_ROWS = 500  # of a history in a chart
+MOST_ROWS = 500  # of a history in a chart, and as many evaluated ones
 FEW_POINTS = 30  # a curve of up to so many points shows each as a dot
 X_TICKS, Y_TICKS = 8, 6  # about so many
 
