@@ -164,6 +164,13 @@ def test_the_published_figures_are_the_same_everywhere():
     assert rows["macro precision, recall, F1"][0].endswith(f", {PUBLISHED_F1:.4f}")
 
 
+def test_there_are_results_and_logs_to_check():
+    assert {"lite", "hour", "published"} <= set(RESULTS)
+    for folder in ("ablation", "tried"):
+        assert len(list((ROOT / "results" / folder).glob("*.log"))) > 5
+    assert len(EXAMPLES) >= 3
+
+
 EXAMPLES = [code for page in PAGES for kind, code in FENCED.findall(read(page)) if kind == "python"]
 
 

@@ -71,6 +71,10 @@ def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures
     assert several == [["train, smoothed labels", "test"], ["train, mixed", "test"]]
     assert once == [["train", "test"]] * 2
     assert never == [["train"]] * 2
+    for axes, what in zip(figures[0].axes, ("loss", "accuracy"), strict=True):
+        for line, part in zip(axes.lines, ("train", "test"), strict=False):
+            values = [getattr(row, f"{part}_{what}") for row in history(3)]
+            assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], values)
     titles = [figure.axes[1].get_title() for figure in figures]
     assert titles[0].startswith("accuracy (best test: ")
     assert titles[1].startswith("accuracy (test: ")  # a single one is not the best of several
@@ -109,8 +113,18 @@ def test_the_confusion_matrix_is_one_picture_of_shares_with_counts(tmp_path, fig
     assert cells_of(figures[0]) == ["75.0%", "3", "25.0%", "1", "100%", "4", "100%", "2"]
     shown = figures[0].axes[0].images[0].get_array()
     assert np.allclose(shown, [[0.75, 0.25, 0], [0, 0, 1], [0, 0, 1]])
+    axes = figures[0].axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
     sizes = [text.get_fontsize() for text in figures[0].axes[0].texts]
     assert all(count < share for share, count in zip(sizes[::2], sizes[1::2], strict=True))
+
+
+def test_the_metrics_of_each_class_are_drawn_under_their_names(tmp_path, figures):
+    report = make_report("abc", images=10)
+    plots.class_metrics(report, tmp_path / "classes.png")
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figures[0].axes[0].lines}
+    for key, label in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+        assert drawn[label] == [row[key] for row in report.per_class.values()]
 
 
 @pytest.mark.parametrize("classes", [2, 20, 120])

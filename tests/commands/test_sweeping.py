@@ -40,7 +40,7 @@ def test_a_grid_runs_once_and_its_table_is_sorted(sweep):
         "trial-0002",
         "trial-0000",
     ]
-    assert "54.32% ± 0.01%" in table  # 0.9 * 0.6 + 0.003 + 0.0001 * 1.5
+    assert "49.32% ± 0.01%" in table  # the last epoch: 0.9 * 0.6 + 0.003 + 0.0001 * 1.5 - 0.05
     page = Path("page.html").read_text()
     assert "validation accuracy by lr" in page
     assert re.search(
@@ -124,6 +124,20 @@ def test_the_median_rule_ends_trials_early(sweep):
         assert not signals.exists() or signals.read_text() == f"{signal.SIGTERM:d}\n"
     assert done.out.count(": validation accuracy") == 14 - len(pruned)
     assert done.out.count(" (ended early)") == len(pruned)
+
+
+def test_no_trial_ends_before_prune_after(tmp_path):
+    (tmp_path / "sweep.toml").write_text(PRUNED.replace("prune_after = 1", "prune_after = 3"))
+    study = Study(read_sweep(tmp_path / "sweep.toml"), tmp_path)
+    for number in range(6):
+        trial = study.next_trial()
+        pruned = []
+        for epoch in (1, 2, 3, 4):
+            trial.report(0.1 if number == 5 else 0.9, epoch)
+            pruned.append(trial.should_prune())
+        study.finish(trial.number, 0.9, TrialState.COMPLETE)
+    assert pruned == [False, False, True, True]
+    study.release()
 
 
 def test_a_run_that_breaks_while_it_ends_has_failed(sweep, monkeypatch):

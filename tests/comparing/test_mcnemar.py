@@ -12,13 +12,21 @@ def runs_with(folder, one: str, other: str, image="{}"):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "p"), [("yyyyyy", "nnnnnn", 2 * 0.5**6), ("yn", "ny", 1.0), ("yy", "yy", 1.0)]
+    ("one", "other", "p"),
+    [
+        ("yyyyyy", "nnnnnn", 2 * 0.5**6),
+        ("nnnyy", "yyyny", 2 * (1 + 4) * 0.5**4),
+        ("yn", "ny", 1.0),
+        ("yy", "yy", 1.0),
+    ],
 )
 def test_the_line_names_counts_and_probability(tmp_path, one, other, p):
-    only = sum(a > b for a, b in zip(one, other, strict=True))
+    only, other_only = (
+        sum(a > b for a, b in zip(*pair, strict=True)) for pair in ((one, other), (other, one))
+    )
     line = mcnemar(*runs_with(tmp_path, one, other))
     start = f"McNemar's test on the {len(one)} images in both predictions.csv: only one is right on"
-    assert line.startswith(f"{start} {only}, ")
+    assert line.startswith(f"{start} {only}, only other on {other_only}; ")
     assert f"p = {p:.3g} " in line
     shares = [f"{right.count('y') / len(right):.2%}" for right in (one, other)]
     assert line.endswith(f"top-1 {shares[0]} and {shares[1]}")

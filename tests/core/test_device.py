@@ -38,6 +38,16 @@ def test_numbers_below_1e_38_are_zero_in_all_threads():
     assert result.stdout == "0\n"
 
 
+def test_deterministic_algorithms_are_those_of_the_flag():
+    try:
+        for deterministic in (True, False):
+            init_process(PrecisionSettings(device="cpu", deterministic=deterministic))
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+            assert torch.backends.cudnn.benchmark != deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_precision_on_the_cpu():
     assert init_process(PrecisionSettings(device="cpu")).computed_on == "cpu in float32"
     for flags, message in (

@@ -214,10 +214,17 @@ def test_the_official_images(cifar10_dir):
     np.testing.assert_allclose(std, CIFAR10_STD, atol=1e-4)
 
 
+# The usual figures. Trained networks hold them: with others, their weights could not be repeated.
+PUBLISHED_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
 @pytest.mark.parametrize("archive", CIFAR, indirect=True)
 def test_images_come_at_the_size_of_the_settings_with_published_statistics(archive, tmp_path):
     which = "cifar100" if "100" in archive.name else "cifar10"
     settings = DataSettings(dataset=which, data_dir=str(tmp_path / "data"), image_size=48)
     dataset = read_cifar(settings, print)
-    assert dataset.statistics == (CIFAR[which].mean, CIFAR[which].std)
+    assert dataset.statistics == PUBLISHED_STATISTICS[which]
     assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (3, 48, 48)

@@ -3,10 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib.colors import rgb_to_hsv
+from PIL import Image
 from scipy import ndimage
 
 from cifarnet.images import corruption_functions as functions
-from cifarnet.images.corruptions import CORRUPTIONS, corrupt
+from cifarnet.images.corruptions import CORRUPTIONS, Corruption, corrupt
 
 # The constants of each severity as make_cifar_c.py lists them (see corruptions.py): in glass_blur
 # the second one is always 1, in zoom_blur only the end of the range changes.
@@ -71,6 +72,14 @@ def test_draws_depend_on_seed_severity_and_position(name, severity, side):
         assert (len(results) == 1) == (name in FIXED)
 
 
+def test_draws_depend_on_name_and_severity(monkeypatch):
+    same = Corruption(lambda image, rng, constants: rng.random(image.shape), {1: 0, 2: 0})
+    for name in "xy":
+        monkeypatch.setitem(CORRUPTIONS, name, same)
+    results = {changed(name, severity, GREY).tobytes() for name in "xy" for severity in (1, 2)}
+    assert len(results) == 4
+
+
 @pytest.mark.parametrize("name", [name for name in AUTHORS if name != "elastic_transform"])
 def test_severity_5_is_further_from_the_image_than_severity_1(name):
     # elastic_transform moves the whole image less at higher severities, and bends it more
@@ -98,6 +107,20 @@ def test_noise_has_its_strength(severity):
     noisy = functions.impulse_noise(GREY, RNG(0), c["impulse_noise"])
     for value in (0, 255):
         assert (noisy == value).mean() == pytest.approx(c["impulse_noise"] / 2, rel=0.25)
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_defocus_blur_averages_over_a_soft_disk(severity):
+    radius, sigma = AUTHORS["defocus_blur"][severity - 1]
+    rows, columns = np.mgrid[-8:9, -8:9]
+    disk = (np.hypot(rows, columns) <= radius).astype(float)
+    soft = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
+    soft = np.outer(soft, soft)
+    kernel = ndimage.correlate(disk, soft, mode="constant") / disk.sum() / soft.sum()
+    result = functions.defocus_blur(picture(), RNG(0), (radius, sigma))
+    for channel in range(3):
+        expected = ndimage.correlate(picture()[..., channel] / 255, kernel, mode="mirror")
+        np.testing.assert_allclose(result[..., channel], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
@@ -180,3 +203,61 @@ def test_weather_on_a_black_image_is_the_layer_alone(severity):
     snowy = functions.snow(black, RNG(0), AUTHORS["snow"][severity - 1])
     assert snowy.min() == pytest.approx((1 - kept) * 0.5, abs=1e-6)
     assert snowy.max() > 2 * snowy.min()
+    np.testing.assert_allclose(snowy, np.rot90(snowy, 2), atol=1e-6)  # flakes, and turned flakes
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+@pytest.mark.parametrize("side", [32, 45])
+def test_fog_is_diamonds_and_squares(severity, side):
+    """One point at a time: the mean of its four neighbours, and a draw."""
+    strength, decay = AUTHORS["fog"][severity - 1]
+    rng, whole = RNG(3), 32 if side == 32 else 64
+    heights, rough, step = np.zeros((whole, whole)), 100.0, whole
+    while step > 1:
+        half = step // 2
+        diagonal = [(-half, -half), (-half, half), (half, -half), (half, half)]
+        straight = [(-half, 0), (half, 0), (0, -half), (0, half)]
+        for top, left, around in ((half, half, diagonal), (0, half, straight), (half, 0, straight)):
+            for y in range(top, whole, step):
+                for x in range(left, whole, step):
+                    near = [heights[(y + dy) % whole, (x + dx) % whole] for dy, dx in around]
+                    heights[y, x] = sum(near) / 4 + rough * rng.uniform(-rough, rough)
+        step, rough = half, rough / decay
+    heights = (heights - heights.min()) / np.ptp(heights)
+    image = picture(side) / 255
+    foggy = image + strength * heights[:side, :side, None]
+    expected = foggy * image.max() / (image.max() + strength)
+    result = functions.fog(picture(side), RNG(3), (strength, decay))
+    np.testing.assert_allclose(result, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_elastic_transform_is_an_affine_map_then_a_smooth_displacement(severity):
+    lengths = AUTHORS["elastic_transform"][severity - 1]
+    strength, smoothing, reach = (32 * length for length in lengths)
+    rng, image = RNG(5), picture() / 255
+    corners = 16 + 10 * np.array([[1, 1], [1, -1], [-1, -1]])  # x, y
+    moved = corners + rng.uniform(-reach, reach, (3, 2))
+    back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # from moved to corners
+    y, x = np.mgrid[:32, :32]
+    from_x, from_y = np.moveaxis(np.stack([x, y, np.ones((32, 32))], axis=2) @ back, 2, 0)
+    across, down = (
+        strength * ndimage.gaussian_filter(field, smoothing, truncate=3)
+        for field in rng.uniform(-1, 1, (2, 32, 32))
+    )
+    result = functions.elastic_transform(picture(), RNG(5), lengths)
+    at, bent_at = (from_y, from_x), (y + down, x + across)
+    for channel in range(3):
+        mapped = ndimage.map_coordinates(image[..., channel], at, order=1, mode="mirror")
+        bent = ndimage.map_coordinates(mapped, bent_at, order=1, mode="reflect")
+        # OpenCV rounds positions to 1/32 of a pixel
+        np.testing.assert_allclose(result[..., channel], bent, atol=0.02)
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_pixelate_shrinks_and_enlarges_by_boxes(severity):
+    side = int(32 * AUTHORS["pixelate"][severity - 1])
+    small = Image.fromarray(picture()).resize((side, side), Image.Resampling.BOX)
+    expected = np.asarray(small.resize((32, 32), Image.Resampling.BOX))
+    result = functions.pixelate(picture(), RNG(0), AUTHORS["pixelate"][severity - 1])
+    np.testing.assert_array_equal(result, expected)
