@@ -12,7 +12,7 @@ from cifarnet.checkpoints.snapshots import read_snapshot
 from cifarnet.core.arguments import check_package
 from cifarnet.core.device import Runtime, init_process
 from cifarnet.core.errors import RunError, UserError, os_errors, reason
-from cifarnet.core.files import exclusive, writable_directory
+from cifarnet.core.files import exclusive, existing_directory, writable_directory
 from cifarnet.core.late import LateModule
 from cifarnet.core.log import RunLog, print_line
 from cifarnet.core.ranks import (
@@ -23,6 +23,7 @@ from cifarnet.core.ranks import (
     check_equal,
 )
 from cifarnet.core.signals import Signals
+from cifarnet.images.parts import part_folders
 from cifarnet.networks.build import build_model
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.settings import Settings
@@ -96,6 +97,8 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
     if runtime.rank:  # the first rank alone reads snapshots and writes
         yield dict.fromkeys(FOLDERS, Path())
         return
+    if settings.data.dataset == "folder" and not settings.data.labels:
+        _check_no_class_folder(settings)
     folders = {
         flag: writable_directory(settings.output.folder(flag), f"--{flag}") for flag in FOLDERS
     }
@@ -103,6 +106,21 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
         for flag in ("snapshot_dir", "plot_dir"):
             locks.enter_context(exclusive(folders[flag], f"--{flag}"))
         yield folders
+
+
+def _check_no_class_folder(settings: Settings) -> None:
+    """Raises `UserError` if a folder of the run would become a class of --data_dir."""
+    root = existing_directory(settings.data.data_dir, "--data_dir")
+    with os_errors(f"--data_dir {root} cannot be read", "change its permissions"):
+        if part_folders(root):
+            return
+        for flag in FOLDERS:
+            folder = settings.output.folder(flag)
+            if root.resolve() in folder.resolve().parents:
+                raise UserError(
+                    f"--{flag} {folder} lies in --data_dir {root}, beside the class folders; "
+                    f"choose another place with --run_dir"
+                )
 
 
 # --- prepare ---
