@@ -23,7 +23,7 @@ from cifarnet.core.ranks import (
     check_equal,
 )
 from cifarnet.core.signals import Signals
-from cifarnet.images.parts import part_folders
+from cifarnet.images.parts import would_read
 from cifarnet.networks.build import build_model
 from cifarnet.reporting.recorders import Recorders
 from cifarnet.settings import Settings
@@ -98,7 +98,7 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
         yield dict.fromkeys(FOLDERS, Path())
         return
     if settings.data.dataset == "folder" and not settings.data.labels:
-        _check_no_class_folder(settings)
+        _check_outside_images(settings)
     folders = {
         flag: writable_directory(settings.output.folder(flag), f"--{flag}") for flag in FOLDERS
     }
@@ -108,18 +108,16 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
         yield folders
 
 
-def _check_no_class_folder(settings: Settings) -> None:
-    """Raises `UserError` if a folder of the run would become a class of --data_dir."""
+def _check_outside_images(settings: Settings) -> None:
+    """Raises `UserError` if the figures of this run would be images of the next one."""
     root = existing_directory(settings.data.data_dir, "--data_dir")
     with os_errors(f"--data_dir {root} cannot be read", "change its permissions"):
-        if part_folders(root):
-            return
         for flag in FOLDERS:
             folder = settings.output.folder(flag)
-            if root.resolve() in folder.resolve().parents:
+            if would_read(root, folder):
                 raise UserError(
-                    f"--{flag} {folder} lies in --data_dir {root}, beside the class folders; "
-                    f"choose another place with --run_dir"
+                    f"--{flag} {folder} is among the images of --data_dir {root}, where each "
+                    f"folder is a class; name another folder with --{flag} or --run_dir"
                 )
 
 

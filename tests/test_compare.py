@@ -39,7 +39,7 @@ def table(path: str = "table.csv") -> dict[str, dict[str, str]]:
 
 
 def test_the_results_have_the_figures_of_their_reports_and_histories(compared):
-    """results/* also names a README, and three folders without run.json."""
+    """results/* also names a README, and two folders without run.json."""
     code, out, err = compared(*sorted(RESULTS.iterdir()), "--csv", "table.csv", "--html", "t.html")
     assert code == 0
     assert len(err) == 3 and all(line.startswith("passed over: ") for line in err)

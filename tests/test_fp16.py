@@ -6,32 +6,44 @@ import pytest
 import torch
 from support.small_runs import small_run
 
+from train import Learner
+
 FP16 = {"autocast_to": torch.float16}
+
+
+def set_gradients(learner: Learner, value: float) -> None:
+    for p in learner.network.parameters():
+        p.grad = torch.full_like(p, value)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_an_overflow_in_the_first_fp16_step_leaves_no_trace(optimizer):
     learner = small_run(optimizer=optimizer, **FP16).learner
-    for gradient in (torch.inf, 0.1):
-        for p in learner.network.parameters():
-            p.grad = torch.full_like(p, gradient)
-        learner.scaler.scale(torch.ones(()))  # sets the scaler up
-        learner.step(math.inf)
-        assert all(p.isfinite().all() for p in learner.network.parameters())
+    before = [p.clone() for p in learner.network.parameters()]
+    learner.scaler.scale(torch.ones(()))  # sets the scaler up
+    scale = learner.scaler.get_scale()
+    set_gradients(learner, torch.inf)
+    learner.step(math.inf)
+    assert all(map(torch.equal, learner.network.parameters(), before))
+    assert learner.scaler.get_scale() == scale / 2
+    set_gradients(learner, 0.1)
+    learner.step(math.inf)
+    assert all(p.isfinite().all() for p in learner.network.parameters())
     momenta = [state["momentum_buffer"] for state in learner.optimizer.state.values()]
     assert momenta
     assert all(momentum.isfinite().all() for momentum in momenta)
 
 
-def test_the_norm_is_that_of_the_gradient_without_its_scale():
+def test_the_gradient_is_clipped_without_its_scale():
     learner = small_run(**FP16).learner
     learner.scaler.scale(torch.ones(()))
-    scale, count = learner.scaler.get_scale(), 0
+    scale = learner.scaler.get_scale()
     assert scale > 1
-    for p in learner.network.parameters():
-        p.grad = torch.full_like(p, 0.1 * scale)
-        count += p.numel()
-    assert learner.step(math.inf).item() == pytest.approx(0.1 * math.sqrt(count), rel=1e-4)
+    set_gradients(learner, 0.1 * scale)
+    count = sum(p.numel() for p in learner.network.parameters())
+    assert learner.step(1.0).item() == pytest.approx(0.1 * math.sqrt(count), rel=1e-4)
+    norms = [p.grad.norm() for p in learner.network.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_a_snapshot_keeps_the_scale():

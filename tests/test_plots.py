@@ -72,7 +72,7 @@ def test_the_legend_names_what_was_measured_and_the_best_epoch(tmp_path, figures
     assert once == [["train", "test"]] * 2
     assert never == [["train"]] * 2
     for axes, what in zip(figures[0].axes, ("loss", "accuracy"), strict=True):
-        for line, part in zip(axes.lines, ("train", "test"), strict=False):
+        for line, part in zip(axes.lines[:2], ("train", "test"), strict=True):
             values = [getattr(row, f"{part}_{what}") for row in history(3)]
             assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], values)
     titles = [figure.axes[1].get_title() for figure in figures]

@@ -48,7 +48,7 @@ TABLES = {
 
 def test_every_choice_has_a_table():
     choices = {name for name, flag in FLAGS.items() if flag.metadata["choices"]}
-    others = {"device", "select"}  # kinds of devices of torch; the last or the best epoch
+    others = {"device", "select"}  # device types of torch; which epoch
     assert choices == TABLES.keys() | others
 
 

@@ -50,6 +50,18 @@ def holds_classes(root: Path) -> bool:
         return False
 
 
+def would_read(root: Path, folder: Path) -> bool:
+    """Whether images in `folder`, which need not exist, would be images of the data set in `root`.
+    Raises `UserError` or `OSError` where `root` cannot be read."""
+    trees = list(part_folders(root).values()) or [root]
+    for resolve in (os.path.abspath, os.path.realpath):  # by its path, and where links lead
+        path = Path(resolve(folder))
+        for tree in map(Path, map(resolve, trees)):
+            if path.is_relative_to(tree) and not any(map(is_hidden, path.relative_to(tree).parts)):
+                return True
+    return False
+
+
 def named_parts(names: Collection[str]) -> dict[str, str]:
     """The parts that `names` of folders beside each other say, as Training, seg_test or val2017.
 

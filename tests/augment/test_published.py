@@ -23,10 +23,9 @@ def picture() -> np.ndarray:
     return np.stack([columns * 4, rows * 8, 200 + rows]).astype(np.uint8)
 
 
-def drawn(name: str, count: int, key=(1, 2, 3), border: str = "mean") -> np.ndarray:
+def drawn(name: str, count: int, key=(1, 2, 3)) -> np.ndarray:
     """`count` versions, uint8 [count,3,32,32], by a policy alone."""
-    step = step_of(Published, auto_augment=name, border=border)
-    return versions(step, picture(), count, key)
+    return versions(step_of(Published, auto_augment=name), picture(), count, key)
 
 
 @each_policy

@@ -45,7 +45,7 @@ def test_deterministic_algorithms_are_those_of_the_flag():
             assert torch.are_deterministic_algorithms_enabled() == deterministic
             assert torch.backends.cudnn.benchmark != deterministic
     finally:
-        torch.use_deterministic_algorithms(False)
+        init_process(PrecisionSettings(device="cpu"))
 
 
 def test_precision_on_the_cpu():

@@ -257,8 +257,7 @@ def test_a_process_prints_lines_without_bars_and_ctrl_c_says_how_to_go_on(tmp_pa
         (("--device", "cuda"), "is not available here"),
         (("--amp", "--amp_dtype", "fp16"), "fp16 needs CUDA"),
         (("--dataset", "folder", "--data_dir", "missing"), "does not exist"),
-        (("--dataset", "folder", "--data_dir", "."), "beside the class folders"),
-        (("--dataset", "folder", "--data_dir", ".", "--run_dir", "a/b"), "--log_dir a/b/log lies"),
+        (("--dataset", "folder", "--data_dir", "."), "where each folder is a class"),
         (("--dataset", "cifar10", "--data_dir", "a_file"), "is a file"),
         (("--dataset", "cifar10", "--data_dir", "a" * 300), "File name too long"),
         (("--resume", "missing.pth"), "No such file"),
@@ -266,6 +265,7 @@ def test_a_process_prints_lines_without_bars_and_ctrl_c_says_how_to_go_on(tmp_pa
         (("--resume", "a_file.pth"), "its checksum does not match"),
         (("--snapshot_dir", "a_file/below"), "cannot write there"),
         (("--plot_dir", "/dev/null/x"), "cannot write there"),
+        (("--plot_dir", "loop"), "cannot write there"),
         (("--preview_augment", "/dev/null/x.png"), "cannot write it"),
         (("--preview_augment", "x.jpg"), "end its name in .png"),
     ],
@@ -275,6 +275,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, monkeypatch, flags, word
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("a_file", "a_file.pth"):
         Path(name).touch()
+    Path("loop").symlink_to("loop")
     assert_one_line(command("main", *QUICK, *flags), 2, words)
 
 

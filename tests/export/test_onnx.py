@@ -92,15 +92,16 @@ def test_a_quantised_file_is_smaller_and_near_the_network(exported, quantised, o
     assert 0 < difference < 0.1 * expected.abs().max()
 
 
-def test_a_quantised_file_has_seven_bits_a_channel_and_a_head_of_floats(quantised):
+def test_int8_weights_have_seven_bits_a_scale_per_channel_and_a_float_head(quantised):
     graph = onnx.load(quantised).graph
     by_output = {name: node for node in graph.node for name in node.output}
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Conv":
-            weight, scale = by_output[node.input[1]].input[:2]
-            assert values[scale].shape == values[weight].shape[:1]
-            assert np.abs(values[weight].astype(int)).max() <= 64
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 9
+    for node in convolutions:
+        weight, scale = by_output[node.input[1]].input[:2]
+        assert values[scale].shape == values[weight].shape[:1]
+        assert np.abs(values[weight].astype(int)).max() <= 64
     (head,) = (node for node in graph.node if node.op_type == "Gemm")
     assert values[head.input[1]].dtype == np.float32
 

@@ -214,7 +214,7 @@ def test_the_official_images(cifar10_dir):
     np.testing.assert_allclose(std, CIFAR10_STD, atol=1e-4)
 
 
-# The usual figures. Trained networks hold them: with others, their weights could not be repeated.
+# The published statistics. With other values, the training of saved networks could not be repeated.
 PUBLISHED_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),

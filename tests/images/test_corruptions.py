@@ -61,7 +61,7 @@ def test_the_constants_are_those_of_the_authors():
 
 @each_case
 @pytest.mark.parametrize("side", [8, 32, 45])
-def test_draws_depend_on_seed_severity_and_position(name, severity, side):
+def test_draws_depend_on_seed_and_position(name, severity, side):
     image = picture(side)
     once, again = (changed(name, severity, image) for _ in range(2))
     assert (once.shape, once.dtype) == (image.shape, np.uint8)
@@ -203,7 +203,8 @@ def test_weather_on_a_black_image_is_the_layer_alone(severity):
     snowy = functions.snow(black, RNG(0), AUTHORS["snow"][severity - 1])
     assert snowy.min() == pytest.approx((1 - kept) * 0.5, abs=1e-6)
     assert snowy.max() > 2 * snowy.min()
-    np.testing.assert_allclose(snowy, np.rot90(snowy, 2), atol=1e-6)  # flakes, and turned flakes
+    # the flakes are added twice, the second time turned by 180 degrees
+    np.testing.assert_allclose(snowy, np.rot90(snowy, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("severity", range(1, 6))

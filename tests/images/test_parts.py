@@ -6,7 +6,7 @@ from support.folders import touch
 
 from cifarnet.core.errors import UserError
 from cifarnet.images.layout import read_layout
-from cifarnet.images.parts import holds_classes, named_parts, part_folders
+from cifarnet.images.parts import holds_classes, named_parts, part_folders, would_read
 
 
 def test_folders_of_images_are_told_from_others(tree, tmp_path):
@@ -15,6 +15,24 @@ def test_folders_of_images_are_told_from_others(tree, tmp_path):
     assert not holds_classes(tree / "train" / "bar")
     assert not holds_classes(tmp_path)  # data sets beside each other
     assert not holds_classes(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("folder", "read"),
+    [
+        *((".", False), ("plots", False), ("../plots", False), ("train/.runs/plots", False)),
+        *(("train", True), ("train/plots", True), ("test/bar/plots", True), ("link/plots", True)),
+    ],
+)
+def test_where_a_report_would_become_images(tree, folder, read):
+    (tree / "link").symlink_to(tree / "train")
+    assert would_read(tree, tree / folder) == read
+    shutil.rmtree(tree / "test")
+    (tree / "train").rename(tree.parent / "classes")
+    (tree.parent / "classes" / "runs").symlink_to(tree)
+    for inside in (".", "plots", "bar/plots", "runs/plots"):
+        assert would_read(tree.parent / "classes", tree.parent / "classes" / inside)
+    assert not would_read(tree.parent / "classes", tree / "plots")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Stands in for main.py in tests of sweeps: writes a history at once, or an epoch at a time.
 
-The validation accuracy grows with --lr and a little with the epoch and the seed; the last epoch is
-5 points worse. --lr 9 fails, --lr
-0.1 takes its time. After a signal the exit code is that of main.py, or STUB_EXIT.
+The validation accuracy grows with --lr, and a little with the epoch and the seed. In the last epoch
+it is 5 points lower. --lr 9 fails, --lr 0.1 takes its time. After a signal the exit code is that of
+main.py, or STUB_EXIT.
 """
 
 import argparse
