@@ -153,14 +153,17 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
         report = evaluate_classifier(classifier, splits, settings, runtime, run)
         corruptions: Sequence[CorruptionRow] = []
+        source = ""
         if options["corruptions"]:
             corruptions = measure_corruptions(
                 classifier, splits.test, report.top1, settings, runtime
             )
         elif len(options["names"]) == 1:
-            corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
+            weights = resolve_model_path(options["names"][0])
+            corruptions = _corruptions_beside(weights, report)
+            source = f" (measured earlier: the table beside {weights.name})"
         _move_other_report(directory, report)
-        _print_figures(report, corruptions)
+        _print_figures(report, corruptions, source)
         facts |= report_maps(classifier, splits, settings)
         facts["validation"] = _validation(classifier, splits, settings, runtime)
         data = report_data(infos, splits, settings, runtime, **facts)
@@ -186,14 +189,15 @@ def _load(
     return classifier, snapshot.state.run_id, {"history": snapshot.state.history}
 
 
-def _print_figures(report: Report, corruptions: Sequence[CorruptionRow]) -> None:
+def _print_figures(report: Report, corruptions: Sequence[CorruptionRow], source: str) -> None:
+    """`source` says where the corruptions were measured, where it was not in this command."""
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
     if report.may_be_fitted_here:
         print_line(f"warning: {MAY_BE_FITTED_HERE}")
     if corruptions:
-        print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}")
+        print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}{source}")
 
 
 def _training_beside(weights: Path, info: ModelInfo) -> dict[str, Any]:

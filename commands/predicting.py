@@ -109,7 +109,7 @@ def _show(
                 unreadable += 1
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
     if maps:
-        _say_written(options["explain"], maps, "map")
+        _say_written(options["explain"], maps, "image")
     if options["csv"] and predictor:
         _write_csv(shown, classes, options["csv"], threshold)
         _say_written(options["csv"], len(shown), "row")

@@ -73,10 +73,13 @@ def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     return np.array(image).transpose(2, 0, 1)  # a copy: torch needs a writable array
 
 
+MISSING = "missing, or a broken link"
+
+
 def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         if not path.is_file():  # opening a pipe would block
-            raise OSError("not a file" if path.exists() else "missing, or a broken link")
+            raise OSError("not a file" if path.exists() else MISSING)
         try:
             with Image.open(path) as image:
                 return to_pixels(image, size), image.size
@@ -89,7 +92,8 @@ def _decode(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
             raise
     except Exception as problem:
         why = " ".join(str(problem).split()) or type(problem).__name__
-        raise UserError(f"cannot read the image {path} ({why}); repair or remove it") from None
+        advice = "check its name" if why == MISSING else "repair or remove it"
+        raise UserError(f"cannot read the image {path} ({why}); {advice}") from None
 
 
 def without_metadata(content: bytes) -> bytes | None:

@@ -29,7 +29,7 @@ def test_each_picture_has_a_file_and_none_replaces_another(predict, trained):
     for _ in range(2):
         done = predict("--json", "--explain", "maps", "--csv", "p.csv", "a", "b")
         assert done.code == 0
-        assert done.err.splitlines() == ["written to maps: 5 maps", "written to p.csv: 5 rows"]
+        assert done.err.splitlines() == ["written to maps: 5 images", "written to p.csv: 5 rows"]
         targets = [Path(json.loads(line)["explained"]) for line in done.out.splitlines()]
         assert len(set(targets) - written) == len(names)
         written |= set(targets)
@@ -40,7 +40,7 @@ def test_the_file_shows_the_picture_and_two_coloured_maps(predict):
     grey = noise(1, 40)[0, 0].numpy()
     Image.fromarray(grey).save("grey.png")
     done = predict("--explain", "maps", "grey.png")
-    assert (done.code, done.err) == (0, "written to maps: 1 map\n")
+    assert (done.code, done.err) == (0, "written to maps: 1 image\n")
     columns = coloured(Path("maps/grey.png"))
     thirds = [part.max() for part in np.array_split(columns, 3)]
     assert thirds[0] < 10 < 60 < min(thirds[1:])
