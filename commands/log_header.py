@@ -51,9 +51,7 @@ def write_header(
             f"of the {settings.training.batch_size} images of a batch"
         )
     if runtime.keeps_memory:
-        log.detail(
-            "memory: freed activations are kept for reuse; --no-keep_memory needs less, and is slower"
-        )
+        log.detail("memory: freed activations are kept for reuse; --no-keep_memory is slower")
     val = f", {len(splits.val)} validation" if splits.val is not None else ""
     mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (splits.mean, splits.std))
     log.line(
