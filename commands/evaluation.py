@@ -153,17 +153,14 @@ def run_evaluation(options: dict[str, Any], flags: dict[str, Any]) -> None:
         run["settings"] = infos[0].origin.settings if len(infos) == 1 else {}
         report = evaluate_classifier(classifier, splits, settings, runtime, run)
         corruptions: Sequence[CorruptionRow] = []
-        source = ""
         if options["corruptions"]:
             corruptions = measure_corruptions(
                 classifier, splits.test, report.top1, settings, runtime
             )
         elif len(options["names"]) == 1:
-            weights = resolve_model_path(options["names"][0])
-            corruptions = _corruptions_beside(weights, report)
-            source = f" (measured earlier: the table beside {weights.name})"
+            corruptions = _corruptions_beside(resolve_model_path(options["names"][0]), report)
         _move_other_report(directory, report)
-        _print_figures(report, corruptions, source)
+        _print_figures(report, corruptions, "" if options["corruptions"] else ", measured earlier")
         facts |= report_maps(classifier, splits, settings)
         facts["validation"] = _validation(classifier, splits, settings, runtime)
         data = report_data(infos, splits, settings, runtime, **facts)
@@ -189,15 +186,15 @@ def _load(
     return classifier, snapshot.state.run_id, {"history": snapshot.state.history}
 
 
-def _print_figures(report: Report, corruptions: Sequence[CorruptionRow], source: str) -> None:
-    """`source` says where the corruptions were measured, where it was not in this command."""
+def _print_figures(report: Report, corruptions: Sequence[CorruptionRow], when: str) -> None:
+    """`when` says that the corruptions were measured by an earlier command."""
     about = f"{report.images} test images, {report.network()} (epoch {report.epoch})"
     print_line(f"{report.dataset}, {about}: {report.summary()}")
     print_line(report.calibration())
     if report.may_be_fitted_here:
         print_line(f"warning: {MAY_BE_FITTED_HERE}")
     if corruptions:
-        print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}{source}")
+        print_line(f"mean accuracy under corruption: {mean_accuracy(corruptions):.2%}{when}")
 
 
 def _training_beside(weights: Path, info: ModelInfo) -> dict[str, Any]:
