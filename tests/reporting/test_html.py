@@ -153,6 +153,7 @@ def test_a_difference_within_the_interval_is_not_claimed(tmp_path, top1, clear):
     assert "This network: all 10,000 official images. " in text
     (row,) = re.findall(r"top-1[0-9.]+.%87.88.%(unclear|[-+0-9.]+ points) top-3", text)
     assert row == (f"{100 * (top1 - 0.8788):+.2f} points" if clear else "unclear")
+    assert ("“unclear”: the published figure is in" in text) != clear
 
 
 def test_figures_and_command_of_the_run(tmp_path):
