@@ -97,7 +97,7 @@ def _folders(settings: Settings, runtime: Runtime) -> Iterator[dict[str, Path]]:
     if runtime.rank:  # the first rank alone reads snapshots and writes
         yield dict.fromkeys(FOLDERS, Path())
         return
-    if settings.data.dataset == "folder" and not settings.data.labels:
+    if settings.data.is_folder and not settings.data.labels:
         _check_outside_images(settings)
     folders = {
         flag: writable_directory(settings.output.folder(flag), f"--{flag}") for flag in FOLDERS
