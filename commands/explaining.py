@@ -1,6 +1,5 @@
 """predict.py --explain: images beside the class activation maps of their two best classes."""
 
-import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,8 +10,8 @@ from matplotlib.figure import Figure
 
 import plots
 from cifarnet.core.errors import RunError, UserError, printable, reason
-from cifarnet.core.files import write_atomically
-from cifarnet.images.pictures import read_images
+from cifarnet.core.files import unused, write_atomically
+from cifarnet.images.pictures import read_image
 from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import TorchClassifier
 from cifarnet.inference.predictor import Predictor, Ranking
@@ -44,10 +43,10 @@ class Explainer:
     def write(self, path: str, ranking: Ranking) -> Path | None:
         """Explains the two best of `ranking` for the image `path`; returns the new file, or None
         if it cannot be written: the answers do not depend on it."""
-        target = self._unused(printable(Path(path).stem)[:LONGEST])
+        target = unused(self.folder / f"{printable(Path(path).stem)[:LONGEST]}.png")
         try:
             maps = self._maps(Path(path), [name for name, _ in ranking[:2]])
-            figure = _figure(_read(Path(path), SIDE), maps, ranking, self._about(path))
+            figure = _figure(read_image(Path(path), SIDE), maps, ranking, self._about(path))
             write_atomically(target, lambda file: figure.savefig(file, **FORM))
         except Exception as problem:  # of the disk, the image, and any of matplotlib
             failure = f"--explain {target}: cannot write it ({reason(problem)})"
@@ -57,7 +56,7 @@ class Explainer:
 
     def _maps(self, path: Path, names: list[str]) -> np.ndarray:
         """The maps float32 [2,h,w] of the classes `names`."""
-        pixels, _ = _read(path, self.classifier.image_size)
+        pixels, _ = read_image(path, self.classifier.image_size)
         pixels = torch.from_numpy(pixels)[None].to(self.device)
         labels = torch.tensor([[self.classifier.classes.index(name) for name in names]])
         return class_maps(self.classifier, pixels, labels.to(self.device))[0].cpu().numpy()
@@ -65,20 +64,6 @@ class Explainer:
     def _about(self, path: str) -> str:
         note = caution(self.classifier.infos[0])
         return f"{path}, network {self.classifier.source}" + (f"\n{note}" if note else "")
-
-    def _unused(self, stem: str) -> Path:
-        """A file in the folder that does not exist: no other picture's map is replaced."""
-        names = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
-        targets = (self.folder / f"{name}.png" for name in names)
-        return next(target for target in targets if not target.exists())
-
-
-def _read(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture uint8 [3,size,size], and its width and height. Raises `UserError`."""
-    (outcome,) = read_images([path], size)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
 
 
 @mpl.rc_context(plots.STYLE)

@@ -1,7 +1,5 @@
 """Classifies image files; prints a table or JSON, and writes a CSV file."""
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cifarnet.core.device import init_process
-from cifarnet.core.errors import RunError, UserError, os_errors, printable, reason
-from cifarnet.core.files import writable_directory, write_text
+from cifarnet.core.errors import RunError, UserError, printable, reason
+from cifarnet.core.files import writable_directory, write_named
 from cifarnet.core.late import LateModule
+from cifarnet.core.text import csv_text
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
 from cifarnet.inference.predictor import Outcome, Predictor, Ranking
@@ -162,21 +161,18 @@ def _write_csv(
     """Writes one row per outcome to `path`: the image, its class, and the probability of each
     class, or why it could not be read. With a `threshold` also whether it is unsure, 1 or 0.
     Raises `RunError`."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     unsure = [] if threshold is None else ["unsure"]
     of_classes = [f"probability_{name}" for name in classes]
-    writer.writerow(["image", "predicted", "probability", "error", *unsure, *of_classes])
+    rows = [["image", "predicted", "probability", "error", *unsure, *of_classes]]
     for image, outcome in outcomes:
         if isinstance(outcome, UserError):
-            writer.writerow([image, "", "", str(outcome), *[""] * len([*unsure, *classes])])
+            rows.append([image, "", "", str(outcome), *[""] * len([*unsure, *classes])])
         else:
             share, (name, highest) = dict(outcome), outcome[0]
             cells = [f"{p:.6g}" for p in (highest, *map(share.get, classes))]
             unsure_cell = [] if threshold is None else [int(is_unsure(outcome, threshold))]
-            writer.writerow([image, name, cells[0], "", *unsure_cell, *cells[1:]])
-    with os_errors(f"--csv {path} could not be written", kind=RunError):
-        write_text(Path(path), text.getvalue())
+            rows.append([image, name, cells[0], "", *unsure_cell, *cells[1:]])
+    write_named(path, "--csv", csv_text(rows))
 
 
 class Table:

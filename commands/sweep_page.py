@@ -9,7 +9,7 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from cifarnet.comparing.comparison import Comparison, Line, compare
+from cifarnet.comparing.comparison import METRICS, Comparison, compare
 from cifarnet.comparing.past_runs import PastRun
 from cifarnet.reporting.charts import X_TICKS, Axis, Chart, Curve, line_chart, percent
 from commands.sweep_file import Range
@@ -17,13 +17,10 @@ from commands.sweep_file import Range
 
 def sorted_comparison(runs: Sequence[PastRun]) -> Comparison:
     """The comparison of `runs`; the highest mean validation accuracy comes first."""
-
-    def mean(line: Line) -> float:
-        values = [run.validation for run in line.runs if run.validation is not None]
-        return sum(values) / len(values) if values else -1.0
-
+    validation = next(metric for metric in METRICS if metric.name == "validation")
     comparison = compare(runs)
-    return replace(comparison, lines=tuple(sorted(comparison.lines, key=mean, reverse=True)))
+    lines = sorted(comparison.lines, key=lambda line: line.figure(validation)[0] or 0, reverse=True)
+    return replace(comparison, lines=tuple(lines))
 
 
 def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -56,11 +56,6 @@ def past_run(folder: Path, say: Callable[[str], object] = lambda message: None) 
     return None
 
 
-def in_words(values: dict[str, Any]) -> str:
-    """The values of flags, as on a command line without dashes."""
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
 @dataclass
 class Job:
     """A trial that is running."""
@@ -115,7 +110,8 @@ class Runner:
         """Starts as many trials as may run. Returns whether any runs."""
         while len(self.jobs) < self.most and (trial := self.study.next_trial()):
             folder = run_dir(self.study.folder, trial.number)
-            print_line(f"trial {trial.number}: {in_words(trial.params)}")
+            values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
+            print_line(f"trial {trial.number}: {values}")
             try:
                 command = run_command_line(self.study.sweep, trial.params, folder)
             except UserError as problem:  # values of a search that contradict each other

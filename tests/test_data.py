@@ -24,12 +24,6 @@ from cifarnet.settings.data import DataSettings
 from data import ENGINES, EvalBatches, TrainBatches, build_batches, build_engine, load_splits
 
 
-def noise(count: int) -> ImageSet:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return ImageSet(images, torch.arange(count) % 2, ("a", "b"))
-
-
 def load(**settings) -> Splits:
     return load_splits(DataSettings(**settings), print)
 
@@ -82,7 +76,7 @@ def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
 
 def test_published_statistics_win_over_those_of_the_images(monkeypatch):
     statistics = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    published = Dataset("noise", noise(20), None, noise(10), statistics)
+    published = Dataset("noise", numbered_images(20), None, numbered_images(10), statistics)
     monkeypatch.setitem(data.DATASETS, "cifar10", lambda *_: published)
     splits = load()
     assert splits.name == "noise"

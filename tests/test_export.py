@@ -254,29 +254,15 @@ def test_test_images_suffice_except_for_the_calibration(command, trained):
     assert command(*export, "--format", "page", "--out", "out").code == 0
 
 
-@pytest.mark.parametrize(
-    ("how", "why"),
-    [
-        ("missing", "is not installed"),
-        ("broken", "fails to import (libmissing.so: cannot open)"),
-    ],
-)
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_package_that_cannot_be_imported_is_named_before_any_work(
-    command, trained, onnx_files, monkeypatch, tmp_path, package, how, why
+def test_a_package_that_is_not_installed_is_named_before_any_work(
+    command, trained, onnx_files, monkeypatch, package
 ):
-    if how == "missing":
-        monkeypatch.setitem(sys.modules, package, None)
-    else:
-        broken = tmp_path / "broken" / package
-        broken.mkdir(parents=True)
-        (broken / "__init__.py").write_text("raise OSError('libmissing.so: cannot open')")
-        monkeypatch.syspath_prepend(broken.parent)
-        monkeypatch.delitem(sys.modules, package)
+    monkeypatch.setitem(sys.modules, package, None)
     done = command("export", "--snapshot", trained.snapshot, "--format", "safetensors,onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: --format onnx needs the package {package}, which {why}; "
+        f"error: --format onnx needs the package {package}, which is not installed; "
         f"pip install -r requirements-extra.txt, or leave --format onnx out\n"
     )
     assert bench.main(["--inference"]) == 2

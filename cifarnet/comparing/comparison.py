@@ -1,7 +1,5 @@
 """Compares runs: the settings that differ, and the results. As text and as CSV."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from typing import Any, NamedTuple
 from cifarnet.comparing.past_runs import UNKNOWN, PastRun
 from cifarnet.core.errors import printable
 from cifarnet.core.log import clock
+from cifarnet.core.text import csv_text
 from cifarnet.settings import FLAGS, OF_THE_RESULT
 
 # How the files of a comparison begin. Only files that begin like this are replaced.
@@ -216,14 +215,12 @@ def as_csv(comparison: Comparison) -> str:
     names = [
         name for metric in comparison.metrics for name in (metric.name, f"{metric.name}_deviation")
     ]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(
+    rows = [
         ["run", "runs", *comparison.differing, *names, "epochs_done", "epochs_asked", "best_on"]
-    )
+    ]
     for line in comparison.lines:
         figures = [value for metric in comparison.metrics for value in line.figure(metric)]
         settings = [line.setting(name) for name in comparison.differing]
         epochs = line.runs[0].epochs_done, line.setting("epochs")
-        writer.writerow([line.name, len(line.runs), *settings, *figures, *epochs, _best_on(line)])
-    return text.getvalue()
+        rows.append([line.name, len(line.runs), *settings, *figures, *epochs, _best_on(line)])
+    return csv_text(rows)

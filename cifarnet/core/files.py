@@ -53,24 +53,19 @@ def ensure_temporary_folder(directory: Path) -> None:
             atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
-def dated_folder(directory: Path) -> Path:
-    """Creates a new folder before_<date> in `directory`, to move older files into. Raises
-    `OSError`."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    names = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(1)))
-    while True:
-        folder = directory / f"before_{next(names)}"
-        with contextlib.suppress(FileExistsError):  # another one in the same second
-            folder.mkdir()
-            return folder
+def unused(path: Path) -> Path:
+    """`path`; if it exists, `path` with _2, _3, ... after its stem."""
+    others = (path.with_stem(f"{path.stem}_{count}") for count in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not each.exists())
 
 
 def move_aside(paths: Sequence[Path], directory: Path) -> Path | None:
-    """Moves `paths` into a new dated subfolder of `directory`, and returns that; None: there are no
-    paths. Raises `OSError`."""
+    """Moves `paths` into a new subfolder before_<date> of `directory`, and returns that; None:
+    there are no paths. Raises `OSError`."""
     if not paths:
         return None
-    folder = dated_folder(directory)
+    folder = unused(directory / f"before_{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.mkdir()
     for path in paths:
         path.replace(folder / path.name)
     return folder

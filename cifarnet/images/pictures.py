@@ -45,6 +45,14 @@ def read_images(
             raise
 
 
+def read_image(path: Path, size: int = SIZE) -> tuple[np.ndarray, tuple[int, int]]:
+    """One image file as `read_images` reads it. Raises `UserError`."""
+    (outcome,) = read_images([path], size)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
 def to_pixels(image: Image.Image, size: int = SIZE) -> np.ndarray:
     """Turns a picture of any size and mode into uint8 [3,size,size], as the network sees it.
 

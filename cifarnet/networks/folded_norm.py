@@ -32,12 +32,8 @@ def norm_relu_dropout(
     the other. Evaluation uses the running statistics on every device.
     """
     device = branches[0][0].device.type
-    training = {bn.training for _, _, bn in branches}
-    if training == {False}:
-        terms = [conv_with_running_stats(*branch) for branch in branches]
-        return F.dropout2d(torch.relu(_sum([*terms, *addends])), p)
-    if False in training or device != "cpu":
-        terms = [bn(conv(x)) for x, conv, bn in branches]
+    if device != "cpu" or not all(bn.training for _, _, bn in branches):
+        terms = [conv_norm(*branch) for branch in branches]
         return F.dropout2d(torch.relu(_sum([*terms, *addends])), p)
     tensors = []
     for x, conv, bn in branches:
@@ -57,8 +53,10 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms)
 
 
-def conv_with_running_stats(x: Tensor, conv: DenseConv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """bn(conv(x)) as one convolution, with the running statistics."""
+def conv_norm(x: Tensor, conv: DenseConv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """bn(conv(x)). In evaluation it is one convolution, with the running statistics."""
+    if bn.training:
+        return bn(conv(x))
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     bias = bn.bias - scale * bn.running_mean
     return F.conv2d(x, conv.weight * scale[:, None, None, None], bias, padding=conv.padding)
@@ -168,11 +166,10 @@ def _fold(
 
 @torch.no_grad()
 def _update_running(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Moves the running statistics of `bn` as torch does; a momentum of None means the average."""
+    """Moves the running statistics of `bn` as torch does."""
     bn.num_batches_tracked += 1
-    share = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
-    bn.running_mean.lerp_(mean, share)
-    bn.running_var.lerp_(var * (count / max(1, count - 1)), share)
+    bn.running_mean.lerp_(mean, bn.momentum)
+    bn.running_var.lerp_(var * (count / max(1, count - 1)), bn.momentum)
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """corruptions.csv: the accuracy on corrupted test images, and its table in report.html."""
 
 import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import read_file, write_text
+from cifarnet.core.text import csv_text
 
 CORRUPTIONS = "corruptions.csv"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -34,11 +34,8 @@ def mean_accuracy(rows: Sequence[CorruptionRow]) -> float:
 
 def write_corruptions(rows: Sequence[CorruptionRow], directory: Path) -> None:
     """Writes corruptions.csv into `directory`. Raises `OSError`."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CorruptionRow._fields)
-    writer.writerows(row._replace(accuracy=round(row.accuracy, 6)) for row in rows)
-    write_text(directory / CORRUPTIONS, text.getvalue())
+    rounded = (row._replace(accuracy=round(row.accuracy, 6)) for row in rows)
+    write_text(directory / CORRUPTIONS, csv_text([CorruptionRow._fields, *rounded]))
 
 
 class CorruptionTable(NamedTuple):

@@ -1,7 +1,5 @@
 """Labels that may be wrong: confident learning on out-of-sample predictions."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cifarnet.core.files import write_text
+from cifarnet.core.text import csv_text
 from cifarnet.reporting.predictions import Predictions
 
 
@@ -57,13 +56,11 @@ def write_label_issues(
     parts = [("test", names, predictions)]
     if validation:
         parts.append(("validation", validation.names, validation.predictions))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("label", "suggested", "probability_label", "probability_suggested")
-    writer.writerow(("part", "image", *columns))
+    rows = [("part", "image", *columns)]
     for part, of_images, of_part in parts:
         for image, suggested in zip(*label_issues(of_part), strict=True):
             both = of_part.true[image], suggested
             shares = (f"{of_part.probabilities[image, label]:.6g}" for label in both)
-            writer.writerow((part, of_images[image], *(classes[label] for label in both), *shares))
-    write_text(path, text.getvalue())
+            rows.append((part, of_images[image], *(classes[label] for label in both), *shares))
+    write_text(path, csv_text(rows))

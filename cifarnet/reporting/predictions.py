@@ -52,12 +52,12 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
-    """The images, sorted by the predicted probability into `bins` of equal width."""
+def reliability(predictions: Predictions) -> list[Bin]:
+    """The images, sorted by the predicted probability into `BINS` bins of equal width."""
     p, hits = predictions.p_predicted, predictions.true == predictions.predicted
-    edges = np.arange(bins + 1) / bins
+    edges = np.arange(BINS + 1) / BINS
     at = np.searchsorted(edges[1:-1], p, side="left")
-    counts, *sums = (np.bincount(at, weights, bins) for weights in (None, p, hits))
+    counts, *sums = (np.bincount(at, weights, BINS) for weights in (None, p, hits))
     columns = (edges[:-1], edges[1:], counts, *(each / np.maximum(counts, 1) for each in sums))
     return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 

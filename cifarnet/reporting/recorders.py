@@ -5,9 +5,7 @@ recorder tries again. The run ends with exit code 1 if its last try failed.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from cifarnet.checkpoints.snapshots import Snapshot, pack, write_snapshot
 from cifarnet.core.errors import RunError, reason
 from cifarnet.core.files import write_text
 from cifarnet.core.log import RunLog, clock
+from cifarnet.core.text import csv_text
 from cifarnet.reporting.metrics import Report
 from cifarnet.settings import Settings
 
@@ -176,11 +175,8 @@ class HistoryCsv(Recorder):
 
     def row(self, progress: Progress) -> None:
         if progress.history:
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, COLUMNS)
-            writer.writeheader()
-            writer.writerows(map(dataclasses.asdict, progress.history))
-            write_text(self.log.path.with_suffix(".csv"), text.getvalue())
+            rows = [COLUMNS, *map(dataclasses.astuple, progress.history)]
+            write_text(self.log.path.with_suffix(".csv"), csv_text(rows))
 
     start = end = row
 

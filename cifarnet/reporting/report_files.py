@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +13,7 @@ from cifarnet.checkpoints.calibration_images import MAY_BE_FITTED_HERE
 from cifarnet.core.errors import RunError, UserError, reason
 from cifarnet.core.files import exists, move_aside, read_file, write_atomically, write_text
 from cifarnet.core.late import LateModule
+from cifarnet.core.text import csv_text
 from cifarnet.reporting.corruptions import (
     CORRUPTIONS,
     CorruptionRow,
@@ -144,16 +143,13 @@ def write_predictions(
 ) -> None:
     """Writes a row per image as CSV, with `PREDICTION_COLUMNS`. `names` are those of the images.
     Raises `OSError`."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(PREDICTION_COLUMNS)
-    p = predictions
+    p, rows = predictions, [PREDICTION_COLUMNS]
     for image, true, predicted, p_true, p_predicted in zip(
         names, p.true, p.predicted, p.p_true, p.p_predicted, strict=True
     ):
         named = classes[true], classes[predicted]
-        writer.writerow((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
-    write_text(path, text.getvalue())
+        rows.append((image, *named, f"{p_true:.6g}", f"{p_predicted:.6g}"))
+    write_text(path, csv_text(rows))
 
 
 def write_probabilities(

@@ -120,12 +120,6 @@ def test_a_cuda_device_that_torch_was_not_built_for_is_not_used(monkeypatch, two
         init_process(PrecisionSettings(device="cuda"))
 
 
-def test_a_device_that_is_not_available(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--device cuda is not available here; use .*cpu"):
-        init_process(PrecisionSettings(device="cuda"))
-
-
 @pytest.mark.parametrize(
     ("limit", "ranks", "threads"),
     [

@@ -91,14 +91,9 @@ def test_a_resumed_run_does_not_start_from_the_weights_again(run_from, trained):
     assert "starting from the weights" not in done.out
     assert "epoch 0" not in done.out
     whole, parts = (snapshot("last.pth", run) for run in ("whole", "parts"))
-    assert all(torch.equal(whole["weights"][n], parts["weights"][n]) for n in whole["weights"])
-    timings = {"seconds", "train_seconds", "images_per_second", "data_wait"}
-    histories = [
-        [{n: row[n] for n in row.keys() - timings} for row in run["history"]]
-        for run in (whole, parts)
-    ]
-    assert histories[0] == histories[1]
-    assert [row["epoch"] for row in histories[0]] == [0, 1, 2]
+    for part in ("weights", "history"):
+        assert_same_state(whole[part], parts[part], part)
+    assert [row["epoch"] for row in whole["history"]] == [0, 1, 2]
     done = run_from(trained.weights, trained.tree, *flags, *resumed)
     assert done.code == 2
     assert "init w.safetensors -> " in done.err

@@ -1,5 +1,4 @@
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,9 +69,6 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
         read(tree)
 
 
-# --- images that cannot be read ---
-
-
 # --- parts ---
 
 
@@ -92,10 +88,6 @@ def test_a_network_is_evaluated_without_training_images(tree):
     ]
 
 
-def copy(tree: Path, name: str, to: Path) -> None:
-    shutil.copytree(tree / name, to)
-
-
 @pytest.mark.parametrize("name", ["val", "valid", "Validation"])
 def test_validation_images_beside_train_select_or_are_the_test_images(tree, name):
     (tree / "test").rename(tree / name)
@@ -104,7 +96,7 @@ def test_validation_images_beside_train_select_or_are_the_test_images(tree, name
     assert (len(train), len(test)) == (12, 6)
     assert messages == [f"{tree / name} holds the test images: there is no test folder"]
     draw_tree(tree.with_name("more"), train=0, test=2)
-    copy(tree.with_name("more"), "test", tree / "test")
+    shutil.copytree(tree.with_name("more") / "test", tree / "test")
     messages = []
     dataset = read_all(tree, messages)
     assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [12, 6, 4]
@@ -128,7 +120,7 @@ def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
 
 def test_images_in_two_parts_are_counted_and_two_are_named(tree):
     Image.open(tree / "train" / "bar" / "002.png").save(tree / "test" / "bar" / "new.bmp")
-    copy(tree, "test", tree / "val")
+    shutil.copytree(tree / "test", tree / "val")
     messages = []
     read_all(tree, messages)
     assert messages == [

@@ -3,7 +3,6 @@ import struct
 import threading
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +12,7 @@ from PIL import Image
 from support.pictures import draw_tree, seen_by_others, write_twelve_bits
 
 from cifarnet.core.errors import UserError
-from cifarnet.images.pictures import read_images, to_pixels
-
-
-def read_image(path: Path, size: int = 32) -> tuple[np.ndarray, tuple[int, int]]:
-    """Pixels uint8 [3,size,size], and the width and height of the file."""
-    (outcome,) = read_images([path], size)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
+from cifarnet.images.pictures import read_image, read_images, to_pixels
 
 
 def test_all_images_are_read_where_no_thread_can_start(tmp_path, monkeypatch):

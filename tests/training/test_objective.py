@@ -74,16 +74,6 @@ def test_balanced_classes_weigh_the_same_and_images_one_on_average(smoothing):
     torch.testing.assert_close(loss, 9 * torch.stack(of_class).mean())
 
 
-def test_equal_classes_leave_the_loss_as_it_is():
-    labels = torch.arange(8) % 4
-    logits = torch.randn(8, 4)
-    plain, weighted = (
-        Labels(0.1, weights)(lambda images: logits, None, labels)[0]
-        for weights in (None, balanced_weights(labels, 4))
-    )
-    torch.testing.assert_close(plain, weighted)
-
-
 def test_the_loss_is_the_divergence_of_the_flattened_probabilities():
     """Against its definition, sum p log(p/q), and its value and gradient where both agree."""
     logits, taught = (torch.randn(5, 4, dtype=torch.float64) * 3 for _ in range(2))
