@@ -119,9 +119,9 @@ def _without_paths(model: TrainedModel) -> TrainedModel:
     """`model` with the settings that bear on the result, without paths of this machine."""
     settings = {name: v for name, v in model.origin.settings.items() if name in OF_THE_RESULT}
     for flag in ("init", "teacher", "labels"):
-        path = Path(settings.get(flag) or ".")
-        if path.is_absolute() or ".." in path.parts:
-            settings[flag] = path.name
+        paths = [Path(name) for name in (settings.get(flag) or "").split(",")]
+        if any(path.is_absolute() or ".." in path.parts for path in paths):
+            settings[flag] = ",".join(path.name for path in paths)
     return dataclasses.replace(model, origin=dataclasses.replace(model.origin, settings=settings))
 
 

@@ -1,13 +1,13 @@
 """What a run starts from: a snapshot, trained models, and settings that follow from both."""
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.folder import find_newest, outdated
-from cifarnet.checkpoints.paths import BEST, LAST, model_flag
+from cifarnet.checkpoints.paths import BEST, LAST, models_of
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, seen_images
 from cifarnet.checkpoints.snapshots import load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
@@ -41,19 +41,9 @@ def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunL
     return source
 
 
-def read_models(settings: Settings, flags: list[str], runtime: Runtime) -> dict[str, TrainedModel]:
-    """The trained models that `flags`, init or teacher, name; those that are not set are left out.
-    Raises `UserError`."""
-
-    def read(flag: str) -> TrainedModel:
-        with model_flag(flag, settings) as name:
-            return load_trained(name)
-
-    return {
-        flag: broadcast_from_rank0(partial(read, flag), runtime)
-        for flag in flags
-        if settings.flags[flag]
-    }
+def read_models(flag: str, settings: Settings, runtime: Runtime) -> list[TrainedModel]:
+    """The trained models that `flag`, init or teacher, names. Raises `UserError`."""
+    return broadcast_from_rank0(lambda: models_of(flag, settings, load_trained), runtime)
 
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
@@ -89,7 +79,7 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
 
 
 def current_run(
-    splits: Splits, runtime: Runtime, plan: Plan, teacher: TrainedModel | None
+    splits: Splits, runtime: Runtime, plan: Plan, teachers: Sequence[TrainedModel]
 ) -> CurrentRun:
     """The facts of this run that snapshots and trained models are compared with."""
     return CurrentRun(
@@ -99,7 +89,7 @@ def current_run(
         validates=splits.val is not None,
         drawn_test=splits.drawn_test,
         held_out_sha256=(splits.test if splits.val is None else splits.val).sha256,
-        teacher_sha256=teacher and teacher.sha256,
+        teacher_sha256=",".join(teacher.sha256 for teacher in teachers) or None,
         computed_on=runtime.computed_on,
         world_size=runtime.world_size,
         rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
@@ -139,10 +129,14 @@ def _describe_head(model: TrainedModel, current: CurrentRun, rows: int) -> str:
 
 
 def choose_objective(
-    teacher: TrainedModel | None, splits: Splits, current: CurrentRun, runtime: Runtime, log: RunLog
+    teachers: Sequence[TrainedModel],
+    splits: Splits,
+    current: CurrentRun,
+    runtime: Runtime,
+    log: RunLog,
 ) -> Objective:
-    """What the network learns from: `teacher`, or the labels. Raises `UserError`."""
-    objective = base_objective(teacher, splits, current, runtime, log)
+    """What the network learns from: `teachers`, or the labels. Raises `UserError`."""
+    objective = base_objective(teachers, splits, current, runtime, log)
     settings = current.settings
     if settings.augmentation.mixes:
         classes, seed = len(current.classes), settings.training.seed
@@ -152,28 +146,40 @@ def choose_objective(
 
 
 def base_objective(
-    teacher: TrainedModel | None, splits: Splits, current: CurrentRun, runtime: Runtime, log: RunLog
+    teachers: Sequence[TrainedModel],
+    splits: Splits,
+    current: CurrentRun,
+    runtime: Runtime,
+    log: RunLog,
 ) -> Objective:
     """The objective for images that are not mixed. Raises `UserError`."""
-    settings = current.settings
-    if teacher is None:
+    training = current.settings.training
+    if not teachers:
         labels = splits.train.labels.to(runtime.device)
-        return label_objective(settings.training, labels, len(current.classes))
+        return label_objective(training, labels, len(current.classes))
+    built = []
+    for teacher in teachers:
+        built.append((_build_teacher(teacher, current), (teacher.mean, teacher.std)))
+        accuracy, origin = "", teacher.origin
+        if origin.accuracy is not None:
+            accuracy = f", top-1 {origin.accuracy:.2%} ({origin.accuracy_from})"
+        log.line(f"learning from {teacher.source}: {_describe(teacher)}{accuracy}")
+        which = "the teacher" if len(teachers) == 1 else f"the teacher {teacher.source}"
+        _warn_of_held_out_images(which, teacher, current, log)
+    repeats = 0 < training.teacher_epochs < training.epochs
+    of_images = (splits.mean, splits.std)
+    return Distillation(built, runtime, of_images, training.teacher_tta, repeats)
+
+
+def _build_teacher(teacher: TrainedModel, current: CurrentRun) -> nn.Module:
+    """The network of `teacher`. Raises `UserError` if it cannot teach this run."""
     try:
         check_classes(teacher.classes, current.classes)
-        if teacher.image_size != settings.data.image_size:
+        if teacher.image_size != current.settings.data.image_size:
             raise UserError(f"it was trained with --image_size {teacher.image_size}; add that")
-        network = teacher.build()
+        return teacher.build()
     except UserError as problem:
         raise UserError(f"--teacher {teacher.source}: {problem}") from None
-    origin = teacher.origin
-    top1 = "" if origin.accuracy is None else f", top-1 {origin.accuracy:.2%}"
-    measured_on = f" ({origin.accuracy_from})" if top1 else ""
-    log.line(f"learning from {teacher.source}: {_describe(teacher)}{top1}{measured_on}")
-    _warn_of_held_out_images("the teacher", teacher, current, log)
-    statistics = (teacher.mean, teacher.std), (splits.mean, splits.std)
-    repeats = 0 < settings.training.teacher_epochs < settings.training.epochs
-    return Distillation(network, runtime, *statistics, settings.training.teacher_tta, repeats)
 
 
 def _warn_of_held_out_images(

@@ -142,8 +142,8 @@ def prepare(
         settings = settings.replace(batch_size=snapshot.settings.training.batch_size)
     changes = compare_settings(snapshot, source, settings) if snapshot else None
     finished = snapshot is not None and snapshot.epoch >= settings.training.epochs
-    flags = [*(["init"] if snapshot is None else []), *([] if finished else ["teacher"])]
-    models = read_models(settings, flags, runtime)
+    initial = [] if snapshot else read_models("init", settings, runtime)
+    teachers = [] if finished else read_models("teacher", settings, runtime)
 
     # images: they may be downloaded, so all else is checked before
     splits = group.in_turn(lambda: load_splits(settings.data, log.line))
@@ -158,11 +158,10 @@ def prepare(
     network = build_model(settings.network, len(splits.train.classes))
     data = build_batches(splits, settings, runtime)
     plan = Plan(settings, len(data.train))
-    teacher = models.get("teacher")
-    current = current_run(splits, runtime, plan, teacher)
-    if "init" in models:
-        initialize(network, models["init"], current, log)
-    objective = choose_objective(teacher, splits, current, runtime, log)
+    current = current_run(splits, runtime, plan, teachers)
+    for model in initial:
+        initialize(network, model, current, log)
+    objective = choose_objective(teachers, splits, current, runtime, log)
     learner = Learner(network, settings, runtime)
     resume = None
     if snapshot:
@@ -179,7 +178,7 @@ def prepare(
         learner=learner,
         plan=plan,
         resume=resume,
-        teacher_sha256=teacher and teacher.sha256,
+        teacher_sha256=current.teacher_sha256,
         held_out_sha256=current.held_out_sha256,
         folders=folders,
         log=log,

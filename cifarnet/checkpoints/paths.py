@@ -1,15 +1,16 @@
 """Where snapshots and trained models lie, by name. Imports no torch: a wrong name fails at once."""
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cifarnet.core.arguments import check_package, with_home
 from cifarnet.core.errors import UserError, did_you_mean, os_errors
 from cifarnet.core.files import exists
 from cifarnet.settings import Settings
 
+T = TypeVar("T")
 LAST, BEST = "last.pth", "best_model.pth"
 ROOT = Path(__file__).parents[2]
 RESULTS, RECIPES = ROOT / "results", ROOT / "recipes"
@@ -93,14 +94,18 @@ def _weights_in(folder: Path) -> Path:
     return folder / HUB_WEIGHTS
 
 
-@contextlib.contextmanager
-def model_flag(flag: str, settings: Settings) -> Iterator[str]:
-    """The name of the trained model that `flag`, init or teacher, gives; errors name the flag.
+def models_of(flag: str, settings: Settings, read: Callable[[str], T]) -> list[T]:
+    """Calls `read` with the name of each trained model that `flag`, init or teacher, gives.
 
-    Raises `UserError` for a snapshot that the run would replace. A `UserError` in the block is
-    raised again with the flag, and with the recipe that trains such a model, if there is one.
+    Raises `UserError` for a snapshot that the run would replace. A `UserError` of `read` is raised
+    again with the flag, and with the recipe that trains such a model, if there is one.
     """
-    name: str = settings.flags[flag]
+    text = settings.flags[flag]
+    names = [] if text is None else split_names(text) if flag == "teacher" else [text]
+    return [_read_model(flag, name, settings, read) for name in names]
+
+
+def _read_model(flag: str, name: str, settings: Settings, read: Callable[[str], T]) -> T:
     path = Path(name)
     in_run = path.resolve().parent == settings.output.folder("snapshot_dir").resolve()
     if path.suffix == ".pth" and in_run:
@@ -109,7 +114,7 @@ def model_flag(flag: str, settings: Settings) -> Iterator[str]:
             f"choose another folder"
         )
     try:
-        yield name
+        return read(name)
     except UserError as problem:
         recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
         trains_it = f" (recipes/{recipe.name} trains one; --{flag} off uses none)"

@@ -63,10 +63,11 @@ class TrainingSettings(Group):
         "0: none.")
     max_grad_norm: float = flag(1.0, within="[0, inf)", help=
         "Scale the gradient down to this norm when it is larger. 0: off.")
-    teacher: str | None = flag(None, unset="off", metavar="NAME|PATH", help=
+    teacher: str | None = flag(None, unset="off", metavar="NAME|PATH,...", help=
         "Learn from the predictions of a trained network with the same classes, instead of from "
         "the labels: the name of a result, a .safetensors file or a .pth snapshot. The training "
-        "loss is then the divergence from the predictions.")
+        "loss is then the divergence from the predictions. Several, separated by commas: learn "
+        "from the mean of their logits.")
     teacher_tta: str = flag("none", choices=("none", "flip"), help=
         "flip: learn from the mean of the teacher's logits for an image and for its mirror image. "
         "The teacher then computes each image twice.")

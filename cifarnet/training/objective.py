@@ -4,7 +4,7 @@ An objective is called with the network, a batch and its place in the run. It re
 summed over the images, and the logits. The training loop knows nothing else of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -86,7 +86,8 @@ def label_objective(settings: TrainingSettings, labels: Tensor, classes: int) ->
 
 
 class Distillation:
-    """The divergence from a teacher's predictions, in place of the labels.
+    """The divergence from a teacher's predictions, in place of the labels. Several teachers give
+    the mean of their logits.
 
     The teacher sees the same augmented images as the network that learns, but at full size
     (Beyer et al. 2022, arXiv 2106.05237). Its predictions can be kept for epochs that repeat these
@@ -95,24 +96,26 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teachers: Sequence[tuple[nn.Module, Statistics]],
         runtime: Runtime,
-        of_teacher: Statistics,
         of_images: Statistics,
         tta: str = "none",
         repeats: bool = False,
     ) -> None:
-        """`teacher` was trained on images normalised by `of_teacher`; the run normalises its
-        images by `of_images`. It is asked about the `TEACHER_VIEWS` of `tta`. If the run `repeats`
-        epochs, the teacher's logits are kept: 4 bytes for each image of an epoch and each class."""
-        self.teacher = teacher.requires_grad_(False).eval().to(runtime.device)
-        teacher_mean, teacher_std, mean, std = (
-            torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
-            for values in (*of_teacher, *of_images)
-        )
-        self.factor, self.shift = std / teacher_std, (mean - teacher_mean) / teacher_std
+        """`teachers` are networks, each with the statistics that its training images were
+        normalised by; the run normalises its images by `of_images`. They are asked about the
+        `TEACHER_VIEWS` of `tta`. If the run `repeats` epochs, the mean logits are kept: 4 bytes for
+        each image of an epoch and each class."""
+        self.teachers = []  # networks, each with the factor and the shift of its input
+        for network, of_network in teachers:
+            mean, std, network_mean, network_std = (
+                torch.tensor(values, device=runtime.device).view(1, 3, 1, 1)
+                for values in (*of_images, *of_network)
+            )
+            network = network.requires_grad_(False).eval().to(runtime.device)
+            self.teachers.append((network, std / network_std, (mean - network_mean) / network_std))
         self.views, self.repeats = TEACHER_VIEWS[tta], repeats
-        self.kept: dict[Place, Tensor] = {}  # the teacher's logits
+        self.kept: dict[Place, Tensor] = {}  # the mean logits
 
     def __call__(self, network: Net, images: Tensor, labels: Tensor, place: Place = ()) -> Loss:
         logits = network(images)
@@ -127,9 +130,13 @@ class Distillation:
 
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
-        """The teacher's logits [B,classes] for images [B,3,H,W] as the run normalises them."""
-        views = self.views(images * self.factor + self.shift)
-        return torch.stack([self.teacher(view) for view in views]).mean(0)
+        """The mean logits [B,classes] for images [B,3,H,W] as the run normalises them."""
+        logits = [
+            network(view)
+            for network, factor, shift in self.teachers
+            for view in self.views(images * factor + shift)
+        ]
+        return torch.stack(logits).mean(0)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:

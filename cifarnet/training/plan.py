@@ -73,8 +73,8 @@ class Plan:
         training = self.settings.training
         asked = training.teacher and self.source_epoch(epoch) == epoch
         views = 2 if training.teacher_tta == "flip" else 1
-        teacher = views * self.settings.data.image_size**2 / 4 if asked else 0
-        return self.image_size(epoch) ** 2 + teacher
+        passes = views * (training.teacher.count(",") + 1) if asked else 0
+        return self.image_size(epoch) ** 2 + passes * self.settings.data.image_size**2 / 4
 
     def epochs_left(self, epoch: int) -> float:
         """The cost of all epochs after `epoch`, in epochs that cost as much as this one."""

@@ -95,34 +95,44 @@ def test_without_a_teacher_the_labels_are_smoothed_weighted_and_mixed():
     uneven = splits.train.take(np.array([0, 2, 4, 1]))
     splits = replace(splits, train=uneven)
     runtime = replace(init_process(settings.precision), rank=1)
-    current = current_run(splits, runtime, Plan(settings, 1), None)
-    mixed = choose_objective(None, splits, current, runtime, SimpleNamespace(line=print))
+    current = current_run(splits, runtime, Plan(settings, 1), [])
+    mixed = choose_objective([], splits, current, runtime, SimpleNamespace(line=print))
     assert (mixed.mix.seed, mixed.mix.rank) == (7, 1)
     assert mixed.objective.smoothing == 0.2
     torch.testing.assert_close(mixed.objective.weights, torch.tensor([2 / 3, 2.0]))
 
 
 @pytest.mark.parametrize(("asked", "repeats"), [(0, False), (2, True), (5, False)])
-def test_a_teacher_gets_its_views_its_statistics_and_a_memory(asked, repeats):
-    teacher = random_model(classes="ab")
+def test_teachers_get_their_views_their_statistics_and_a_memory(asked, repeats):
+    larger = random_model(classes="ab", network="residual")
+    other = {"mean": (0.2, 0.3, 0.4), "std": (0.3, 0.2, 0.1), "source": "larger.pth"}
+    teachers = [random_model(classes="ab"), replace(larger, **other)]
     flags = {"teacher": "x", "teacher_tta": "flip", "teacher_epochs": asked, "epochs": 5}
     settings, lines = Settings.from_flags(device="cpu", **flags), []
     splits = small_splits()
     runtime = init_process(settings.precision)
-    current = current_run(splits, runtime, Plan(settings, 1), teacher)
+    current = current_run(splits, runtime, Plan(settings, 1), teachers)
+    assert current.teacher_sha256 == f"{teachers[0].sha256},{larger.sha256}"
     log = SimpleNamespace(line=lines.append)
-    objective = base_objective(teacher, splits, current, runtime, log)
+    objective = base_objective(teachers, splits, current, runtime, log)
     assert objective.repeats is repeats
+    named = [
+        line
+        for line in lines
+        if line.startswith(("learning from some.pth", "learning from larger.pth"))
+    ]
+    assert len(named) == 2
     pixels = splits.train.images[:4].float() / 255
-    network = teacher.build().eval()
 
     def normalised(mean, std):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         return (pixels - mean) / std
 
-    with torch.no_grad():
-        ours = normalised(teacher.mean, teacher.std)
-        expected = (network(ours) + network(ours.flip(3))) / 2
+    expected = 0
+    for teacher in teachers:
+        network, ours = teacher.build().eval(), normalised(teacher.mean, teacher.std)
+        with torch.no_grad():
+            expected += (network(ours) + network(ours.flip(3))) / 4
     taught = objective.teacher_logits(normalised(splits.mean, splits.std))
     torch.testing.assert_close(taught, expected, rtol=1e-4, atol=1e-4)
 

@@ -133,6 +133,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
         "snapshots_complete/last.pth": "is in this run's --snapshot_dir",
         "nowhere.pth": "cannot be read",
         "snapshots_long_teacher/last.pth": "recipes/long_teacher.toml trains one",
+        f"{trained.weights},nowhere.pth": "nowhere.pth cannot be read",
     }
     Path("empty").mkdir()
     for teacher, words in wrong.items():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from support.commands import QUICK
-from support.outputs import assert_same_state, log_text, rows_of, snapshot
+from support.outputs import assert_same_state, log_text, rows_of, settings_of, snapshot
 
 MIXED = (*QUICK, "--mixup", "0.2", "--cutmix", "1", "--mix_p", "0.8", "--accumulate", "2")
 
@@ -48,9 +48,12 @@ def test_a_default_batch_that_has_nothing_to_mix_is_refused(command):
     assert "--batch_size 8 has one image in each of 8 parts" in done.err
 
 
-def test_a_teacher_and_mixed_images_go_together(command, trained):
+def test_two_teachers_and_mixed_images_go_together(command, trained):
     tree = ("--dataset", "folder", "--data_dir", trained.tree, "--batch_size", "6")
-    flags = (*MIXED, *tree, "--teacher", trained.weights)
-    done = command("main", *flags)
+    done = command("main", *MIXED, *tree, "--teacher", f"{trained.weights},{trained.snapshot}")
     assert (done.code, done.err) == (0, "")
-    assert "learning from" in done.out
+    for teacher in (trained.weights, trained.snapshot):
+        assert f"learning from {teacher}: " in done.out
+    assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
+    names = f"{trained.weights.name},{trained.snapshot.name}"
+    assert settings_of("weights.safetensors")["teacher"] == names  # without folders

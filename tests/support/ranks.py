@@ -44,7 +44,8 @@ def trained(ranks: Ranks, name: str) -> dict:
     if name == "taught":
         torch.manual_seed(1)
         teacher, given = build_model(run.settings.network, 3), (run.splits.mean, run.splits.std)
-        run.objective = Distillation(teacher, run.runtime, ((0.4,) * 3, (0.2,) * 3), given)
+        of_teacher = ((0.4,) * 3, (0.2,) * 3)
+        run.objective = Distillation([(teacher, of_teacher)], run.runtime, given)
     rows = run.fit()
     return {
         "model": run.learner.network.state_dict(),

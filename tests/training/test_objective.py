@@ -117,7 +117,7 @@ def test_a_mix_is_told_its_place():
 def test_a_teacher_sees_the_mixed_images():
     teacher = trained_network()
     objective = Distillation(
-        teacher, init_process(PrecisionSettings(device="cpu")), (MEAN, STD), (MEAN, STD)
+        [(teacher, (MEAN, STD))], init_process(PrecisionSettings(device="cpu")), (MEAN, STD)
     )
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 2
     student = build_model(NetworkSettings(dropout=0.0), 2).eval()
@@ -139,7 +139,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
     with torch.no_grad():
         expected = teacher(normalised(MEAN, STD))
     objective = Distillation(
-        teacher, init_process(PrecisionSettings(device="cpu")), (MEAN, STD), other
+        [(teacher, (MEAN, STD))], init_process(PrecisionSettings(device="cpu")), other
     )
     logits = objective.teacher_logits(normalised(*other))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -147,9 +147,8 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(network):
 
 
 def test_a_share_without_images_has_a_loss_of_zero():
-    objective = Distillation(
-        trained_network(), init_process(PrecisionSettings(device="cpu")), (MEAN, STD), (MEAN, STD)
-    )
+    teachers = [(trained_network(), (MEAN, STD))]
+    objective = Distillation(teachers, init_process(PrecisionSettings(device="cpu")), (MEAN, STD))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     loss, logits = objective(network, torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64))
     assert (loss.item(), logits.shape) == (0, (0, 2))
@@ -161,7 +160,8 @@ def test_a_share_without_images_has_a_loss_of_zero():
 def test_a_teacher_may_look_at_the_mirror_image_too():
     teacher, images = trained_network(network="lite"), torch.randn(6, 3, 32, 32)
     runtime = init_process(PrecisionSettings(device="cpu"))
-    both = Distillation(teacher, runtime, (MEAN, STD), (MEAN, STD), "flip").teacher_logits(images)
+    teachers = [(teacher, (MEAN, STD))]
+    both = Distillation(teachers, runtime, (MEAN, STD), "flip").teacher_logits(images)
     expected = (teacher(images) + teacher(images.flip(3))) / 2
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
     assert (both - teacher(images)).abs().max() > 1e-3
@@ -176,9 +176,9 @@ def test_a_teacher_is_asked_in_the_first_epochs_and_remembered_where_they_repeat
 
     def trained(remember):
         seen.clear()
-        statistics = ((splits.mean, splits.std),) * 2
+        statistics = (splits.mean, splits.std)
         runtime = init_process(PrecisionSettings(device="cpu"))
-        objective = Distillation(teacher, runtime, *statistics, repeats=remember)
+        objective = Distillation([(teacher, statistics)], runtime, statistics, repeats=remember)
         settings = {"epochs": 5, "teacher": "lite", "teacher_epochs": 2, "accumulate": accumulate}
         mix = Mixing(AugmentationSettings(mixup=0.5), 42, 2)
         run = small_run(
@@ -219,11 +219,9 @@ def test_a_step_goes_down_the_gradient_of_the_divergence_from_what_the_teacher_s
     }
     teacher, splits = trained_network(), dataclasses.replace(small_splits(), mean=MEAN, std=STD)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    statistics = (splits.mean, splits.std)
     objective = Distillation(
-        teacher,
-        init_process(PrecisionSettings(device="cpu")),
-        (MEAN, STD),
-        (splits.mean, splits.std),
+        [(teacher, (MEAN, STD))], init_process(PrecisionSettings(device="cpu")), statistics
     )
     run = small_run(splits, objective=objective, **settings)
     student = build_model(NetworkSettings(dropout=0.0), 2)

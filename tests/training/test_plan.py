@@ -116,6 +116,7 @@ def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
     costs = [plan(teacher_epochs=2).cost(epoch) for epoch in epochs]
     assert costs == [asked, asked, alone, alone, alone]
     assert plan(teacher_tta="flip").cost(1) == 1.5 * 32**2
+    assert plan(teacher="lite,residual", teacher_tta="flip").cost(1) == 2 * 32**2
 
 
 def test_each_step_has_the_rate_of_its_place_in_the_run():
