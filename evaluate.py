@@ -47,9 +47,9 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of this command, and the flags that the user gave. Raises `UserError`. The
     options have the `names` of --pretrained, and the `command` as it was typed."""
     parser = build_parser(
-        "Evaluates a snapshot or a weights file, and writes a report. The data set with its labels "
-        "and limits, batch size, --amp, --evaluate and --skip_bad_images are those of the "
-        "training, unless given here. Other flags have main.py's defaults.",
+        "Evaluates a snapshot or a weights file, and writes a report. The flags of the data set "
+        "and its split, image size, batch size, --amp, --evaluate and --skip_bad_images are those "
+        "of the training, unless given here. Other flags have main.py's defaults.",
         FLAGS,
         defaults=False,
         texts=TEXTS,
@@ -61,16 +61,18 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         metavar="PATH",
         help="Snapshot, with its run's settings (with --run_dir alone: the run's last.pth).",
     )
-    note = "The settings are those of the first. Add --data_dir if the images have moved, and with "
-    "an exported file."
+    note = (
+        "The settings are those of the first. Add --data_dir if the images have moved, and with "
+        "an exported file."
+    )
     add_pretrained(what, several=ENSEMBLE, note=note)
     add_tta(parser)
     parser.add_argument(
         "--corruptions",
         action="store_true",
         help="Also measure the accuracy on corrupted test images: noise, blur, weather, JPEG "
-        "compression and others, each at five severities, as in CIFAR-10-C. Takes 79 times as "
-        "long.",  # fifteen corruptions five times, three qualities of JPEG, and the clean images
+        "compression and others, each at five severities, as in CIFAR-10-C. Each "
+        "image is evaluated 79 times.",  # fifteen corruptions five times, three of JPEG, and clean
     )
     parser.add_argument(
         "--calibrate",

@@ -1,1 +1,1 @@
-"""The package beneath the commands and the story; CONTRIBUTING.md lists its floors."""
+"""The package behind the commands; CONTRIBUTING.md lists its layers."""

@@ -90,7 +90,7 @@ def _trust(
         rows = threshold_rows(model, metrics)
         return {"thresholds": rows, "cautions": cautions(metrics)}
     except UserError as problem:
-        print_line(f"the page says nothing on thresholds: {problem}")
+        print_line(f"the page has no thresholds: {problem}")
         return {}
 
 

@@ -65,7 +65,9 @@ def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> 
         )
     why = f"a multiple of {parts}"
     if count < BATCH_SIZE:
-        why = f"as there are {count} training images; a smaller one takes more steps"
+        why = (
+            f"as there are {count} training images; a smaller batch size gives more steps an epoch"
+        )
     # A step on few images moves the weights as far as one on a whole batch.
     fitting = (n for n in range(size, 0, -parts) if not 0 < count % n < LEAST_SHARE * n)
     most, size = size, next(fitting, size)

@@ -64,9 +64,9 @@ def test_digits_are_split_as_the_settings_say():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"limit_train": 9}, "--limit_train 9 is fewer than the 10 classes"),
-        ({"limit_test": 9}, "--limit_test 9 is fewer than the 10 classes"),
-        ({"limit_train": 10, "val_fraction": 0.5}, "--val_fraction 0.5 holds back no image"),
+        ({"limit_train": 9}, "--limit_train 9 is below the 10 classes"),
+        ({"limit_test": 9}, "--limit_test 9 is below the 10 classes"),
+        ({"limit_train": 10, "val_fraction": 0.5}, "--val_fraction 0.5 holds out no image"),
     ],
 )
 def test_settings_that_do_not_fit_the_images_are_refused(flags, message):
@@ -99,7 +99,7 @@ def test_validation_images_of_a_folder_select_and_no_others(tree):
     shutil.copytree(tree / "val", tree / "test")
     splits = load(dataset="folder", data_dir=str(tree))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 6, 6)
-    with pytest.raises(UserError, match="--val_fraction would hold back more; leave it out"):
+    with pytest.raises(UserError, match="--val_fraction would hold out more; leave it out"):
         load(dataset="folder", data_dir=str(tree), val_fraction=0.2)
 
 

@@ -12,7 +12,7 @@ from support.answers import Answer, ask
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cifarnet"
 # By folder of the package: the folders that its files may import from besides their own.
-FLOORS = {
+LAYERS = {
     folder: set(re.findall(r"`(\w+)`", allowed))
     for folder, allowed in re.findall(
         r"^\| `cifarnet/(\w+)` \| ([^|]+) \|",
@@ -36,7 +36,7 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the floor"
+            assert node.level == 0, f"{path}: relative imports hide the layer"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -49,7 +49,7 @@ def modules() -> dict[str, Path]:
 
 def test_every_folder_of_the_package_has_its_floor():
     folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    assert folders - {"."} == set(FLOORS)
+    assert folders - {"."} == set(LAYERS)
 
 
 def test_the_top_level_holds_the_story_and_the_commands():
@@ -57,13 +57,13 @@ def test_the_top_level_holds_the_story_and_the_commands():
     assert names - {Path(name).stem for name in COMMANDS} == STORY | {"hubconf"}
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_a_folder_imports_what_its_floor_allows(floor):
-    names = set().union(*map(imports_of, (PACKAGE / floor).glob("*.py")))
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_folder_imports_what_its_floor_allows(layer):
+    names = set().union(*map(imports_of, (PACKAGE / layer).glob("*.py")))
     tops = {path.stem for path in ROOT.glob("*.py")} | {"commands"}
     assert not {name.split(".")[0] for name in names} & tops
     folders = {name.split(".")[1] for name in names if name.startswith("cifarnet.")}
-    assert folders - {floor} == FLOORS[floor]
+    assert folders - {layer} == LAYERS[layer]
 
 
 def test_the_story_imports_no_command_and_the_commands_folder_no_command_file():

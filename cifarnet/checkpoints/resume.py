@@ -23,7 +23,7 @@ class CurrentRun:
     settings: Settings
     classes: tuple[str, ...]
     same_normalization: Callable[[tuple[float, ...], tuple[float, ...]], bool]  # mean, deviation
-    validates: bool  # whether training images are held back
+    validates: bool  # whether training images are held out
     drawn_test: bool  # see `Splits`
     held_out_sha256: str  # of the images that the best epoch is chosen by
     teacher_sha256: str | None
@@ -129,16 +129,14 @@ def plan_resume(
             f"give another result"
         )
     if finished:
-        messages.append(
-            f"{source} has finished epoch {epoch} of the {epochs} asked for: evaluating only"
-        )
+        messages.append(f"{source} is at epoch {epoch} of {epochs}: evaluating only")
     comparable_after = snapshot.state.comparable_after
     other_images = _other_held_out(snapshot, current)
     other_weights = former.evaluation.evaluate != settings.evaluation.evaluate
     if not finished and (other_images or other_weights):
         comparable_after = epoch
         what = "the held-out images have" if other_images else "--evaluate has"
-        messages.append(f"{what} changed: the best epoch is one of those to come")
+        messages.append(f"{what} changed: the best epoch is chosen from later ones")
     return ResumePlan(snapshot, source, keeps_momenta, finished, comparable_after, tuple(messages))
 
 
@@ -169,8 +167,7 @@ def _other_machine(snapshot: Snapshot, current: CurrentRun) -> list[str]:
     before, now = snapshot.model.origin.computed_on, current.computed_on
     if before != now:
         messages.append(
-            f"that run computed on {before}, this one on {now}: "
-            f"rounding differs, and so will the result"
+            f"computed on {before} before, on {now} now: rounding differs, and so will the result"
         )
     before, now = snapshot.state.world_size, current.world_size
     if before != now:
@@ -186,7 +183,7 @@ def seen_images(model: ModelInfo, current: CurrentRun) -> str:
     """Which held-out images of `current` `model` may have trained on, in words: validation images,
     or test images that are drawn from a folder. Empty: none.
 
-    It has not where it held back the same ones: of the same data set, by the same flags. Where
+    Images that `model` held out too do not count: of the same data set, by the same flags. Where
     the flags of the training images differ, it is not known whether files were added.
     """
     before, now = model.settings.flags, current.settings.flags

@@ -76,6 +76,6 @@ def _share(row: dict[str, str], run: PastRun) -> float:
         return float(row["probability_predicted"])
     except ValueError:
         raise UserError(
-            f"{run.predictions} has a probability that is not a number; write it again by "
+            f"{run.predictions} has a probability that is not a number; write it again with "
             f"evaluate.py"
         ) from None

@@ -145,12 +145,11 @@ def _runs_of(path: Path) -> tuple[list[PastRun], list[str]]:
         matches, without = _runs_in(path)
         if without:
             notes.append(
-                f"passed over: {path} holds {without} logs with neither {RUN_JSON} nor .csv "
-                f"beside them"
+                f"skipped: {path} holds {without} logs with neither {RUN_JSON} nor .csv beside them"
             )
     elif path.is_file() and path.suffix not in (".log", ".csv"):
         # a pattern such as results/* matches a README too
-        return [], [f"passed over: {path} is not a log, history or snapshot"]
+        return [], [f"skipped: {path} is not a log, history or snapshot"]
     else:
         matches = [_run_of_file(path)]
     logs = [run.source for run in matches if run.source.suffix == ".log" and path.suffix != ".csv"]

@@ -120,5 +120,5 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
     rows = read_table(path, ("image", "true", "predicted", "probability_predicted"))
     by_image = {row["image"]: row for row in rows}
     if not rows or len(by_image) < len(rows):
-        raise UserError(f"{path} names no image, or one twice; write it again by evaluate.py")
+        raise UserError(f"{path} names no image, or one twice; write it again with evaluate.py")
     return by_image

@@ -97,6 +97,6 @@ def machine_errors() -> Iterator[None]:
             raise RunError(NO_PROCESS) from None
         if "temporary directory" in str(problem):  # as tempfile and matplotlib say
             raise RunError(
-                "no temporary folder can be written; set TMPDIR to a folder that can"
+                "no temporary folder is writable; set TMPDIR to a writable one"
             ) from None
         raise

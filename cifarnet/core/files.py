@@ -32,7 +32,7 @@ def writable_directory(path: str | Path, flag: str) -> Path:
         trial.unlink(missing_ok=True)  # another process may have removed it
     except OSError as problem:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-        in_the_way = "a file, or a link to nothing, has the name of a folder"
+        in_the_way = "a file or a broken link has this name"
         why = in_the_way if isinstance(problem, FileExistsError) else reason(problem)
         raise (RunError if full else UserError)(
             f"{flag} {path}: cannot write there ({why}); choose another folder"

@@ -53,7 +53,7 @@ class RunLog:
     def check(self) -> None:
         """Raises `RunError` if a part of the log could not be written."""
         if self._file and self._unwritten:
-            raise RunError(f"the log could not be written to {self.path}; free the disk")
+            raise RunError(f"the log could not be written to {self.path}; free disk space")
 
     def _emit(self, text: str, prefix: str = "", is_detail: bool = False) -> None:
         if self.quiet:

@@ -76,7 +76,7 @@ def metrics_beside(weights: Path) -> dict[str, Any]:
     for folder in (weights.parent, weights.parent.parent / PLOTS):
         if exists(folder / "metrics.json"):
             return read_report(folder / "metrics.json")
-    raise UserError("there is no metrics.json beside the weights; name one by --metrics")
+    raise UserError("there is no metrics.json beside the weights; name one with --metrics")
 
 
 def threshold_rows(model: ModelInfo, metrics: dict[str, Any]) -> list[list[float | None]]:

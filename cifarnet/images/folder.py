@@ -55,7 +55,7 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
     _warn_of_repeated(images, parts, files, say)
     if len(val) and settings.val_fraction:
         raise UserError(
-            f"{root} has validation images of its own, so --val_fraction would hold back more; "
+            f"{root} has validation images of its own, so --val_fraction would hold out more; "
             f"leave it out"
         )
     drawn = not all(file.part for file in layout.files)
@@ -66,7 +66,7 @@ def read_folder(settings: DataSettings, say: Say, classes: tuple[str, ...] = ())
 def _parts(
     layout: Layout, labels: torch.Tensor, settings: DataSettings, say: Say, evaluates: bool
 ) -> np.ndarray:
-    """The part of each file, str [N], after test images are held back where there are none."""
+    """The part of each file, str [N], after test images are held out where there are none."""
     parts = np.array([file.part for file in layout.files])
     if parts.all():
         return parts

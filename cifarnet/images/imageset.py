@@ -49,7 +49,7 @@ class ImageSet:
 
 
 class Dataset(NamedTuple):
-    """A data set as it was read, before images are limited and held back."""
+    """A data set as it was read, before images are limited and held out."""
 
     name: str
     train: ImageSet
@@ -96,7 +96,7 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
         return images
     least = len(images.classes)
     if limit < least:
-        raise UserError(f"{flag} {limit} is fewer than the {least} classes; take {least} or more")
+        raise UserError(f"{flag} {limit} is below the {least} classes; use {least} or more")
     order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
     return images.take(np.sort(order[:limit]))
 
@@ -104,7 +104,7 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
 def split_holdout(
     images: ImageSet, fraction: float, flag: str = "--val_fraction"
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Splits off a fixed `fraction` of each class, rounded down: (rest, held back or None for 0).
+    """Splits off a fixed `fraction` of each class, rounded down: (rest, held out or None for 0).
     Raises `UserError`, naming `flag`, if either part would be empty."""
     if fraction == 0:
         return images, None
@@ -114,12 +114,12 @@ def split_holdout(
 
 def holdout_mask(labels: Tensor, fraction: float, flag: str) -> np.ndarray:
     """Chooses a fixed `fraction` of each class, rounded down: a mask, bool [N].
-    Raises `UserError`, naming `flag`, if it would hold back all images, or none."""
+    Raises `UserError`, naming `flag`, if it would hold out all images, or none."""
     sizes = np.bincount(labels.numpy())
     held = _rank_in_class(labels) < np.floor(fraction * sizes + 1e-9)[labels.numpy()]
     if not held.any() or held.all():
         what, change = ("every image", "lower") if held.any() else ("no image", "raise")
-        raise UserError(f"{flag} {fraction:g} holds back {what}; {change} it")
+        raise UserError(f"{flag} {fraction:g} holds out {what}; {change} it")
     return held
 
 

@@ -62,7 +62,7 @@ def read_layout(root: Path, say: Say, classes: tuple[str, ...] = ()) -> Layout:
     if parts.keys() == {"train"}:
         raise UserError(
             f"{root} has no test, val, valid or validation folder beside {parts['train'].name}; "
-            f"add one, or hold back test images with --data_dir {parts['train']}"
+            f"add one, or hold out test images with --data_dir {parts['train']}"
         )
     say_parts(root, {path: part for part, path in parts.items()}, say)
     if "val" in parts and "test" not in parts:

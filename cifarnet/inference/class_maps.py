@@ -33,7 +33,7 @@ def caution(info: ModelInfo) -> str:
     if info.network.network in WITHOUT_MAPS:
         return ""
     if attention != "none":
-        return f"This network has attention ({attention}): each part depends on the whole image."
+        return f"With attention ({attention}), each part may depend on the whole image."
     field = RECEPTIVE_FIELDS[info.network.network]
     if field >= info.image_size:
         return "Each part depends on nearly the whole image."

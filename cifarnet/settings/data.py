@@ -36,11 +36,11 @@ class DataSettings(Group):
     limit_test: int = flag(0, within="[0, inf)", help=
         "Use only this many test images, always the same ones, balanced over the classes. 0: all.")
     val_fraction: float = flag(0.0, within="[0, 1)", help=
-        "Hold back this share of the training images, stratified by class, to select the model; "
-        "the test set is then evaluated once, at the end. 0: hold back none and evaluate the test "
+        "Hold out this share of the training images, stratified by class, to select the model; "
+        "the test set is then evaluated once, at the end. 0: hold out none and evaluate the test "
         "set every --eval_freq epochs.")
     test_fraction: float = flag(0.2, within="(0, 1]", help=
-        "With --dataset folder: if there is no folder of test images, hold back this share of "
+        "With --dataset folder: if there is no folder of test images, hold out this share of "
         "the images of each class to test on: the same ones until files are added or removed. 1, "
         "for evaluate.py only: all.")
     num_workers: int | None = flag(None,

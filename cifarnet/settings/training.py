@@ -20,7 +20,7 @@ class TrainingSettings(Group):
         "Passes over the training images.")
     batch_size: int | None = flag(None,
         "Images per step, over all devices together.",
-        within="[1, 1000000]", unset="512; fewer if the images are few or do not divide")
+        within="[1, 1000000]", unset="512, or fewer (see docs/own-images.md)")
     accumulate: int = flag(1, within="[1, 1000000]", help=
         "Compute the share of each process in this many parts, one after the other, to save "
         "memory. Batch normalisation then uses the statistics of each part.")
@@ -32,7 +32,7 @@ class TrainingSettings(Group):
     lr: float = flag(0.1, within="(0, inf)", help=
         "Learning rate of the first batch, or of the first one after the warm-up.")
     min_lr: float = flag(1e-6, within="[0, inf)", help=
-        "Learning rate of the last batch.")
+        "Learning rate at the end of the schedule.")
     schedule: str = flag("cosine", choices=("cosine", "linear"), help=
         "How the learning rate falls from --lr to --min_lr.")
     schedule_per: str = flag("step", choices=("step", "epoch"), help=
@@ -77,7 +77,7 @@ class TrainingSettings(Group):
     init: str | None = flag(None, unset="off", metavar="NAME|PATH", help=
         "Start from trained weights: the name of a result, a .safetensors file or a .pth "
         "snapshot. Weights that do not match start at random, also those of new classes. "
-        "The images are normalised with the statistics of their own data set.")
+        "The images are normalised with the statistics of the new data set.")
     seed: int = flag(42, within="[0, 4294967295]", help=
         "Seed of the initial weights, the image order, augmentation, mixing and dropout.")
     # fmt: on

@@ -90,7 +90,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("a disk that is not mounted")
     for name in ("file", "link"):
-        with pytest.raises(UserError, match=f"--log_dir .*{name}: .*a file, or a link to nothing"):
+        with pytest.raises(UserError, match=f"--log_dir .*{name}: .*a file or a broken link"):
             writable_directory(tmp_path / name, "--log_dir")
     with pytest.raises(UserError, match="--log_dir"):
         writable_directory(tmp_path / "file" / "below", "--log_dir")

@@ -134,7 +134,7 @@ def test_a_wrong_request_is_one_line(command, trained, flags, words):
         (("--pretrained", "trained", "--calibrate", "1.5"), "is not a share in (0, 1)"),
         (("--pretrained", "trained", "--calibrate", "nan"), "is not a share in (0, 1)"),
         (("--pretrained", "trained", "--calibrate", "nowhere"), "nowhere does not exist"),
-        (("--pretrained", "trained", "--calibrate", "0.001"), "holds back no image"),
+        (("--pretrained", "trained", "--calibrate", "0.001"), "holds out no image"),
         (
             ("--pretrained", "trained", "--calibrate", "0.5", "--dataset", "digits"),
             "class names differ",

@@ -74,7 +74,7 @@ def test_a_page_takes_the_thresholds_of_the_report(command, trained):
         Path("run", folder).mkdir(parents=True)
         shutil.copy(path, Path("run", folder))
     shutil.copy(trained.snapshot, "alone.pth")
-    metrics, nothing = ("--metrics", trained.metrics), "the page says nothing on thresholds: "
+    metrics, nothing = ("--metrics", trained.metrics), "the page has no thresholds: "
     for flags in (("run/snapshots_complete/last.pth",), ("alone.pth",), ("alone.pth", *metrics)):
         done = command("export", "--format", "page", "--snapshot", *flags)
         assert (done.code, done.err) == (0, "")

@@ -75,7 +75,7 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
 def test_a_network_is_evaluated_without_training_images(tree):
     network = ("zebra", "disc", "bar")
     settings = DataSettings(dataset="folder", data_dir=str(tree / "train"), test_fraction=1.0)
-    with pytest.raises(UserError, match="--test_fraction 1 holds back every image; lower it"):
+    with pytest.raises(UserError, match="--test_fraction 1 holds out every image; lower it"):
         read_folder(settings, print)
     messages = []
     dataset = read_folder(settings, messages.append, network)
@@ -114,7 +114,7 @@ def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
     ]
     again = read(tree / "train", test_fraction=0.34)[1]
     assert torch.equal(again.images, test.images)
-    with pytest.raises(UserError, match=r"--test_fraction 0\.1 holds back no image; raise it"):
+    with pytest.raises(UserError, match=r"--test_fraction 0\.1 holds out no image; raise it"):
         read(tree / "train", test_fraction=0.1)
 
 

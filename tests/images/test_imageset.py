@@ -75,7 +75,7 @@ def test_a_class_too_small_for_its_share_gives_what_it_has(digits):
 
 
 def test_a_part_with_fewer_images_than_classes_is_refused(digits):
-    with pytest.raises(UserError, match="--limit_test 9 is fewer than the 10 classes; take 10"):
+    with pytest.raises(UserError, match="--limit_test 9 is below the 10 classes; use 10"):
         limited(digits, 9, "--limit_test")
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_held_back_for_a_fraction_of_0(digits):
 
 @pytest.mark.parametrize(
     ("fraction", "why"),
-    [(0.001, "holds back no image; raise it"), (1 - 1e-16, "holds back every image; lower it")],
+    [(0.001, "holds out no image; raise it"), (1 - 1e-16, "holds out every image; lower it")],
 )
 def test_a_fraction_that_leaves_one_part_empty_is_refused(digits, fraction, why):
     assert 0 < fraction < 1

@@ -58,7 +58,7 @@ def test_networks_without_maps_say_why():
 @pytest.mark.parametrize("attention", ["spatial", "se"])
 def test_attention_is_named(network, attention):
     words = caution(random_model(network=network, attention=attention))
-    assert words.startswith(f"This network has attention ({attention}): each part depends on")
+    assert words.startswith(f"With attention ({attention}), each part may depend on")
 
 
 @pytest.mark.parametrize("network", ["cifarnet", "lite"])
