@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.paths import check_snapshot, models_of, resolve_model_path
+from cifarnet.checkpoints.paths import check_snapshot, each_model, resolve_model_path
 from cifarnet.core.command import print_error, run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import ensure_temporary_folder, existing_directory
@@ -64,7 +64,7 @@ def check_request(settings: Settings) -> None:
         existing_directory(settings.data.data_dir, "--data_dir")
     for flag in ("init", "teacher"):
         if not settings.output.resume:
-            models_of(flag, settings, resolve_model_path)
+            each_model(flag, settings, resolve_model_path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import plots
 from cifarnet.core.errors import RunError, UserError, printable, reason
-from cifarnet.core.files import unused, write_atomically
+from cifarnet.core.files import unused_path, write_atomically
 from cifarnet.images.pictures import read_image
 from cifarnet.inference.class_maps import caution, class_maps, why_no_maps
 from cifarnet.inference.classifier import TorchClassifier
@@ -43,7 +43,7 @@ class Explainer:
     def write(self, path: str, ranking: Ranking) -> Path | None:
         """Explains the two best of `ranking` for the image `path`; returns the new file, or None
         if it cannot be written: the answers do not depend on it."""
-        target = unused(self.folder / f"{printable(Path(path).stem)[:LONGEST]}.png")
+        target = unused_path(self.folder / f"{printable(Path(path).stem)[:LONGEST]}.png")
         try:
             maps = self._maps(Path(path), [name for name, _ in ranking[:2]])
             figure = _figure(read_image(Path(path), SIDE), maps, ranking, self._about(path))

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cifarnet.checkpoints.paths import resolve_model_path
+from cifarnet.checkpoints.paths import resolve_model_path, split_names
 from cifarnet.checkpoints.snapshots import load_trained, read_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
 from cifarnet.core.device import init_process
@@ -119,7 +119,8 @@ def _without_paths(model: TrainedModel) -> TrainedModel:
     """`model` with the settings that bear on the result, without paths of this machine."""
     settings = {name: v for name, v in model.origin.settings.items() if name in OF_THE_RESULT}
     for flag in ("init", "teacher", "labels"):
-        paths = [Path(name) for name in (settings.get(flag) or "").split(",")]
+        value = settings.get(flag) or ""
+        paths = [Path(name) for name in (split_names(value) if flag == "teacher" else [value])]
         if any(path.is_absolute() or ".." in path.parts for path in paths):
             settings[flag] = ",".join(path.name for path in paths)
     return dataclasses.replace(model, origin=dataclasses.replace(model.origin, settings=settings))

@@ -7,7 +7,7 @@ from torch import nn
 
 from cifarnet.augment.mixing import Mixing
 from cifarnet.checkpoints.folder import find_newest, outdated
-from cifarnet.checkpoints.paths import BEST, LAST, models_of
+from cifarnet.checkpoints.paths import BEST, LAST, each_model
 from cifarnet.checkpoints.resume import CurrentRun, ResumePlan, seen_images
 from cifarnet.checkpoints.snapshots import load_trained, write_snapshot
 from cifarnet.checkpoints.trained import TrainedModel, check_classes
@@ -43,7 +43,7 @@ def find_source(settings: Settings, directory: Path, runtime: Runtime, log: RunL
 
 def read_models(flag: str, settings: Settings, runtime: Runtime) -> list[TrainedModel]:
     """The trained models that `flag`, init or teacher, names. Raises `UserError`."""
-    return broadcast_from_rank0(lambda: models_of(flag, settings, load_trained), runtime)
+    return broadcast_from_rank0(lambda: each_model(flag, settings, load_trained), runtime)
 
 
 def fit_batch(settings: Settings, count: int, runtime: Runtime, log: RunLog) -> Settings:
@@ -91,7 +91,7 @@ def current_run(
         validates=splits.val is not None,
         drawn_test=splits.drawn_test,
         held_out_sha256=(splits.test if splits.val is None else splits.val).sha256,
-        teacher_sha256=",".join(teacher.sha256 for teacher in teachers) or None,
+        teacher_sha256=",".join(sorted(teacher.sha256 for teacher in teachers)) or None,
         computed_on=runtime.computed_on,
         world_size=runtime.world_size,
         rate_after=lambda epochs: plan.rate(plan.first_step(epochs + 1)),
@@ -201,8 +201,8 @@ def _warn_of_held_out_images(
         )
     elif current.validates and source:
         log.line(
-            f"warning: {which} learnt from {source}; if that one has seen the validation images, "
-            f"accuracy on them is too high"
+            f"warning: {which} learnt from {source}; accuracy on validation images that were used "
+            f"there is too high"
         )
 
 

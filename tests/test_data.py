@@ -64,8 +64,8 @@ def test_digits_are_split_as_the_settings_say():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"limit_train": 9}, "--limit_train 9 is below the 10 classes"),
-        ({"limit_test": 9}, "--limit_test 9 is below the 10 classes"),
+        ({"limit_train": 9}, "--limit_train 9 is fewer images than the 10 classes"),
+        ({"limit_test": 9}, "--limit_test 9 is fewer images than the 10 classes"),
         ({"limit_train": 10, "val_fraction": 0.5}, "--val_fraction 0.5 holds out no image"),
     ],
 )

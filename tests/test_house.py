@@ -47,7 +47,7 @@ def modules() -> dict[str, Path]:
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
 
 
-def test_every_folder_of_the_package_has_its_floor():
+def test_every_folder_of_the_package_is_a_layer():
     folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
     assert folders - {"."} == set(LAYERS)
 
@@ -58,7 +58,7 @@ def test_the_top_level_holds_the_story_and_the_commands():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_folder_imports_what_its_floor_allows(layer):
+def test_a_folder_imports_what_its_layer_allows(layer):
     names = set().union(*map(imports_of, (PACKAGE / layer).glob("*.py")))
     tops = {path.stem for path in ROOT.glob("*.py")} | {"commands"}
     assert not {name.split(".")[0] for name in names} & tops

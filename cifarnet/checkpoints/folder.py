@@ -17,11 +17,11 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The intact snapshot of the highest epoch in `directory`, and why others were passed over.
+    """The intact snapshot of the highest epoch in `directory`, and why others were skipped.
 
     None where there is none. best_model.pth is taken only where no other is intact. Raises
     `UserError` for a snapshot that cannot be read, and for an intact one of another version: only a
-    damaged one is passed over.
+    damaged one is skipped.
     """
     passed_over, newest, newest_epoch = [], None, 0
     for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:

@@ -94,28 +94,28 @@ def _weights_in(folder: Path) -> Path:
     return folder / HUB_WEIGHTS
 
 
-def models_of(flag: str, settings: Settings, read: Callable[[str], T]) -> list[T]:
+def each_model(flag: str, settings: Settings, read: Callable[[str], T]) -> list[T]:
     """Calls `read` with the name of each trained model that `flag`, init or teacher, gives.
 
     Raises `UserError` for a snapshot that the run would replace. A `UserError` of `read` is raised
     again with the flag, and with the recipe that trains such a model, if there is one.
     """
-    text = settings.flags[flag]
+    text, results = settings.flags[flag], []
     names = [] if text is None else split_names(text) if flag == "teacher" else [text]
-    return [_read_model(flag, name, settings, read) for name in names]
-
-
-def _read_model(flag: str, name: str, settings: Settings, read: Callable[[str], T]) -> T:
-    path = Path(name)
-    in_run = path.resolve().parent == settings.output.folder("snapshot_dir").resolve()
-    if path.suffix == ".pth" and in_run:
-        raise UserError(
-            f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
-            f"choose another folder"
-        )
-    try:
-        return read(name)
-    except UserError as problem:
-        recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
-        trains_it = f" (recipes/{recipe.name} trains one; --{flag} off uses none)"
-        raise UserError(f"--{flag}: {problem}{trains_it if recipe.is_file() else ''}") from None
+    for name in names:
+        path = Path(name)
+        in_run = path.resolve().parent == settings.output.folder("snapshot_dir").resolve()
+        if path.suffix == ".pth" and in_run:
+            raise UserError(
+                f"--{flag} {name} is in this run's --snapshot_dir, where it would be replaced; "
+                f"choose another folder"
+            )
+        try:
+            results.append(read(name))
+        except UserError as problem:
+            whole = f" {text}" if len(names) > 1 else ""  # a path may contain commas
+            recipe = RECIPES / f"{path.parent.name.removeprefix('snapshots_')}.toml"
+            trains_it = f" (recipes/{recipe.name} trains one; --{flag} off uses none)"
+            hint = trains_it if recipe.is_file() else ""
+            raise UserError(f"--{flag}{whole}: {problem}{hint}") from None
+    return results

@@ -83,7 +83,7 @@ class PastRun:
 
 
 def read_runs(names: Sequence[str]) -> tuple[list[PastRun], list[str]]:
-    """The runs that `names` mean, each once, and the reasons why names were passed over.
+    """The runs that `names` mean, each once, and the reasons why names were skipped.
 
     A name is a log, a history, a snapshot, a run's folder, a result's folder, or a folder of logs.
     The logs of a resumed run in one folder are one run: the latest counts. So is a run that was

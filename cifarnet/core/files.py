@@ -53,7 +53,7 @@ def ensure_temporary_folder(directory: Path) -> None:
             atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
-def unused(path: Path) -> Path:
+def unused_path(path: Path) -> Path:
     """`path`; if it exists, `path` with _2, _3, ... after its stem."""
     others = (path.with_stem(f"{path.stem}_{count}") for count in itertools.count(2))
     return next(each for each in itertools.chain([path], others) if not each.exists())
@@ -64,7 +64,7 @@ def move_aside(paths: Sequence[Path], directory: Path) -> Path | None:
     there are no paths. Raises `OSError`."""
     if not paths:
         return None
-    folder = unused(directory / f"before_{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = unused_path(directory / f"before_{time.strftime('%Y%m%d-%H%M%S')}")
     folder.mkdir()
     for path in paths:
         path.replace(folder / path.name)

@@ -96,7 +96,9 @@ def limited(images: ImageSet, limit: int, flag: str) -> ImageSet:
         return images
     least = len(images.classes)
     if limit < least:
-        raise UserError(f"{flag} {limit} is below the {least} classes; use {least} or more")
+        raise UserError(
+            f"{flag} {limit} is fewer images than the {least} classes; use {least} or more"
+        )
     order = np.lexsort((images.labels.numpy(), _rank_in_class(images.labels)))
     return images.take(np.sort(order[:limit]))
 

@@ -115,8 +115,8 @@ def _parts_of(paths: Sequence[Path], root: Path, say: Say, evaluates: bool) -> d
     if "" in parts:
         outside = next(path for path in paths if not part_of[path])
         raise UserError(
-            f"--labels: {outside} is in none of the folders train, val and test of {root}; "
-            f"move it, or leave it out"
+            f"--labels: {outside} is not in a folder of training, validation or test images, as "
+            f"others are; move it, or leave it out"
         )
     say_parts(root, named, say)
     if "test" not in parts:

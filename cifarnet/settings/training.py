@@ -20,7 +20,7 @@ class TrainingSettings(Group):
         "Passes over the training images.")
     batch_size: int | None = flag(None,
         "Images per step, over all devices together.",
-        within="[1, 1000000]", unset="512, or fewer (see docs/own-images.md)")
+        within="[1, 1000000]", unset="512, or fewer: see docs/own-images.md")
     accumulate: int = flag(1, within="[1, 1000000]", help=
         "Compute the share of each process in this many parts, one after the other, to save "
         "memory. Batch normalisation then uses the statistics of each part.")

@@ -52,24 +52,28 @@ def test_a_run_learns_from_a_larger_network_and_goes_on_learning_from_it(command
     assert again == before
 
 
-def test_a_resumed_run_knows_its_teacher_by_its_weights(command, trained):
-    teacher, moved = (Path(name).absolute() for name in ("t.safetensors", "moved.safetensors"))
+def test_a_resumed_run_knows_its_teachers_by_their_weights(command, trained):
+    """Whatever their paths and their order."""
+    teacher, moved = (Path(name).absolute() for name in ("t.safetensors", "a,b.safetensors"))
     teacher.write_bytes(trained.weights.read_bytes())
     by_another_path = Path("..") / Path.cwd().name / "t.safetensors"
-    assert learn_from(command, by_another_path, trained.tree).code == 0
+    assert learn_from(command, f"{by_another_path},lite", trained.tree).code == 2  # other classes
+    assert learn_from(command, f"{by_another_path},{trained.snapshot}", trained.tree).code == 0
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
     teacher_of_weights = settings_of("weights.safetensors")["teacher"]
-    assert teacher_of_weights == "t.safetensors"  # its name, without the folder
+    assert teacher_of_weights == f"t.safetensors,{trained.snapshot.name}"  # without the folders
     teacher.rename(moved)
+    both = f"{trained.snapshot},{moved}"
     first = ("--resume", "snapshots_complete/snapshot_epoch_0001.pth", "--snapshot_dir", "more")
-    assert learn_from(command, moved, trained.tree, *first).code == 0
+    assert learn_from(command, both, trained.tree, *first).code == 0
     moved.write_bytes(Path("weights.safetensors").read_bytes())
-    done = learn_from(command, moved, trained.tree, *first)
-    assert done.code == 2
-    assert f"the teacher {moved} (its weights differ) would alter the result" in done.err
-    done = learn_from(command, moved, trained.tree, *first, "--lr", "0.05", "--resume_override")
+    for others in (both, trained.snapshot):
+        done = learn_from(command, others, trained.tree, *first)
+        assert done.code == 2
+        assert f"the teacher {others} (its weights differ) would alter the result" in done.err
+    done = learn_from(command, both, trained.tree, *first, "--lr", "0.05", "--resume_override")
     assert done.code == 0
-    assert f"lr 0.1 -> 0.05, the teacher {moved} (its weights differ)\n" in done.out
+    assert f"lr 0.1 -> 0.05, the teacher {both} (its weights differ)\n" in done.out
 
 
 def test_the_curves_say_which_training_loss_they_show(command, trained, monkeypatch):
@@ -121,7 +125,7 @@ def test_a_teacher_of_the_validation_images_is_warned_of(command, trained):
         done = learn_from(command, teacher, trained.tree, *flags)
         warning = "warning: the teacher may have trained on the validation images"
         assert (done.code, warning in done.out) == (0, warned)
-        indirectly = f"warning: the teacher learnt from {trained.weights}; if that one has seen the"
+        indirectly = f"warning: the teacher learnt from {trained.weights}; accuracy on validation"
         assert (indirectly in done.out) == (teacher == "t.pth" and not warned)
         Path("t.pth").write_bytes(Path("snapshots_complete/last.pth").read_bytes())
 
@@ -134,6 +138,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
         "nowhere.pth": "cannot be read",
         "snapshots_long_teacher/last.pth": "recipes/long_teacher.toml trains one",
         f"{trained.weights},nowhere.pth": "nowhere.pth cannot be read",
+        "a,b/w.safetensors": "--teacher a,b/w.safetensors: there are no weights 'a'",
     }
     Path("empty").mkdir()
     for teacher, words in wrong.items():

@@ -252,7 +252,7 @@ def test_a_process_prints_lines_without_bars_and_ctrl_c_says_how_to_go_on(tmp_pa
     [
         (("--min_lr", "1"), "is above --lr"),
         (("--batch_size", "61"), "is above the 60 training images"),
-        (("--limit_train", "3"), "is below the 10 classes"),
+        (("--limit_train", "3"), "is fewer images than the 10 classes"),
         (("--val_fraction", "0.9999999999"), "holds out every image"),
         (("--device", "cuda"), "is not available here"),
         (("--amp", "--amp_dtype", "fp16"), "fp16 needs CUDA"),

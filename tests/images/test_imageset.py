@@ -75,7 +75,9 @@ def test_a_class_too_small_for_its_share_gives_what_it_has(digits):
 
 
 def test_a_part_with_fewer_images_than_classes_is_refused(digits):
-    with pytest.raises(UserError, match="--limit_test 9 is below the 10 classes; use 10"):
+    with pytest.raises(
+        UserError, match="--limit_test 9 is fewer images than the 10 classes; use 10"
+    ):
         limited(digits, 9, "--limit_test")
 
 

@@ -84,7 +84,7 @@ def test_images_in_part_folders_keep_their_part(loose):
     assert messages == [f"{loose}/valid holds the test images: there is no test folder"]
     layout = read(loose, text + "test/d.png,2\nvalid/c.png,1\n")
     assert [part for _, part, _ in entries(layout)] == ["train", "train", "test", "val"]
-    with pytest.raises(UserError, match=r"0\.png is in none of the folders"):
+    with pytest.raises(UserError, match=r"0\.png is not in a folder of training"):
         read(loose, text + "test/d.png,2\n0.png,1\n")
 
 
