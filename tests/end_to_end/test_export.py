@@ -117,7 +117,10 @@ def test_averaged_weights_are_exported_where_the_run_evaluates_them(command, tra
         (("--snapshot", f"{'long' * 75}.pth"), "File name too long"),
         (("--snapshot", "SNAPSHOT", "--evaluate", "ema"), "keeps no averaged weights"),
         (("--snapshot", "SNAPSHOT", "--out", "weights.bin"), "does not end in .safetensors"),
-        (("--snapshot", "SNAPSHOT", "--out", "a_file/w.safetensors"), "a broken link has this name"),
+        (
+            ("--snapshot", "SNAPSHOT", "--out", "a_file/w.safetensors"),
+            "a broken link has this name",
+        ),
         (("--snapshot", "SNAPSHOT", "--metrics", "missing"), "No such file"),
         (("--snapshot", "SNAPSHOT", "--out", "a_folder.safetensors"), "is a folder; name a file"),
         (("--pretrained", "SNAPSHOT", "--evaluate", "raw"), "leave it out with --pretrained"),
