@@ -112,7 +112,7 @@ def test_a_folder_has_its_own_name_or_a_given_one(tree, monkeypatch):
     assert load(dataset="folder", data_dir=str(renamed)).name == "two\\nlines"
 
 
-def test_a_class_with_one_image_is_not_held_back(tree):
+def test_a_class_with_one_image_is_not_held_out(tree):
     for path in sorted((tree / "train" / "bar").iterdir())[1:]:
         path.unlink()
     splits = load(dataset="folder", data_dir=str(tree), val_fraction=0.4)

@@ -23,7 +23,7 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
     `UserError` for a snapshot that cannot be read, and for an intact one of another version: only a
     damaged one is skipped.
     """
-    passed_over, newest, newest_epoch = [], None, 0
+    skipped, newest, newest_epoch = [], None, 0
     for path in [directory / LAST, *reversed(all_numbered(directory)), directory / BEST]:
         if (path.name == BEST and newest) or not exists(path):
             continue
@@ -32,13 +32,13 @@ def find_newest(directory: Path) -> tuple[Path | None, list[str]]:
         try:
             epoch = read_snapshot(path).epoch
         except DamagedSnapshotError as problem:
-            passed_over.append(str(problem))
+            skipped.append(str(problem))
             continue
         if epoch > newest_epoch:
             newest, newest_epoch = path, epoch
     if newest and newest.name == BEST:
-        passed_over.append(f"{LAST} and numbered snapshots: none is intact in {directory}")
-    return newest, passed_over
+        skipped.append(f"{LAST} and numbered snapshots: none is intact in {directory}")
+    return newest, skipped
 
 
 def find_best(source: Path, directory: Path, epoch: int, run_id: str) -> Path | None:

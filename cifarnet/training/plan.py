@@ -68,7 +68,7 @@ class Plan:
         return epoch == self.epochs or (freq > 0 and epoch % freq == 0)
 
     def cost(self, epoch: int) -> float:
-        """The cost of `epoch` in pixels per image, to estimate the time left. A teacher adds a
+        """The cost of `epoch` in pixels per image, to estimate the time left. Each teacher adds a
         quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels."""
         training = self.settings.training
         asked = training.teacher and self.source_epoch(epoch) == epoch

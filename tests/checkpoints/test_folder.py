@@ -42,12 +42,12 @@ def test_the_newest_intact_snapshot_is_found(tmp_path):
     assert find_newest(tmp_path) == (tmp_path / LAST, [])
     (tmp_path / LAST).write_bytes(b"damaged")
     numbered(tmp_path, 15).write_bytes(b"damaged")
-    newest, passed_over = find_newest(tmp_path)
+    newest, skipped = find_newest(tmp_path)
     assert newest == numbered(tmp_path, 10)
-    assert [LAST in why or "0015" in why for why in passed_over] == [True, True]
+    assert [LAST in why or "0015" in why for why in skipped] == [True, True]
 
 
-def test_an_intact_snapshot_of_another_version_is_never_passed_over(tmp_path):
+def test_an_intact_snapshot_of_another_version_is_never_skipped(tmp_path):
     """A new run would start, although the training could continue."""
     save(tmp_path / LAST, 3, random_state={"cpu": "text"})
     for read in (
@@ -64,8 +64,8 @@ def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):
     save(numbered(tmp_path, 10), 10)
     assert find_newest(tmp_path) == (numbered(tmp_path, 10), [])
     numbered(tmp_path, 10).write_bytes(b"damaged")
-    newest, passed_over = find_newest(tmp_path)
-    assert (newest, len(passed_over)) == (tmp_path / BEST, 2)
+    newest, skipped = find_newest(tmp_path)
+    assert (newest, len(skipped)) == (tmp_path / BEST, 2)
     numbered(tmp_path, 10).unlink()
     newest, (why,) = find_newest(tmp_path)
     assert newest == tmp_path / BEST
@@ -73,7 +73,7 @@ def test_the_best_is_the_newest_only_where_no_other_is_intact(tmp_path):
 
 
 @pytest.mark.parametrize("name", [LAST, "snapshot_epoch_0005.pth", BEST])
-def test_a_snapshot_of_another_user_is_never_passed_over(tmp_path, monkeypatch, name):
+def test_a_snapshot_of_another_user_is_never_skipped(tmp_path, monkeypatch, name):
     """A run that took an older one would move this one aside, or write over it."""
     save(tmp_path / name, 5)
     if name != BEST:

@@ -44,7 +44,7 @@ def test_a_history_alone_has_no_settings(tmp_path):
     assert (run.name, run.epochs_done, run.top1, run.record.settings) == ("lr0.1", 3, 0.6, {})
 
 
-def test_a_log_without_its_record_is_refused_and_in_a_folder_passed_over(tmp_path):
+def test_a_log_without_its_record_is_refused_and_in_a_folder_skipped(tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "old.log").touch()

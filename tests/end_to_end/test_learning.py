@@ -57,7 +57,8 @@ def test_a_resumed_run_knows_its_teachers_by_their_weights(command, trained):
     teacher, moved = (Path(name).absolute() for name in ("t.safetensors", "a,b.safetensors"))
     teacher.write_bytes(trained.weights.read_bytes())
     by_another_path = Path("..") / Path.cwd().name / "t.safetensors"
-    assert learn_from(command, f"{by_another_path},lite", trained.tree).code == 2  # other classes
+    done = learn_from(command, f"{by_another_path},lite", trained.tree)
+    assert (done.code, "--teacher lite: class names differ" in done.err) == (2, True)
     assert learn_from(command, f"{by_another_path},{trained.snapshot}", trained.tree).code == 0
     assert command("export", "--snapshot", "snapshots_complete/last.pth").code == 0
     teacher_of_weights = settings_of("weights.safetensors")["teacher"]

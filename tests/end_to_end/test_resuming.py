@@ -163,7 +163,7 @@ def test_a_new_run_keeps_an_older_ones_snapshots(command):
     assert epoch_of("last.pth") == 1
 
 
-def test_images_held_back_after_they_were_trained_on_are_warned_of(command):
+def test_images_held_out_after_they_were_trained_on_are_warned_of(command):
     flags = (*QUICK, "--limit_train", "100", "--resume", "auto", "--val_fraction")
     warning = "warning: this run may have trained on images that are now validation images"
     for epochs, fraction, warned in (("1", "0", False), ("2", "0.4", True), ("3", "0.4", False)):

@@ -103,7 +103,7 @@ def test_validation_images_beside_train_select_or_are_the_test_images(tree, name
     assert not [line for line in messages if "holds the test images" in line]
 
 
-def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_back(tree):
+def test_of_class_folders_alone_a_fixed_share_of_each_class_is_held_out(tree):
     messages = []
     train, test = read(tree / "train", messages=messages, test_fraction=0.34)
     assert train.labels.tolist() == [0] * 4 + [1] * 4

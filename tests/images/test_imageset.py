@@ -82,7 +82,7 @@ def test_a_part_with_fewer_images_than_classes_is_refused(digits):
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.29, 0.5, 0.999])
-def test_the_held_back_part_is_stratified_and_apart(digits, fraction):
+def test_the_held_out_part_is_stratified_and_apart(digits, fraction):
     rest, held = split_holdout(digits, fraction)
     assert len(rest) + len(held) == len(digits)
     expected = (digits.labels.bincount() * fraction + 1e-9).floor()
@@ -124,7 +124,7 @@ def test_a_class_ten_times_as_large_as_another_is_warned_of():
     )
 
 
-def test_nothing_is_held_back_for_a_fraction_of_0(digits):
+def test_nothing_is_held_out_for_a_fraction_of_0(digits):
     assert split_holdout(digits, 0.0) == (digits, None)
 
 

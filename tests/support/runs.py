@@ -73,6 +73,6 @@ def leave_predictions(run: Path, right: str, image: str = "{}") -> None:
 
 def runs_of(*names: object) -> list[PastRun]:
     """The runs that `names` mean, none of them skipped."""
-    runs, passed_over = read_runs([str(name) for name in names])
-    assert passed_over == []
+    runs, skipped = read_runs([str(name) for name in names])
+    assert skipped == []
     return runs
