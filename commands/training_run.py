@@ -157,7 +157,7 @@ def prepare(
     # the network, what it learns from, and how
     network = build_model(settings.network, len(splits.train.classes))
     data = build_batches(splits, settings, runtime)
-    plan = Plan(settings, len(data.train))
+    plan = Plan(settings, len(data.train), snapshot.epoch + 1 if snapshot else 1)
     current = current_run(splits, runtime, plan, teachers)
     for model in initial:
         initialize(network, model, current, log)

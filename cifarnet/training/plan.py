@@ -33,8 +33,9 @@ def learning_rate(
 class Plan:
     """Schedule of a run. Steps count from 0 over the whole run, epochs from 1."""
 
-    def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
-        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+    def __init__(self, settings: Settings, steps_per_epoch: int, first: int = 1) -> None:
+        """`first` is the epoch that this process trains first."""
+        self.settings, self.steps_per_epoch, self.first = settings, steps_per_epoch, first
         self.epochs, self.accumulate = settings.training.epochs, settings.training.accumulate
         self.max_grad_norm = settings.training.max_grad_norm or math.inf
         self.total_steps = settings.training.epochs * steps_per_epoch
@@ -69,9 +70,10 @@ class Plan:
 
     def cost(self, epoch: int) -> float:
         """The cost of `epoch` in pixels per image, to estimate the time left. Each teacher adds a
-        quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels."""
+        quarter of a full-size step where it is asked: it has no backward pass, and fewer pixels.
+        After a resume it is asked again: its predictions are not in the snapshot."""
         training = self.settings.training
-        asked = training.teacher and self.source_epoch(epoch) == epoch
+        asked = training.teacher and epoch < self.first + (training.teacher_epochs or self.epochs)
         views = 2 if training.teacher_tta == "flip" else 1
         passes = views * (training.teacher.count(",") + 1) if asked else 0
         return self.image_size(epoch) ** 2 + passes * self.settings.data.image_size**2 / 4

@@ -104,8 +104,8 @@ def test_the_epochs_that_are_evaluated(freq, evaluated):
 
 
 def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
-    def plan(**flags):
-        return Plan(Settings.from_flags(**{"epochs": 5, "teacher": "lite"} | flags), 1)
+    def plan(first=1, **flags):
+        return Plan(Settings.from_flags(**{"epochs": 5, "teacher": "lite"} | flags), 1, first)
 
     epochs = range(1, 6)
     assert [plan(teacher_epochs=2).source_epoch(epoch) for epoch in epochs] == [1, 2, 1, 2, 1]
@@ -115,6 +115,8 @@ def test_epochs_repeat_in_turn_where_the_teacher_is_asked_in_some_only():
     asked, alone = 1.25 * 32**2, 32**2  # the time left counts the teacher where it is asked
     costs = [plan(teacher_epochs=2).cost(epoch) for epoch in epochs]
     assert costs == [asked, asked, alone, alone, alone]
+    resumed = [plan(4, teacher_epochs=1).cost(epoch) for epoch in (4, 5)]
+    assert resumed == [asked, alone]
     assert plan(teacher_tta="flip").cost(1) == 1.5 * 32**2
     assert plan(teacher="lite,residual", teacher_tta="flip").cost(1) == 2 * 32**2
 
