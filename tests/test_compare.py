@@ -120,11 +120,12 @@ def test_different_test_images_are_a_warning(compared, tmp_path, dataset):
 
 
 def test_results_are_compared_on_the_same_images(compared):
-    """The epochs of `long` were tested on re-encoded images, its figures are of official ones."""
-    _, out, _ = compared(RESULTS / "hour", RESULTS / "long", "--html", "t.html")
+    """The epochs of `published` were tested on re-encoded images, its figures are of official
+    ones."""
+    _, out, _ = compared(RESULTS / "hour", RESULTS / "published", "--html", "t.html")
     assert "warning" not in "".join(out)
     note, _, test, _ = out[-4:]
-    assert note.startswith("long: trained on CIFAR-10, JPEG re-encoding; ")
+    assert note.startswith("published: trained on CIFAR-10, JPEG re-encoding; ")
     assert note.endswith(" of those of CIFAR-10") and note in Path("t.html").read_text()
     assert test.startswith("McNemar's test on the 10,000 images in both predictions.csv: only hour")
 

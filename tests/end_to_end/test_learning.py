@@ -137,7 +137,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(command,
     wrong = {
         "snapshots_complete/last.pth": "is in this run's --snapshot_dir",
         "nowhere.pth": "cannot be read",
-        "snapshots_long_teacher/last.pth": "recipes/long_teacher.toml trains one",
+        "snapshots_teacher/last.pth": "recipes/teacher.toml trains one",
         f"{trained.weights},nowhere.pth": "nowhere.pth cannot be read",
         "a,b/w.safetensors": "--teacher a,b/w.safetensors: there are no weights 'a'",
     }
