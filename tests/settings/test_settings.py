@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from cifarnet.checkpoints.paths import split_names
 from cifarnet.core.errors import UserError
 from cifarnet.settings import GROUPS, Settings, changed_settings, settings_from_dict, without_effect
 from cifarnet.settings.parser import read_recipe
@@ -33,8 +34,8 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     assert spelled_out.training.smoothing == default.training.smoothing
     assert spelled_out.training.eval_batch_size == default.training.eval_batch_size
     for recipe in recipes.values():
-        # The folder of the network that a recipe needs names the recipe that trains it.
-        for needed in filter(None, (recipe.training.init, recipe.training.teacher)):
+        # The folder of the teacher that a recipe needs names the recipe that trains it.
+        for needed in split_names(recipe.training.teacher or "lite"):
             if (ROOT / "results" / needed / "weights.safetensors").exists():
                 continue
             trains_it = recipes[Path(needed).parent.name.removeprefix("snapshots_")]
