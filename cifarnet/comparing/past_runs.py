@@ -145,7 +145,7 @@ def _runs_of(path: Path) -> tuple[list[PastRun], list[str]]:
         matches, without = _runs_in(path)
         if without:
             notes.append(
-                f"skipped: {path} holds logs without {RUN_JSON} and .csv beside them: {without}"
+                f"skipped: {path} holds logs with no {RUN_JSON} and no .csv beside them: {without}"
             )
     elif path.is_file() and path.suffix not in (".log", ".csv"):
         # a pattern such as results/* matches a README too
