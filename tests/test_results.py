@@ -54,10 +54,11 @@ def test_a_result_is_of_the_recipe_beside_it(name):
     folder = RESULTS / name
     recipe = read_recipe(folder / "recipe.toml")
     assert recipe == read_recipe(RECIPES / f"{name}.toml")  # the recipe that repeats it
-    for teacher in set(split_names(recipe.get("teacher", "lite"))) - {*NAMES}:
-        # The recipe of the teacher is named after its --snapshot_dir.
-        earlier = Path(teacher).parent.name.removeprefix("snapshots_")
-        assert read_recipe(folder / "teacher.toml") == read_recipe(RECIPES / f"{earlier}.toml")
+    for flag in recipe.keys() & {"init", "teacher"}:
+        for needed in set(split_names(recipe[flag])) - {*NAMES}:
+            # the earlier recipe is named after its --snapshot_dir
+            earlier = Path(needed).parent.name.removeprefix("snapshots_")
+            assert read_recipe(folder / f"{flag}.toml") == read_recipe(RECIPES / f"{earlier}.toml")
     origin = load_trained(name).origin
     flags = Settings.from_flags(**recipe).flags
     assert {name: origin.settings[name] for name in recipe} == {

@@ -52,7 +52,7 @@ def test_a_log_without_its_record_is_refused_and_in_a_folder_skipped(tmp_path):
         runs_of(logs / "old.log")
     runs, (message,) = read_runs([str(logs), str(leave_run(tmp_path / "run"))])
     assert [run.name for run in runs] == ["run"]
-    assert message.startswith("skipped: ") and message.endswith("beside them: 1")
+    assert message.startswith("skipped: ") and message.endswith(" no .csv beside them: 1")
 
 
 @pytest.mark.parametrize("name", ["run", "run/log", "LOG"])

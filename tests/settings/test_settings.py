@@ -34,8 +34,9 @@ def test_the_recipes_in_the_repository_are_valid_and_published_is_the_default():
     assert spelled_out.training.smoothing == default.training.smoothing
     assert spelled_out.training.eval_batch_size == default.training.eval_batch_size
     for recipe in recipes.values():
-        # The folder of the teacher that a recipe needs names the recipe that trains it.
-        for needed in split_names(recipe.training.teacher or "lite"):
+        # The folder of the network that a recipe needs names the recipe that trains it.
+        needs = filter(None, (recipe.training.init, recipe.training.teacher))
+        for needed in (name for names in needs for name in split_names(names)):
             if (ROOT / "results" / needed / "weights.safetensors").exists():
                 continue
             trains_it = recipes[Path(needed).parent.name.removeprefix("snapshots_")]
