@@ -47,5 +47,5 @@ def measure_corruptions(
                 logits, labels = collect_logits(classifier.logits, batches(name, severity), runtime)
                 rows.append(CorruptionRow(name, severity, scores(logits, labels).top1, len(images)))
             shares = (f"{row.accuracy:.2%}" for row in rows[-len(entry.constants) :])
-            tqdm.write(f"{name}: {', '.join(shares)}")  # above the bar
+            tqdm.write(f"{name}: {', '.join(shares)}", nolock=True)  # above the bar
     return rows

@@ -14,6 +14,7 @@ from cifarnet.core.device import init_process
 from cifarnet.core.errors import RunError, UserError, printable, reason
 from cifarnet.core.files import writable_directory, write_named
 from cifarnet.core.late import LateModule
+from cifarnet.core.signals import Signals
 from cifarnet.core.text import csv_text
 from cifarnet.images.finding import NOT_IMAGES, find_images, notes_on_ignored
 from cifarnet.inference.load import load_classifier
@@ -88,10 +89,19 @@ def _show(
     alone = len(paths) + len(problems) == 1 and not options["json"] and not options["csv"]
     unreadable = maps = 0
     shown: list[Outcome] = []
-    with tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None)
+    # Signals raise between two images only: inside tqdm or a thread pool one could raise while a
+    # lock is being taken or freed. The command would then fail with a traceback, or hang.
+    with bar, Signals() as signals, signals.deferred():
+
+        def on_read() -> None:
+            bar.update()
+            signals.check()
+
         step = settings.training.eval_batch_size
-        outcomes = predictor.classify(paths, step, bar.update) if predictor else ()
+        outcomes = predictor.classify(paths, step, on_read) if predictor else ()
         for path, outcome in itertools.chain(problems, outcomes):
+            signals.check()
             failed = isinstance(outcome, UserError)
             if failed and alone:
                 raise outcome

@@ -64,7 +64,8 @@ class RunLog:
 
     def _print(self, text: str, stream: TextIO) -> None:
         with contextlib.suppress(OSError):  # a closed terminal or a full disk does not end the run
-            tqdm.write(text, stream)
+            # If a signal raises before tqdm has taken its lock, tqdm fails when it frees it.
+            tqdm.write(text, stream, nolock=True)
 
     def _write(self, text: str) -> None:
         """Writes the unwritten text, then `text`. Warns once if the disk is full."""

@@ -135,7 +135,7 @@ def test_no_log_can_be_made(tmp_path):
 def test_a_terminal_that_takes_no_more_does_not_end_the_run(tmp_path, monkeypatch, full_disk, why):
     """A closed pipe, a closed terminal, a full disk under its output."""
 
-    def fail(text, stream):
+    def fail(text, stream, nolock):
         raise OSError(why, os.strerror(why))
 
     monkeypatch.setattr(log_module.tqdm, "write", fail)

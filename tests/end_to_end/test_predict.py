@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from support.networks import reference_forward
 from support.pictures import seen_by_others
+from tqdm import tqdm
+
+from commands.predicting import Table
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("bar", "disc", "star")  # in the fixture `trained`
@@ -159,6 +162,23 @@ def test_names_that_are_not_text_come_back_from_json(predict, trained):
     done = predict("--json", ".")
     assert done.out.isascii()
     assert lines(done.out)[0]["path"] == name
+
+
+def test_ctrl_c_does_not_raise_where_the_bar_takes_its_lock(predict, trained, monkeypatch):
+    take_lock, former = tqdm.get_lock, Table.row
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        return take_lock()
+
+    def row(*cells):
+        monkeypatch.setattr(tqdm, "get_lock", interrupted)
+        return former(*cells)
+
+    monkeypatch.setattr(Table, "row", row)
+    done = predict(trained.tree)
+    assert (done.code, done.err) == (130, "")
+    assert len(done.out.splitlines()) == 2  # the head and the image that was being written
 
 
 # --- in a process of its own ---
