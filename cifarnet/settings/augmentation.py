@@ -23,14 +23,14 @@ class AugmentationSettings(Group):
     augment_p: float | None = flag(None, within="[0, 1]", unset="see the three flags below", help=
         "Probability of each step that full adds to light: affine, hole and jitter.")
     affine_p: float | None = flag(None,
-        "Probability of the shift, scale and rotation of full.",
+        "Probability of shift, scale and rotation, in full.",
         within="[0, 1]",
         unset=f"--augment_p, else {PROBABILITIES['affine_p']}, or 0 with --auto_augment")
     hole_p: float | None = flag(None,
-        "Probability of the hole of full.",
+        "Probability of the hole (Cutout), in full.",
         within="[0, 1]", unset=f"--augment_p, else {PROBABILITIES['hole_p']}")
     jitter_p: float | None = flag(None,
-        "Probability of the colour jitter of full.",
+        "Probability of colour jitter, in full.",
         within="[0, 1]",
         unset=f"--augment_p, else {PROBABILITIES['jitter_p']}, or 0 with --auto_augment")
     pad: int = flag(4, within="[0, 16]", help=

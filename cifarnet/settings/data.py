@@ -17,8 +17,8 @@ class DataSettings(Group):
         "Which images to use. cifar10 and cifar100 are downloaded once; folder reads your own "
         "images from --data_dir; digits comes with scikit-learn.")
     data_dir: str = flag("./data", on_resume="any", help=
-        "Folder of cifar10 or cifar100, which is downloaded into it. With --dataset folder: it "
-        "contains a folder for each class, or train/ and test/ with a folder for each class.")
+        "Folder of cifar10 or cifar100, downloaded if missing. With --dataset folder: contains a "
+        "folder for each class, or train/ and test/ with a folder for each class.")
     labels: str | None = flag(None, unset="off", metavar="FILE", help=
         "With --dataset folder: take the images and their classes from this CSV file, not from "
         "class folders. Each line is path,label; paths are relative to the file or to --data_dir.")
@@ -36,7 +36,7 @@ class DataSettings(Group):
     limit_test: int = flag(0, within="[0, inf)", help=
         "Use only this many test images, always the same ones, balanced over the classes. 0: all.")
     val_fraction: float = flag(0.0, within="[0, 1)", help=
-        "Hold out this share of the training images, stratified by class, to select the model; "
+        "Hold out this share of the training images, stratified by class, for validation; "
         "the test set is then evaluated once, at the end. 0: hold out none and evaluate the test "
         "set every --eval_freq epochs.")
     test_fraction: float = flag(0.2, within="(0, 1]", help=

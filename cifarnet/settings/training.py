@@ -22,7 +22,7 @@ class TrainingSettings(Group):
         "Images per step, over all devices together.",
         within="[1, 1000000]", unset="512, or fewer: see docs/own-images.md")
     accumulate: int = flag(1, within="[1, 1000000]", help=
-        "Compute the share of each process in this many parts, one after the other, to save "
+        "Gradient accumulation: compute the share of each process in this many parts, to save "
         "memory. Batch normalisation then uses the statistics of each part.")
     image_sizes: str | None = flag(None, unset="--image_size throughout", metavar="N,N,...", help=
         "Sizes of the training images in pixels, such as 16,20,24,28,32: each for an equal part "
