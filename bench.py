@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cifarnet.checkpoints.paths import resolve_model_path, split_names
 from cifarnet.core.arguments import Parser, check_package, path_argument
-from cifarnet.core.command import print_error, run_command
+from cifarnet.core.command import run_command
 from cifarnet.core.errors import UserError
 from cifarnet.core.files import check_replaceable
 from cifarnet.settings.parser import add_pretrained
@@ -38,12 +38,16 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit code 0; 1 if a measurement failed, 2 for a wrong request."""
-    try:
-        options = _parse(sys.argv[1:] if argv is None else argv)
+    """The command. Exit code 0; 1 if a measurement failed, 2 for a wrong request, 130 after
+    Ctrl-C."""
+    options = argparse.Namespace()
+
+    def read_flags() -> None:
+        _parse(sys.argv[1:] if argv is None else argv, options)
         check_request(options)
-    except UserError as problem:
-        return print_error(problem)
+
+    if code := run_command(read_flags):
+        return code
     if options.child:
         from commands.benching import end_with_parent
 
@@ -65,7 +69,7 @@ def _bench(options: argparse.Namespace) -> None:
         run_bench(options)
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str], options: argparse.Namespace | None = None) -> argparse.Namespace:
     parser = Parser(
         description="Measures the speed of training, or of --inference, on this machine."
     )
@@ -95,7 +99,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="Images for --inference, to measure the accuracy of each form too.",
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, options)
 
 
 def check_request(options: argparse.Namespace) -> None:

@@ -62,7 +62,7 @@ def report(run: Run, recorders: Recorders) -> dict[str, Any] | None:
     run.log.line(f"snapshots: {run.folders['snapshot_dir']}; log: {run.log.path}")
     recorders.report(reports[selected])
     if run.splits.val is not None:
-        _keep_temperatures(run, models)
+        _keep_temperatures(run, models, recorders)
     return {
         name: reports[name].headline() if name in reports else None for name in ("last", "best")
     }
@@ -90,8 +90,8 @@ def _calibrated(run: Run, name: str, model: TrainedModel) -> tuple[TrainedModel,
     return model, ValidationImages(val.images.numpy(), val.names, predictions)
 
 
-def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
-    """Writes the temperatures of `models` into the snapshots of this run. Raises `RunError`."""
+def _keep_temperatures(run: Run, models: dict[str, TrainedModel], recorders: Recorders) -> None:
+    """Writes the temperatures of `models` into the snapshots of this run."""
     for path, model in ((Path(model.source), model) for model in models.values()):
         try:
             if path.parent.resolve() != run.folders["snapshot_dir"].resolve():
@@ -102,9 +102,8 @@ def _keep_temperatures(run: Run, models: dict[str, TrainedModel]) -> None:
             else:
                 run.log.line(f"the temperature is not kept: the run of {path} evaluates {kind}")
         except (OSError, UserError) as problem:
-            raise RunError(
-                f"the temperature could not be written to {path} ({reason(problem)})"
-            ) from None
+            unwritten = f"the temperature could not be written to {path} ({reason(problem)})"
+            recorders.fail(RunError(unwritten))
 
 
 def _find_best(run: Run, source: Path) -> Path | None:

@@ -1,5 +1,8 @@
 """bench.py: which requests it refuses, and its exit codes."""
 
+import os
+import signal
+
 import pytest
 
 import bench
@@ -27,6 +30,13 @@ from commands import bench_training, benching
 def test_wrong_requests_are_one_line(capsys, flags, words):
     assert bench.main(flags) == 2
     assert words in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_measurement(monkeypatch, capsys):
+    interrupted = lambda options: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(bench, "check_request", interrupted)
+    assert bench.main([]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_a_child_prints_its_figures_as_json(monkeypatch, capsys):

@@ -80,8 +80,11 @@ def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> No
     """
     if path is None:
         return
+    target = Path(path)
     try:
-        with Path(path).open("rb") as file:
+        if target.is_fifo() or target.is_char_device():  # to read a pipe or a terminal would wait
+            raise UserError(f"{flag} {path} is not a file; name a file")
+        with target.open("rb") as file:
             start = file.read(len(begins.encode()))
     except FileNotFoundError:
         start = begins.encode()
@@ -89,7 +92,7 @@ def check_replaceable(path: str | None, flag: str, kind: str, begins: str) -> No
         raise UserError(f"{flag} {path}: {reason(problem)}; name another file") from None
     if start != begins.encode():
         raise UserError(f"{flag} {path} exists and is not {kind}; name another file")
-    folder = Path(path).parent
+    folder = target.parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"{flag} {path}: the folder {folder} cannot be written to; name another")
 

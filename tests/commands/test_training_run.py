@@ -1,5 +1,6 @@
 """What a run tells other programs: the file .run.json beside its log."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from support.outputs import figures, rows_of
 import train
 from cifarnet.core.errors import RunError
 from cifarnet.reporting import run_record
+from commands import run_report
 
 KEYS = {
     *("format", "run_id", "command", "started", "ended", "status", "settings", "versions"),
@@ -127,3 +129,16 @@ def test_a_run_that_fails_after_its_report_keeps_its_figures(command, monkeypatc
     assert command("main", *QUICK, "--plot_training").code == 1
     (record,) = records()
     assert (record["status"], record["figures"]["last"]) == ("failed", figures()["last"])
+
+
+def test_a_temperature_that_cannot_be_written_costs_no_figures(command, monkeypatch):
+    def fail(model, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_report, "keep_temperature", fail)
+    done = command("main", *QUICK, "--limit_train", "600", "--val_fraction", "0.4")
+    assert done.code == 1
+    last = "the temperature could not be written to snapshots_complete/last.pth"
+    assert done.err == f"error: {last} (No space left on device)\n"
+    (record,) = records()
+    assert record["figures"]["last"]["top1"] is not None

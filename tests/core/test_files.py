@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from cifarnet.core.errors import UserError
-from cifarnet.core.files import exclusive, writable_directory, write_atomically
+from cifarnet.core.files import (
+    check_replaceable,
+    exclusive,
+    writable_directory,
+    write_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_former_content_and_no_litter(tmp_path):
@@ -94,6 +99,14 @@ def test_a_directory_that_cannot_be_written(tmp_path):
             writable_directory(tmp_path / name, "--log_dir")
     with pytest.raises(UserError, match="--log_dir"):
         writable_directory(tmp_path / "file" / "below", "--log_dir")
+
+
+def test_a_pipe_is_no_file_to_write(tmp_path):
+    """Nobody writes into it, so reading how it begins would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), os.devnull):
+        with pytest.raises(UserError, match=f"--csv {path} is not a file; name a file"):
+            check_replaceable(path, "--csv", "a table", "image,")
 
 
 def test_only_what_killed_writers_left_is_removed(tmp_path):
