@@ -33,7 +33,9 @@ def test_wrong_requests_are_one_line(capsys, flags, words):
 
 
 def test_ctrl_c_before_the_first_measurement(monkeypatch, capsys):
-    interrupted = lambda options: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    def interrupted(options):
+        os.kill(os.getpid(), signal.SIGINT)
+
     monkeypatch.setattr(bench, "check_request", interrupted)
     assert bench.main([]) == 130
     assert capsys.readouterr().err == ""
